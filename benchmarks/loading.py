@@ -1,0 +1,170 @@
+"""Minibatches at the speed of the tensor, for any Avalanche strategy.
+
+Avalanche loads a minibatch sample by sample. Where a dataset is tensors underneath (no transformation, nothing lazy), a
+minibatch is one index into them. Two doors lead there:
+
+- :class:`InMemoryLoading`, a plugin: replaces the training and evaluation loaders that Avalanche's templates make.
+  A loader that a strategy builds itself (replay) is left alone.
+- :class:`TensorClassificationDataset`, the dataset of our streams: answers a whole minibatch's indices at once to
+  whatever loader asks (torch's ``__getitems__``), such as those inside Avalanche's importance passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
+from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+
+class InMemoryLoading(SupervisedPlugin):
+    """Serves an Avalanche strategy minibatches by indexing tensors that already lie on its device.
+
+    Every epoch visits every sample once, in a fresh order drawn from the plugin's own seeded generator, so that
+    strategies that differ in how many random numbers they use still see the data in the same order. A multi-task
+    experience is shuffled as a whole. Datasets with transformations, or that are not tensors underneath, keep
+    Avalanche's loader.
+    """
+
+    supports_distributed = False
+
+    def __init__(self, seed: int = 0):
+        """
+        Args:
+            seed: of the order of the training samples.
+        """
+        super().__init__()
+        self._order = torch.Generator().manual_seed(seed)
+
+    def before_training_exp(self, strategy, **kwargs):
+        if type(strategy.dataloader) in (DataLoader, TaskBalancedDataLoader):
+            self._replace(strategy, strategy.train_mb_size, self._order)
+
+    def before_eval_exp(self, strategy, **kwargs):
+        if type(strategy.dataloader) in (DataLoader, SingleDatasetDataLoader):
+            self._replace(strategy, strategy.eval_mb_size, None)
+
+    @staticmethod
+    def _replace(strategy, batch_size: int, order: torch.Generator | None) -> None:
+        tensors = tensors_of(strategy.adapted_dataset)
+        if tensors is not None:
+            on_device = tuple(tensor.to(strategy.device) for tensor in tensors)
+            strategy.dataloader = TensorLoader(on_device, batch_size, order)
+
+
+class TensorLoader:
+    """Minibatches [x, y, ...] of equally long tensors; shuffled anew in every pass if given a generator."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, order: torch.Generator | None):
+        self.tensors = tensors
+        self.batch_size = batch_size
+        self.order = order
+
+    def __len__(self) -> int:
+        return -(-len(self.tensors[0]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        if self.order is None:
+            for parts in zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True):
+                yield list(parts)
+            return
+        shuffled = torch.randperm(len(self.tensors[0]), generator=self.order).to(self.tensors[0].device)
+        for indices in shuffled.split(self.batch_size):
+            yield [tensor[indices] for tensor in self.tensors]
+
+
+class Minibatch(NamedTuple):
+    """A minibatch already put together: what ``collate_fn`` has nothing left to do on."""
+
+    x: Tensor
+    y: Tensor
+    task_labels: Tensor
+
+
+def _collate(samples):
+    return list(samples) if isinstance(samples, Minibatch) else default_collate(samples)
+
+
+class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
+    """Avalanche's task-aware classification dataset over tensors, which also answers many indices at once."""
+
+    @classmethod
+    def from_tensors(cls, x: Tensor, y: Tensor, task_label: int) -> TensorClassificationDataset:
+        """
+        Args:
+            x: inputs, [N, ...].
+            y: class labels, integers, [N].
+            task_label: the task label of every sample.
+        """
+        return cls(
+            [TensorDataset(x, y)],
+            data_attributes=[
+                DataAttribute(y, name="targets"),
+                TaskLabels(ConstantSequence(task_label, len(y))),
+            ],
+            collate_fn=_collate,
+        )
+
+    def __getitems__(self, indices: list[int]):
+        # Kept on the dataset: every concatenation and subset is a new one, so it cannot go stale.
+        if not hasattr(self, "_tensors"):
+            self._tensors = tensors_of(self)
+        if self._tensors is None:
+            return [self[index] for index in indices]
+        return Minibatch(*(tensor[indices] for tensor in self._tensors))
+
+
+def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
+    """The columns of a dataset's samples, (x, y, ..., task labels), as whole tensors.
+
+    Reads Avalanche's tree of concatenations and subsets (``FlatData``) instead of its samples; there is no public way.
+
+    Returns:
+        None where a sample is more than an index into tensors: a transformation, or data that is not tensors.
+    """
+    columns = _flat_tensors(dataset._flat_data)
+    if columns is None:
+        return None
+    attributes = [attribute for attribute in dataset._data_attributes.values() if attribute.use_in_getitem]
+    return (*columns, *(_attribute_tensor(attribute.data) for attribute in attributes))
+
+
+def _attribute_tensor(values) -> Tensor:
+    if isinstance(values, ConstantSequence):
+        return torch.full((len(values),), values[0])
+    if not isinstance(values, FlatData):
+        return torch.as_tensor(values)
+    joined = torch.cat([_attribute_tensor(child) for child in values._datasets])
+    return joined if values._indices is None else joined[_as_index(values._indices)]
+
+
+def _as_index(indices) -> Tensor:
+    return torch.as_tensor(list(indices))
+
+
+def _flat_tensors(data: FlatData) -> tuple[Tensor, ...] | None:
+    for groups in ("_transform_groups", "_frozen_transform_groups"):
+        transforms = getattr(data, groups, None)
+        if transforms is not None and transforms.transform_groups.get(transforms.current_group) is not None:
+            return None
+    parts = []
+    for child in data._datasets:
+        columns = _flat_tensors(child) if isinstance(child, FlatData) else getattr(child, "tensors", None)
+        if columns is None or not isinstance(child, FlatData | TensorDataset):
+            return None
+        parts.append(columns)
+    if len(parts) == 1:
+        joined = parts[0]
+    else:
+        joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    if data._indices is None:
+        return joined
+    indices = _as_index(data._indices)
+    return tuple(column[indices] for column in joined)

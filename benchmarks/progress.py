@@ -1,0 +1,66 @@
+"""What is seen while runs go on: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from benchmarks.run import Run
+    from reports.store import Record
+
+
+class Display:
+    """One bar for all runs and one for each that is going on; a line for each that has ended."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bars: dict[Run, int] = {}
+        self._total = self._ended = 0
+
+    @contextmanager
+    def showing(self, total: int, already_done: int) -> Iterator[None]:
+        """Show the progress of ``total`` runs while the block lasts."""
+        self._total, self._ended = total, already_done
+        if already_done:
+            self.console.print(f"{already_done} of {total} runs have a complete record already", highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._overall = self._progress.add_task("all runs", total=total, completed=already_done, unit="runs")
+        with self._progress:
+            yield
+
+    def advanced(self, run: Run, epochs: int) -> None:
+        """A run has begun (0 epochs) or has done so many."""
+        if run not in self._bars:
+            self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
+        per_experience = run.protocol.training.epochs
+        experience = min(epochs // per_experience + 1, max(1, run.upper_limit_of_epochs // per_experience))
+        self._progress.update(
+            self._bars[run], completed=epochs, description=f"{run.name}, experience {experience} of {run.experiences}"
+        )
+
+    def finished(self, run: Run, record: Record) -> None:
+        """A run has ended, well or not."""
+        self._ended += 1
+        if run in self._bars:
+            self._progress.remove_task(self._bars.pop(run))
+        self._progress.update(self._overall, completed=self._ended)
+        count = f"[{self._ended}/{self._total}]"
+        if record.complete:
+            text = f"{count} {run.name}: ACC {100 * (record.metrics['ACC'] or 0):.2f} ({record.seconds:.1f} s)"
+        else:
+            text = f"{count} {run.name}: FAILED: {record.reason}"
+        self.console.print(text, highlight=False, markup=False, style=None if record.complete else "red", soft_wrap=True)

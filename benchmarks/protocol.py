@@ -1,0 +1,249 @@
+"""A protocol: the stream, the network, the optimiser and the budget of a comparison, and where each number is from.
+
+``protocols/NAME.toml`` holds one protocol, or one for each of several scenarios (``NAME/task``, ...). Beside it,
+``chosen/NAME/SCENARIO.toml`` holds the hyperparameters that ``python -m benchmarks search`` chose on the validation
+stream, with their evidence.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from benchmarks.datasets import NAMES as DATASETS
+from benchmarks.names import UnknownName, closest
+from strategies.catalogue import CATALOGUE, Hyperparameters
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "protocols"
+Scenario = Literal["task", "domain", "class"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ProtocolError(Exception):
+    """A protocol file says something that cannot be; the message is one line naming the file and the line or key."""
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Images(Table):
+    """What is done to images in [0, 1] before anything else: x -> (pad(x) - mean) / std."""
+
+    pad: Annotated[int, Field(ge=0)] = 0
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+
+
+class PermutedStream(Table):
+    """Every experience is the whole data set under its own permutation of the pixels; the first is the identity."""
+
+    kind: Literal["permuted"]
+    experiences: Annotated[int, Field(ge=2)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def scenarios(self) -> list[Scenario]:
+        return ["domain"]
+
+
+class SplitStream(Table):
+    """Every experience is a few classes."""
+
+    kind: Literal["split"]
+    scenarios: Annotated[list[Scenario], Field(min_length=1)]
+    classes_per_experience: Positive
+    class_order: Literal["in-order", "seeded"]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Network(Table):
+    """A multi-layer perceptron with ReLU."""
+
+    hidden_size: Positive
+    hidden_layers: Positive
+
+
+class Training(Table):
+    """The budget of one experience. Adam with PyTorch's defaults but for the learning rate, its state kept."""
+
+    optimizer: Literal["adam", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    batch_size: Positive
+    epochs: Positive
+
+
+class ProtocolFile(Table):
+    title: str
+    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    images: Images = Images()
+    stream: Annotated[PermutedStream | SplitStream, Field(discriminator="kind")]
+    network: Network
+    training: Training
+    strategies: dict[str, dict[str, Any]] = {}
+    sources: dict[str, str]
+
+
+class Protocol(Table):
+    """One line of ``python -m benchmarks list``: everything that a run needs besides a strategy and a seed."""
+
+    name: str
+    title: str
+    dataset: str
+    scenario: Scenario
+    images: Images
+    stream: PermutedStream | SplitStream
+    network: Network
+    training: Training
+    strategies: dict[str, dict[str, Any]]
+    sources: dict[str, str]
+
+    def hyperparameters_of(self, strategy: str, overrides: dict[str, Any] | None = None) -> Hyperparameters:
+        """The strategy's hyperparameters under this protocol, checked.
+
+        Args:
+            strategy: a name in the catalogue.
+            overrides: values to use in place of the protocol's (a search does).
+
+        Raises:
+            ProtocolError: one is missing, unknown or out of range.
+        """
+        values = self.strategies.get(strategy, {}) | (overrides or {})
+        try:
+            return CATALOGUE[strategy].hyperparameters.model_validate(values)
+        except ValidationError as error:
+            raise ProtocolError(
+                f"{self.name}: strategies.{strategy}.{_first_problem(error)}; set it in the protocol or run "
+                f"'python -m benchmarks search {self.name} {strategy}'"
+            ) from error
+
+    def deciding(self) -> dict[str, Any]:
+        """The part that decides a result, for the record."""
+        chosen = self.model_dump(include={"dataset", "scenario", "images", "stream", "network", "training"})
+        chosen["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
+        return chosen
+
+
+def names() -> list[str]:
+    """Every protocol's name, sorted."""
+    return sorted(protocols())
+
+
+def get(name: str) -> Protocol:
+    """A protocol by name.
+
+    Raises:
+        UnknownName: there is no such protocol; a near name is suggested.
+        ProtocolError: a protocol file is wrong.
+    """
+    if name not in protocols():
+        raise UnknownName("protocol", name, closest(name, names()))
+    return protocols()[name]
+
+
+@cache
+def protocols() -> dict[str, Protocol]:
+    return {protocol.name: protocol for path in sorted(FOLDER.glob("*.toml")) for protocol in read(path)}
+
+
+def read(path: Path) -> list[Protocol]:
+    """The protocols of one file, one a scenario.
+
+    Raises:
+        ProtocolError: the file is no TOML, has an unknown key, a value of the wrong type or out of range, a
+            strategy that does not exist, or a number without a source.
+    """
+    try:
+        file = ProtocolFile.model_validate(_toml(path))
+    except ValidationError as error:
+        raise ProtocolError(f"{path}: {_first_problem(error)}") from error
+    _check_sources(path, file)
+    found = []
+    for scenario in file.stream.scenarios:
+        name = path.stem if isinstance(file.stream, PermutedStream) else f"{path.stem}/{scenario}"
+        chosen = {
+            strategy: entry["hyperparameters"]
+            for strategy, entry in read_chosen(chosen_path(name, path.parent)).items()
+        }
+        protocol = Protocol(
+            name=name,
+            scenario=scenario,
+            strategies={
+                strategy: file.strategies.get(strategy, {}) | chosen.get(strategy, {})
+                for strategy in file.strategies | chosen
+            },
+            **{key: getattr(file, key) for key in ("title", "dataset", "images", "stream", "network", "training")},
+            sources=file.sources,
+        )
+        _check_strategies(path, protocol)
+        found.append(protocol)
+    return found
+
+
+def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:
+    """Where the hyperparameters chosen on a protocol's validation stream are kept."""
+    return folder / "chosen" / f"{protocol}.toml"
+
+
+def read_chosen(path: Path) -> dict[str, dict[str, Any]]:
+    """Strategy -> its chosen ``hyperparameters`` and the ``evidence`` for them; empty if nothing was chosen yet."""
+    return _toml(path) if path.exists() else {}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:  # its message names line and column
+        raise ProtocolError(f"{path}: not valid TOML: {error}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """``key.key: what is wrong (got VALUE)`` of the first problem that pydantic found."""
+    problem = error.errors()[0]
+    # pydantic names the chosen kind of stream in between; it is no key of the file.
+    keys = [str(key) for key in problem["loc"] if key not in ("permuted", "split")]
+    got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
+    message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
+    return f"{'.'.join(keys)}: {message}{got}"
+
+
+def _check_sources(path: Path, file: ProtocolFile) -> None:
+    """Every number has a source: an entry for its dotted key or for a table above it."""
+    tables = file.model_dump(include={"images", "stream", "network", "training", "strategies"}, exclude_unset=True)
+    numbers = list(_numbers(tables))
+    for key in numbers:
+        if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
+            raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
+    for source in file.sources:
+        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, "dataset"]):
+            raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
+
+
+def _numbers(value: Any, key: str = ""):
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, int | float):
+        yield key
+
+
+def _check_strategies(path: Path, protocol: Protocol) -> None:
+    """What is given must exist and be in range; what is missing is missed only when the strategy is run."""
+    for strategy, values in protocol.strategies.items():
+        if strategy not in CATALOGUE:
+            raise ProtocolError(f"{path}: strategies.{strategy}: {UnknownName('strategy', strategy, closest(strategy, CATALOGUE))}")
+        try:
+            CATALOGUE[strategy].hyperparameters.model_validate(values)
+        except ValidationError as error:
+            problems = [problem for problem in error.errors() if problem["type"] != "missing"]
+            if problems:
+                raise ProtocolError(f"{path}: strategies.{strategy}.{_first_problem(error)}") from error

@@ -1,0 +1,198 @@
+"""One run: a protocol, a strategy and a seed -> a record."""
+
+from __future__ import annotations
+
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
+from avalanche.training.determinism.rng_manager import RNGManager
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from benchmarks import datasets
+from benchmarks.loading import InMemoryLoading
+from benchmarks.networks import make_network
+from benchmarks.protocol import Protocol
+from benchmarks.streams import Judge, make_benchmark
+from reports import store
+from reports.matrix import accuracy_row, metrics
+from reports.store import Record
+from reports.wandb_logger import WandBLogger, WandBMode
+from strategies.catalogue import CATALOGUE, Hyperparameters
+
+EVALUATION_BATCH = 1000
+
+
+class Diverged(Exception):
+    """Training went wrong in a way that the user can mend; the message says how."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What decides a result."""
+
+    protocol: Protocol
+    strategy: str
+    seed: int
+    hyperparameters: Hyperparameters
+    judge: Judge = "test"
+    variant: str = ""
+    """Tells runs of one search apart; empty for a run with the protocol's own hyperparameters."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(part for part in (self.protocol.name, self.strategy, self.variant, f"seed {self.seed}") if part)
+
+    @property
+    def upper_limit_of_epochs(self) -> int:
+        return self.protocol.training.epochs * (1 if CATALOGUE[self.strategy].whole_stream_at_once else self.experiences)
+
+    @property
+    def experiences(self) -> int:
+        stream = self.protocol.stream
+        if stream.kind == "permuted":
+            return stream.experiences
+        return datasets.load(self.protocol.dataset).classes // stream.classes_per_experience
+
+    def folder(self, out: Path) -> Path:
+        return store.folder_of(out, self.protocol.name, str(Path(self.strategy) / self.variant), self.seed)
+
+    def deciding(self) -> dict[str, Any]:
+        """Everything that decides the result but the seed, for the record."""
+        return {**self.protocol.deciding(), "judge": self.judge, "strategy": self.hyperparameters.model_dump()}
+
+
+def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Callable[[int], None]) -> Record:
+    """Do one run and write its record; whatever goes wrong inside is recorded, not raised.
+
+    Args:
+        run: what to do.
+        out: folder of all records.
+        device: torch's name of the device to train on.
+        wandb_mode: where W&B keeps the run.
+        report: called with the number of epochs done, as they are done.
+    """
+    folder = run.folder(out)
+    torch.use_deterministic_algorithms(True)
+    started = time.perf_counter()
+    logger = WandBLogger(
+        folder, run.protocol.name, run.strategy, run.seed, {**run.deciding(), "environment": environment(device)}, wandb_mode
+    )
+    outcome: dict[str, Any]
+    try:
+        matrix, at_initialisation = _learn(run, device, logger, report)
+        outcome = {
+            "status": "complete",
+            "accuracy_matrix": matrix,
+            "accuracy_at_initialisation": at_initialisation,
+            "metrics": metrics(matrix, at_initialisation or None),
+        }
+    except Diverged as error:
+        outcome = {"status": "failed", "reason": str(error)}
+    except Exception as error:  # a bug in one strategy must not cost the others their runs
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        reason = f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"
+        outcome = {"status": "failed", "reason": reason}
+    record = Record(
+        protocol=run.protocol.name,
+        strategy=run.strategy,
+        seed=run.seed,
+        hyperparameters=run.deciding(),
+        seconds=time.perf_counter() - started,
+        environment=environment(device),
+        **outcome,
+    )
+    logger.finish(record, store.write(record, folder))
+    return record
+
+
+def _learn(
+    run: Run, device: str, logger: BaseLogger, report: Callable[[int], None]
+) -> tuple[list[list[float]], list[float]]:
+    """The accuracy matrix and the accuracies at initialisation."""
+    protocol = run.protocol
+    RNGManager.set_random_seeds(run.seed)
+    data = datasets.load(protocol.dataset)
+    benchmark = make_benchmark(data, protocol.images, protocol.stream, protocol.scenario, run.judge, run.seed)
+    judged = benchmark.streams[run.judge]
+    strategy = make_strategy(run, benchmark, device, [logger], [_Watch(report)])
+    if CATALOGUE[run.strategy].whole_stream_at_once:
+        strategy.train(benchmark.train_stream)
+        return [accuracy_row(strategy.eval(judged))], []
+    at_initialisation = accuracy_row(strategy.eval(judged))
+    matrix = []
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        matrix.append(accuracy_row(strategy.eval(judged)))
+    return matrix, at_initialisation
+
+
+def make_strategy(
+    run: Run, benchmark: CLScenario, device: str, loggers: list[BaseLogger], plugins: list[SupervisedPlugin]
+) -> SupervisedTemplate:
+    """The Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
+    training = run.protocol.training
+    model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
+    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    template = {
+        "model": model,
+        "optimizer": optimizers[training.optimizer](model.parameters(), lr=training.learning_rate),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": training.batch_size,
+        "train_epochs": training.epochs,
+        "eval_mb_size": EVALUATION_BATCH,
+        "device": torch.device(device),
+        "plugins": [InMemoryLoading(run.seed), *plugins],
+        "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers),
+    }
+    return CATALOGUE[run.strategy].build(run.hyperparameters, template)
+
+
+class _Watch(SupervisedPlugin):
+    """Tells how far training is, and stops it once the loss is no number any more."""
+
+    def __init__(self, report: Callable[[int], None]):
+        super().__init__()
+        self.report = report
+        self.epochs = 0
+
+    def after_training_epoch(self, strategy, **kwargs):
+        # A loss that is NaN or infinite leaves parameters that keep it so: once an epoch is often enough.
+        if not torch.isfinite(strategy.loss).all():
+            raise Diverged(
+                f"the loss became {strategy.loss.item()} in experience {strategy.experience.current_experience}; "
+                f"lower the learning rate or the penalty's lambda"
+            )
+        self.epochs += 1
+        self.report(self.epochs)
+
+
+@cache
+def environment(device: str) -> dict[str, Any]:
+    """What the run ran on: versions, machine, device."""
+    versions = {}
+    for package in ("engrams", "torch", "torchvision", "avalanche-lib", "numpy", "scikit-learn", "wandb"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+    }

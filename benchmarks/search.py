@@ -1,0 +1,78 @@
+"""Choosing hyperparameters on the validation stream.
+
+Every strategy, Avalanche's included, gets the same number of values of its lambda, one seed that no reported run uses,
+and is judged on samples held out of the training data. The test data are not even built into these benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from benchmarks import protocol as protocols
+from benchmarks.progress import Display
+from benchmarks.protocol import Protocol
+from benchmarks.run import Run
+from benchmarks.suite import SuiteError, run_all
+from reports.store import Record
+from strategies.catalogue import CATALOGUE
+
+SEARCH_SEED = 1000
+
+
+def search(protocol: Protocol, strategy_names: Sequence[str], out: Path, workers: int | None, display: Display) -> Path:
+    """Try every value of each strategy's search space and write the best, with all that was tried, beside the protocol.
+
+    Returns:
+        The file written.
+
+    Raises:
+        SuiteError: a strategy has nothing to search, or none of its runs came to an end.
+    """
+    trials: dict[Run, tuple[str, dict[str, float]]] = {}
+    for name in strategy_names:
+        space = CATALOGUE[name].search
+        if not space:
+            raise SuiteError(f"{name} has no hyperparameter to search")
+        for values in product(*space.values()):
+            overrides = dict(zip(space, values, strict=True))
+            run = Run(
+                protocol,
+                name,
+                SEARCH_SEED,
+                protocol.hyperparameters_of(name, overrides),
+                judge="validation",
+                variant=",".join(f"{key}={value:g}" for key, value in overrides.items()),
+            )
+            trials[run] = (name, overrides)
+    records = run_all(list(trials), out, "disabled", workers, display)
+    path = protocols.chosen_path(protocol.name)
+    chosen = protocols.read_chosen(path)
+    for name in strategy_names:
+        tried = [(overrides, record) for (strategy, overrides), record in zip(trials.values(), records, strict=True) if strategy == name]
+        chosen[name] = _choice(name, tried)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = f"# Written by: python -m benchmarks search {protocol.name} {' '.join(sorted(chosen))}\n\n"
+    path.write_text(text + tomli_w.dumps(dict(sorted(chosen.items()))), encoding="utf-8")
+    return path
+
+
+def _choice(name: str, tried: list[tuple[dict[str, float], Record]]) -> dict[str, Any]:
+    ended = [(overrides, record.metrics["ACC"] or 0.0) for overrides, record in tried if record.complete]
+    if not ended:
+        raise SuiteError(f"no value tried for {name} came to an end; the first failed because: {tried[0][1].reason}")
+    best, _ = max(ended, key=lambda trial: trial[1])
+    return {
+        "hyperparameters": best,
+        "evidence": {
+            "seed": SEARCH_SEED,
+            "validation_ACC": [
+                {**overrides, "ACC": round(record.metrics["ACC"] or 0.0, 4) if record.complete else "failed"}
+                for overrides, record in tried
+            ],
+        },
+    }

@@ -1,0 +1,131 @@
+"""Many runs: which are still owed, and where they run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from threading import Thread
+
+import torch
+
+from benchmarks import datasets
+from benchmarks.progress import Display
+from benchmarks.run import Run, execute
+from reports import store
+from reports.store import Record
+from reports.wandb_logger import WandBMode
+
+
+class SuiteError(Exception):
+    """The runs cannot be done as asked; the message is one line that says why and what to do."""
+
+
+def run_all(runs: Sequence[Run], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display) -> list[Record]:
+    """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
+
+    Each run has a process and one thread: with small networks two runs side by side are faster than one on two cores,
+    and the result does not depend on how many there are. On a GPU the processes share it.
+
+    Args:
+        runs: what to do.
+        out: folder of the records.
+        wandb_mode: where W&B keeps the runs.
+        workers: runs at once; None for as many as there are cores.
+        display: told what is going on.
+
+    Raises:
+        SuiteError: a complete record in ``out`` is of other settings, or a process was killed.
+        datasets.DataError: data are missing or broken.
+        store.RecordError: a record cannot be read.
+    """
+    done = {run: record for run in runs if (record := _finished(run, out)) is not None}
+    owed = [run for run in runs if run not in done]
+    for name in {run.protocol.dataset for run in owed}:
+        datasets.load(name)  # before any process starts: a download happens once, a missing file is said once
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(owed)))
+    with display.showing(len(runs), len(done)):
+        for run, record in _in_processes(owed, out, device, wandb_mode, workers, display):
+            done[run] = record
+    return [done[run] for run in runs]
+
+
+def _finished(run: Run, out: Path) -> Record | None:
+    path = run.folder(out) / store.RECORD
+    if not path.exists():
+        return None
+    record = store.read(path)
+    if not record.complete:
+        return None
+    if record.hyperparameters != run.deciding():
+        raise SuiteError(
+            f"{path} was made with other settings ({_first_difference(record.hyperparameters, run.deciding())}); "
+            f"keep it and choose another --out, or delete its folder to run again"
+        )
+    return record
+
+
+def _first_difference(old: dict, new: dict, key: str = "") -> str:
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if before != now:
+            if isinstance(before, dict) and isinstance(now, dict):
+                return _first_difference(before, now, f"{key}{name}.")
+            return f"{key}{name} was {before}, is now {now}"
+    return "none"
+
+
+def _in_processes(owed, out, device, wandb_mode, workers, display):
+    if not owed:
+        return
+    # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        context.set_forkserver_preload(["benchmarks.run"])
+    events = context.Queue()
+    listener = Thread(target=_listen, args=(events, owed, display), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
+    try:
+        futures = {
+            pool.submit(_work, index, run, out, device, wandb_mode): run for index, run in enumerate(owed)
+        }
+        for future in as_completed(futures):
+            run = futures[future]
+            try:
+                record = future.result()
+            except BrokenProcessPool as error:
+                raise SuiteError(
+                    f"a process was killed while {run.name} ran (out of memory?); what is finished is in {out}, "
+                    f"run the same command again, perhaps with --workers 1"
+                ) from error
+            display.finished(run, record)
+            yield run, record
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        events.put(None)
+        listener.join()
+
+
+def _listen(events, owed: Sequence[Run], display: Display) -> None:
+    while (event := events.get()) is not None:
+        index, epochs = event
+        display.advanced(owed[index], epochs)
+
+
+_events = None
+
+
+def _start_worker(events) -> None:
+    global _events
+    _events = events
+    torch.set_num_threads(1)
+
+
+def _work(index: int, run: Run, out: Path, device: str, wandb_mode: WandBMode) -> Record:
+    _events.put((index, 0))
+    return execute(run, out, device, wandb_mode, lambda epochs: _events.put((index, epochs)))

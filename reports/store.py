@@ -1,0 +1,101 @@
+"""Records on disk: OUT/PROTOCOL/STRATEGY/SEED/record.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from reports.matrix import METRICS
+
+RECORD = "record.json"
+
+
+class RecordError(Exception):
+    """A record cannot be read; the message is one line that names the file and says what to do."""
+
+
+class Record(BaseModel):
+    """Everything one run leaves: what decided it, what came out, and on what it ran.
+
+    ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
+    then says why. ``seconds`` is the wall-clock time of training and evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    protocol: str
+    strategy: str
+    seed: int
+    status: str
+    reason: str | None = None
+    accuracy_matrix: list[list[float]] = []
+    accuracy_at_initialisation: list[float] = []
+    metrics: dict[str, float | None] = {}
+    hyperparameters: dict[str, Any]
+    seconds: float
+    environment: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Record:
+        if self.status not in ("complete", "failed"):
+            raise ValueError(f"status must be complete or failed, got {self.status!r}")
+        if self.status == "complete" and (not self.accuracy_matrix or set(self.metrics) != set(METRICS)):
+            raise ValueError("a complete record has an accuracy matrix and all metrics")
+        return self
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+
+def folder_of(out: Path, protocol: str, strategy: str, seed: int) -> Path:
+    """Where a run's record and its W&B files lie."""
+    return out / protocol / strategy / str(seed)
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RECORD
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        RecordError: it is cut short, or not a record.
+    """
+    try:
+        return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise RecordError(f"{path} is no record ({key + ': ' if key else ''}{problem['msg']}); delete it") from error
+
+
+def read_all(out: Path) -> list[Record]:
+    """Every record below a folder, by protocol, strategy and seed.
+
+    Raises:
+        RecordError: there is no such folder, or a record in it cannot be read.
+    """
+    if not out.is_dir():
+        raise RecordError(f"there is no folder {out}; 'python -m benchmarks run' makes one")
+    return sorted(_all(out), key=lambda record: (record.protocol, record.strategy, record.seed))
+
+
+def _all(out: Path) -> Iterator[Record]:
+    for path in out.rglob(RECORD):
+        if "wandb" not in path.relative_to(out).parts:  # W&B keeps copies of its artifacts
+            yield read(path)

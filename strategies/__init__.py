@@ -1,0 +1,5 @@
+"""Continual-learning methods as Avalanche plugins and strategies; each works alone in any Avalanche script."""
+
+from strategies.ewc import EWCPlugin
+
+__all__ = ["EWCPlugin"]

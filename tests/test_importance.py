@@ -1,0 +1,220 @@
+"""The Fisher information against brute force: autograd, one sample and one class at a time."""
+
+import pytest
+import torch
+from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
+from avalanche.training.plugins import EWCPlugin as AvalancheEWCPlugin
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from strategies import importance
+from strategies.importance import diagonal_fisher
+
+SAMPLES, CLASSES = 12, 4
+
+
+def mlp():
+    return SimpleMLP(num_classes=CLASSES, input_size=16, hidden_size=7, hidden_layers=2, drop_rate=0.5)
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1, stride=2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 5, 2, padding=1, dilation=2, bias=False),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(CLASSES),
+    )
+
+
+def multi_head():
+    model = as_multitask(mlp(), "classifier")
+    for task in ("1", "2"):
+        model.classifier.classifiers[task] = IncrementalClassifier(7, CLASSES, masking=False)
+        model.classifier.register_buffer(f"active_units_T{task}", torch.ones(CLASSES, dtype=torch.int8))
+    model.classifier.active_units_T0[:] = torch.tensor([1, 1, 1, 0])  # one class of task 0 not met yet: masked
+    return model
+
+
+def batch_norm():
+    """No short cut: batch norm has parameters of its own."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, CLASSES))
+
+
+def tied():
+    """No short cut: one layer runs twice, and another shares its weight."""
+    layer, twin = nn.Linear(16, 16), nn.Linear(16, 16)
+    twin.weight = layer.weight
+    return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Tanh(), twin, nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+MODELS = [mlp, cnn, multi_head, batch_norm, tied]
+
+
+@pytest.fixture
+def problem(request):
+    """A model in double precision and a dataset of (x, y, task label) for it."""
+    torch.manual_seed(0)
+    model = request.param()
+    x = torch.randn(SAMPLES, 1, 4, 4)
+    model(x[:2], 0) if request.param is multi_head else model(x[:2])
+    y = torch.randint(0, 3 if request.param is multi_head else CLASSES, (SAMPLES,))
+    tasks = torch.arange(SAMPLES) % 2 if request.param is multi_head else torch.zeros(SAMPLES, dtype=torch.long)
+    return model.double(), TensorDataset(x.double(), y, tasks)
+
+
+def outputs_of(model, x, task):
+    return model(x[None], int(task)) if hasattr(model, "known_train_tasks_labels") else model(x[None])
+
+
+def brute_force(model, dataset, fisher):
+    """F = 1/N sum_n sum_y w_ny (d log p(y|x_n))^2, by the definition."""
+    model.eval()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    for x, y, task in dataset:
+        p = outputs_of(model, x, task).softmax(1)[0].detach()
+        weights = p if fisher == "exact" else functional.one_hot(y, len(p)).to(p)
+        for c, weight in enumerate(weights):
+            if weight == 0:
+                continue
+            model.zero_grad()
+            outputs_of(model, x, task).log_softmax(1)[0, c].backward()
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    total[name] += weight * parameter.grad**2 / len(dataset)
+    return total
+
+
+def assert_same(found, expected, rtol=1e-5):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("problem", MODELS, indirect=True)
+def test_equals_brute_force(problem, fisher):
+    model, dataset = problem
+    model.train()
+    found = diagonal_fisher(model, dataset, fisher)
+    assert model.training, "the model's own mode is restored"
+    assert_same(found, brute_force(model, dataset, fisher))
+    assert sum(tensor.sum() for tensor in found.values()) > 0
+
+
+@pytest.mark.parametrize("problem", MODELS, indirect=True)
+def test_chunks_and_both_ways_agree(problem, monkeypatch):
+    model, dataset = problem
+    whole = diagonal_fisher(model, dataset)
+    monkeypatch.setattr(importance, "SAMPLES_AT_ONCE", 5)
+    monkeypatch.setattr(importance, "NUMBERS_AT_ONCE", 1)
+    assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
+    monkeypatch.setattr(importance, "_short_cut_layers", lambda *_: None)
+    assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("problem", "taken"), [(mlp, 1), (cnn, 1), (batch_norm, 0), (tied, 0)], indirect=["problem"])
+def test_short_cut_is_taken_where_it_can_be(problem, taken):
+    model, dataset = problem
+    x, _, _ = dataset[:2]
+    assert (importance._short_cut_layers(model, x, 0) is not None) == taken
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_sampled_converges_to_exact(problem):
+    model, dataset = problem
+    exact = diagonal_fisher(model, dataset)
+    repeated = torch.utils.data.ConcatDataset([dataset] * 2000)
+    torch.manual_seed(1)
+    few = diagonal_fisher(model, torch.utils.data.ConcatDataset([dataset] * 20), "sampled")
+    many = diagonal_fisher(model, repeated, "sampled")
+
+    def error(found):
+        return sum((found[n] - exact[n]).square().sum() for n in exact) / sum(e.square().sum() for e in exact.values())
+
+    assert error(many) < 1e-3  # 24,000 draws
+    assert error(many) < error(few) / 10
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_batched_is_what_avalanche_computes_and_no_fisher(problem):
+    model, dataset = problem
+    plugin = AvalancheEWCPlugin(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    theirs = plugin.compute_importances(model, nn.CrossEntropyLoss(), optimizer, dataset, torch.device("cpu"), 4)
+    ours = diagonal_fisher(model, dataset, "batched", batch_size=4)
+    assert_same(ours, {name: theirs[name].data.double() for name in theirs}, rtol=1e-4)  # theirs are float32
+    empirical = diagonal_fisher(model, dataset, "empirical")
+    assert_same(diagonal_fisher(model, dataset, "batched", batch_size=1), empirical)  # a batch of one is a sample
+    # The square of a mean is at most the mean of squares, and smaller where gradients differ in sign.
+    assert all((ours[name] <= empirical[name] * (1 + 1e-9)).all() for name in ours)
+    assert sum(o.sum() for o in ours.values()) < 0.7 * sum(e.sum() for e in empirical.values())
+
+
+def test_gaussian_likelihood_of_a_linear_model_is_its_design_matrix():
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 3, dtype=torch.double), torch.randn(50, 2, dtype=torch.double)
+    model = nn.Linear(3, 2).double()
+    found = diagonal_fisher(model, TensorDataset(x, y), likelihood="gaussian", noise_std=0.5)
+    expected = {"weight": (x.square().mean(0) / 0.25).expand(2, 3), "bias": torch.full((2,), 4.0, dtype=torch.double)}
+    assert_same(found, expected)
+    residual = (y - model(x)).detach() / 0.25
+    empirical = diagonal_fisher(model, TensorDataset(x, y), "empirical", likelihood="gaussian", noise_std=0.5)
+    assert_same(
+        empirical,
+        {"weight": (residual[:, :, None] * x[:, None]).square().mean(0), "bias": residual.square().mean(0)},
+    )
+    many = torch.utils.data.ConcatDataset([TensorDataset(x, y)] * 400)
+    sampled = diagonal_fisher(model, many, "sampled", likelihood="gaussian", noise_std=0.5)
+    assert_same(sampled, expected, rtol=0.1)
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_frozen_parameters_and_buffers_have_none(problem):
+    model, dataset = problem
+    full = diagonal_fisher(model, dataset)
+    model.features[0].weight.requires_grad_(False)
+    found = diagonal_fisher(model, dataset)
+    assert "features.0.weight" not in found
+    del full["features.0.weight"]
+    assert_same(found, full)
+
+
+@pytest.mark.parametrize("problem", [multi_head], indirect=True)
+def test_a_head_that_was_not_used_has_zeros(problem):
+    model, dataset = problem
+    found = diagonal_fisher(model, dataset)  # tasks 0 and 1 only
+    heads = {task: found[f"classifier.classifiers.{task}.classifier.weight"] for task in "012"}
+    assert heads["0"].sum() > 0
+    assert heads["1"].sum() > 0
+    assert (heads["2"] == 0).all()
+    assert (heads["0"][3] == 0).all(), "a masked unit has no importance"
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_fisher_samples(problem):
+    model, dataset = problem
+    assert_same(diagonal_fisher(model, dataset, fisher_samples=100), diagonal_fisher(model, dataset))
+    torch.manual_seed(3)
+    some = diagonal_fisher(model, dataset, fisher_samples=5)
+    torch.manual_seed(3)
+    chosen = torch.randperm(SAMPLES)[:5]
+    assert_same(some, brute_force(model, torch.utils.data.Subset(dataset, chosen.tolist()), "exact"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fisher": "true"}, "fisher must be one of exact, sampled, empirical, batched; got 'true'"),
+        ({"fisher_samples": 0}, "fisher_samples must be at least 1"),
+        ({"likelihood": "poisson"}, "likelihood must be one of"),
+        ({"likelihood": "gaussian", "noise_std": 0.0}, "noise_std must be greater than 0"),
+    ],
+)
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_options_out_of_range_are_refused(problem, options, message):
+    with pytest.raises(ValueError, match=message):
+        diagonal_fisher(*problem, **options)
