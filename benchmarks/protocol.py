@@ -74,12 +74,18 @@ class Network(Table):
 
 
 class Training(Table):
-    """The budget of one experience. Adam with PyTorch's defaults but for the learning rate, its state kept."""
+    """The budget of one experience. PyTorch's defaults but for the learning rate.
+
+    ``schedule``: ``constant``, or ``linear``: from the learning rate to zero over every experience.
+    ``reset_optimizer``: whether the optimiser's state (Adam's moments) starts afresh with every experience.
+    """
 
     optimizer: Literal["adam", "sgd"]
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     batch_size: Positive
     epochs: Positive
+    schedule: Literal["constant", "linear"]
+    reset_optimizer: bool
 
 
 class ProtocolFile(Table):
@@ -163,7 +169,7 @@ def read(path: Path) -> list[Protocol]:
             strategy that does not exist, or a number without a source.
     """
     try:
-        file = ProtocolFile.model_validate(_toml(path))
+        file = ProtocolFile.model_validate(read_toml(path))
     except ValidationError as error:
         raise ProtocolError(f"{path}: {_first_problem(error)}") from error
     _check_sources(path, file)
@@ -196,10 +202,10 @@ def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:
 
 def read_chosen(path: Path) -> dict[str, dict[str, Any]]:
     """Strategy -> its chosen ``hyperparameters`` and the ``evidence`` for them; empty if nothing was chosen yet."""
-    return _toml(path) if path.exists() else {}
+    return read_toml(path) if path.exists() else {}
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:  # its message names line and column

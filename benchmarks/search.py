@@ -24,8 +24,23 @@ from strategies.catalogue import CATALOGUE
 SEARCH_SEED = 1000
 
 
-def search(protocol: Protocol, strategy_names: Sequence[str], out: Path, workers: int | None, display: Display) -> Path:
+def search(
+    protocol: Protocol,
+    strategy_names: Sequence[str],
+    out: Path,
+    workers: int | None,
+    display: Display,
+    values: Sequence[float] = (),
+) -> Path:
     """Try every value of each strategy's search space and write the best, with all that was tried, beside the protocol.
+
+    Args:
+        protocol: under which to try.
+        strategy_names: what to try.
+        out: folder of the trials' records; a trial that has one is not run again.
+        workers: trials at once; None for one a core.
+        display: told what is going on.
+        values: to try in place of the search space's own.
 
     Returns:
         The file written.
@@ -38,8 +53,8 @@ def search(protocol: Protocol, strategy_names: Sequence[str], out: Path, workers
         space = CATALOGUE[name].search
         if not space:
             raise SuiteError(f"{name} has no hyperparameter to search")
-        for values in product(*space.values()):
-            overrides = dict(zip(space, values, strict=True))
+        for point in product(*(values or tried for tried in space.values())):
+            overrides = dict(zip(space, point, strict=True))
             run = Run(
                 protocol,
                 name,
@@ -53,8 +68,14 @@ def search(protocol: Protocol, strategy_names: Sequence[str], out: Path, workers
     path = protocols.chosen_path(protocol.name)
     chosen = protocols.read_chosen(path)
     for name in strategy_names:
-        tried = [(overrides, record) for (strategy, overrides), record in zip(trials.values(), records, strict=True) if strategy == name]
-        chosen[name] = _choice(name, tried)
+        chosen[name] = _choice(
+            name,
+            [
+                (overrides, record)
+                for (strategy, overrides), record in zip(trials.values(), records, strict=True)
+                if strategy == name
+            ],
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     text = f"# Written by: python -m benchmarks search {protocol.name} {' '.join(sorted(chosen))}\n\n"
     path.write_text(text + tomli_w.dumps(dict(sorted(chosen.items()))), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -10,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.datasets import ImageData
+from benchmarks.datasets import ImageData, load
 from benchmarks.loading import TensorClassificationDataset
 from benchmarks.protocol import Images, PermutedStream, SplitStream
 
@@ -19,14 +21,30 @@ VALIDATION_SEED = 0
 """Of the choice of validation samples, the same in every run: what is chosen on them is never trained on."""
 
 
+@lru_cache(maxsize=1)
+def prepared(dataset: str, images: Images) -> ImageData:
+    """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
+
+    Kept, since the runs that a process does one after another mostly share it.
+
+    Raises:
+        DataError: as :func:`benchmarks.datasets.load`.
+    """
+    data = load(dataset)
+
+    def prepare(x: Tensor) -> Tensor:
+        return functional.pad(x, [images.pad] * 4).sub_(images.mean).div_(images.std)
+
+    return replace(data, train_x=prepare(data.train_x), test_x=prepare(data.test_x))
+
+
 def make_benchmark(
-    data: ImageData, images: Images, stream: PermutedStream | SplitStream, scenario: str, judge: Judge, seed: int
+    data: ImageData, stream: PermutedStream | SplitStream, scenario: str, judge: Judge, seed: int
 ) -> CLScenario:
     """Build the streams of one run.
 
     Args:
-        data: images in [0, 1] and labels.
-        images: padding and normalisation, applied before anything else.
+        data: images, as they go into the network, and labels.
         stream: how experiences are made.
         scenario: ``task``, ``domain`` or ``class``.
         judge: ``test``: train on all training data, be judged on the test data. ``validation``: a stratified part of
@@ -41,7 +59,7 @@ def make_benchmark(
         train, held_out = _validation_split(*train, stream.validation_fraction)
     make = _permuted if isinstance(stream, PermutedStream) else _split
     streams = {
-        name: make(_prepared(x, images), y, stream, scenario, data.classes, torch.Generator().manual_seed(seed))
+        name: make(x, y, stream, scenario, data.classes, torch.Generator().manual_seed(seed))
         for name, (x, y) in {"train": train, judge: held_out}.items()
     }
     return labelled(benchmark_from_datasets(**streams))
@@ -64,11 +82,6 @@ def _validation_split(x: Tensor, y: Tensor, fraction: float) -> tuple[tuple[Tens
         torch.arange(len(y)).numpy(), test_size=fraction, stratify=y.numpy(), random_state=VALIDATION_SEED
     )
     return (x[train], y[train]), (x[validation], y[validation])
-
-
-def _prepared(x: Tensor, images: Images) -> Tensor:
-    padded = functional.pad(x, [images.pad] * 4)
-    return (padded - images.mean) / images.std
 
 
 def _permuted(

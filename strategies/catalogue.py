@@ -80,7 +80,10 @@ def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], Su
     return build
 
 
-LAMBDAS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+LAMBDAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+# Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
+# mean of squared gradients.
+AVALANCHE_LAMBDAS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)
 
 CATALOGUE: dict[str, Strategy] = {
     "naive": Strategy(
@@ -106,7 +109,7 @@ CATALOGUE: dict[str, Strategy] = {
         summary="quadratic penalty around the latest optimum, all importances 1",
         build=_plugged(lambda h: L2Plugin(h.l2_lambda)),
         hyperparameters=L2Hyperparameters,
-        search={"l2_lambda": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+        search={"l2_lambda": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)},
     ),
     "ewc-separate": Strategy(
         summary="EWC, one penalty an experience (Kirkpatrick et al. 2017)",
@@ -134,7 +137,7 @@ CATALOGUE: dict[str, Strategy] = {
         summary="Avalanche's EWC, mode 'separate'",
         build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="separate", **template),
         hyperparameters=AvalancheEWCHyperparameters,
-        search={"ewc_lambda": LAMBDAS},
+        search={"ewc_lambda": AVALANCHE_LAMBDAS},
     ),
     "avalanche-ewc-online": Strategy(
         summary="Avalanche's EWC, mode 'online'",
@@ -142,6 +145,6 @@ CATALOGUE: dict[str, Strategy] = {
             ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template
         ),
         hyperparameters=AvalancheOnlineEWCHyperparameters,
-        search={"ewc_lambda": LAMBDAS},
+        search={"ewc_lambda": AVALANCHE_LAMBDAS},
     ),
 }

@@ -109,7 +109,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
     def _penalty(self, terms: list[tuple[nn.Parameter, Tensor, Tensor]]) -> Tensor:
         total: Tensor = torch.zeros((), device=terms[0][0].device) if terms else torch.zeros(())
         for parameter, importance, anchor in terms:
-            total = total + (importance * (parameter - anchor).square()).sum()
+            total = total + _WeightedSquare.apply(parameter, importance, anchor)
         return self._scale * total
 
     def _pairs(self) -> list[tuple[ByName, ByName]]:
@@ -149,6 +149,22 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
                     f"Lower the learning rate or the penalty by a factor of {steps[worst] / limit:.2g}.",
                     stacklevel=2,
                 )
+
+
+class _WeightedSquare(torch.autograd.Function):
+    """sum_i importance_i (parameter_i - anchor_i)^2, in half the passes over memory that autograd would take."""
+
+    @staticmethod
+    def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:  # type: ignore[override]
+        difference = parameter - anchor
+        weighted = importance * difference
+        ctx.save_for_backward(weighted)
+        return torch.dot(weighted.flatten(), difference.flatten())
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (weighted,) = ctx.saved_tensors
+        return weighted * (2 * upstream), None, None
 
 
 def _grown(tensor: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,229 @@
+"""The command line: ``engrams ...``, the same as ``python -m benchmarks ...``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.names import UnknownName, closest
+
+app = typer.Typer(
+    help="Engrams: a benchmark suite for catastrophic forgetting, built on Avalanche.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+class WandB(str, Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+class Format(str, Enum):
+    text = "text"
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+
+
+Out = Annotated[Path, typer.Option(help="Folder of the records.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+WandBOption = Annotated[
+    WandB | None, typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline.")
+]
+
+
+@app.command("list")
+def list_() -> None:
+    """Show the protocols, the strategies and which data are here."""
+    from benchmarks import datasets, protocol
+    from strategies.catalogue import CATALOGUE
+
+    protocols = Table("protocol", "what it is", "data", title="Protocols", title_justify="left")
+    for name in protocol.names():
+        entry = protocol.get(name)
+        protocols.add_row(name, f"{entry.title}; {entry.scenario}-incremental", entry.dataset)
+    strategies = Table("strategy", "what it does", title="Strategies", title_justify="left")
+    for name, strategy in CATALOGUE.items():
+        strategies.add_row(name, strategy.summary)
+    data = Table("data", "where", title="Data", title_justify="left")
+    data.add_row("digits", "comes with scikit-learn")
+    for name in datasets.SOURCES:
+        root = datasets.find(name)
+        data.add_row(name, str(root) if root else "not here; looked for in ENGRAMS_DATA, downloaded when first used")
+    for table in (protocols, strategies, data):
+        console.print(table)
+
+
+@app.command()
+def run(
+    protocol: Annotated[str, typer.Argument(help="Its name, as 'list' shows it.")],
+    strategies: Annotated[list[str], typer.Argument(metavar="STRATEGY...", help="One or more names.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: 0, 1, ...")] = 3,
+    out: Out = Path("runs"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+) -> None:
+    """Run strategies under a protocol; runs that have a complete record already are not run again."""
+    _do([(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)], out, wandb, workers)
+
+
+@app.command()
+def suite(
+    name: Annotated[str, typer.Argument(help="A suite of benchmarks/suites.toml: digits or mnist.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; by default the suite's own number.")] = None,
+    out: Out = Path("runs"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+) -> None:
+    """Run a whole suite and show its tables."""
+    from benchmarks import suites
+
+    _do(suites.runs_of(name, seeds), out, wandb, workers)
+
+
+@app.command()
+def search(
+    protocol: Annotated[str, typer.Argument(help="Its name, as 'list' shows it.")],
+    strategies: Annotated[list[str], typer.Argument(metavar="STRATEGY...", help="One or more names.")],
+    values: Annotated[
+        list[float] | None, typer.Option("--value", help="A value to try; give several. By default the strategy's own.")
+    ] = None,
+    out: Out = Path("runs/search"),
+    workers: Workers = None,
+) -> None:
+    """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
+    from benchmarks import protocol as protocols
+    from benchmarks.progress import Display
+    from benchmarks.search import search as choose
+
+    entry = protocols.get(protocol)
+    for strategy in strategies:
+        _check_strategy(strategy)
+    path = choose(entry, strategies, out, workers, Display(console), values or ())
+    console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
+    console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def table(
+    runs: Annotated[Path, typer.Argument(help="Folder of the records.")],
+    format: Annotated[Format, typer.Option(help="How to show it.")] = Format.text,
+    into: Annotated[
+        Path | None, typer.Option(help="Put the Markdown tables into this file, between its two marks.")
+    ] = None,
+) -> None:
+    """Show the comparison tables of the records below a folder."""
+    from reports import marks, store, tables
+    from strategies.catalogue import CATALOGUE
+
+    rows = tables.compare(store.read_all(runs), [name for name, s in CATALOGUE.items() if s.upper_bound])
+    if not rows:
+        raise store.RecordError(f"there are no records in {runs}")
+    if into is not None:
+        marks.replace_between(into, "tables", tables.as_markdown(rows))
+    elif format is Format.text:
+        _show_tables(rows)
+    else:
+        shown = {Format.md: tables.as_markdown, Format.csv: tables.as_csv, Format.tex: tables.as_latex}[format](rows)
+        typer.echo(shown, nl=False)
+
+
+@app.command()
+def speed(
+    out: Annotated[Path | None, typer.Option(help="Also put the table into this Markdown file.")] = None,
+) -> None:
+    """Measure, in one process and as ratios, what loading, penalties and Fishers cost."""
+    from benchmarks import speed as measurements
+
+    measurements.measure(console, out)
+
+
+def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None) -> None:
+    from benchmarks import protocol
+    from benchmarks.progress import Display
+    from benchmarks.run import Run
+    from benchmarks.suite import run_all
+    from reports import tables
+    from reports.wandb_logger import default_mode, usable_mode
+    from strategies.catalogue import CATALOGUE
+
+    runs = []
+    for name, strategy, seed in wanted:
+        entry = protocol.get(name)
+        _check_strategy(strategy)
+        runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
+    mode = usable_mode(wandb.value if wandb else default_mode())
+    records = run_all(runs, out, mode, workers, Display(console))
+    _show_tables(tables.compare(records, [name for name, s in CATALOGUE.items() if s.upper_bound]))
+    console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
+    if mode != "disabled":
+        console.print(
+            f"W&B ({mode}): {out}/PROTOCOL/STRATEGY/SEED/wandb"
+            + ("; 'wandb sync' one to see it on the web" if mode == "offline" else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+    failed = [record for record in records if not record.complete]
+    for record in failed:
+        console.print(
+            f"failed: {record.protocol} {record.strategy} seed {record.seed}: {record.reason}",
+            style="red",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _check_strategy(name: str) -> None:
+    from strategies.catalogue import CATALOGUE
+
+    if name not in CATALOGUE:
+        raise UnknownName("strategy", name, closest(name, CATALOGUE))
+
+
+def _show_tables(rows) -> None:
+    from reports import tables
+
+    # A table that is piped or logged is as wide as it needs to be.
+    shown = console if console.is_terminal else Console(width=160)
+    for one in tables.as_rich(rows):
+        shown.print(one)
+    shown.print(tables.LEGEND, style="dim", highlight=False)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend ends in one line and exit status 2."""
+    # Avalanche's import of qpsolvers warns of a solver that only GEM needs.
+    warnings.filterwarnings("ignore", message="no QP solver found")
+    try:
+        app(standalone_mode=True)
+    except _expected_errors() as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from benchmarks.datasets import DataError
+    from benchmarks.protocol import ProtocolError
+    from benchmarks.suite import SuiteError
+    from reports.marks import MarkError
+    from reports.store import RecordError
+
+    return UnknownName, DataError, ProtocolError, SuiteError, MarkError, RecordError
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""What loading, penalties and Fishers cost, side by side in one process and as ratios.
+
+The yardsticks are Avalanche's strategy as its users run it, and the same training loop written out in plain PyTorch.
+Times are medians over repeats that take turns, since the machine's own speed drifts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from avalanche.benchmarks.classic import PermutedMNIST
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
+from avalanche.models import SimpleMLP
+from avalanche.training import EWC, Naive
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import datasets
+from benchmarks.loading import InMemoryLoading
+from benchmarks.protocol import Images, PermutedStream
+from benchmarks.streams import make_benchmark, prepared
+from strategies import EWCPlugin
+from strategies.importance import diagonal_fisher
+
+BATCH, WIDTH, REPEATS = 256, 100, 7
+LAMBDA = 100.0
+
+
+def measure(console: Console, out: Path | None) -> None:
+    """Measure everything and show it; takes about two minutes on two cores.
+
+    Args:
+        console: where the table is shown.
+        out: a Markdown file for the table, or None.
+
+    Raises:
+        DataError: MNIST is not here.
+    """
+    data = prepared("mnist", Images())
+    stream = PermutedStream(kind="permuted", experiences=2, validation_fraction=0.1)
+    ours = make_benchmark(data, stream, "domain", "test", seed=0)
+    root = datasets.find("mnist")
+    theirs = PermutedMNIST(n_experiences=2, seed=0, dataset_root=root)
+    rows: list[tuple[str, str, str]] = []
+    for part in (_loading(ours, theirs), _consolidations(), _fishers(ours)):
+        rows += part
+    table = Table("measured", "time", "ratio", title=f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if out is not None:
+        lines = ["| measured | time | ratio |", "|:--|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+        out.write_text("\n".join(lines), encoding="utf-8")
+
+
+# --- (a), (b): a strategy against Avalanche's loading and against plain PyTorch ----------------------------------------
+
+
+class _Clock(SupervisedPlugin):
+    """Seconds of every epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs: list[float] = []
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self._epoch_began = time.perf_counter()
+
+    def after_training_epoch(self, strategy, **kwargs):
+        self.epochs.append(time.perf_counter() - self._epoch_began)
+
+
+def _loading(ours, theirs) -> list[tuple[str, str, str]]:
+    def avalanche(make: Callable, benchmark, *plugins: SupervisedPlugin) -> tuple[float, float]:
+        """Seconds of the second experience's epoch, and of the whole experience with its importance pass."""
+        model, clock = _network(), _Clock()
+        strategy = make(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), fused=True),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=BATCH,
+            plugins=[*plugins, clock],
+            evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
+        )
+        strategy.train(benchmark.train_stream[0])
+        began = time.perf_counter()
+        strategy.train(benchmark.train_stream[1])
+        return clock.epochs[1], time.perf_counter() - began
+
+    def avalanche_ewc(**template):
+        return EWC(ewc_lambda=LAMBDA, mode="separate", **template)
+
+    first, second = (_tensors(experience.dataset) for experience in ours.train_stream)
+    shipped, same_loading, ewc, plain, naive, plain_naive = [], [], [], [], [], []
+    for repeat in range(REPEATS):
+        if repeat < 2:  # tens of times slower than the rest
+            shipped.append(avalanche(avalanche_ewc, theirs))
+        same_loading.append(avalanche(avalanche_ewc, ours, InMemoryLoading()))
+        ewc.append(avalanche(Naive, ours, InMemoryLoading(), EWCPlugin(LAMBDA)))
+        plain.append(_plain_ewc(first, second))
+        naive.append(avalanche(Naive, ours, InMemoryLoading()))
+        plain_naive.append(_plain_epoch(_network(), second, lambda: torch.zeros(())))
+
+    def epoch(pairs):
+        return statistics.median(pair[0] for pair in pairs)
+
+    def whole(pairs):
+        return statistics.median(pair[1] for pair in pairs)
+
+    return [
+        ("Avalanche's EWC as shipped, an experience", _s(whole(shipped)), "1"),
+        ("Avalanche's EWC with our loading, an experience", _s(whole(same_loading)), _faster(shipped, same_loading, whole)),
+        ("our EWC (exact Fisher), an experience", _s(whole(ewc)), _faster(shipped, ewc, whole)),
+        ("Avalanche's EWC as shipped, an epoch", _s(epoch(shipped)), "1"),
+        ("Avalanche's EWC with our loading, an epoch", _s(epoch(same_loading)), _faster(shipped, same_loading, epoch)),
+        ("our EWC, an epoch", _s(epoch(ewc)), _faster(shipped, ewc, epoch)),
+        ("EWC in plain PyTorch, an epoch", _s(statistics.median(plain)), "1"),
+        ("our EWC, an epoch", _s(epoch(ewc)), f"{epoch(ewc) / statistics.median(plain):.2f} x"),
+        ("naive in plain PyTorch, an epoch", _s(statistics.median(plain_naive)), "1"),
+        ("our naive, an epoch", _s(epoch(naive)), f"{epoch(naive) / statistics.median(plain_naive):.2f} x"),
+    ]
+
+
+def _faster(slow, fast, of) -> str:
+    return f"{of(slow) / of(fast):.1f} times faster"
+
+
+def _tensors(dataset) -> tuple[Tensor, Tensor]:
+    from benchmarks.loading import tensors_of
+
+    tensors = tensors_of(dataset)
+    assert tensors is not None
+    return tensors[0], tensors[1]
+
+
+def _network() -> nn.Module:
+    torch.manual_seed(0)
+    return SimpleMLP(input_size=784, hidden_size=WIDTH, hidden_layers=2, drop_rate=0)
+
+
+def _plain_ewc(first, second) -> float:
+    """The same loop, written out; returns the seconds of the second task's epoch."""
+    model = _network()
+    _plain_epoch(model, first, lambda: torch.zeros(()))
+    fisher = diagonal_fisher(model, torch.utils.data.TensorDataset(*(t[:2000] for t in first)))
+    anchors = {name: p.detach().clone() for name, p in model.named_parameters()}
+    pairs = [(p, fisher[name], anchors[name]) for name, p in model.named_parameters()]
+
+    def penalty() -> Tensor:
+        return LAMBDA / 2 * sum(((f * (p - anchor) ** 2).sum() for p, f, anchor in pairs), torch.zeros(()))
+
+    return _plain_epoch(model, second, penalty)
+
+
+def _plain_epoch(model: nn.Module, data, penalty: Callable[[], Tensor]) -> float:
+    x, y = data
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    model.train()
+    began = time.perf_counter()
+    for indices in torch.randperm(len(x)).split(BATCH):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x[indices]), y[indices]) + penalty()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - began
+
+
+# --- (c): a step of each consolidation ----------------------------------------------------------------------------------
+
+
+def _consolidations() -> list[tuple[str, str, str]]:
+    counts = (2, 10, 50)
+    x, y = torch.randn(BATCH, 784), torch.randint(0, 10, (BATCH,))
+    steps = {}
+    for consolidation in ("separate", "corrected", "online"):
+        for count in counts:
+            model, plugin = _network(), EWCPlugin(LAMBDA, consolidation, gamma=0.9 if consolidation == "online" else 1.0)
+            for _ in range(count):
+                plugin.consolidate(
+                    {name: torch.rand_like(p) for name, p in model.named_parameters()},
+                    {name: p.detach().clone() for name, p in model.named_parameters()},
+                )
+            steps[consolidation, count] = _stepper(model, plugin, x, y)
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in steps}
+    for _ in range(10 * REPEATS):
+        for key, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(5):
+                step()
+            seconds[key].append((time.perf_counter() - began) / 5)
+    median = {key: statistics.median(values) for key, values in seconds.items()}
+    return [
+        (
+            f"a step, {consolidation}, {count} experiences",
+            f"{1000 * median[consolidation, count]:.2f} ms",
+            f"{median[consolidation, count] / median[consolidation, counts[0]]:.2f} x",
+        )
+        for consolidation, count in median
+    ]
+
+
+def _stepper(model: nn.Module, plugin: EWCPlugin, x: Tensor, y: Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
+
+    class Strategy:  # what the plugin's hooks look at
+        pass
+
+    strategy = Strategy()
+    strategy.model = model  # type: ignore[attr-defined]
+    plugin.before_training_exp(strategy)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        strategy.loss = functional.cross_entropy(model(x), y)  # type: ignore[attr-defined]
+        plugin.before_backward(strategy)
+        strategy.loss.backward()  # type: ignore[attr-defined]
+        optimizer.step()
+
+    return step
+
+
+# --- (d): Fishers ---------------------------------------------------------------------------------------------------------
+
+
+def _fishers(ours) -> list[tuple[str, str, str]]:
+    dataset = ours.train_stream[0].dataset
+    data = _tensors(dataset)
+    model = _network()
+    kinds = ("exact", "sampled", "empirical", "batched")
+    epochs: list[float] = []
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(REPEATS):
+        epochs.append(_plain_epoch(model, data, lambda: torch.zeros(())))
+        for kind in kinds:
+            began = time.perf_counter()
+            diagonal_fisher(model, dataset, kind, batch_size=BATCH)  # type: ignore[arg-type]
+            seconds[kind].append(time.perf_counter() - began)
+    epoch = statistics.median(epochs)
+    return [
+        ("a training epoch in plain PyTorch", _s(epoch), "1"),
+        *(
+            (f"{kind} Fisher of {len(dataset):,} images", _s(statistics.median(values)), f"{statistics.median(values) / epoch:.2f} epochs")
+            for kind, values in seconds.items()
+        ),
+    ]
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.2f} s"

@@ -1,0 +1,32 @@
+"""Pictures of records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+
+def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: str) -> Figure:
+    """The accuracy matrix as a heat map, a percentage in every cell.
+
+    Args:
+        accuracy_matrix: R, fractions in [0, 1]; rows are trained experiences, columns are the ones judged on.
+        title: above the picture.
+    """
+    rows, columns = len(accuracy_matrix), len(accuracy_matrix[0])
+    figure = Figure(figsize=(1.8 + 0.5 * columns, 1.4 + 0.42 * rows), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    picture = axes.imshow(accuracy_matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for i, row in enumerate(accuracy_matrix):
+        for j, accuracy in enumerate(row):
+            axes.text(
+                j, i, f"{100 * accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 0.6 else "black"
+            )
+    axes.set_xticks(range(columns))
+    axes.set_yticks(range(rows), [str(i) for i in range(rows)] if rows > 1 else ["all"])
+    axes.set_xlabel("accuracy (%) on experience")
+    axes.set_ylabel("after training on")
+    axes.set_title(title, fontsize="medium")
+    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
+    return figure

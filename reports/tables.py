@@ -1,0 +1,209 @@
+"""Records -> comparison tables."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from scipy import stats
+
+from reports.matrix import METRICS
+from reports.store import Record
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half-width of its 95% confidence interval (Student's t); None for a single seed."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        sample = np.asarray(values, dtype=float)
+        if len(sample) < 2:
+            return cls(float(sample.mean()), None)
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(sample) - 1)
+        return cls(float(sample.mean()), float(quantile * stats.sem(sample)))
+
+    def percent(self) -> str:
+        interval = "" if self.half_width is None else f" ± {100 * self.half_width:.2f}"
+        return f"{100 * self.mean:.2f}{interval}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy under one protocol, over its seeds."""
+
+    protocol: str
+    strategy: str
+    metrics: dict[str, Estimate]
+    seeds: int
+    failed: int
+    seconds: float | None
+    """Mean over seeds."""
+    upper_bound: bool
+    best: bool
+    """The highest mean ACC of the rows that are no upper bound."""
+    below_best: float | None
+    """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
+
+
+def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> list[Row]:
+    """The rows of the comparison tables, by protocol, best first, upper bounds last.
+
+    Whether a row differs from the best is decided by a paired t-test over the seeds that both have (two-sided, 5%,
+    not corrected for the number of rows); with fewer than two common seeds nothing is supported.
+
+    Args:
+        records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged.
+        upper_bounds: strategies that see data that a continual learner would no longer have.
+    """
+    rows = []
+    by_protocol: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
+    for protocol, by_strategy in sorted(by_protocol.items()):
+        acc = {
+            strategy: {record.seed: record.metrics["ACC"] or 0.0 for record in group if record.complete}
+            for strategy, group in by_strategy.items()
+        }
+        learners = {name: list(by_seed.values()) for name, by_seed in acc.items() if by_seed and name not in upper_bounds}
+        best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
+        rows += sorted(
+            (
+                _row(protocol, strategy, group, strategy in upper_bounds, best, acc)
+                for strategy, group in by_strategy.items()
+            ),
+            key=lambda row: (row.upper_bound, -row.metrics["ACC"].mean if row.metrics else 1.0),
+        )
+    return rows
+
+
+def _row(
+    protocol: str, strategy: str, group: list[Record], upper_bound: bool, best: str | None, acc: dict[str, dict[int, float]]
+) -> Row:
+    complete = [record for record in group if record.complete]
+    estimates = {}
+    for name in METRICS:
+        values = [value for record in complete if (value := record.metrics[name]) is not None]
+        if values:
+            estimates[name] = Estimate.of(values)
+    comparable = best is not None and not upper_bound and strategy != best
+    return Row(
+        protocol,
+        strategy,
+        estimates,
+        seeds=len(complete),
+        failed=len(group) - len(complete),
+        seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
+        upper_bound=upper_bound,
+        best=strategy == best,
+        below_best=_supported_difference(acc[strategy], acc[best]) if comparable and best else None,
+    )
+
+
+def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
+    seeds = sorted(ours.keys() & best.keys())
+    if len(seeds) < 2:
+        return None
+    differences = np.array([ours[seed] - best[seed] for seed in seeds])
+    if np.ptp(differences) == 0:  # the test's statistic is not defined where every seed says the same
+        return float(differences[0]) or None
+    supported = stats.ttest_1samp(differences, 0.0).pvalue < 1 - CONFIDENCE
+    return float(differences.mean()) if supported else None
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+HEADINGS = {
+    "ACC": "ACC",
+    "BWT": "BWT",
+    "FWT": "FWT",
+    "forgetting": "forgetting",
+    "learning_accuracy": "learning acc.",
+}
+LEGEND = (
+    "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
+    "paired t-test over the seeds supports one at 5%; '=' where it does not. Rows marked † see data that a continual "
+    "learner would no longer have and do not compete."
+)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    if row.best:
+        to_best = "*"
+    elif row.upper_bound or not row.metrics:
+        to_best = ""
+    else:
+        to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"
+    return {
+        "strategy": row.strategy + (" †" if row.upper_bound else ""),
+        **{
+            heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()
+        },
+        "to best": to_best,
+        "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
+        "s a run": "" if row.seconds is None else f"{row.seconds:.1f}",
+    }
+
+
+def _by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.protocol, []).append(row)
+    return grouped
+
+
+def as_rich(rows: Iterable[Row]) -> list[Table]:
+    """One table a protocol, for a terminal."""
+    tables = []
+    for protocol, group in _by_protocol(rows).items():
+        table = Table(title=protocol, title_justify="left")
+        for heading in _cells(group[0]):
+            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
+        for row in group:
+            table.add_row(*_cells(row).values(), style="bold" if row.best else "dim" if row.upper_bound else None)
+        tables.append(table)
+    return tables
+
+
+def as_markdown(rows: Iterable[Row]) -> str:
+    """One table a protocol, with the legend below."""
+    parts = []
+    for protocol, group in _by_protocol(rows).items():
+        frame = pd.DataFrame([_cells(row) for row in group])
+        align = ("left", *["right"] * (frame.shape[1] - 1))
+        body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+        parts.append(f"**{protocol}**\n\n{body}\n")
+    return "\n".join([*parts, LEGEND, ""])
+
+
+def as_latex(rows: Iterable[Row]) -> str:
+    """One tabular (booktabs) a protocol."""
+    parts = []
+    for protocol, group in _by_protocol(rows).items():
+        frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "†": r"$\\dagger$"}, regex=True)
+        body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
+        parts.append(f"% {protocol}\n{body}")
+    return "\n".join([*parts, f"% {LEGEND.replace('%', chr(92) + '%')}", ""])
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """One line a row, numbers as fractions: mean and half-width of the interval of every metric."""
+    lines = []
+    for row in rows:
+        line: dict[str, object] = {"protocol": row.protocol, "strategy": row.strategy}
+        for name in METRICS:
+            estimate = row.metrics.get(name)
+            line[name] = estimate.mean if estimate else None
+            line[f"{name}_half_width"] = estimate.half_width if estimate else None
+        line |= {"best": row.best, "supported_difference_to_best": row.below_best, "upper_bound": row.upper_bound}
+        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds}
+        lines.append(line)
+    return pd.DataFrame(lines).to_csv(index=False)
