@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from enum import Enum
@@ -39,7 +40,8 @@ class Format(str, Enum):
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
 WandBOption = Annotated[
-    WandB | None, typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline.")
+    WandB | None,
+    typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline."),
 ]
 
 
@@ -208,8 +210,9 @@ def main() -> None:
     """Run the command line; what the user can mend ends in one line and exit status 2."""
     # Avalanche's import of qpsolvers warns of a solver that only GEM needs.
     warnings.filterwarnings("ignore", message="no QP solver found")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:
-        app(standalone_mode=True)
+        app()
     except _expected_errors() as error:
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

@@ -63,4 +63,6 @@ class Display:
             text = f"{count} {run.name}: ACC {100 * (record.metrics['ACC'] or 0):.2f} ({record.seconds:.1f} s)"
         else:
             text = f"{count} {run.name}: FAILED: {record.reason}"
-        self.console.print(text, highlight=False, markup=False, style=None if record.complete else "red", soft_wrap=True)
+        self.console.print(
+            text, highlight=False, markup=False, style=None if record.complete else "red", soft_wrap=True
+        )

@@ -172,7 +172,6 @@ def read(path: Path) -> list[Protocol]:
         file = ProtocolFile.model_validate(read_toml(path))
     except ValidationError as error:
         raise ProtocolError(f"{path}: {_first_problem(error)}") from error
-    _check_sources(path, file)
     found = []
     for scenario in file.stream.scenarios:
         name = path.stem if isinstance(file.stream, PermutedStream) else f"{path.stem}/{scenario}"
@@ -192,6 +191,7 @@ def read(path: Path) -> list[Protocol]:
         )
         _check_strategies(path, protocol)
         found.append(protocol)
+    _check_sources(path, file)
     return found
 
 
@@ -213,8 +213,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """``key.key: what is wrong (got VALUE)`` of the first problem that pydantic found."""
-    problem = error.errors()[0]
+    """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
     # pydantic names the chosen kind of stream in between; it is no key of the file.
     keys = [str(key) for key in problem["loc"] if key not in ("permuted", "split")]
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
@@ -246,10 +246,10 @@ def _check_strategies(path: Path, protocol: Protocol) -> None:
     """What is given must exist and be in range; what is missing is missed only when the strategy is run."""
     for strategy, values in protocol.strategies.items():
         if strategy not in CATALOGUE:
-            raise ProtocolError(f"{path}: strategies.{strategy}: {UnknownName('strategy', strategy, closest(strategy, CATALOGUE))}")
+            unknown = UnknownName("strategy", strategy, closest(strategy, CATALOGUE))
+            raise ProtocolError(f"{path}: strategies.{strategy}: {unknown}")
         try:
             CATALOGUE[strategy].hyperparameters.model_validate(values)
         except ValidationError as error:
-            problems = [problem for problem in error.errors() if problem["type"] != "missing"]
-            if problems:
+            if any(problem["type"] != "missing" for problem in error.errors()):
                 raise ProtocolError(f"{path}: strategies.{strategy}.{_first_problem(error)}") from error

@@ -58,7 +58,9 @@ class Run:
 
     @property
     def upper_limit_of_epochs(self) -> int:
-        return self.protocol.training.epochs * (1 if CATALOGUE[self.strategy].whole_stream_at_once else self.experiences)
+        return self.protocol.training.epochs * (
+            1 if CATALOGUE[self.strategy].whole_stream_at_once else self.experiences
+        )
 
     @property
     def experiences(self) -> int:
@@ -89,7 +91,12 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
     torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
     logger = WandBLogger(
-        folder, run.protocol.name, run.strategy, run.seed, {**run.deciding(), "environment": environment(device)}, wandb_mode
+        folder,
+        run.protocol.name,
+        run.strategy,
+        run.seed,
+        {**run.deciding(), "environment": environment(device)},
+        wandb_mode,
     )
     outcome: dict[str, Any]
     try:

@@ -117,7 +117,11 @@ def _loading(ours, theirs) -> list[tuple[str, str, str]]:
 
     return [
         ("Avalanche's EWC as shipped, an experience", _s(whole(shipped)), "1"),
-        ("Avalanche's EWC with our loading, an experience", _s(whole(same_loading)), _faster(shipped, same_loading, whole)),
+        (
+            "Avalanche's EWC with our loading, an experience",
+            _s(whole(same_loading)),
+            _faster(shipped, same_loading, whole),
+        ),
         ("our EWC (exact Fisher), an experience", _s(whole(ewc)), _faster(shipped, ewc, whole)),
         ("Avalanche's EWC as shipped, an epoch", _s(epoch(shipped)), "1"),
         ("Avalanche's EWC with our loading, an epoch", _s(epoch(same_loading)), _faster(shipped, same_loading, epoch)),
@@ -182,7 +186,10 @@ def _consolidations() -> list[tuple[str, str, str]]:
     steps = {}
     for consolidation in ("separate", "corrected", "online"):
         for count in counts:
-            model, plugin = _network(), EWCPlugin(LAMBDA, consolidation, gamma=0.9 if consolidation == "online" else 1.0)
+            model, plugin = (
+                _network(),
+                EWCPlugin(LAMBDA, consolidation, gamma=0.9 if consolidation == "online" else 1.0),
+            )
             for _ in range(count):
                 plugin.consolidate(
                     {name: torch.rand_like(p) for name, p in model.named_parameters()},
@@ -247,7 +254,11 @@ def _fishers(ours) -> list[tuple[str, str, str]]:
     return [
         ("a training epoch in plain PyTorch", _s(epoch), "1"),
         *(
-            (f"{kind} Fisher of {len(dataset):,} images", _s(statistics.median(values)), f"{statistics.median(values) / epoch:.2f} epochs")
+            (
+                f"{kind} Fisher of {len(dataset):,} images",
+                _s(statistics.median(values)),
+                f"{statistics.median(values) / epoch:.2f} epochs",
+            )
             for kind, values in seconds.items()
         ),
     ]

@@ -92,8 +92,7 @@ def _permuted(
     orders = [torch.arange(pixels)]
     orders += [torch.randperm(pixels, generator=generator) for _ in range(stream.experiences - 1)]
     return [
-        TensorClassificationDataset.from_tensors(x.flatten(1)[:, order].view_as(x), y, task_label=0)
-        for order in orders
+        TensorClassificationDataset.from_tensors(x.flatten(1)[:, order].view_as(x), y, task_label=0) for order in orders
     ]
 
 

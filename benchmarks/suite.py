@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +25,9 @@ class SuiteError(Exception):
     """The runs cannot be done as asked; the message is one line that says why and what to do."""
 
 
-def run_all(runs: Sequence[Run], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display) -> list[Record]:
+def run_all(
+    runs: Sequence[Run], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display
+) -> list[Record]:
     """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
 
     Each run has a process and one thread: with small networks two runs side by side are faster than one on two cores,
@@ -91,9 +94,7 @@ def _in_processes(owed, out, device, wandb_mode, workers, display):
     listener.start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
-        futures = {
-            pool.submit(_work, index, run, out, device, wandb_mode): run for index, run in enumerate(owed)
-        }
+        futures = {pool.submit(_work, index, run, out, device, wandb_mode): run for index, run in enumerate(owed)}
         for future in as_completed(futures):
             run = futures[future]
             try:
@@ -105,6 +106,12 @@ def _in_processes(owed, out, device, wandb_mode, workers, display):
                 ) from error
             display.finished(run, record)
             yield run, record
+    except BaseException as error:
+        for process in multiprocessing.active_children():  # runs that nobody waits for any more must not go on
+            process.terminate()
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            display.console.print("interrupted: finished runs are kept, the same command goes on from there")
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         events.put(None)
@@ -123,6 +130,7 @@ _events = None
 def _start_worker(events) -> None:
     global _events
     _events = events
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     torch.set_num_threads(1)
 
 

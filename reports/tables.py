@@ -73,7 +73,9 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
             strategy: {record.seed: record.metrics["ACC"] or 0.0 for record in group if record.complete}
             for strategy, group in by_strategy.items()
         }
-        learners = {name: list(by_seed.values()) for name, by_seed in acc.items() if by_seed and name not in upper_bounds}
+        learners = {
+            name: list(by_seed.values()) for name, by_seed in acc.items() if by_seed and name not in upper_bounds
+        }
         best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
         rows += sorted(
             (
@@ -86,7 +88,12 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
 
 
 def _row(
-    protocol: str, strategy: str, group: list[Record], upper_bound: bool, best: str | None, acc: dict[str, dict[int, float]]
+    protocol: str,
+    strategy: str,
+    group: list[Record],
+    upper_bound: bool,
+    best: str | None,
+    acc: dict[str, dict[int, float]],
 ) -> Row:
     complete = [record for record in group if record.complete]
     estimates = {}
@@ -144,9 +151,7 @@ def _cells(row: Row) -> dict[str, str]:
         to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"
     return {
         "strategy": row.strategy + (" †" if row.upper_bound else ""),
-        **{
-            heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()
-        },
+        **{heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()},
         "to best": to_best,
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
         "s a run": "" if row.seconds is None else f"{row.seconds:.1f}",

@@ -92,9 +92,7 @@ class WandBLogger(BaseLogger):
     ``accuracy_matrix_image`` as a picture, the metrics in the summary, ``record.json`` as an artifact.
     """
 
-    def __init__(
-        self, folder: Path, protocol: str, strategy: str, seed: int, config: dict[str, Any], mode: WandBMode
-    ):
+    def __init__(self, folder: Path, protocol: str, strategy: str, seed: int, config: dict[str, Any], mode: WandBMode):
         """
         Args:
             folder: W&B's files go below it.

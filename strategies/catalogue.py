@@ -83,7 +83,7 @@ def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], Su
 LAMBDAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
-AVALANCHE_LAMBDAS = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)
+AVALANCHE_LAMBDAS = (1e2, 3e2, 1e3, 3e3, 1e4, 1e5, 1e6)
 
 CATALOGUE: dict[str, Strategy] = {
     "naive": Strategy(
@@ -141,9 +141,7 @@ CATALOGUE: dict[str, Strategy] = {
     ),
     "avalanche-ewc-online": Strategy(
         summary="Avalanche's EWC, mode 'online'",
-        build=lambda h, template: EWC(
-            ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template
-        ),
+        build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template),
         hyperparameters=AvalancheOnlineEWCHyperparameters,
         search={"ewc_lambda": AVALANCHE_LAMBDAS},
     ),

@@ -175,7 +175,9 @@ def _grown(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape == like.shape:
         return tensor
     if tensor.dim() != like.dim() or any(old > new for old, new in zip(tensor.shape, like.shape, strict=True)):
-        raise ValueError(f"a parameter shrank from shape {tuple(tensor.shape)} to {tuple(like.shape)}; it may only grow")
+        raise ValueError(
+            f"a parameter shrank from shape {tuple(tensor.shape)} to {tuple(like.shape)}; it may only grow"
+        )
     grown = tensor.new_zeros(like.shape)
     grown[tuple(slice(0, size) for size in tensor.shape)] = tensor
     return grown

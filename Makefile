@@ -1,0 +1,44 @@
+# Each target sets up what it needs by itself, once: `make test` on a fresh machine installs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+OUT ?= runs
+
+.PHONY: help bench bench-mnist speed readme test lint clean
+
+help:
+	@echo "make bench        digits: every strategy, 3 seeds, no network needed; ends with the tables"
+	@echo "make bench-mnist  MNIST: 5 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
+	@echo "make speed        what loading, penalties and Fishers cost, as ratios"
+	@echo "make readme       the README's tables, from the records in reports/records"
+	@echo "make test         the tests"
+	@echo "make lint         ruff and mypy"
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks suite digits --out $(OUT)
+
+bench-mnist: $(READY)
+	$(BIN)/python -m benchmarks suite mnist --out $(OUT)
+
+speed: $(READY)
+	$(BIN)/python -m benchmarks speed
+
+readme: $(READY)
+	$(BIN)/python -m benchmarks table reports/records --into README.md
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,119 @@
+"""The real loading code on small files of the real format."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import savemat
+from torchvision import datasets as torchvision_datasets
+
+from benchmarks import datasets
+from benchmarks.datasets import DataError, load
+from tests.conftest import RAW
+
+
+def test_digits_come_with_scikit_learn():
+    data = load("digits")
+    assert data.train_x.shape == (1437, 1, 8, 8)
+    assert data.test_x.shape == (360, 1, 8, 8)
+    assert data.train_x.dtype == torch.float32
+    assert 0 <= data.train_x.min() < data.train_x.max() <= 1
+    assert data.classes == 10
+    assert data.test_y.bincount().min() >= 34, "stratified"
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_idx_files_from_engrams_data(idx_files, fresh_data, name, folder):
+    root = idx_files(folder)
+    fresh_data.setenv("ENGRAMS_DATA", str(root))
+    data = load(name)
+    raw = np.frombuffer((root / folder / "raw" / RAW[0]).read_bytes()[16:], np.uint8).reshape(60, 1, 28, 28)
+    torch.testing.assert_close(data.train_x, torch.from_numpy(raw / 255).float())
+    assert data.train_y.tolist() == [i % 10 for i in range(60)]
+    assert len(data.test_y) == 30
+    assert datasets.find(name) == root
+
+
+def test_avalanches_default_folder_is_looked_in_next(idx_files, fresh_data, tmp_path):
+    root = idx_files()
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path / "elsewhere"))
+    fresh_data.setattr(datasets, "default_dataset_location", lambda name: str(root))
+    assert len(load("mnist").train_y) == 60
+
+
+@pytest.mark.parametrize("stem", RAW)
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_a_broken_file_is_named(idx_files, fresh_data, stem, damage):
+    root = idx_files()
+    path = root / "MNIST" / "raw" / stem
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] if damage == "cut" else b"junk" + content[4:])
+    fresh_data.setenv("ENGRAMS_DATA", str(root))
+    with pytest.raises(DataError, match=rf"{stem} is truncated or corrupt \(\d+ bytes.*delete it") as caught:
+        load("mnist")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_data_and_no_network_is_one_line_that_names_folders_and_files(fresh_data, tmp_path):
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path / "mine"))
+    with pytest.raises(DataError) as caught:
+        load("mnist")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (str(tmp_path / "mine"), str(tmp_path / "avalanche" / "mnist"), "ENGRAMS_DATA", *RAW):
+        assert part in message
+
+
+def test_unknown_name(fresh_data):
+    with pytest.raises(DataError, match="no data set is called 'minst'"):
+        load("minst")
+
+
+def checksum(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_svhn_from_mat_files(fresh_data, tmp_path):
+    rng = np.random.default_rng(0)
+    split_list = {}
+    for split, count in (("train", 20), ("test", 10)):
+        path = tmp_path / f"{split}_32x32.mat"
+        x = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        savemat(path, {"X": x, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]})  # SVHN calls zero 10
+        split_list[split] = ["", path.name, checksum(path)]
+    fresh_data.setattr(torchvision_datasets.SVHN, "split_list", split_list)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    data = load("svhn")
+    assert data.train_x.shape == (20, 3, 32, 32)
+    assert sorted(set(data.train_y.tolist())) == list(range(10))
+    torch.testing.assert_close(data.test_x[3, :, 1, 2], torch.from_numpy(x[1, 2, :, 3] / 255).float())
+    datasets.load.cache_clear()
+    (tmp_path / "test_32x32.mat").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"SVHN: the files under .* are corrupt"):
+        load("svhn")
+
+
+def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    lists = {"train_list": [], "test_list": []}
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        pixels = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(10))}))
+        lists["test_list" if name == "test_batch" else "train_list"].append([name, checksum(folder / name)])
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(i) for i in range(10)]}))
+    for attribute, value in lists.items():
+        fresh_data.setattr(torchvision_datasets.CIFAR10, attribute, value)
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": checksum(folder / "batches.meta")}
+    fresh_data.setattr(torchvision_datasets.CIFAR10, "meta", meta)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    data = load("cifar10")
+    assert data.train_x.shape == (50, 3, 32, 32)
+    torch.testing.assert_close(data.test_x[4].flatten(), torch.from_numpy(pixels[4] / 255).float())
+    datasets.load.cache_clear()
+    (folder / "data_batch_3").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"CIFAR-10: the files under .* are corrupt"):
+        load("cifar10")

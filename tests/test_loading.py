@@ -1,0 +1,131 @@
+"""In-memory minibatches under Avalanche's own strategies."""
+
+from collections import Counter
+
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
+from avalanche.models import SimpleMLP, as_multitask
+from avalanche.training import Cumulative, JointTraining, LwF, Naive, Replay
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import nn
+
+from benchmarks.loading import InMemoryLoading, TensorLoader, tensors_of
+from benchmarks.streams import make_benchmark
+from tests.test_streams import DATA, split
+
+TASKS = make_benchmark(DATA, split("task"), "task", "test", seed=0)
+
+
+class Recorder(SupervisedPlugin):
+    """Which images, labels and task labels each epoch visited, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+        self.loaders = []
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self.epochs.append([])
+        self.loaders.append(type(strategy.dataloader))
+
+    def before_training_iteration(self, strategy, **kwargs):
+        rows = zip(strategy.mb_x, strategy.mb_y.tolist(), strategy.mb_task_id.tolist(), strict=True)
+        self.epochs[-1] += [(tuple(x.flatten().tolist()), y, task) for x, y, task in rows]
+
+
+def train(make, benchmark, *plugins, experiences=None, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = as_multitask(SimpleMLP(num_classes=2, input_size=64, hidden_size=16), "classifier")
+    strategy = make(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=32,
+        train_epochs=2,
+        eval_mb_size=64,
+        plugins=list(plugins),
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
+        **kwargs,
+    )
+    for experience in experiences or benchmark.train_stream[:2]:
+        strategy.train(experience)
+    return strategy
+
+
+def samples(*experiences):
+    return Counter(
+        (tuple(x.flatten().tolist()), y, task)
+        for experience in experiences
+        for x, y, task in ((sample[0], int(sample[1]), sample[2]) for sample in experience.dataset)
+    )
+
+
+def test_every_epoch_visits_every_sample_once_in_a_fresh_seeded_order():
+    orders = []
+    for seed in (7, 7, 8):
+        recorder = Recorder()
+        train(Naive, TASKS, InMemoryLoading(seed), recorder)
+        assert recorder.loaders == [TensorLoader] * 4
+        for index, epoch in enumerate(recorder.epochs):
+            assert Counter(epoch) == samples(TASKS.train_stream[index // 2])
+        assert recorder.epochs[0] != recorder.epochs[1]
+        orders.append(recorder.epochs)
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("make", [Cumulative, LwF])
+def test_serves_avalanches_own_strategies(make):
+    recorder = Recorder()
+    extra = {"alpha": 1.0, "temperature": 2.0} if make is LwF else {}
+    strategy = train(make, TASKS, InMemoryLoading(), recorder, **extra)
+    assert set(recorder.loaders) == {TensorLoader}
+    seen = TASKS.train_stream[:2] if make is Cumulative else TASKS.train_stream[1:2]
+    assert Counter(recorder.epochs[-1]) == samples(*seen)
+    assert all(0.5 < value <= 1 for value in list(strategy.eval(TASKS.test_stream[:2]).values()))
+
+
+def test_joint_training_visits_all_experiences_each_epoch_once():
+    recorder = Recorder()
+    train(JointTraining, TASKS, InMemoryLoading(), recorder, experiences=[TASKS.train_stream])
+    assert Counter(recorder.epochs[0]) == samples(*TASKS.train_stream)
+
+
+def test_a_strategy_that_builds_its_own_loader_keeps_it():
+    recorder = Recorder()
+    train(Replay, TASKS, InMemoryLoading(), recorder, mem_size=40)
+    assert TensorLoader not in recorder.loaders[2:]
+    replayed = Counter({key: n for key, n in Counter(recorder.epochs[2]).items() if key[2] == 0})
+    assert replayed, "samples of the first experience come back"
+    assert set(replayed) <= set(samples(TASKS.train_stream[0]))
+
+
+def test_evaluation_is_the_same_as_through_avalanches_loader():
+    strategy = train(Naive, TASKS, InMemoryLoading())
+    fast = strategy.eval(TASKS.test_stream)
+    strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, InMemoryLoading)]
+    assert strategy.eval(TASKS.test_stream) == pytest.approx(fast)
+
+
+def test_tensors_of_concatenations_and_subsets():
+    first, second = (experience.dataset for experience in TASKS.train_stream[:2])
+    both = first.concat(second).subset([0, 5, len(first), len(first) + 3])
+    x, y, tasks = tensors_of(both)
+    for index in range(4):
+        sample = both[index]
+        assert torch.equal(sample[0], x[index])
+        assert (int(sample[1]), sample[2]) == (y[index].item(), tasks[index].item())
+    assert tasks.tolist() == [0, 0, 1, 1]
+    assert both.targets_task_labels.uniques == {0, 1}
+    batch = both.collate_fn(both.__getitems__([3, 0]))
+    assert torch.equal(batch[0], x[[3, 0]])
+    assert batch[2].tolist() == [1, 0]
+
+
+def test_transformed_data_keep_avalanches_loader():
+    dataset = TASKS.train_stream[0].dataset.replace_current_transform_group(lambda x: x + 1)
+    assert tensors_of(dataset) is None
+    batch = dataset.collate_fn(dataset.__getitems__([0, 1]))
+    torch.testing.assert_close(batch[0][1], TASKS.train_stream[0].dataset[1][0] + 1)

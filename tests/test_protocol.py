@@ -1,0 +1,104 @@
+"""Protocol files: what they may say, and what is said to those that may not."""
+
+import re
+
+import pytest
+
+from benchmarks import protocol, suites
+from benchmarks.names import UnknownName
+from benchmarks.protocol import ProtocolError
+from strategies.catalogue import CATALOGUE
+
+GOOD = (protocol.FOLDER / "split-digits.toml").read_text(encoding="utf-8")
+
+
+def test_every_protocol_that_is_promised_is_there():
+    promised = ["permuted-digits", "permuted-mnist"]
+    promised += [f"split-{data}/{scenario}" for data in ("digits", "mnist") for scenario in ("task", "domain", "class")]
+    assert set(promised) <= set(protocol.names())
+
+
+def test_hsu_et_al_2018():
+    entry = protocol.get("split-mnist/task")
+    assert (entry.network.hidden_size, entry.network.hidden_layers) == (400, 2)
+    training = entry.training
+    assert (training.optimizer, training.learning_rate, training.batch_size, training.epochs) == ("adam", 1e-3, 128, 4)
+
+
+@pytest.mark.parametrize("name", protocol.names())
+def test_every_strategy_of_the_suites_has_its_hyperparameters(name):
+    entry = protocol.get(name)
+    wanted = {strategy for suite in ("digits", "mnist") for p, strategy, _ in suites.runs_of(suite) if p == name}
+    assert wanted
+    for strategy in wanted:
+        assert entry.hyperparameters_of(strategy)
+
+
+def test_what_was_chosen_is_the_best_of_its_evidence():
+    chosen = sorted((protocol.FOLDER / "chosen").rglob("*.toml"))
+    assert chosen
+    for path in chosen:
+        for strategy, entry in protocol.read_chosen(path).items():
+            tried = [trial for trial in entry["evidence"]["validation_ACC"] if trial["ACC"] != "failed"]
+            best = max(tried, key=lambda trial: trial["ACC"])["ACC"]
+            ours = [t for t in tried if all(t[key] == value for key, value in entry["hyperparameters"].items())]
+            assert [trial["ACC"] for trial in ours] == [best], f"{path} {strategy}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 10", "epochs = 0", r"training.epochs: .*greater than or equal to 1 \(got 0\)"),
+        ("epochs = 10", 'epochs = "10"', r"training.epochs: .*valid integer \(got '10'\)"),
+        ("epochs = 10", "epoch = 10", r"training.epochs: missing|training.epoch: unknown key"),
+        ("epochs = 10", "epochs = 10\nwarmup = 3", "training.warmup: unknown key"),
+        ("epochs = 10", "epochs = = 10", r"not valid TOML: .*line \d+"),
+        ('dataset = "digits"', 'dataset = "digit"', r"dataset: .*\(got 'digit'\)"),
+        ('kind = "split"', 'kind = "splits"', r"stream: .*'splits'"),
+        ("learning_rate = 1e-3", "learning_rate = nan", r"training.learning_rate: .*finite number"),
+        ("gamma = 0.9", "gamma = 1.9", r"strategies.ewc-online.gamma: .*less than or equal to 1 \(got 1.9\)"),
+        ("gamma = 0.9", "gama = 0.9", r"strategies.ewc-online.gama: unknown key"),
+        (
+            "[strategies.ewc-online]",
+            "[strategies.ewc-onlin]",
+            "no strategy is called 'ewc-onlin'; did you mean 'ewc-onl",
+        ),
+        ('"network" =', '"networks" =', r"network.hidden_size has no source"),
+        ('"training" =', '"training.momentum" = "?"\n"training" =', "sources.training.momentum: unknown key"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_file_and_key(tmp_path, old, new, message):
+    assert old in GOOD
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ProtocolError, match=message) as caught:
+        protocol.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD, encoding="utf-8")
+    entry = protocol.read(path)[0]
+    with pytest.raises(ProtocolError, match="mine/task: strategies.ewc.ewc_lambda: missing; .*search mine/task ewc"):
+        entry.hyperparameters_of("ewc")
+    assert entry.hyperparameters_of("ewc", {"ewc_lambda": 3.0}).ewc_lambda == 3
+
+
+def test_misspelt_names_get_a_suggestion():
+    with pytest.raises(
+        UnknownName, match=re.escape("no protocol is called 'split-mnist/tsk'; did you mean 'split-mnist/task'?")
+    ):
+        protocol.get("split-mnist/tsk")
+    with pytest.raises(UnknownName, match="no suite is called 'digit'; did you mean 'digits'"):
+        suites.runs_of("digit")
+
+
+def test_suites_name_only_what_exists():
+    for suite in ("digits", "mnist"):
+        for name, strategy, _ in suites.runs_of(suite):
+            assert name in protocol.names()
+            assert strategy in CATALOGUE
+    assert len({seed for *_, seed in suites.runs_of("digits")}) == 3
+    assert len({seed for *_, seed in suites.runs_of("mnist")}) == 5

@@ -1,0 +1,271 @@
+"""Runs and records, through the command line as a user has it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import protocol
+from benchmarks.run import Run, execute
+from reports import store
+from reports.matrix import METRICS, metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+def engrams(*arguments, cwd=None, env=None):
+    """Run the command line; returns what subprocess says."""
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd or ROOT, env=env)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """Three strategies, two seeds, once for all tests that only read it."""
+    out = tmp_path_factory.mktemp("runs")
+    done = engrams(
+        "run", "split-digits/task", "naive", "ewc", "joint", "--seeds", 2, "--out", out, "--wandb", "disabled"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done
+
+
+def in_process(tmp_path, strategy, seed=0, name="split-digits/task", **overrides):
+    entry = protocol.get(name)
+    run = Run(entry, strategy, seed, entry.hyperparameters_of(strategy, overrides))
+    return execute(run, tmp_path, "cpu", "disabled", lambda epochs: None)
+
+
+def test_records_hold_what_is_promised(small_run):
+    out, _ = small_run
+    path = out / "split-digits" / "task" / "ewc" / "1" / "record.json"
+    raw = json.loads(path.read_text())
+    for key in ("protocol", "strategy", "seed", "status", "accuracy_matrix", "metrics", "hyperparameters", "seconds"):
+        assert key in raw
+    assert (raw["protocol"], raw["strategy"], raw["seed"]) == ("split-digits/task", "ewc", 1)
+    assert raw["status"] == "complete"
+    assert [len(row) for row in raw["accuracy_matrix"]] == [5] * 5
+    assert set(raw["metrics"]) == set(METRICS)
+    assert raw["metrics"] == metrics(raw["accuracy_matrix"], raw["accuracy_at_initialisation"])
+    assert raw["hyperparameters"]["training"]["epochs"] == 10
+    assert raw["hyperparameters"]["strategy"]["fisher"] == "exact"
+    assert raw["environment"]["versions"]["torch"]
+
+
+def test_learning_is_real(small_run):
+    out, _ = small_run
+    records = {(record.strategy, record.seed): record for record in store.read_all(out)}
+    for record in records.values():
+        assert record.metrics["ACC"] > 0.6
+        if record.strategy != "joint":
+            assert record.metrics["learning_accuracy"] > 0.95
+    assert len(records["joint", 0].accuracy_matrix) == 1
+    assert records["joint", 0].metrics["BWT"] is None
+    assert records["ewc", 0].metrics["forgetting"] < records["naive", 0].metrics["forgetting"]
+
+
+def test_the_end_shows_the_table_and_the_paths(small_run):
+    out, done = small_run
+    assert "[6/6] " in done.stdout
+    assert "split-digits/task" in done.stdout
+    assert "joint †" in done.stdout
+    assert f"records: {out}" in done.stdout
+    assert "\x1b" not in done.stdout, "plain lines where the output is no terminal"
+
+
+def test_a_complete_run_is_not_run_again(small_run):
+    out, _ = small_run
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("record.json")}
+    done = engrams("run", "split-digits/task", "naive", "ewc", "--seeds", 2, "--out", out, "--wandb", "disabled")
+    assert done.returncode == 0
+    assert "4 of 4 runs have a complete record already" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == before
+
+
+def test_same_seed_same_matrix_to_the_bit(tmp_path, small_run):
+    out, _ = small_run
+    torch.set_num_threads(1)
+    torch.randn(17)  # what the process did before must not matter
+    for strategy in ("ewc", "joint"):
+        again = in_process(tmp_path, strategy)
+        first = store.read(out / "split-digits" / "task" / strategy / "0" / "record.json")
+        assert again.accuracy_matrix == first.accuracy_matrix
+    assert in_process(tmp_path, "ewc", seed=1).accuracy_matrix != first.accuracy_matrix
+
+
+def test_naive_is_avalanches_naive_to_the_bit(tmp_path):
+    ours, theirs = (in_process(tmp_path, strategy) for strategy in ("naive", "avalanche-naive"))
+    assert ours.accuracy_matrix == theirs.accuracy_matrix
+
+
+@pytest.mark.parametrize("name", ["split-digits/class", "split-digits/domain"])
+@pytest.mark.parametrize("strategy", ["frozen", "ewc-separate", "avalanche-ewc", "avalanche-ewc-online", "l2"])
+def test_every_scenario_runs(tmp_path, name, strategy):
+    record = in_process(tmp_path, strategy, name=name)
+    assert record.complete, record.reason
+    assert record.metrics["learning_accuracy"] > 0.3
+
+
+def test_class_incremental_masks_what_has_not_been_met(tmp_path):
+    record = in_process(tmp_path, "cumulative", name="split-digits/class")
+    matrix = record.accuracy_matrix
+    assert all(matrix[i][j] == 0 for i in range(5) for j in range(5) if j > i)
+    assert record.metrics["ACC"] > 0.85
+
+
+def test_a_loss_that_is_no_number_is_recorded_with_its_reason_and_the_others_go_on(tmp_path):
+    chosen = tmp_path / "package"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from benchmarks import __main__ as m, protocol as p\n"
+            "e = p.protocols()['split-digits/task']\n"
+            "e.strategies['ewc'] = {'ewc_lambda': 1e38}\n"
+            "m.main()",
+            *("run", "split-digits/task", "ewc", "naive", "--seeds", "1", "--out", str(chosen), "--wandb", "disabled"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed = store.read(chosen / "split-digits" / "task" / "ewc" / "0" / "record.json")
+    assert failed.status == "failed"
+    assert "the loss became" in failed.reason
+    assert "lower the learning rate" in failed.reason
+    assert store.read(chosen / "split-digits" / "task" / "naive" / "0" / "record.json").complete
+    assert "FAILED: the loss became" in done.stdout
+    assert "1 failed" in done.stdout
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
+    in_process(tmp_path, "ewc", ewc_lambda=12345.0)
+    path = tmp_path / "split-digits" / "task" / "ewc" / "0" / "record.json"
+    before = path.read_bytes()
+    done = engrams("run", "split-digits/task", "ewc", "--seeds", 1, "--out", tmp_path, "--wandb", "disabled")
+    assert done.returncode == 2
+    assert "was made with other settings (strategy.ewc_lambda was 12345.0, is now" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_a_record_cut_short_is_named(tmp_path, damage):
+    path = store.write(in_process(tmp_path, "naive"), tmp_path / "split-digits" / "task" / "naive" / "0")
+    path.write_text(path.read_text()[:100] if damage == "cut" else '{"protocol": 3}')
+    for arguments in (("table", tmp_path), ("run", "split-digits/task", "naive", "--seeds", 1, "--out", tmp_path)):
+        done = engrams(*arguments)
+        assert done.returncode == 2
+        assert str(path) in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    record = in_process(tmp_path, "naive")
+    folder = tmp_path / "elsewhere"
+    path = store.write(record, folder)
+    before = path.read_bytes()
+
+    def interrupted(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(record.model_copy(update={"seconds": 0.0}), folder)
+    assert path.read_bytes() == before
+
+
+def test_stopped_in_the_middle_goes_on_from_there(tmp_path):
+    arguments = ["run", "split-digits/task", "naive", "--seeds", "8", "--out", str(tmp_path), "--wandb", "disabled"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *arguments, "--workers", "1"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    waiting = time.monotonic() + 120
+    while not list(tmp_path.rglob("record.json")) and time.monotonic() < waiting:
+        time.sleep(0.05)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "interrupted: finished runs are kept" in output
+    kept = len(store.read_all(tmp_path))
+    assert 0 < kept < 8
+    done = engrams(*arguments)
+    assert f"{kept} of 8 runs have a complete record already" in done.stdout
+    assert len(store.read_all(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("run", "split-digits/tsk", "naive"),
+            "no protocol is called 'split-digits/tsk'; did you mean 'split-digits/task'?",
+        ),
+        (("run", "split-digits/task", "nave"), "no strategy is called 'nave'; did you mean 'naive'?"),
+        (("table", "nowhere"), "there is no folder nowhere"),
+        (("search", "split-digits/task", "naive"), "naive has no hyperparameter to search"),
+        (("suite", "digit"), "no suite is called 'digit'; did you mean 'digits'?"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(arguments, message):
+    done = engrams(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_list_shows_protocols_strategies_and_data():
+    done = engrams("list")
+    assert done.returncode == 0
+    for name in (*protocol.names(), "ewc-online", "avalanche-ewc", "comes with scikit-learn"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("format", "sign"), [("md", "| naive"), ("csv", "split-digits/task,naive"), ("tex", r"\toprule")]
+)
+def test_table_formats(small_run, format, sign):
+    done = engrams("table", small_run[0], "--format", format)
+    assert done.returncode == 0
+    assert sign in done.stdout
+
+
+def test_search_chooses_on_validation_data_and_writes_its_evidence(tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from benchmarks import search
+    from benchmarks.progress import Display
+
+    folder = tmp_path / "protocols"
+    folder.mkdir()
+    source = (protocol.FOLDER / "split-digits.toml").read_text()
+    (folder / "split-digits.toml").write_text(source)
+    monkeypatch.setattr(search.protocols, "FOLDER", folder)
+    monkeypatch.setattr(search.protocols, "chosen_path", lambda name: folder / "chosen" / f"{name}.toml")
+    entry = next(p for p in protocol.read(folder / "split-digits.toml") if p.scenario == "task")
+    out = tmp_path / "trials"
+    path = search.search(entry, ["ewc"], out, 2, Display(Console(quiet=True)), values=[0.0, 100.0])
+    written = protocol.read_chosen(path)["ewc"]
+    trials = {record.hyperparameters["strategy"]["ewc_lambda"]: record for record in store.read_all(out)}
+    assert {record.hyperparameters["judge"] for record in trials.values()} == {"validation"}
+    assert {record.seed for record in trials.values()} == {search.SEARCH_SEED}
+    assert written["hyperparameters"] == {"ewc_lambda": max(trials, key=lambda value: trials[value].metrics["ACC"])}
+    assert [t["ACC"] for t in written["evidence"]["validation_ACC"]] == [
+        round(trials[value].metrics["ACC"], 4) for value in (0.0, 100.0)
+    ]
+    assert protocol.read(folder / "split-digits.toml")
+
+
+def test_the_readmes_tables_are_those_of_the_records(tmp_path):
+    readme = tmp_path / "README.md"
+    original = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme.write_text(original, encoding="utf-8")
+    done = engrams("table", ROOT / "reports" / "records", "--into", readme)
+    assert done.returncode == 0, done.stderr
+    assert readme.read_text(encoding="utf-8") == original, "run: make readme"

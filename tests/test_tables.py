@@ -1,0 +1,116 @@
+"""Comparison tables from records."""
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from reports import marks, tables
+from reports.matrix import METRICS
+from reports.store import Record
+
+ENVIRONMENT = {"versions": {}}
+
+
+def record(strategy, seed, acc, protocol="p", status="complete"):
+    values = dict.fromkeys(METRICS) | {"ACC": acc, "BWT": -0.1}
+    return Record(
+        protocol=protocol,
+        strategy=strategy,
+        seed=seed,
+        status=status,
+        reason=None if status == "complete" else "the loss became nan",
+        accuracy_matrix=[[acc]] if status == "complete" else [],
+        metrics=values if status == "complete" else {},
+        hyperparameters={},
+        seconds=2.0,
+        environment=ENVIRONMENT,
+    )
+
+
+def group(strategy, *accs, **kwargs):
+    return [record(strategy, seed, acc, **kwargs) for seed, acc in enumerate(accs)]
+
+
+RECORDS = [
+    *group("joint", 0.99, 0.99, 0.98),
+    *group("good", 0.90, 0.80, 0.70),
+    *group("near", 0.89, 0.81, 0.69),  # its differences to good change sign
+    *group("below", 0.85, 0.752, 0.648),  # 0.05 below in every seed, though the seeds spread far more than that
+    *group("broken", 0.5, 0.5, status="failed"),
+]
+
+
+def rows():
+    return {row.strategy: row for row in tables.compare(RECORDS, upper_bounds=["joint"])}
+
+
+def test_mean_and_interval():
+    estimate = rows()["good"].metrics["ACC"]
+    low, high = stats.t.interval(0.95, 2, loc=0.8, scale=stats.sem([0.9, 0.8, 0.7]))
+    assert estimate.mean == pytest.approx(0.8)
+    assert estimate.mean - estimate.half_width == pytest.approx(low)
+    assert estimate.mean + estimate.half_width == pytest.approx(high)
+    assert tables.Estimate.of([0.5]).half_width is None
+    assert "FWT" not in rows()["good"].metrics, "what no record has is left empty"
+
+
+def test_the_best_is_no_upper_bound_and_only_supported_differences_are_shown():
+    found = rows()
+    assert [name for name, row in found.items() if row.best] == ["good"]
+    assert found["near"].below_best is None
+    assert found["below"].below_best == pytest.approx(-0.05, abs=1e-9)
+    assert found["joint"].below_best is None
+    assert list(found) == ["good", "near", "below", "broken", "joint"]
+
+
+def test_one_seed_supports_nothing():
+    one = tables.compare([record("a", 0, 0.9), record("b", 0, 0.1)])
+    assert [row.below_best for row in one] == [None, None]
+
+
+def test_equal_rows_are_equal():
+    same = tables.compare([*group("a", 0.5, 0.6), *group("b", 0.5, 0.6), *group("c", 0.4, 0.5)])
+    assert [row.below_best for row in same] == [None, None, pytest.approx(-0.1)]
+
+
+def test_failed_runs_are_counted_and_not_averaged():
+    assert rows()["broken"].failed == 2
+    assert rows()["broken"].metrics == {}
+
+
+def test_every_format_says_the_same():
+    compared = tables.compare(RECORDS, ["joint"])
+    markdown = tables.as_markdown(compared)
+    line = next(line for line in markdown.splitlines() if line.startswith("| below"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "below"
+    assert cells[1].startswith("75.00 ± ")
+    assert cells[6:] == ["-5.00", "3", "2.0"]
+    assert "| joint †" in markdown
+    assert "0 (2 failed)" in markdown
+    latex = tables.as_latex(compared)
+    assert r"75.00 $\pm$" in latex
+    assert r"joint $\dagger$" in latex
+    assert r"\bottomrule" in latex
+    csv = pd.read_csv(io.StringIO(tables.as_csv(compared))).set_index("strategy")
+    assert csv.loc["below", "ACC"] == pytest.approx(0.75)
+    assert csv.loc["below", "supported_difference_to_best"] == pytest.approx(-0.05)
+    assert bool(csv.loc["joint", "upper_bound"])
+    console = Console(width=160, file=io.StringIO())
+    for table in tables.as_rich(compared):
+        console.print(table)
+    assert "75.00 ± " in console.file.getvalue()
+
+
+def test_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- tables -->\nold\n<!-- end of tables -->\nb\n", encoding="utf-8")
+    marks.replace_between(path, "tables", "new\n")
+    assert path.read_text(encoding="utf-8") == "a\n<!-- tables -->\nnew\n<!-- end of tables -->\nb\n"
+    path.write_text("nothing", encoding="utf-8")
+    with pytest.raises(marks.MarkError, match="has no place for the tables"):
+        marks.replace_between(path, "tables", "new")
+    assert path.read_text(encoding="utf-8") == "nothing"

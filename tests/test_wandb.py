@@ -1,0 +1,139 @@
+"""What an offline W&B run holds, read back from the files that wandb wrote."""
+
+import json
+import os
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from benchmarks import protocol
+from benchmarks.run import Run, execute
+from reports import wandb_logger
+from reports.matrix import METRICS
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished offline run: its record, its folder and everything in its .wandb file."""
+    out = tmp_path_factory.mktemp("runs")
+    entry = protocol.get("split-digits/task")
+    run = Run(entry, "ewc", 0, entry.hyperparameters_of("ewc"))
+    record = execute(run, out, "cpu", "offline", lambda epochs: None)
+    (path,) = run.folder(out).rglob("*.wandb")
+    return run, record, path, list(messages(path))
+
+
+def messages(path):
+    """The messages of a .wandb file: LevelDB's log format after a header of 7 bytes.
+
+    Blocks of 32 KiB hold chunks: checksum (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last), data.
+    """
+    content, at, parts = path.read_bytes(), 7, []
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts.append(content[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(b"".join(parts))
+            parts = []
+            yield message
+
+
+def items(entries):
+    return {"/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}
+
+
+def test_identity_and_config(finished):
+    run, _, _, found = finished
+    (page,) = [m.run for m in found if m.HasField("run")][:1]
+    assert (page.project, page.run_group, page.job_type) == ("engrams", "split-digits/task", "ewc")
+    config = {}
+    for message in found:
+        if message.HasField("run"):
+            config |= {update.key: json.loads(update.value_json) for update in message.run.config.update}
+        if message.HasField("config"):
+            config |= {update.key: json.loads(update.value_json) for update in message.config.update}
+    assert config["seed"] == 0
+    assert config["strategy"]["ewc_lambda"] == run.hyperparameters.ewc_lambda
+    assert config["training"]["epochs"] == 10
+    assert config["environment"]["versions"]["torch"]
+    assert page.run_id == wandb_logger.run_id("split-digits/task", "ewc", 0, run.deciding()), (
+        "the same run, the same page"
+    )
+    assert page.run_id != wandb_logger.run_id("split-digits/task", "ewc", 1, run.deciding())
+
+
+def test_history_has_one_row_an_experience(finished):
+    _, record, _, found = finished
+    rows = [items(m.history.item) for m in found if m.HasField("history")]
+    rows = [row for row in rows if "experience" in row]
+    assert [row["experience"] for row in rows] == list(range(5))
+    for index, row in enumerate(rows):
+        logged = [row[f"accuracy/exp_{j:02d}"] for j in range(5)]
+        assert logged == pytest.approx(record.accuracy_matrix[index])
+        assert row["ACC"] == pytest.approx(sum(logged[: index + 1]) / (index + 1))
+        assert ("forgetting" in row) == (index > 0)
+        assert row["seconds"] > 0
+    assert rows[-1]["ACC"] == pytest.approx(record.metrics["ACC"])
+    assert rows[-1]["forgetting"] == pytest.approx(record.metrics["forgetting"])
+
+
+def test_the_accuracy_matrix_as_table_and_image(finished):
+    _, record, path, found = finished
+    last = {}
+    for message in found:
+        if message.HasField("history"):
+            last |= items(message.history.item)
+    media = path.parent / "files"
+    table = json.loads((media / last["accuracy_matrix"]["path"]).read_text())
+    assert table["columns"] == ["trained_experience", *(f"exp_{j:02d}" for j in range(5))]
+    assert [row[1:] for row in table["data"]] == record.accuracy_matrix
+    image = (media / last["accuracy_matrix_image"]["path"]).read_bytes()
+    assert image.startswith(b"\x89PNG")
+    assert len(image) > 3000
+
+
+def test_metrics_in_the_summary_and_the_record_as_an_artifact(finished):
+    _, record, _, found = finished
+    summary = {}
+    for message in found:
+        if message.HasField("summary"):
+            summary |= items(message.summary.update)
+    for name in METRICS:
+        assert summary[name] == pytest.approx(record.metrics[name])
+    (artifact,) = [m.request.log_artifact.artifact if m.HasField("request") else m.artifact for m in found
+                   if m.HasField("artifact")]  # fmt: skip
+    assert artifact.type == "record"
+    assert [entry.path for entry in artifact.manifest.contents] == ["record.json"]
+
+
+def test_wandb_failing_does_not_fail_the_run(tmp_path, monkeypatch):
+    import wandb
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    entry = protocol.get("split-digits/task")
+    with pytest.warns(UserWarning, match="W&B logging stopped, the run goes on: OSError: disk full"):
+        record = execute(
+            Run(entry, "naive", 0, entry.hyperparameters_of("naive")), tmp_path, "cpu", "offline", lambda e: None
+        )
+    assert record.complete
+
+
+def test_never_a_login_prompt(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    assert wandb_logger.default_mode() == "offline"
+    with pytest.warns(UserWarning, match="W&B is offline: no API key"):
+        assert wandb_logger.usable_mode("online") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert wandb_logger.default_mode() == "online"
+    assert wandb_logger.usable_mode("online") == "online"
+    assert os.environ["WANDB_API_KEY"]
