@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -208,7 +209,8 @@ def _show_tables(rows) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend ends in one line and exit status 2."""
-    # Avalanche's import of qpsolvers warns of a solver that only GEM needs.
+    # Avalanche imports qpsolvers, which warns of a solver that only GEM needs; here and in the workers.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:qpsolvers.solvers")
     warnings.filterwarnings("ignore", message="no QP solver found")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:

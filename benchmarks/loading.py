@@ -160,10 +160,7 @@ def _flat_tensors(data: FlatData) -> tuple[Tensor, ...] | None:
         if columns is None or not isinstance(child, FlatData | TensorDataset):
             return None
         parts.append(columns)
-    if len(parts) == 1:
-        joined = parts[0]
-    else:
-        joined = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    joined = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
     if data._indices is None:
         return joined
     indices = _as_index(data._indices)

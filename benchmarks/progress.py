@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from benchmarks.run import Run
@@ -19,7 +27,7 @@ class Display:
 
     def __init__(self, console: Console):
         self.console = console
-        self._bars: dict[Run, int] = {}
+        self._bars: dict[Run, TaskID] = {}
         self._total = self._ended = 0
 
     @contextmanager

@@ -194,7 +194,7 @@ class _Watch(SupervisedPlugin):
 @cache
 def environment(device: str) -> dict[str, Any]:
     """What the run ran on: versions, machine, device."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("engrams", "torch", "torchvision", "avalanche-lib", "numpy", "scikit-learn", "wandb"):
         try:
             versions[package] = version(package)

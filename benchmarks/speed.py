@@ -61,7 +61,7 @@ def measure(console: Console, out: Path | None) -> None:
         out.write_text("\n".join(lines), encoding="utf-8")
 
 
-# --- (a), (b): a strategy against Avalanche's loading and against plain PyTorch ----------------------------------------
+# --- (a), (b): a strategy against Avalanche's loading and against plain PyTorch ---------------------------------------
 
 
 class _Clock(SupervisedPlugin):
@@ -177,7 +177,7 @@ def _plain_epoch(model: nn.Module, data, penalty: Callable[[], Tensor]) -> float
     return time.perf_counter() - began
 
 
-# --- (c): a step of each consolidation ----------------------------------------------------------------------------------
+# --- (c): a step of each consolidation --------------------------------------------------------------------------------
 
 
 def _consolidations() -> list[tuple[str, str, str]]:
@@ -234,7 +234,7 @@ def _stepper(model: nn.Module, plugin: EWCPlugin, x: Tensor, y: Tensor) -> Calla
     return step
 
 
-# --- (d): Fishers ---------------------------------------------------------------------------------------------------------
+# --- (d): Fishers -----------------------------------------------------------------------------------------------------
 
 
 def _fishers(ours) -> list[tuple[str, str, str]]:

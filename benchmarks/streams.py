@@ -57,11 +57,14 @@ def make_benchmark(
     train, held_out = (data.train_x, data.train_y), (data.test_x, data.test_y)
     if judge == "validation":
         train, held_out = _validation_split(*train, stream.validation_fraction)
-    make = _permuted if isinstance(stream, PermutedStream) else _split
-    streams = {
-        name: make(x, y, stream, scenario, data.classes, torch.Generator().manual_seed(seed))
-        for name, (x, y) in {"train": train, judge: held_out}.items()
-    }
+
+    def experiences(x: Tensor, y: Tensor) -> list[TensorClassificationDataset]:
+        generator = torch.Generator().manual_seed(seed)  # the same for both streams
+        if isinstance(stream, PermutedStream):
+            return _permuted(x, y, stream, generator)
+        return _split(x, y, stream, scenario, data.classes, generator)
+
+    streams = {"train": experiences(*train), judge: experiences(*held_out)}
     return labelled(benchmark_from_datasets(**streams))
 
 
@@ -85,7 +88,7 @@ def _validation_split(x: Tensor, y: Tensor, fraction: float) -> tuple[tuple[Tens
 
 
 def _permuted(
-    x: Tensor, y: Tensor, stream: PermutedStream, scenario: str, classes: int, generator: torch.Generator
+    x: Tensor, y: Tensor, stream: PermutedStream, generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Experience 0 is the images as they are; each later one applies its own permutation of the pixels to all."""
     pixels = x[0].numel()

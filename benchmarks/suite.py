@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import torch
 
@@ -124,7 +125,8 @@ def _listen(events, owed: Sequence[Run], display: Display) -> None:
         display.advanced(owed[index], epochs)
 
 
-_events = None
+_events: Any = None
+"""The worker's queue of (index of the run, epochs done)."""
 
 
 def _start_worker(events) -> None:

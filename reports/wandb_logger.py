@@ -12,7 +12,7 @@ import netrc
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -117,7 +117,7 @@ class WandBLogger(BaseLogger):
             project=PROJECT,
             group=protocol,
             job_type=strategy,
-            name=f"{protocol} {strategy} {seed}",
+            name=f"{protocol} {strategy} seed {seed}",
             id=run_id(protocol, strategy, seed, deciding),
             resume="allow" if mode == "online" else None,  # offline, the shared id alone makes a sync resume the page
             config={"protocol": protocol, "strategy_name": strategy, "seed": seed, **config},
@@ -127,7 +127,8 @@ class WandBLogger(BaseLogger):
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True),
         )
         self._run.define_metric("experience")
-        self._run.define_metric("*", step_metric="experience")
+        for metric in ("accuracy/*", "ACC", "forgetting", "seconds"):
+            self._run.define_metric(metric, step_metric="experience")
         self._started = time.perf_counter()
 
     @_never_fails
@@ -159,9 +160,9 @@ class WandBLogger(BaseLogger):
 
         if record.complete:
             matrix = record.accuracy_matrix
-            columns = ["trained_experience", *(f"exp_{index:02d}" for index in range(len(matrix[0])))]
-            rows = [[index, *row] for index, row in enumerate(matrix)]
-            figure = accuracy_matrix_figure(matrix, f"{record.protocol} {record.strategy} {record.seed}")
+            columns: list[str | int] = ["trained_experience", *(f"exp_{index:02d}" for index in range(len(matrix[0])))]
+            rows: list[Iterable[Any]] = [[index, *row] for index, row in enumerate(matrix)]
+            figure = accuracy_matrix_figure(matrix, f"{record.protocol}, {record.strategy}, seed {record.seed}")
             self._run.log(
                 {
                     "accuracy_matrix": wandb.Table(columns=columns, data=rows),

@@ -215,6 +215,7 @@ def _add_convolution(sums, name: str, layer: nn.Conv2d, inputs: Tensor, signal: 
     weight = _below(name, "weight")
     if weight not in sums:
         return
+    assert not isinstance(layer.padding, str)  # _has_short_cut
     patches = functional.unfold(
         inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
     )  # [N, I * kernel, positions]

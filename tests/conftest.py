@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 warnings.filterwarnings("ignore", message="no QP solver found")
+torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"

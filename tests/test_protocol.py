@@ -81,7 +81,7 @@ def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD, encoding="utf-8")
     entry = protocol.read(path)[0]
-    with pytest.raises(ProtocolError, match="mine/task: strategies.ewc.ewc_lambda: missing; .*search mine/task ewc"):
+    with pytest.raises(ProtocolError, match=r"mine/task: strategies.ewc.ewc_lambda: missing; .*search mine/task ewc"):
         entry.hyperparameters_of("ewc")
     assert entry.hyperparameters_of("ewc", {"ewc_lambda": 3.0}).ewc_lambda == 3
 

@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_is_recorded_with_its_reason_and_the_others_go_
             "-c",
             "import sys; from benchmarks import __main__ as m, protocol as p\n"
             "e = p.protocols()['split-digits/task']\n"
-            "e.strategies['ewc'] = {'ewc_lambda': 1e38}\n"
+            "e.strategies['ewc'] = {'ewc_lambda': 1e39}\n"
             "m.main()",
             *("run", "split-digits/task", "ewc", "naive", "--seeds", "1", "--out", str(chosen), "--wandb", "disabled"),
         ],
@@ -246,8 +246,7 @@ def test_search_chooses_on_validation_data_and_writes_its_evidence(tmp_path, mon
     folder.mkdir()
     source = (protocol.FOLDER / "split-digits.toml").read_text()
     (folder / "split-digits.toml").write_text(source)
-    monkeypatch.setattr(search.protocols, "FOLDER", folder)
-    monkeypatch.setattr(search.protocols, "chosen_path", lambda name: folder / "chosen" / f"{name}.toml")
+    monkeypatch.setattr(search.protocols, "chosen_path", lambda name, _=None: folder / "chosen" / f"{name}.toml")
     entry = next(p for p in protocol.read(folder / "split-digits.toml") if p.scenario == "task")
     out = tmp_path / "trials"
     path = search.search(entry, ["ewc"], out, 2, Display(Console(quiet=True)), values=[0.0, 100.0])
