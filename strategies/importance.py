@@ -12,14 +12,14 @@ the general way, ``torch.func``'s vmap of grad, in chunks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -99,58 +99,55 @@ def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: st
 
 
 class LogDensity(Protocol):
-    """log p(y|x) as a function of the network's outputs [N, K]; every method works on a whole batch."""
+    """log p(y|x) as a function of the network's outputs f [N, K]; every method works on a whole batch.
+
+    A *signal* is a vector v_n for each sample, [N, K], that is pulled back through the network: the gradient of a
+    function of the outputs with respect to theta is J_n' v_n, with v_n the function's gradient with respect to f_n.
+    """
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """log p(y_n | x_n), up to a constant: [N]."""
+        """The signal d log p(y_n | x_n) / d f_n."""
 
     def draw(self, outputs: Tensor) -> Tensor:
         """One y from p(y | x_n) for each n."""
 
-    def columns(self, outputs: Tensor) -> list[int]:
-        """The outputs that ``expected_square`` has to be called for."""
-
-    def expected_square(self, outputs: Tensor, column: int) -> Tensor:
-        """[N] numbers; their squared gradients, added up over the columns, are E_y [(d log p(y|x_n))^2]."""
+    def expectation(self, outputs: Tensor) -> Tensor:
+        """Signals [terms, N, K] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
 
 
 class Categorical:
-    """p(y|x) = softmax(outputs)_y."""
+    """p(y|x) = softmax(f)_y, so that d log p(y|x) / d f = e_y - p."""
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return -functional.cross_entropy(outputs, y, reduction="none")
+        return functional.one_hot(y, outputs.shape[1]) - outputs.softmax(1)
 
     def draw(self, outputs: Tensor) -> Tensor:
         return torch.multinomial(outputs.softmax(1), 1).squeeze(1)
 
-    def columns(self, outputs: Tensor) -> list[int]:
-        # A masked unit (a class not met yet) has probability 0 exactly and adds nothing.
-        return (outputs.softmax(1).amax(0) > 0).nonzero().flatten().tolist()
-
-    def expected_square(self, outputs: Tensor, column: int) -> Tensor:
-        log_p = outputs.log_softmax(1)[:, column]
-        # sqrt(p) is a weight, not a function of theta: (sqrt(p) dlog p)^2 = p (dlog p)^2.
-        return (log_p.detach() / 2).exp() * log_p
+    def expectation(self, outputs: Tensor) -> Tensor:
+        # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2
+        p = outputs.softmax(1)
+        classes = (p.amax(0) > 0).nonzero().flatten()  # a masked unit (a class not met yet) has probability 0 exactly
+        weights = p[:, classes].T.sqrt().unsqueeze(2)
+        return weights * (functional.one_hot(classes, p.shape[1]).unsqueeze(1) - p)
 
 
 class Gaussian:
-    """p(y|x) = N(outputs, noise_std^2 I); the loss it belongs to is ||y - outputs||^2 / (2 noise_std^2)."""
+    """p(y|x) = N(f, s^2 I), s = noise_std; the loss it belongs to is ||y - f||^2 / (2 s^2)."""
 
     def __init__(self, noise_std: float):
         self.noise_std = noise_std
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return -((y - outputs) / self.noise_std).square().flatten(1).sum(1) / 2
+        return (y - outputs) / self.noise_std**2
 
     def draw(self, outputs: Tensor) -> Tensor:
         return outputs + self.noise_std * torch.randn_like(outputs)
 
-    def columns(self, outputs: Tensor) -> list[int]:
-        return list(range(outputs.shape[1]))
-
-    def expected_square(self, outputs: Tensor, column: int) -> Tensor:
-        # d log p = sum_k (y_k - f_k) / s^2 df_k and the residuals are independent with variance s^2.
-        return outputs[:, column] / self.noise_std
+    def expectation(self, outputs: Tensor) -> Tensor:
+        # E_y [(J'(y - f) / s^2)^2] = sum_k (J' e_k / s)^2: the residuals are independent with variance s^2.
+        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+        return (identity / self.noise_std).unsqueeze(1).expand(-1, *outputs.shape)
 
 
 # --- the sums over samples --------------------------------------------------------------------------------------------
@@ -166,88 +163,85 @@ def _squared_sample_gradients(
     for x, y, task in minibatches(model, dataset, SAMPLES_AT_ONCE, indices):
         if count == 0:
             layers = _short_cut_layers(model, x, task)
-        add = _add_by_layer if layers is not None else _add_by_vmap
-        add(sums, model, layers, x, y, task, density, fisher)
+        if layers is not None:
+            _add_by_layer(sums, model, layers, x, task, lambda f, y=y: _signals(density, f, y, fisher))
+        else:
+            _add_by_vmap(sums, model, x, task, lambda f, y=y: _signals(density, f, y, fisher))
         count += len(x)
     return {name: total / count for name, total in sums.items()}
 
 
-def _terms(density: LogDensity, outputs: Tensor, target: Tensor, columns: list[int] | None) -> list[Tensor]:
-    """[N] tensors whose squared per-sample gradients add up to sample n's contribution to the Fisher."""
-    if columns is None:
-        return [density.score(outputs, target)]
-    return [density.expected_square(outputs, column) for column in columns]
-
-
-def _target_and_columns(density: LogDensity, outputs: Tensor, y: Tensor, fisher: Fisher) -> tuple[Tensor, Any]:
+def _signals(density: LogDensity, outputs: Tensor, y: Tensor, fisher: Fisher) -> Tensor:
+    """[terms, N, K]: what is pulled back and squared."""
     if fisher == "exact":
-        return y, density.columns(outputs)
-    return (density.draw(outputs) if fisher == "sampled" else y), None
+        return density.expectation(outputs)
+    return density.score(outputs, density.draw(outputs) if fisher == "sampled" else y).unsqueeze(0)
 
 
-def _add_by_layer(sums, model, layers, x, y, task, density, fisher) -> None:
+Signals = Callable[[Tensor], Tensor]
+
+
+def _add_by_layer(
+    sums: dict[str, Tensor], model: nn.Module, layers: dict[str, nn.Module], x: Tensor, task: int, signals: Signals
+) -> None:
     """The short cut: one forward pass, one backward pass of signals a term, one matrix product a layer."""
     with _recorded(layers) as calls, torch.enable_grad():
         outputs = forward(model, x, task)
-    target, columns = _target_and_columns(density, outputs.detach(), y, fisher)
     names = [name for name in layers if name in calls]
-    squared_signals: dict[str, Tensor] = {}
-    with torch.enable_grad():
-        terms = _terms(density, outputs, target, columns)
-    for term in terms:
-        signals = torch.autograd.grad(term.sum(), [calls[name][1] for name in names], retain_graph=True)
-        for name, signal in zip(names, signals, strict=True):
-            if isinstance(layers[name], nn.Linear):
-                squared = signal.square()
-                squared_signals[name] = squared if name not in squared_signals else squared_signals[name] + squared
+    squared: dict[str, Tensor] = {}
+    for signal in signals(outputs.detach()):
+        at_layers = torch.autograd.grad(outputs, [calls[name][1] for name in names], signal, retain_graph=True)
+        for name, d in zip(names, at_layers, strict=True):
+            layer = layers[name]
+            if isinstance(layer, nn.Conv2d):
+                _add_convolution(sums, name, layer, calls[name][0], d)
+            elif name in squared:
+                squared[name].addcmul_(d, d)
             else:
-                _add_convolution(sums, name, layers[name], calls[name][0], signal)
-    for name, squared in squared_signals.items():
-        inputs = calls[name][0]
-        _add_if_trainable(sums, _below(name, "weight"), lambda s=squared, a=inputs: s.T @ a.square())
-        _add_if_trainable(sums, _below(name, "bias"), lambda s=squared: s.sum(0))
+                squared[name] = d.square()
+    for name, d_squared in squared.items():
+        weight, bias = _below(name, "weight"), _below(name, "bias")
+        if weight in sums:
+            sums[weight].addmm_(d_squared.T, calls[name][0].square())
+        if bias in sums:
+            sums[bias] += d_squared.sum(0)
 
 
-def _add_convolution(sums, name: str, layer: nn.Conv2d, inputs: Tensor, signal: Tensor) -> None:
+def _add_convolution(sums: dict[str, Tensor], name: str, layer: nn.Conv2d, inputs: Tensor, signal: Tensor) -> None:
     """A convolution is linear on unfolded patches; positions are summed before squaring."""
-    signal = signal.flatten(2)  # [N, O, positions]
-    _add_if_trainable(sums, _below(name, "bias"), lambda: signal.sum(2).square().sum(0))
-    weight = _below(name, "weight")
-    if weight not in sums:
-        return
-    assert not isinstance(layer.padding, str)  # _has_short_cut
-    patches = functional.unfold(
-        inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
-    )  # [N, I * kernel, positions]
-    at_once = max(1, NUMBERS_AT_ONCE // layer.weight.numel())
-    for d, a in zip(signal.split(at_once), patches.split(at_once), strict=True):
-        sums[weight] += (d @ a.transpose(1, 2)).square().sum(0).view_as(layer.weight)
+    weight, bias = _below(name, "weight"), _below(name, "bias")
+    d = signal.flatten(2)  # [N, O, positions]
+    if bias in sums:
+        sums[bias] += d.sum(2).square().sum(0)
+    if weight in sums:
+        assert not isinstance(layer.padding, str)  # _has_short_cut
+        a = functional.unfold(
+            inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
+        )  # [N, I * kernel, positions]
+        at_once = max(1, NUMBERS_AT_ONCE // layer.weight.numel())
+        for d_chunk, a_chunk in zip(d.split(at_once), a.split(at_once), strict=True):
+            sums[weight] += (d_chunk @ a_chunk.transpose(1, 2)).square().sum(0).view_as(layer.weight)
 
 
-def _add_if_trainable(sums: dict[str, Tensor], name: str, value) -> None:
-    if name in sums:
-        sums[name] += value()
-
-
-def _add_by_vmap(sums, model, layers, x, y, task, density, fisher) -> None:
+def _add_by_vmap(sums: dict[str, Tensor], model: nn.Module, x: Tensor, task: int, signals: Signals) -> None:
     """The general way: the per-sample gradients written out, a chunk at a time."""
     with torch.no_grad():
-        outputs = forward(model, x, task)
-    target, columns = _target_and_columns(density, outputs, y, fisher)
+        v = signals(forward(model, x, task)).transpose(0, 1)  # [N, terms, K]
     parameters = {name: p.detach() for name, p in trainable_parameters(model).items()}
     places = _places(model)
 
-    def terms_of_one(parameters, x_n, target_n):
-        placed = {place: parameters[name] for place, name in places.items()}
-        # functional_call's own handling of tied weights does not restore a module that is registered twice.
-        outputs = functional_call(model, placed, _arguments(model, x_n[None], task), tie_weights=False)
-        return torch.stack(_terms(density, outputs, target_n[None], columns)).squeeze(1)
+    def gradients_of_one(x_n, v_n):
+        def outputs_of_one(parameters):
+            placed = {place: parameters[name] for place, name in places.items()}
+            # functional_call's own handling of tied weights does not restore a module that is registered twice.
+            return functional_call(model, placed, _arguments(model, x_n[None], task), tie_weights=False)[0]
 
-    gradients_of = vmap(jacrev(terms_of_one), in_dims=(None, 0, 0))
-    numbers = sum(p.numel() for p in parameters.values()) * (1 if columns is None else len(columns))
-    at_once = max(1, NUMBERS_AT_ONCE // numbers)
-    for x_chunk, target_chunk in zip(x.split(at_once), target.split(at_once), strict=True):
-        gradients = gradients_of(parameters, x_chunk, target_chunk)  # name -> [n, terms, *shape]
+        _, pull_back = vjp(outputs_of_one, parameters)
+        return vmap(pull_back)(v_n)[0]
+
+    at_once = max(1, NUMBERS_AT_ONCE // (v.shape[1] * sum(p.numel() for p in parameters.values())))
+    for x_chunk, v_chunk in zip(x.split(at_once), v.split(at_once), strict=True):
+        gradients = vmap(gradients_of_one)(x_chunk, v_chunk)  # name -> [n, terms, *shape]
         for name, gradient in gradients.items():
             sums[name] += gradient.detach().square().sum((0, 1))
 
@@ -261,11 +255,12 @@ def _squared_batch_gradients(
     batches = 0
     for x, y, task in minibatches(model, dataset, batch_size, indices):
         with torch.enable_grad():
-            mean = density.score(forward(model, x, task), y).mean()
-        gradients = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True)
+            outputs = forward(model, x, task)
+        mean_score = density.score(outputs.detach(), y) / len(x)
+        gradients = torch.autograd.grad(outputs, list(parameters.values()), mean_score, allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                sums[name] += gradient.square()
+                sums[name].addcmul_(gradient, gradient)
         batches += 1
     return {name: total / batches for name, total in sums.items()}
 
