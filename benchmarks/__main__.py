@@ -102,7 +102,7 @@ def search(
     values: Annotated[
         list[float] | None, typer.Option("--value", help="A value to try; give several. By default the strategy's own.")
     ] = None,
-    out: Out = Path("runs/search"),
+    out: Out = Path("runs-search"),
     workers: Workers = None,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
@@ -143,13 +143,11 @@ def table(
 
 
 @app.command()
-def speed(
-    out: Annotated[Path | None, typer.Option(help="Also put the table into this Markdown file.")] = None,
-) -> None:
-    """Measure, in one process and as ratios, what loading, penalties and Fishers cost."""
-    from benchmarks import speed as measurements
+def speed() -> None:
+    """Measure, in one process and as ratios, what loading, penalties and Fishers cost. Needs MNIST."""
+    from benchmarks.speed import measure
 
-    measurements.measure(console, out)
+    measure(console)
 
 
 def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None) -> None:
@@ -162,7 +160,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
     from strategies.catalogue import CATALOGUE
 
     runs = []
-    for name, strategy, seed in wanted:
+    for name, strategy, seed in dict.fromkeys(wanted):
         entry = protocol.get(name)
         _check_strategy(strategy)
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
+from torchvision.datasets.utils import check_integrity
 
 
 class DataError(Exception):
@@ -43,7 +44,7 @@ class Source:
     files: tuple[str, ...]
     read: Callable[[Path, bool], tuple[Tensor, Tensor]]
     """(root, train) -> images uint8 [N, channels, height, width] and labels; raises if a file is not as it should."""
-    download: Callable[[Path], None]
+    download: Callable[[Path], object]
 
 
 @lru_cache(maxsize=2)
@@ -92,12 +93,13 @@ def _roots(name: str) -> list[Path]:
 def _downloaded(name: str, source: Source) -> Path:
     root = _roots(name)[-1]
     try:
+        root.mkdir(parents=True, exist_ok=True)
         source.download(root)
     except Exception as error:  # no network shows as any of half a dozen exceptions
         looked_in = " and ".join(str(folder) for folder in _roots(name))
         raise DataError(
-            f"{source.title} is not here and could not be downloaded: looked in {looked_in} for "
-            f"{', '.join(source.files)}; put them there or set ENGRAMS_DATA to the folder that has them"
+            f"{source.title} is not here and could not be downloaded ({type(error).__name__}): looked in {looked_in} "
+            f"for {', '.join(source.files)}; put them there or set ENGRAMS_DATA to the folder that has them"
         ) from error
     return root
 
@@ -120,9 +122,12 @@ def _idx_source(title: str, dataset: type[torchvision_datasets.MNIST]) -> Source
         for file in files:
             _check_idx(title, root / file)
         data = dataset(str(root), train=train, download=False)
+        if len(data.data) != len(data.targets) or not 0 <= data.targets.min() <= data.targets.max() < 10:
+            labels = root / files[1 if train else 3]
+            raise DataError(f"{title}: {labels} does not fit the images beside it; delete both and download them again")
         return data.data.unsqueeze(1), data.targets
 
-    return Source(title, files, read, lambda root: _construct(dataset, root, train=True))
+    return Source(title, files, read, lambda root: dataset(str(root), download=True))
 
 
 def _check_idx(title: str, path: Path) -> None:
@@ -144,37 +149,44 @@ def _check_idx(title: str, path: Path) -> None:
         )
 
 
+def _check_md5(title: str, path: Path, md5: str) -> None:
+    if not check_integrity(str(path), md5):
+        raise DataError(f"{title}: {path} is truncated or corrupt; delete it and let it be downloaded again")
+
+
 def _svhn_source() -> Source:
+    svhn = torchvision_datasets.SVHN
+
     def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-        data = torchvision_datasets.SVHN(str(root), split="train" if train else "test", download=False)
+        split = "train" if train else "test"
+        _, file, md5 = svhn.split_list[split]
+        _check_md5("SVHN", root / file, md5)
+        data = svhn(str(root), split=split, download=False)
         return torch.from_numpy(data.data), torch.from_numpy(data.labels)
 
     def download(root: Path) -> None:
         for split in ("train", "test"):
-            _construct(torchvision_datasets.SVHN, root, split=split)
+            svhn(str(root), split=split, download=True)
 
     return Source("SVHN", ("train_32x32.mat", "test_32x32.mat"), read, download)
 
 
 def _cifar10_source() -> Source:
-    folder = torchvision_datasets.CIFAR10.base_folder
+    cifar10 = torchvision_datasets.CIFAR10
     batches = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
     def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-        data = torchvision_datasets.CIFAR10(str(root), train=train, download=False)
+        for file, md5 in cifar10.train_list if train else cifar10.test_list:
+            _check_md5("CIFAR-10", root / cifar10.base_folder / file, md5)
+        data = cifar10(str(root), train=train, download=False)
         return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
 
     return Source(
         "CIFAR-10",
-        tuple(f"{folder}/{batch}" for batch in batches),
+        tuple(f"{cifar10.base_folder}/{batch}" for batch in batches),
         read,
-        lambda root: _construct(torchvision_datasets.CIFAR10, root, train=True),
+        lambda root: cifar10(str(root), download=True),
     )
-
-
-def _construct(dataset: Callable, root: Path, **split) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    dataset(str(root), download=True, **split)
 
 
 SOURCES: dict[str, Source] = {

@@ -21,7 +21,7 @@ from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, Task
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
 
 
 class InMemoryLoading(SupervisedPlugin):
@@ -30,10 +30,8 @@ class InMemoryLoading(SupervisedPlugin):
     Every epoch visits every sample once, in a fresh order drawn from the plugin's own seeded generator, so that
     strategies that differ in how many random numbers they use still see the data in the same order. A multi-task
     experience is shuffled as a whole. Datasets with transformations, or that are not tensors underneath, keep
-    Avalanche's loader.
+    Avalanche's loader. ``shuffle`` and ``drop_last`` given to ``strategy.train`` are kept to.
     """
-
-    supports_distributed = False
 
     def __init__(self, seed: int = 0):
         """
@@ -44,39 +42,59 @@ class InMemoryLoading(SupervisedPlugin):
         self._order = torch.Generator().manual_seed(seed)
 
     def before_training_exp(self, strategy, **kwargs):
-        if type(strategy.dataloader) in (DataLoader, TaskBalancedDataLoader):
-            self._replace(strategy, strategy.train_mb_size, self._order)
+        if _made_by_the_template(strategy):
+            order = self._order if kwargs.get("shuffle", True) else None
+            self._replace(strategy, strategy.train_mb_size, order, kwargs.get("drop_last", False))
 
     def before_eval_exp(self, strategy, **kwargs):
-        if type(strategy.dataloader) in (DataLoader, SingleDatasetDataLoader):
-            self._replace(strategy, strategy.eval_mb_size, None)
+        if _made_by_the_template(strategy):
+            self._replace(strategy, strategy.eval_mb_size, None, drop_last=False)
 
     @staticmethod
-    def _replace(strategy, batch_size: int, order: torch.Generator | None) -> None:
+    def _replace(strategy, batch_size: int, order: torch.Generator | None, drop_last: bool) -> None:
         tensors = tensors_of(strategy.adapted_dataset)
         if tensors is not None:
             on_device = tuple(tensor.to(strategy.device) for tensor in tensors)
-            strategy.dataloader = TensorLoader(on_device, batch_size, order)
+            strategy.dataloader = TensorLoader(on_device, batch_size, order, drop_last)
+
+
+def _made_by_the_template(strategy) -> bool:
+    """Whether the data loader is the one that Avalanche's template makes, not a strategy's or a plugin's own."""
+    loader = strategy.dataloader
+    if type(loader) is DataLoader:
+        stock = type(loader.sampler) in (RandomSampler, SequentialSampler)
+        return stock and loader.dataset is strategy.adapted_dataset
+    return type(loader) in (TaskBalancedDataLoader, SingleDatasetDataLoader)
 
 
 class TensorLoader:
-    """Minibatches [x, y, ...] of equally long tensors; shuffled anew in every pass if given a generator."""
+    """Minibatches [x, y, ...] of equally long tensors.
 
-    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, order: torch.Generator | None):
+    Args:
+        tensors: the columns.
+        batch_size: samples in a minibatch; the last one has what is left.
+        order: shuffles anew in every pass; None keeps the order.
+        drop_last: leave out a last minibatch that is not full.
+    """
+
+    def __init__(
+        self, tensors: tuple[Tensor, ...], batch_size: int, order: torch.Generator | None, drop_last: bool = False
+    ):
         self.tensors = tensors
         self.batch_size = batch_size
         self.order = order
+        self.used = len(tensors[0]) // batch_size * batch_size if drop_last else len(tensors[0])
 
     def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
+        return -(-self.used // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         if self.order is None:
-            for parts in zip(*(tensor.split(self.batch_size) for tensor in self.tensors), strict=True):
+            for parts in zip(*(tensor[: self.used].split(self.batch_size) for tensor in self.tensors), strict=True):
                 yield list(parts)
             return
-        shuffled = torch.randperm(len(self.tensors[0]), generator=self.order).to(self.tensors[0].device)
-        for indices in shuffled.split(self.batch_size):
+        shuffled = torch.randperm(len(self.tensors[0]), generator=self.order)[: self.used]
+        for indices in shuffled.to(self.tensors[0].device).split(self.batch_size):
             yield [tensor[indices] for tensor in self.tensors]
 
 
@@ -113,9 +131,9 @@ class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
         )
 
     def __getitems__(self, indices: list[int]):
-        # Kept on the dataset: every concatenation and subset is a new one, so it cannot go stale.
-        if not hasattr(self, "_tensors"):
-            self._tensors = tensors_of(self)
+        # Kept with the data it was read from: Avalanche copies datasets shallowly and then exchanges their data.
+        if getattr(self, "_read_from", None) is not self._flat_data:
+            self._read_from, self._tensors = self._flat_data, tensors_of(self)
         if self._tensors is None:
             return [self[index] for index in indices]
         return Minibatch(*(tensor[indices] for tensor in self._tensors))

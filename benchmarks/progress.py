@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
     from reports.store import Record
 
 
+SECONDS_BETWEEN_LINES = 30
+"""Without a terminal: a run that takes long says that often where it is."""
+
+
 class Display:
     """One bar for all runs and one for each that is going on; a line for each that has ended."""
 
     def __init__(self, console: Console):
         self.console = console
         self._bars: dict[Run, TaskID] = {}
+        self._told: dict[Run, float] = {}
+        self._over: set[Run] = set()
         self._total = self._ended = 0
 
     @contextmanager
@@ -52,23 +59,29 @@ class Display:
 
     def advanced(self, run: Run, epochs: int) -> None:
         """A run has begun (0 epochs) or has done so many."""
+        if run in self._over:
+            return  # told late, by another process
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
+            self._told[run] = time.monotonic()
         per_experience = run.protocol.training.epochs
-        experience = min(epochs // per_experience + 1, max(1, run.upper_limit_of_epochs // per_experience))
-        self._progress.update(
-            self._bars[run], completed=epochs, description=f"{run.name}, experience {experience} of {run.experiences}"
-        )
+        parts = max(1, run.upper_limit_of_epochs // per_experience)
+        text = f"{run.name}, experience {min(epochs // per_experience + 1, parts)} of {parts}"
+        self._progress.update(self._bars[run], completed=epochs, description=text)
+        if not self.console.is_terminal and time.monotonic() - self._told[run] > SECONDS_BETWEEN_LINES:
+            self._told[run] = time.monotonic()
+            self.console.print(f"    {text}, {epochs} of {run.upper_limit_of_epochs} epochs", highlight=False)
 
     def finished(self, run: Run, record: Record) -> None:
         """A run has ended, well or not."""
         self._ended += 1
+        self._over.add(run)
         if run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
         self._progress.update(self._overall, completed=self._ended)
         count = f"[{self._ended}/{self._total}]"
         if record.complete:
-            text = f"{count} {run.name}: ACC {100 * (record.metrics['ACC'] or 0):.2f} ({record.seconds:.1f} s)"
+            text = f"{count} {run.name}: ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)"
         else:
             text = f"{count} {run.name}: FAILED: {record.reason}"
         self.console.print(

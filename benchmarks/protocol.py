@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from benchmarks.datasets import NAMES as DATASETS
 from benchmarks.names import UnknownName, closest
@@ -40,8 +40,8 @@ class Images(Table):
     """What is done to images in [0, 1] before anything else: x -> (pad(x) - mean) / std."""
 
     pad: Annotated[int, Field(ge=0)] = 0
-    mean: float = 0.0
-    std: Annotated[float, Field(gt=0)] = 1.0
+    mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class PermutedStream(Table):
@@ -64,6 +64,13 @@ class SplitStream(Table):
     classes_per_experience: Positive
     class_order: Literal["in-order", "seeded"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @field_validator("scenarios")
+    @classmethod
+    def _each_once(cls, scenarios: list[Scenario]) -> list[Scenario]:
+        if len(set(scenarios)) < len(scenarios):
+            raise ValueError("a scenario stands there twice")
+        return scenarios
 
 
 class Network(Table):
@@ -97,6 +104,13 @@ class ProtocolFile(Table):
     training: Training
     strategies: dict[str, dict[str, Any]] = {}
     sources: dict[str, str]
+
+
+class Choice(Table):
+    """What a search chose for one strategy, and why."""
+
+    hyperparameters: dict[str, Any]
+    evidence: dict[str, Any]
 
 
 class Protocol(Table):
@@ -175,10 +189,9 @@ def read(path: Path) -> list[Protocol]:
     found = []
     for scenario in file.stream.scenarios:
         name = path.stem if isinstance(file.stream, PermutedStream) else f"{path.stem}/{scenario}"
-        chosen = {
-            strategy: entry["hyperparameters"]
-            for strategy, entry in read_chosen(chosen_path(name, path.parent)).items()
-        }
+        chosen_file = chosen_path(name, path.parent)
+        chosen = {strategy: choice.hyperparameters for strategy, choice in read_chosen(chosen_file).items()}
+        _check_strategies(chosen_file, chosen)
         protocol = Protocol(
             name=name,
             scenario=scenario,
@@ -189,8 +202,8 @@ def read(path: Path) -> list[Protocol]:
             **{key: getattr(file, key) for key in ("title", "dataset", "images", "stream", "network", "training")},
             sources=file.sources,
         )
-        _check_strategies(path, protocol)
         found.append(protocol)
+    _check_strategies(path, file.strategies)
     _check_sources(path, file)
     return found
 
@@ -200,16 +213,32 @@ def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:
     return folder / "chosen" / f"{protocol}.toml"
 
 
-def read_chosen(path: Path) -> dict[str, dict[str, Any]]:
-    """Strategy -> its chosen ``hyperparameters`` and the ``evidence`` for them; empty if nothing was chosen yet."""
-    return read_toml(path) if path.exists() else {}
+def read_chosen(path: Path) -> dict[str, Choice]:
+    """Strategy -> what was chosen for it; empty if nothing was yet.
+
+    Raises:
+        ProtocolError: the file is not what a search writes.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return {strategy: Choice.model_validate(entry) for strategy, entry in read_toml(path).items()}
+    except ValidationError as error:
+        raise ProtocolError(f"{path}: {_first_problem(error)}; delete it and search again") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file's content.
+
+    Raises:
+        ProtocolError: it is no TOML, or cannot be read.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:  # its message names line and column
         raise ProtocolError(f"{path}: not valid TOML: {error}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise ProtocolError(f"{path}: cannot be read: {error}") from error
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -242,9 +271,9 @@ def _numbers(value: Any, key: str = ""):
         yield key
 
 
-def _check_strategies(path: Path, protocol: Protocol) -> None:
+def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None:
     """What is given must exist and be in range; what is missing is missed only when the strategy is run."""
-    for strategy, values in protocol.strategies.items():
+    for strategy, values in strategies.items():
         if strategy not in CATALOGUE:
             unknown = UnknownName("strategy", strategy, closest(strategy, CATALOGUE))
             raise ProtocolError(f"{path}: strategies.{strategy}: {unknown}")

@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks import datasets
 from benchmarks.loading import InMemoryLoading
 from benchmarks.networks import make_network
-from benchmarks.protocol import Protocol
+from benchmarks.protocol import Protocol, ProtocolError
 from benchmarks.schedule import LinearDecay
 from benchmarks.streams import Judge, make_benchmark, prepared
 from reports import store
@@ -34,6 +34,7 @@ from reports.wandb_logger import WandBLogger, WandBMode
 from strategies.catalogue import CATALOGUE, Hyperparameters
 
 EVALUATION_BATCH = 1000
+TRACEBACK = "traceback.txt"
 
 
 class Diverged(Exception):
@@ -42,7 +43,7 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What decides a result."""
+    """One run: what decides its result, and where its record goes."""
 
     protocol: Protocol
     strategy: str
@@ -64,10 +65,21 @@ class Run:
 
     @property
     def experiences(self) -> int:
+        """How many there are.
+
+        Raises:
+            ProtocolError: the classes cannot be split as the protocol says.
+        """
         stream = self.protocol.stream
         if stream.kind == "permuted":
             return stream.experiences
-        return datasets.load(self.protocol.dataset).classes // stream.classes_per_experience
+        classes = datasets.load(self.protocol.dataset).classes
+        if classes % stream.classes_per_experience:
+            raise ProtocolError(
+                f"{self.protocol.name}: stream.classes_per_experience: {classes} classes cannot be split into "
+                f"experiences of {stream.classes_per_experience}"
+            )
+        return classes // stream.classes_per_experience
 
     def folder(self, out: Path) -> Path:
         return store.folder_of(out, self.protocol.name, str(Path(self.strategy) / self.variant), self.seed)
@@ -111,8 +123,8 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        reason = f"{type(error).__name__}: {error} (see {folder / 'traceback.txt'})"
+        (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        reason = f"{type(error).__name__}: {error} (see {folder / TRACEBACK})"
         outcome = {"status": "failed", "reason": reason}
     record = Record(
         protocol=run.protocol.name,
@@ -123,6 +135,8 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
         environment=environment(device),
         **outcome,
     )
+    if record.complete:
+        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
     logger.finish(record, store.write(record, folder))
     return record
 
@@ -189,6 +203,15 @@ class _Watch(SupervisedPlugin):
             )
         self.epochs += 1
         self.report(self.epochs)
+
+    def after_training_exp(self, strategy, **kwargs):
+        # The last step is taken after its loss was looked at.
+        for name, parameter in strategy.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Diverged(
+                    f"{name} is no finite number after experience {strategy.experience.current_experience}; "
+                    f"lower the learning rate or the penalty's lambda"
+                )
 
 
 @cache

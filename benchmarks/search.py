@@ -1,7 +1,7 @@
 """Choosing hyperparameters on the validation stream.
 
-Every strategy, Avalanche's included, gets the same number of values of its lambda, one seed that no reported run uses,
-and is judged on samples held out of the training data. The test data are not even built into these benchmarks.
+Every strategy, Avalanche's included, has a search space of the same size, gets one seed that no reported run uses, and is
+judged on samples held out of the training data. The test data are not even built into these benchmarks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.progress import Display
 from benchmarks.protocol import Protocol
 from benchmarks.run import Run
 from benchmarks.suite import SuiteError, run_all
-from reports.store import Record
+from reports.store import Record, replace_file
 from strategies.catalogue import CATALOGUE
 
 SEARCH_SEED = 1000
@@ -49,11 +49,11 @@ def search(
         SuiteError: a strategy has nothing to search, or none of its runs came to an end.
     """
     trials: dict[Run, tuple[str, dict[str, float]]] = {}
-    for name in strategy_names:
+    for name in dict.fromkeys(strategy_names):
         space = CATALOGUE[name].search
         if not space:
             raise SuiteError(f"{name} has no hyperparameter to search")
-        for point in product(*(values or tried for tried in space.values())):
+        for point in product(*(dict.fromkeys(values or tried) for tried in space.values())):
             overrides = dict(zip(space, point, strict=True))
             run = Run(
                 protocol,
@@ -66,33 +66,35 @@ def search(
             trials[run] = (name, overrides)
     records = run_all(list(trials), out, "disabled", workers, display)
     path = protocols.chosen_path(protocol.name)
-    chosen = protocols.read_chosen(path)
-    for name in strategy_names:
-        chosen[name] = _choice(
-            name,
-            [
-                (overrides, record)
-                for (strategy, overrides), record in zip(trials.values(), records, strict=True)
-                if strategy == name
-            ],
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = f"# Written by: python -m benchmarks search {protocol.name} {' '.join(sorted(chosen))}\n\n"
-    path.write_text(text + tomli_w.dumps(dict(sorted(chosen.items()))), encoding="utf-8")
+    chosen = {name: choice.model_dump() for name, choice in protocols.read_chosen(path).items()}
+    for name in dict.fromkeys(strategy_names):
+        tried = [
+            (overrides, record)
+            for (strategy, overrides), record in zip(trials.values(), records, strict=True)
+            if strategy == name
+        ]
+        command = ["python -m benchmarks search", protocol.name, name, *(f"--value {value:g}" for value in values)]
+        chosen[name] = _choice(name, tried, " ".join(command))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, tomli_w.dumps(dict(sorted(chosen.items()))))
+    except OSError as error:
+        raise SuiteError(f"the choice cannot be written to {path}: {error}") from error
     return path
 
 
-def _choice(name: str, tried: list[tuple[dict[str, float], Record]]) -> dict[str, Any]:
-    ended = [(overrides, record.metrics["ACC"] or 0.0) for overrides, record in tried if record.complete]
+def _choice(name: str, tried: list[tuple[dict[str, float], Record]], command: str) -> dict[str, Any]:
+    ended = [(overrides, record.acc) for overrides, record in tried if record.complete]
     if not ended:
         raise SuiteError(f"no value tried for {name} came to an end; the first failed because: {tried[0][1].reason}")
     best, _ = max(ended, key=lambda trial: trial[1])
     return {
         "hyperparameters": best,
         "evidence": {
+            "command": command,
             "seed": SEARCH_SEED,
             "validation_ACC": [
-                {**overrides, "ACC": round(record.metrics["ACC"] or 0.0, 4) if record.complete else "failed"}
+                {**overrides, "ACC": round(record.acc, 4) if record.complete else "failed"}
                 for overrides, record in tried
             ],
         },

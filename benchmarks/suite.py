@@ -42,7 +42,9 @@ def run_all(
         display: told what is going on.
 
     Raises:
-        SuiteError: a complete record in ``out`` is of other settings, or a process was killed.
+        SuiteError: a complete record in ``out`` is of other settings, ``out`` cannot be written to, or a process was
+            killed.
+        ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
         store.RecordError: a record cannot be read.
     """
@@ -50,6 +52,12 @@ def run_all(
     owed = [run for run in runs if run not in done]
     for name in {run.protocol.dataset for run in owed}:
         datasets.load(name)  # before any process starts: a download happens once, a missing file is said once
+    for run in owed:
+        _ = run.experiences  # likewise, classes that cannot be split
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SuiteError(f"the records cannot be written to {out}: {error}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(owed)))
     with display.showing(len(runs), len(done)):
@@ -105,6 +113,8 @@ def _in_processes(owed, out, device, wandb_mode, workers, display):
                     f"a process was killed while {run.name} ran (out of memory?); what is finished is in {out}, "
                     f"run the same command again, perhaps with --workers 1"
                 ) from error
+            except OSError as error:
+                raise SuiteError(f"the record of {run.name} cannot be written: {error}") from error
             display.finished(run, record)
             yield run, record
     except BaseException as error:
@@ -134,6 +144,7 @@ def _start_worker(events) -> None:
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     torch.set_num_threads(1)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism on a GPU asks for
 
 
 def _work(index: int, run: Run, out: Path, device: str, wandb_mode: WandBMode) -> Record:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reports.store import replace_file
+
 
 class MarkError(Exception):
     """The file has no place for the generated part; the message is one line."""
@@ -22,4 +24,4 @@ def replace_between(path: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise MarkError(f"{path} has no place for the {name}: it needs the lines {begin} and {end}")
-    path.write_text(f"{before}{begin}\n{text.rstrip()}\n{end}{after}", encoding="utf-8")
+    replace_file(path, f"{before}{begin}\n{text.rstrip()}\n{end}{after}")

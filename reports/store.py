@@ -44,13 +44,27 @@ class Record(BaseModel):
     def _complete(self) -> Record:
         if self.status not in ("complete", "failed"):
             raise ValueError(f"status must be complete or failed, got {self.status!r}")
-        if self.status == "complete" and (not self.accuracy_matrix or set(self.metrics) != set(METRICS)):
+        if self.complete and (
+            not self.accuracy_matrix or set(self.metrics) != set(METRICS) or self.metrics["ACC"] is None
+        ):
             raise ValueError("a complete record has an accuracy matrix and all metrics")
         return self
 
     @property
     def complete(self) -> bool:
         return self.status == "complete"
+
+    @property
+    def acc(self) -> float:
+        """ACC of a complete record."""
+        acc = self.metrics["ACC"]
+        assert acc is not None
+        return acc
+
+    @property
+    def on_test_data(self) -> bool:
+        """False for a trial of a search, which is judged on validation data."""
+        return self.hyperparameters.get("judge", "test") == "test"
 
 
 def folder_of(out: Path, protocol: str, strategy: str, seed: int) -> Path:
@@ -62,10 +76,15 @@ def write(record: Record, folder: Path) -> Path:
     """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
     return path
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Exchange a file's content in one step."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def read(path: Path) -> Record:
@@ -76,8 +95,10 @@ def read(path: Path) -> Record:
     """
     try:
         return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])

@@ -46,6 +46,9 @@ class FrozenBackbonePlugin(SupervisedPlugin):
         """
         Args:
             classifier: name of the model's attribute that goes on learning.
+
+        Raises:
+            ValueError: at the second experience, if the model has no parameters under that name.
         """
         super().__init__()
         self.classifier = classifier
@@ -53,6 +56,9 @@ class FrozenBackbonePlugin(SupervisedPlugin):
     def before_training_exp(self, strategy, **kwargs):
         if strategy.clock.train_exp_counter == 0:
             return
+        names = [name for name, _ in strategy.model.named_parameters()]
+        if not any(name.startswith(f"{self.classifier}.") for name in names):
+            raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
         for name, parameter in strategy.model.named_parameters():
             if not name.startswith(f"{self.classifier}."):
                 parameter.requires_grad_(False)

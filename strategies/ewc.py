@@ -26,6 +26,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     At the end of every experience the diagonal Fisher information of its training data is measured, in eval mode;
     from the next experience on, (lambda / 2) F (theta - theta*)^2 is added to the loss. A head is not penalised before
     it has been trained, units added to a layer begin with importance 0, buffers and frozen parameters are left alone.
+    (A penalised parameter has a gradient, if only of zero, so an optimiser that keeps its momentum from one experience
+    to the next moves an old head a little, where without a penalty it would not touch it.)
 
     Memory and time a step are O(parameters) for ``corrected`` and ``online``, O(parameters x experiences) for
     ``separate``.

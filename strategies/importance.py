@@ -57,7 +57,8 @@ def diagonal_fisher(
             ``empirical``: the dataset's own y.
             ``batched``: the squared gradient of a *mini-batch mean* with the dataset's own y, averaged over
             mini-batches. Not a Fisher estimate (it shrinks as ``batch_size`` grows); it is what many libraries
-            compute, and is kept so that the difference can be shown.
+            compute, and is kept so that the difference can be shown. A mini-batch of several tasks counts as one
+            mini-batch a task.
         fisher_samples: how many x, drawn without replacement by torch's global generator; None, or more than there
             are, means all.
         likelihood: what p(y|x) is. ``categorical``: softmax of the K outputs, y a class index. ``gaussian``: normal
@@ -159,15 +160,24 @@ def _squared_sample_gradients(
     """Mean over samples of squared per-sample gradients."""
     sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
     count = 0
-    layers: dict[str, nn.Module] | None = None
-    for x, y, task in minibatches(model, dataset, SAMPLES_AT_ONCE, indices):
-        if count == 0:
-            layers = _short_cut_layers(model, x, task)
-        if layers is not None:
-            _add_by_layer(sums, model, layers, x, task, lambda f, y=y: _signals(density, f, y, fisher))
-        else:
-            _add_by_vmap(sums, model, x, task, lambda f, y=y: _signals(density, f, y, fisher))
-        count += len(x)
+    short_cuts: dict[int, dict[str, nn.Module] | None] = {}  # by task: another task may run other layers
+    for x_all, y_all, task in minibatches(model, dataset, SAMPLES_AT_ONCE, indices):
+        with torch.no_grad():
+            outputs = forward(model, x_all[:1], task).shape[1]
+        at_once = max(1, NUMBERS_AT_ONCE // outputs**2)  # the exact Fisher has up to K signals of K numbers a sample
+        for x, y in zip(x_all.split(at_once), y_all.split(at_once), strict=True):
+
+            def signals(f: Tensor, y: Tensor = y) -> Tensor:
+                return _signals(density, f, y, fisher)
+
+            if task not in short_cuts:
+                short_cuts[task] = _short_cut_layers(model, x, task)
+            layers = short_cuts[task]
+            if layers is not None:
+                _add_by_layer(sums, model, layers, x, task, signals)
+            else:
+                _add_by_vmap(sums, model, x, task, signals)
+            count += len(x)
     return {name: total / count for name, total in sums.items()}
 
 
@@ -190,9 +200,13 @@ def _add_by_layer(
     names = [name for name in layers if name in calls]
     squared: dict[str, Tensor] = {}
     for signal in signals(outputs.detach()):
-        at_layers = torch.autograd.grad(outputs, [calls[name][1] for name in names], signal, retain_graph=True)
+        at_layers = torch.autograd.grad(
+            outputs, [calls[name][1] for name in names], signal, retain_graph=True, allow_unused=True
+        )
         for name, d in zip(names, at_layers, strict=True):
             layer = layers[name]
+            if d is None:  # it ran, but the outputs do not depend on it
+                continue
             if isinstance(layer, nn.Conv2d):
                 _add_convolution(sums, name, layer, calls[name][0], d)
             elif name in squared:
@@ -215,12 +229,13 @@ def _add_convolution(sums: dict[str, Tensor], name: str, layer: nn.Conv2d, input
         sums[bias] += d.sum(2).square().sum(0)
     if weight in sums:
         assert not isinstance(layer.padding, str)  # _has_short_cut
-        a = functional.unfold(
-            inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
-        )  # [N, I * kernel, positions]
-        at_once = max(1, NUMBERS_AT_ONCE // layer.weight.numel())
-        for d_chunk, a_chunk in zip(d.split(at_once), a.split(at_once), strict=True):
-            sums[weight] += (d_chunk @ a_chunk.transpose(1, 2)).square().sum(0).view_as(layer.weight)
+        patch_numbers = layer.weight[0].numel() * d.shape[2]
+        at_once = max(1, NUMBERS_AT_ONCE // (layer.weight.numel() + patch_numbers))
+        for d_chunk, inputs_chunk in zip(d.split(at_once), inputs.split(at_once), strict=True):
+            patches = functional.unfold(
+                inputs_chunk, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
+            )  # [n, I * kernel, positions]
+            sums[weight] += (d_chunk @ patches.transpose(1, 2)).square().sum(0).view_as(layer.weight)
 
 
 def _add_by_vmap(sums: dict[str, Tensor], model: nn.Module, x: Tensor, task: int, signals: Signals) -> None:
@@ -338,39 +353,47 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 def _short_cut_layers(model: nn.Module, x: Tensor, task: int) -> dict[str, nn.Module] | None:
     """The linear and convolutional layers by name, or None if some trainable parameter has no short cut here.
 
-    A layer has one if its parameters are its own (not tied to another's) and a forward pass runs it at most once, on
-    inputs [N, features] or [N, channels, height, width].
+    A layer has one if its parameters are its own (not tied to another's, not used outside of it) and a forward pass
+    runs it at most once, on inputs [N, features] or [N, channels, height, width]. A probe of two samples tells.
     """
     layers = {
         name: module
         for name, module in model.named_modules()
         if any(p.requires_grad for p in module.parameters(recurse=False))
     }
-    if not all(_has_short_cut(layer) for layer in layers.values()):
+    owned = [p for layer in layers.values() for p in layer.parameters(recurse=False) if p.requires_grad]
+    if not all(_has_short_cut(layer) for layer in layers.values()) or len({id(p) for p in owned}) < len(owned):
         return None
-    owned = [p for layer in layers.values() for p in layer.parameters(recurse=False)]
-    if len({id(p) for p in owned}) < len(owned):
-        return None
+    probe = x[:2]
     runs: list[nn.Module] = []
-    flat = True
+    one_row_a_sample = True
 
-    def note(module, inputs, output):
-        nonlocal flat
+    def cut(module, inputs, output):
+        nonlocal one_row_a_sample
         runs.append(module)
-        flat = flat and output.dim() == (2 if isinstance(module, nn.Linear) else 4)
+        dimensions = 2 if isinstance(module, nn.Linear) else 4
+        one_row_a_sample = one_row_a_sample and output.dim() == dimensions and len(output) == len(probe)
+        return output.detach().requires_grad_().clone()  # a clone, for what follows may work in place
 
-    handles = [layer.register_forward_hook(note) for layer in layers.values()]
+    handles = [layer.register_forward_hook(cut) for layer in layers.values()]
     try:
-        with torch.no_grad():
-            forward(model, x[:2], task)
+        with torch.enable_grad():
+            outputs = forward(model, probe, task)
     finally:
         for handle in handles:
             handle.remove()
-    return layers if flat and len(runs) == len(set(runs)) else None
+    if not one_row_a_sample or len(runs) > len(set(runs)):
+        return None
+    # With every layer's output cut off, a parameter that the outputs still depend on is used outside of its layer.
+    outside = torch.autograd.grad(outputs.sum(), owned, allow_unused=True) if outputs.requires_grad else []
+    return layers if all(gradient is None for gradient in outside) else None
 
 
 def _has_short_cut(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
+    """A plain linear layer or convolution; subclasses and reparametrised ones (weight norm) may compute otherwise."""
+    if {name for name, _ in layer.named_parameters(recurse=False)} - {"weight", "bias"} or layer._forward_pre_hooks:
+        return False
+    if type(layer) is nn.Conv2d:
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) is nn.Linear
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Consolidation = Literal["separate", "corrected", "online"]
 ByName = dict[str, Tensor]
@@ -127,9 +128,10 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         ]
 
     def _warn_if_unstable(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        """A gradient step on the penalty overshoots for ever once learning rate x curvature exceeds 2 (1 + momentum).
+        """Warn where gradient steps on the penalty overshoot ever further.
 
-        That bound is plain SGD's; adaptive optimisers rescale their steps and are left alone.
+        They do once learning rate x curvature exceeds 2 (1 + m), with momentum m (Nesterov's: divided by 1 + 2 m).
+        That bound is SGD's; adaptive optimisers rescale their steps and are left alone.
         """
         if not isinstance(optimizer, torch.optim.SGD):
             return
@@ -138,7 +140,8 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
             curvature[id(parameter)] = curvature.get(id(parameter), 0) + 2 * self._scale * importance
         names = {id(p): name for name, p in model.named_parameters()}
         for index, group in enumerate(optimizer.param_groups):
-            limit = 2 * (1 + group["momentum"])
+            momentum = group["momentum"]
+            limit = 2 * (1 + momentum) / (1 + 2 * momentum if group["nesterov"] else 1)
             steps = {id(p): group["lr"] * curvature[id(p)].max().item() for p in group["params"] if id(p) in curvature}
             worst = max(steps, key=steps.__getitem__, default=None)
             if worst is not None and steps[worst] > limit:
@@ -162,6 +165,7 @@ class _WeightedSquare(torch.autograd.Function):
         return torch.dot(weighted.flatten(), difference.flatten())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (weighted,) = ctx.saved_tensors
         return weighted * (2 * upstream), None, None

@@ -39,9 +39,9 @@ def test_what_was_chosen_is_the_best_of_its_evidence():
     assert chosen
     for path in chosen:
         for strategy, entry in protocol.read_chosen(path).items():
-            tried = [trial for trial in entry["evidence"]["validation_ACC"] if trial["ACC"] != "failed"]
+            tried = [trial for trial in entry.evidence["validation_ACC"] if trial["ACC"] != "failed"]
             best = max(tried, key=lambda trial: trial["ACC"])["ACC"]
-            ours = [t for t in tried if all(t[key] == value for key, value in entry["hyperparameters"].items())]
+            ours = [t for t in tried if all(t[key] == value for key, value in entry.hyperparameters.items())]
             assert [trial["ACC"] for trial in ours] == [best], f"{path} {strategy}"
 
 

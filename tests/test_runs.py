@@ -254,8 +254,8 @@ def test_search_chooses_on_validation_data_and_writes_its_evidence(tmp_path, mon
     trials = {record.hyperparameters["strategy"]["ewc_lambda"]: record for record in store.read_all(out)}
     assert {record.hyperparameters["judge"] for record in trials.values()} == {"validation"}
     assert {record.seed for record in trials.values()} == {search.SEARCH_SEED}
-    assert written["hyperparameters"] == {"ewc_lambda": max(trials, key=lambda value: trials[value].metrics["ACC"])}
-    assert [t["ACC"] for t in written["evidence"]["validation_ACC"]] == [
+    assert written.hyperparameters == {"ewc_lambda": max(trials, key=lambda value: trials[value].metrics["ACC"])}
+    assert [t["ACC"] for t in written.evidence["validation_ACC"]] == [
         round(trials[value].metrics["ACC"], 4) for value in (0.0, 100.0)
     ]
     assert protocol.read(folder / "split-digits.toml")
