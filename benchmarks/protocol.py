@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from benchmarks.datasets import NAMES as DATASETS
 from benchmarks.names import UnknownName, closest
@@ -222,7 +222,7 @@ def read_chosen(path: Path) -> dict[str, Choice]:
     if not path.exists():
         return {}
     try:
-        return {strategy: Choice.model_validate(entry) for strategy, entry in read_toml(path).items()}
+        return TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
     except ValidationError as error:
         raise ProtocolError(f"{path}: {_first_problem(error)}; delete it and search again") from error
 

@@ -1,7 +1,7 @@
 """Choosing hyperparameters on the validation stream.
 
-Every strategy, Avalanche's included, has a search space of the same size, gets one seed that no reported run uses, and is
-judged on samples held out of the training data. The test data are not even built into these benchmarks.
+Every strategy, Avalanche's included, has a search space of the same size, gets one seed that no reported run uses, and
+is judged on samples held out of the training data. The test data are not even built into these benchmarks.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rich.table import Table
 from scipy import stats
 
 from reports.matrix import METRICS
-from reports.store import Record
+from reports.store import Record, RecordError
 
 CONFIDENCE = 0.95
 
@@ -49,7 +49,9 @@ class Row:
     """Mean over seeds."""
     upper_bound: bool
     best: bool
-    """The highest mean ACC of the rows that are no upper bound."""
+    """The highest mean ACC of the rows that are no upper bound and have as many seeds as any."""
+    compared: bool
+    """Whether it could be tested against the best row: no upper bound, and two seeds or more in common."""
     below_best: float | None
     """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
 
@@ -61,20 +63,30 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
     not corrected for the number of rows); with fewer than two common seeds nothing is supported.
 
     Args:
-        records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged.
+        records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged, and trials
+            of a search, which are judged on validation data, are left out.
         upper_bounds: strategies that see data that a continual learner would no longer have.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
     """
     rows = []
     by_protocol: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
+        if record.on_test_data:
+            by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
     for protocol, by_strategy in sorted(by_protocol.items()):
+        for strategy, group in by_strategy.items():
+            _check_one_row(protocol, strategy, group)
         acc = {
-            strategy: {record.seed: record.metrics["ACC"] or 0.0 for record in group if record.complete}
+            strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
         }
+        most_seeds = max(map(len, acc.values()))
         learners = {
-            name: list(by_seed.values()) for name, by_seed in acc.items() if by_seed and name not in upper_bounds
+            name: list(by_seed.values())
+            for name, by_seed in acc.items()
+            if by_seed and len(by_seed) == most_seeds and name not in upper_bounds
         }
         best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
         rows += sorted(
@@ -101,7 +113,8 @@ def _row(
         values = [value for record in complete if (value := record.metrics[name]) is not None]
         if values:
             estimates[name] = Estimate.of(values)
-    comparable = best is not None and not upper_bound and strategy != best
+    against = acc[best] if best is not None and not upper_bound and strategy != best else {}
+    compared = len(acc[strategy].keys() & against.keys()) >= 2
     return Row(
         protocol,
         strategy,
@@ -111,15 +124,23 @@ def _row(
         seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
         upper_bound=upper_bound,
         best=strategy == best,
-        below_best=_supported_difference(acc[strategy], acc[best]) if comparable and best else None,
+        compared=compared,
+        below_best=_supported_difference(acc[strategy], against) if compared else None,
     )
 
 
+def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
+    seeds = [record.seed for record in group]
+    if len(set(seeds)) < len(seeds):
+        raise RecordError(f"{protocol} {strategy}: a seed is there twice; keep one set of records in the folder")
+    if any(record.hyperparameters != group[0].hyperparameters for record in group):
+        raise RecordError(
+            f"{protocol} {strategy}: its seeds were run with different hyperparameters; run them again into one folder"
+        )
+
+
 def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
-    seeds = sorted(ours.keys() & best.keys())
-    if len(seeds) < 2:
-        return None
-    differences = np.array([ours[seed] - best[seed] for seed in seeds])
+    differences = np.array([ours[seed] - best[seed] for seed in sorted(ours.keys() & best.keys())])
     if np.ptp(differences) == 0:  # the test's statistic is not defined where every seed says the same
         return float(differences[0]) or None
     supported = stats.ttest_1samp(differences, 0.0).pvalue < 1 - CONFIDENCE
@@ -145,7 +166,7 @@ LEGEND = (
 def _cells(row: Row) -> dict[str, str]:
     if row.best:
         to_best = "*"
-    elif row.upper_bound or not row.metrics:
+    elif not row.compared:
         to_best = ""
     else:
         to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"

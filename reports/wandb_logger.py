@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from avalanche.logging import BaseLogger
+from avalanche.training import JointTraining
 
 from reports.figures import accuracy_matrix_figure
 from reports.matrix import accuracy_row, seen_so_far
@@ -143,7 +144,8 @@ class WandBLogger(BaseLogger):
             {
                 "experience": trained - 1,
                 **{f"accuracy/exp_{index:02d}": accuracy for index, accuracy in enumerate(row)},
-                **seen_so_far(self._matrix),
+                # Joint training has one row, after all experiences; it has seen every one of them.
+                **({"ACC": sum(row) / len(row)} if isinstance(strategy, JointTraining) else seen_so_far(self._matrix)),
                 "seconds": time.perf_counter() - self._started,
             }
         )

@@ -201,14 +201,14 @@ def _add_by_layer(
     squared: dict[str, Tensor] = {}
     for signal in signals(outputs.detach()):
         at_layers = torch.autograd.grad(
-            outputs, [calls[name][1] for name in names], signal, retain_graph=True, allow_unused=True
+            outputs, [calls[name][0][1] for name in names], signal, retain_graph=True, allow_unused=True
         )
         for name, d in zip(names, at_layers, strict=True):
             layer = layers[name]
             if d is None:  # it ran, but the outputs do not depend on it
                 continue
             if isinstance(layer, nn.Conv2d):
-                _add_convolution(sums, name, layer, calls[name][0], d)
+                _add_convolution(sums, name, layer, calls[name][0][0], d)
             elif name in squared:
                 squared[name].addcmul_(d, d)
             else:
@@ -216,26 +216,21 @@ def _add_by_layer(
     for name, d_squared in squared.items():
         weight, bias = _below(name, "weight"), _below(name, "bias")
         if weight in sums:
-            sums[weight].addmm_(d_squared.T, calls[name][0].square())
+            sums[weight].addmm_(d_squared.T, calls[name][0][0].square())
         if bias in sums:
             sums[bias] += d_squared.sum(0)
 
 
 def _add_convolution(sums: dict[str, Tensor], name: str, layer: nn.Conv2d, inputs: Tensor, signal: Tensor) -> None:
-    """A convolution is linear on unfolded patches; positions are summed before squaring."""
+    """Positions are summed before squaring, so each sample's gradient is written out, a chunk of samples at a time."""
     weight, bias = _below(name, "weight"), _below(name, "bias")
-    d = signal.flatten(2)  # [N, O, positions]
     if bias in sums:
-        sums[bias] += d.sum(2).square().sum(0)
+        sums[bias] += signal.flatten(2).sum(2).square().sum(0)
     if weight in sums:
-        assert not isinstance(layer.padding, str)  # _has_short_cut
-        patch_numbers = layer.weight[0].numel() * d.shape[2]
-        at_once = max(1, NUMBERS_AT_ONCE // (layer.weight.numel() + patch_numbers))
-        for d_chunk, inputs_chunk in zip(d.split(at_once), inputs.split(at_once), strict=True):
-            patches = functional.unfold(
-                inputs_chunk, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
-            )  # [n, I * kernel, positions]
-            sums[weight] += (d_chunk @ patches.transpose(1, 2)).square().sum(0).view_as(layer.weight)
+        patches = layer.weight[0].numel() * signal[0, 0].numel()
+        at_once = max(1, NUMBERS_AT_ONCE // (layer.weight.numel() + patches))
+        for d, a in zip(signal.split(at_once), inputs.split(at_once), strict=True):
+            sums[weight] += _weight_gradients(layer, a, d).square().sum(0)
 
 
 def _add_by_vmap(sums: dict[str, Tensor], model: nn.Module, x: Tensor, task: int, signals: Signals) -> None:
@@ -365,28 +360,50 @@ def _short_cut_layers(model: nn.Module, x: Tensor, task: int) -> dict[str, nn.Mo
     if not all(_has_short_cut(layer) for layer in layers.values()) or len({id(p) for p in owned}) < len(owned):
         return None
     probe = x[:2]
-    runs: list[nn.Module] = []
-    one_row_a_sample = True
+    with _recorded(layers) as calls, torch.enable_grad():
+        outputs = forward(model, probe, task)
+    for name, runs in calls.items():
+        output = runs[0][1]
+        if len(runs) > 1 or len(output) != len(probe) or output.dim() != (4 if _is_convolution(layers[name]) else 2):
+            return None
+    # What decides: the layers' signals and inputs give the very gradient that autograd finds. They do not where a
+    # parameter is used outside of its layer as well.
+    v = torch.arange(1, outputs.numel() + 1, device=outputs.device).cos().view_as(outputs).to(outputs)
+    names = list(calls)
+    signals = torch.autograd.grad(
+        outputs, [calls[name][0][1] for name in names], v, retain_graph=True, allow_unused=True
+    )
+    by_layer: dict[str, Tensor] = {}
+    for name, d in zip(names, signals, strict=True):
+        if d is not None:
+            by_layer[_below(name, "weight")] = _weight_gradients(layers[name], calls[name][0][0], d).sum(0)
+            by_layer[_below(name, "bias")] = d.flatten(2).sum((0, 2)) if d.dim() == 4 else d.sum(0)
+    parameters = trainable_parameters(model)
+    gradients = torch.autograd.grad(outputs, list(parameters.values()), v, allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        found = by_layer.get(name)
+        if gradient is not None and (found is None or not _same(found, gradient)):
+            return None
+    return layers
 
-    def cut(module, inputs, output):
-        nonlocal one_row_a_sample
-        runs.append(module)
-        dimensions = 2 if isinstance(module, nn.Linear) else 4
-        one_row_a_sample = one_row_a_sample and output.dim() == dimensions and len(output) == len(probe)
-        return output.detach().requires_grad_().clone()  # a clone, for what follows may work in place
 
-    handles = [layer.register_forward_hook(cut) for layer in layers.values()]
-    try:
-        with torch.enable_grad():
-            outputs = forward(model, probe, task)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not one_row_a_sample or len(runs) > len(set(runs)):
-        return None
-    # With every layer's output cut off, a parameter that the outputs still depend on is used outside of its layer.
-    outside = torch.autograd.grad(outputs.sum(), owned, allow_unused=True) if outputs.requires_grad else []
-    return layers if all(gradient is None for gradient in outside) else None
+def _same(found: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def _weight_gradients(layer: nn.Module, inputs: Tensor, d: Tensor) -> Tensor:
+    """The gradient of each sample with respect to the layer's weight, [N, *weight.shape], from inputs and signals."""
+    if not isinstance(layer, nn.Conv2d):
+        return d.unsqueeze(2) * inputs.unsqueeze(1)
+    assert not isinstance(layer.padding, str)  # _has_short_cut
+    patches = functional.unfold(
+        inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
+    )  # [N, I * kernel, positions]: a convolution is linear on these
+    return (d.flatten(2) @ patches.transpose(1, 2)).view(-1, *layer.weight.shape)
+
+
+def _is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d)
 
 
 def _has_short_cut(layer: nn.Module) -> bool:
@@ -399,13 +416,13 @@ def _has_short_cut(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def _recorded(layers: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Within: name -> (input, output) of every layer that a forward pass runs."""
-    calls: dict[str, tuple[Tensor, Tensor]] = {}
+def _recorded(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Within: name -> (input, output) of every run of a layer in a forward pass."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def recorder(name):
         def record(module, inputs, output):
-            calls[name] = (inputs[0].detach(), output)
+            calls.setdefault(name, []).append((inputs[0].detach(), output))
             # What follows may work in place (ReLU(inplace=True)); it must not overwrite the output recorded here.
             return output.clone()
 

@@ -257,6 +257,12 @@ def test_arguments_out_of_range_are_refused(arguments, message):
 # --- baselines --------------------------------------------------------------------------------------------------------
 
 
+def test_frozen_needs_the_classifiers_name():
+    plugin = FrozenBackbonePlugin("head")
+    with pytest.raises(ValueError, match="no parameters in 'head'"):
+        learn(mlp(), stream([[0, 1]] * 2), plugin)
+
+
 def test_l2_has_importance_one_for_what_was_trained_and_stays_one():
     plugin = L2Plugin(0.5)
     model = as_multitask(mlp(), "classifier")

@@ -50,7 +50,60 @@ def tied():
     return nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer, nn.Tanh(), twin, nn.ReLU(), nn.Linear(16, CLASSES))
 
 
-MODELS = [mlp, cnn, multi_head, batch_norm, tied]
+class Folded(nn.Module):
+    """No short cut: the linear layer sees four rows a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(12, CLASSES)
+
+    def forward(self, x):
+        return self.b(self.a(x.reshape(-1, 4)).tanh().reshape(len(x), -1))
+
+
+class Outside(nn.Module):
+    """No short cut: a layer's weight is used outside of the layer, too; and a head runs that leads nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.a(x.flatten(1)).tanh()
+        self.aside(h)
+        return self.b(h @ self.a.weight)
+
+
+class Aside(nn.Module):
+    """A layer runs whose output the result does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(5, CLASSES), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.a(x.flatten(1)).tanh()
+        self.aside(h)
+        return self.b(h)
+
+
+class Doubled(nn.Linear):
+    """No short cut: a subclass that computes otherwise."""
+
+    def forward(self, x):
+        return 2 * super().forward(x.flatten(1))
+
+
+def doubled():
+    return Doubled(16, CLASSES)
+
+
+def weight_norm():
+    """No short cut: the weight is a function of other parameters."""
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, CLASSES)))
+
+
+MODELS = [mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, doubled, weight_norm]
 
 
 @pytest.fixture
@@ -116,7 +169,9 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("problem", "taken"), [(mlp, 1), (cnn, 1), (batch_norm, 0), (tied, 0)], indirect=["problem"])
+@pytest.mark.parametrize(
+    ("problem", "taken"), [(mlp, 1), (cnn, 1), (Aside, 1), (batch_norm, 0), (tied, 0)], indirect=["problem"]
+)
 def test_short_cut_is_taken_where_it_can_be(problem, taken):
     model, dataset = problem
     x, _, _ = dataset[:2]

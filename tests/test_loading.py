@@ -102,11 +102,27 @@ def test_a_strategy_that_builds_its_own_loader_keeps_it():
     assert set(replayed) <= set(samples(TASKS.train_stream[0]))
 
 
-def test_evaluation_is_the_same_as_through_avalanches_loader():
+def test_evaluation_is_the_same_as_sample_by_sample():
     strategy = train(Naive, TASKS, InMemoryLoading())
-    fast = strategy.eval(TASKS.test_stream)
-    strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, InMemoryLoading)]
-    assert strategy.eval(TASKS.test_stream) == pytest.approx(fast)
+    found = strategy.eval(TASKS.test_stream)
+    strategy.model.eval()
+    for index, experience in enumerate(TASKS.test_stream):
+        right = [
+            int(strategy.model(sample[0][None], sample[2]).argmax()) == int(sample[1]) for sample in experience.dataset
+        ]
+        name = f"Top1_Acc_Exp/eval_phase/test_stream/Task{index:03d}/Exp{index:03d}"
+        assert found[name] == pytest.approx(sum(right) / len(right))
+
+
+def test_what_is_asked_of_the_template_is_kept_to():
+    recorder = Recorder()
+    strategy = train(Naive, TASKS, experiences=TASKS.train_stream[:1])
+    strategy.plugins[:0] = [InMemoryLoading(), recorder]
+    experience = next(e for e in TASKS.train_stream[1:] if len(e.dataset) % 32)
+    strategy.train(experience, shuffle=False, drop_last=True)
+    in_order = [(tuple(s[0].flatten().tolist()), int(s[1]), s[2]) for s in experience.dataset]
+    assert recorder.epochs[0] == in_order[: len(in_order) // 32 * 32]
+    assert len(recorder.epochs[0]) < len(in_order)
 
 
 def test_tensors_of_concatenations_and_subsets():
@@ -125,6 +141,7 @@ def test_tensors_of_concatenations_and_subsets():
 
 
 def test_transformed_data_keep_avalanches_loader():
+    TASKS.train_stream[0].dataset.__getitems__([0])  # what was read before must not come back
     dataset = TASKS.train_stream[0].dataset.replace_current_transform_group(lambda x: x + 1)
     assert tensors_of(dataset) is None
     batch = dataset.collate_fn(dataset.__getitems__([0, 1]))

@@ -63,6 +63,7 @@ def test_what_was_chosen_is_the_best_of_its_evidence():
             "[strategies.ewc-onlin]",
             "no strategy is called 'ewc-onlin'; did you mean 'ewc-onl",
         ),
+        ('["task", "domain", "class"]', '["task", "task"]', "stream.scenarios: .*a scenario stands there twice"),
         ('"network" =', '"networks" =', r"network.hidden_size has no source"),
         ('"training" =', '"training.momentum" = "?"\n"training" =', "sources.training.momentum: unknown key"),
     ],
@@ -75,6 +76,25 @@ def test_what_cannot_be_is_refused_with_file_and_key(tmp_path, old, new, message
         protocol.read(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[ewc.hyperparameters]\newc_lambda = -1.0\n[ewc.evidence]\n", r"strategies.ewc.ewc_lambda: .*\(got -1.0\)"),
+        ("[ewc]\newc_lambda = 1.0\n", r"ewc.\w+: (missing|unknown key)"),
+        ("ewc = 3\n", "ewc: .*"),
+        ("[ewc.hyper", "not valid TOML"),
+    ],
+)
+def test_a_bad_choice_is_refused_under_its_own_name(tmp_path, content, message):
+    (tmp_path / "mine.toml").write_text(GOOD, encoding="utf-8")
+    path = tmp_path / "chosen" / "mine" / "task.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ProtocolError, match=message) as caught:
+        protocol.read(tmp_path / "mine.toml")
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):

@@ -28,7 +28,7 @@ def small_run(tmp_path_factory):
     """Three strategies, two seeds, once for all tests that only read it."""
     out = tmp_path_factory.mktemp("runs")
     done = engrams(
-        "run", "split-digits/task", "naive", "ewc", "joint", "--seeds", 2, "--out", out, "--wandb", "disabled"
+        "run", "split-digits/task", "naive", "ewc", "joint", "naive", "--seeds", 2, "--out", out, "--wandb", "disabled"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done
@@ -155,15 +155,23 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "binary"])
 def test_a_record_cut_short_is_named(tmp_path, damage):
     path = store.write(in_process(tmp_path, "naive"), tmp_path / "split-digits" / "task" / "naive" / "0")
-    path.write_text(path.read_text()[:100] if damage == "cut" else '{"protocol": 3}')
-    for arguments in (("table", tmp_path), ("run", "split-digits/task", "naive", "--seeds", 1, "--out", tmp_path)):
-        done = engrams(*arguments)
-        assert done.returncode == 2
-        assert str(path) in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[:100], "foreign": b'{"protocol": 3}', "binary": b"\xff\xfe\x00"}[damage])
+    done = engrams("run", "split-digits/task", "naive", "--seeds", 1, "--out", tmp_path)
+    assert done.returncode == 2
+    assert str(path) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = engrams("run", "split-digits/task", "naive", "--out", tmp_path / "file", "--wandb", "disabled")
+    assert done.returncode == 2
+    assert "the records cannot be written to" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):

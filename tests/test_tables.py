@@ -9,7 +9,7 @@ from scipy import stats
 
 from reports import marks, tables
 from reports.matrix import METRICS
-from reports.store import Record
+from reports.store import Record, RecordError
 
 ENVIRONMENT = {"versions": {}}
 
@@ -68,12 +68,32 @@ def test_the_best_is_no_upper_bound_and_only_supported_differences_are_shown():
 
 def test_one_seed_supports_nothing():
     one = tables.compare([record("a", 0, 0.9), record("b", 0, 0.1)])
-    assert [row.below_best for row in one] == [None, None]
+    assert [row.compared for row in one] == [False, False]
 
 
 def test_equal_rows_are_equal():
     same = tables.compare([*group("a", 0.5, 0.6), *group("b", 0.5, 0.6), *group("c", 0.4, 0.5)])
     assert [row.below_best for row in same] == [None, None, pytest.approx(-0.1)]
+
+
+def test_a_lucky_seed_is_not_the_best():
+    found = {row.strategy: row for row in tables.compare([record("lucky", 0, 0.99), *group("good", 0.8, 0.9, 0.85)])}
+    assert found["good"].best
+    assert not found["lucky"].compared, "one seed in common supports nothing, not even equality"
+
+
+def test_trials_of_a_search_are_not_in_the_tables():
+    trial = record("good", 1000, 0.1).model_copy(update={"hyperparameters": {"judge": "validation"}})
+    assert tables.compare([*group("good", 0.8, 0.9), trial])[0].seeds == 2
+    assert tables.compare([trial]) == []
+
+
+def test_what_does_not_belong_in_one_row_is_refused():
+    other = record("good", 2, 0.7).model_copy(update={"hyperparameters": {"strategy": {"ewc_lambda": 3.0}}})
+    with pytest.raises(RecordError, match="p good: its seeds were run with different hyperparameters"):
+        tables.compare([*group("good", 0.8, 0.9), other])
+    with pytest.raises(RecordError, match="p good: a seed is there twice"):
+        tables.compare([*group("good", 0.8, 0.9), record("good", 0, 0.8)])
 
 
 def test_failed_runs_are_counted_and_not_averaged():

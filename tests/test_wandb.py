@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -99,6 +101,15 @@ def test_the_accuracy_matrix_as_table_and_image(finished):
     assert len(image) > 3000
 
 
+def test_joint_training_has_seen_every_experience(tmp_path):
+    entry = protocol.get("split-digits/task")
+    run = Run(entry, "joint", 0, entry.hyperparameters_of("joint"))
+    record = execute(run, tmp_path, "cpu", "offline", lambda epochs: None)
+    (path,) = run.folder(tmp_path).rglob("*.wandb")
+    rows = [items(m.history.item) for m in messages(path) if m.HasField("history")]
+    assert [row["ACC"] for row in rows if "ACC" in row] == [pytest.approx(record.metrics["ACC"])]
+
+
 def test_metrics_in_the_summary_and_the_record_as_an_artifact(finished):
     _, record, _, found = finished
     summary = {}
@@ -134,4 +145,19 @@ def test_never_a_login_prompt(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wandb_logger.default_mode() == "online"
     assert wandb_logger.usable_mode("online") == "online"
-    assert os.environ["WANDB_API_KEY"]
+
+
+def test_a_command_line_without_an_account_asks_nothing(tmp_path):
+    arguments = ["run", "split-digits/task", "naive", "--seeds", "1", "--out", str(tmp_path), "--wandb", "online"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "NETRC": str(tmp_path / "none")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "W&B is offline: no API key" in done.stderr
+    assert "W&B (offline)" in done.stdout
+    assert list(tmp_path.rglob("*.wandb"))
