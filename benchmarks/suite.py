@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -149,4 +150,9 @@ def _start_worker(events) -> None:
 
 def _work(index: int, run: Run, out: Path, device: str, wandb_mode: WandBMode) -> Record:
     _events.put((index, 0))
-    return execute(run, out, device, wandb_mode, lambda epochs: _events.put((index, epochs)))
+    try:
+        return execute(run, out, device, wandb_mode, lambda epochs: _events.put((index, epochs)))
+    finally:
+        # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
+        # would otherwise gather until Python happens to look.
+        gc.collect()
