@@ -1,0 +1,31 @@
+"""The real MNIST, where it is: set ENGRAMS_DATA, or have it in Avalanche's default folder."""
+
+import pytest
+import torch
+
+from benchmarks import datasets, protocol
+from benchmarks.run import Run, execute
+
+pytestmark = pytest.mark.skipif(datasets.find("mnist") is None, reason="MNIST is not here; nothing is downloaded")
+
+
+def test_the_real_files():
+    data = datasets.load("mnist")
+    assert data.train_x.shape == (60000, 1, 28, 28)
+    assert data.test_x.shape == (10000, 1, 28, 28)
+    assert data.train_y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    # torchvision's published mean and standard deviation of the training images
+    assert data.train_x.mean().item() == pytest.approx(0.1307, abs=1e-4)
+    assert torch.std(data.train_x).item() == pytest.approx(0.3081, abs=1e-4)
+
+
+def test_ewc_keeps_what_naive_forgets(tmp_path):
+    """Split MNIST, task-incremental, one epoch an experience in place of four."""
+    entry = protocol.get("split-mnist/task")
+    short = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    acc = {}
+    for strategy in ("naive", "ewc"):
+        run = Run(short, strategy, 0, short.hyperparameters_of(strategy))
+        acc[strategy] = execute(run, tmp_path, "cpu", "disabled", lambda epochs: None).acc
+    assert acc["ewc"] > 0.97
+    assert acc["ewc"] > acc["naive"]
