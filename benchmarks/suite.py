@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import joblib
 import torch
 
 from benchmarks import datasets
@@ -60,7 +61,7 @@ def run_all(
     except OSError as error:
         raise SuiteError(f"the records cannot be written to {out}: {error}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(owed)))
+    workers = min(workers or joblib.cpu_count(), max(1, len(owed)))
     with display.showing(len(runs), len(done)):
         for run, record in _in_processes(owed, out, device, wandb_mode, workers, display):
             done[run] = record
