@@ -1,15 +1,20 @@
 """Runs and records, through the command line as a user has it."""
 
+import io
 import json
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from benchmarks import protocol
+from benchmarks.__main__ import main
 from benchmarks.run import Run, execute
 from reports import store
 from reports.matrix import METRICS, metrics
@@ -17,10 +22,15 @@ from reports.matrix import METRICS, metrics
 ROOT = Path(__file__).parent.parent
 
 
-def engrams(*arguments, cwd=None, env=None):
-    """Run the command line; returns what subprocess says."""
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd or ROOT, env=env)
+def engrams(*arguments):
+    """Run the command line in this process, which has imported torch already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "argv", ["engrams", *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
