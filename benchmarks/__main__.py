@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.names import UnknownName, closest
+from benchmarks.names import UnknownName
 
 app = typer.Typer(
     help="Engrams: a benchmark suite for catastrophic forgetting, built on Avalanche.",
@@ -128,9 +128,8 @@ def table(
 ) -> None:
     """Show the comparison tables of the records below a folder."""
     from reports import marks, store, tables
-    from strategies.catalogue import CATALOGUE
 
-    rows = tables.compare(store.read_all(runs), [name for name, s in CATALOGUE.items() if s.upper_bound])
+    rows = _compared(store.read_all(runs))
     if not rows:
         raise store.RecordError(f"there are no records in {runs}")
     if into is not None:
@@ -155,9 +154,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
     from benchmarks.progress import Display
     from benchmarks.run import Run
     from benchmarks.suite import run_all
-    from reports import tables
     from reports.wandb_logger import default_mode, usable_mode
-    from strategies.catalogue import CATALOGUE
 
     runs = []
     for name, strategy, seed in dict.fromkeys(wanted):
@@ -166,7 +163,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
     mode = usable_mode(wandb.value if wandb else default_mode())
     records = run_all(runs, out, mode, workers, Display(console))
-    _show_tables(tables.compare(records, [name for name, s in CATALOGUE.items() if s.upper_bound]))
+    _show_tables(_compared(records))
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
     if mode != "disabled":
         console.print(
@@ -192,7 +189,14 @@ def _check_strategy(name: str) -> None:
     from strategies.catalogue import CATALOGUE
 
     if name not in CATALOGUE:
-        raise UnknownName("strategy", name, closest(name, CATALOGUE))
+        raise UnknownName("strategy", name, CATALOGUE)
+
+
+def _compared(records):
+    from reports import tables
+    from strategies.catalogue import CATALOGUE
+
+    return tables.compare(records, [name for name, strategy in CATALOGUE.items() if strategy.upper_bound])
 
 
 def _show_tables(rows) -> None:

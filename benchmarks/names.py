@@ -7,13 +7,9 @@ from difflib import get_close_matches
 
 
 class UnknownName(Exception):
-    """There is no protocol, strategy, ... of this name; the message suggests one."""
+    """There is no protocol, strategy, ... of this name; the message suggests the nearest of those there are."""
 
-    def __init__(self, kind: str, name: str, suggestion: str | None):
-        hint = f"did you mean {suggestion!r}?" if suggestion else "'python -m benchmarks list' shows all"
+    def __init__(self, kind: str, name: str, names: Iterable[str]):
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "'python -m benchmarks list' shows all"
         super().__init__(f"no {kind} is called {name!r}; {hint}")
-
-
-def closest(name: str, names: Iterable[str]) -> str | None:
-    """The name most like a misspelt one, or None if none is near."""
-    return next(iter(get_close_matches(name, names, n=1)), None)

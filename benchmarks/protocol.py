@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from benchmarks.datasets import NAMES as DATASETS
-from benchmarks.names import UnknownName, closest
+from benchmarks.names import UnknownName
 from strategies.catalogue import CATALOGUE, Hyperparameters
 
 if sys.version_info >= (3, 11):
@@ -166,7 +166,7 @@ def get(name: str) -> Protocol:
         ProtocolError: a protocol file is wrong.
     """
     if name not in protocols():
-        raise UnknownName("protocol", name, closest(name, names()))
+        raise UnknownName("protocol", name, names())
     return protocols()[name]
 
 
@@ -275,7 +275,7 @@ def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None
     """What is given must exist and be in range; what is missing is missed only when the strategy is run."""
     for strategy, values in strategies.items():
         if strategy not in CATALOGUE:
-            unknown = UnknownName("strategy", strategy, closest(strategy, CATALOGUE))
+            unknown = UnknownName("strategy", strategy, CATALOGUE)
             raise ProtocolError(f"{path}: strategies.{strategy}: {unknown}")
         try:
             CATALOGUE[strategy].hyperparameters.model_validate(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.names import UnknownName, closest
+from benchmarks.names import UnknownName
 from benchmarks.protocol import read_toml
 
 FILE = Path(__file__).parent / "suites.toml"
@@ -22,7 +22,7 @@ def runs_of(name: str, seeds: int | None = None) -> list[tuple[str, str, int]]:
     """
     suites = read_toml(FILE)
     if name not in suites:
-        raise UnknownName("suite", name, closest(name, suites))
+        raise UnknownName("suite", name, suites)
     suite = suites[name]
     return [
         (protocol, strategy, seed)

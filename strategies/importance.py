@@ -160,19 +160,21 @@ def _squared_sample_gradients(
     """Mean over samples of squared per-sample gradients."""
     sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
     count = 0
-    short_cuts: dict[int, dict[str, nn.Module] | None] = {}  # by task: another task may run other layers
+    # By task, since another task may run other layers: the layers with a short cut, and how many samples at once.
+    short_cuts: dict[int, dict[str, nn.Module] | None] = {}
+    at_once: dict[int, int] = {}
     for x_all, y_all, task in minibatches(model, dataset, SAMPLES_AT_ONCE, indices):
-        with torch.no_grad():
-            outputs = forward(model, x_all[:1], task).shape[1]
-        at_once = max(1, NUMBERS_AT_ONCE // outputs**2)  # the exact Fisher has up to K signals of K numbers a sample
-        for x, y in zip(x_all.split(at_once), y_all.split(at_once), strict=True):
+        if task not in short_cuts:
+            short_cuts[task] = _short_cut_layers(model, x_all, task)
+            with torch.no_grad():
+                outputs = forward(model, x_all[:1], task).shape[1]
+            at_once[task] = max(1, NUMBERS_AT_ONCE // outputs**2)  # the exact Fisher: K signals of K numbers a sample
+        layers = short_cuts[task]
+        for x, y in zip(x_all.split(at_once[task]), y_all.split(at_once[task]), strict=True):
 
             def signals(f: Tensor, y: Tensor = y) -> Tensor:
                 return _signals(density, f, y, fisher)
 
-            if task not in short_cuts:
-                short_cuts[task] = _short_cut_layers(model, x, task)
-            layers = short_cuts[task]
             if layers is not None:
                 _add_by_layer(sums, model, layers, x, task, signals)
             else:
@@ -364,7 +366,11 @@ def _short_cut_layers(model: nn.Module, x: Tensor, task: int) -> dict[str, nn.Mo
         outputs = forward(model, probe, task)
     for name, runs in calls.items():
         output = runs[0][1]
-        if len(runs) > 1 or len(output) != len(probe) or output.dim() != (4 if _is_convolution(layers[name]) else 2):
+        if (
+            len(runs) > 1
+            or len(output) != len(probe)
+            or output.dim() != (4 if isinstance(layers[name], nn.Conv2d) else 2)
+        ):
             return None
     # What decides: the layers' signals and inputs give the very gradient that autograd finds. They do not where a
     # parameter is used outside of its layer as well.
@@ -400,10 +406,6 @@ def _weight_gradients(layer: nn.Module, inputs: Tensor, d: Tensor) -> Tensor:
         inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
     )  # [N, I * kernel, positions]: a convolution is linear on these
     return (d.flatten(2) @ patches.transpose(1, 2)).view(-1, *layer.weight.shape)
-
-
-def _is_convolution(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d)
 
 
 def _has_short_cut(layer: nn.Module) -> bool:

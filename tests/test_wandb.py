@@ -17,9 +17,12 @@ from reports.matrix import METRICS
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished offline run: its record, its folder and everything in its .wandb file."""
-    out = tmp_path_factory.mktemp("runs")
+    return offline_run("ewc", tmp_path_factory.mktemp("runs"))
+
+
+def offline_run(strategy, out):
     entry = protocol.get("split-digits/task")
-    run = Run(entry, "ewc", 0, entry.hyperparameters_of("ewc"))
+    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
     record = execute(run, out, "cpu", "offline", lambda epochs: None)
     (path,) = run.folder(out).rglob("*.wandb")
     return run, record, path, list(messages(path))
@@ -102,11 +105,8 @@ def test_the_accuracy_matrix_as_table_and_image(finished):
 
 
 def test_joint_training_has_seen_every_experience(tmp_path):
-    entry = protocol.get("split-digits/task")
-    run = Run(entry, "joint", 0, entry.hyperparameters_of("joint"))
-    record = execute(run, tmp_path, "cpu", "offline", lambda epochs: None)
-    (path,) = run.folder(tmp_path).rglob("*.wandb")
-    rows = [items(m.history.item) for m in messages(path) if m.HasField("history")]
+    _, record, _, found = offline_run("joint", tmp_path)
+    rows = [items(m.history.item) for m in found if m.HasField("history")]
     assert [row["ACC"] for row in rows if "ACC" in row] == [pytest.approx(record.metrics["ACC"])]
 
 
