@@ -1,10 +1,11 @@
-"""Baselines that Avalanche does not have: the plain L2 anchor and the frozen backbone."""
+"""Baselines: the plain L2 anchor, the frozen backbone and the rehearsal of a small buffer."""
 
 from __future__ import annotations
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
 
@@ -63,3 +64,46 @@ class FrozenBackbonePlugin(SupervisedPlugin):
             if not name.startswith(f"{self.classifier}."):
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+
+class ReplayPlugin(SupervisedPlugin):
+    """Rehearsal of a small buffer of past samples, under any Avalanche strategy.
+
+    Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at
+    random, and every step sees as many old samples as new ones: the two minibatches are joined, and the loss is their
+    mean. The buffer is tensors on the strategy's device, so that rehearsal costs what twice the batch costs.
+    """
+
+    def __init__(self, mem_size: int):
+        """
+        Args:
+            mem_size: samples in the whole buffer, >= 1; with T past experiences each has mem_size // T. Which are kept
+                and which are rehearsed is drawn by torch's global generator.
+
+        Raises:
+            ValueError: mem_size below 1.
+        """
+        super().__init__()
+        if mem_size < 1:
+            raise ValueError(f"mem_size must be at least 1; got {mem_size}")
+        self.mem_size = mem_size
+        self._kept: list[list[Tensor]] = []
+        self._buffer: list[Tensor] = []
+
+    def before_forward(self, strategy, **kwargs):
+        if not self._buffer:
+            return
+        size = len(self._buffer[0])
+        # Each at most once a step, as long as there are enough.
+        order = torch.randperm(size)[: len(strategy.mb_x)].to(self._buffer[0].device)
+        old = (column[order] for column in self._buffer)
+        strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, old, strict=True)]
+
+    def after_training_exp(self, strategy, **kwargs):
+        dataset = strategy.experience.dataset
+        share = self.mem_size // (len(self._kept) + 1)
+        chosen = torch.randperm(len(dataset))[:share].tolist()
+        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=dataset.collate_fn)
+        self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
+        self._kept = [[column[:share] for column in kept] for kept in self._kept]
+        self._buffer = [torch.cat(columns) for columns in zip(*self._kept, strict=True)]

@@ -5,19 +5,34 @@ The public names are the keys of :data:`CATALOGUE`. A method's own file holds th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from avalanche.training import EWC, Cumulative, JointTraining, Naive
+from avalanche.training import (
+    AGEM,
+    EWC,
+    GEM,
+    MAS,
+    Cumulative,
+    GDumb,
+    JointTraining,
+    LwF,
+    Naive,
+    Replay,
+    SynapticIntelligence,
+)
 from avalanche.training.templates import SupervisedTemplate
 from pydantic import BaseModel, ConfigDict, Field
 
-from strategies.baselines import FrozenBackbonePlugin, L2Plugin
+from strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from strategies.ewc import EWCPlugin
-from strategies.importance import Fisher
+from strategies.importance import Fisher, MASVariant
+from strategies.mas import MASPlugin
 
 Lambda = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Hyperparameters(BaseModel):
@@ -37,11 +52,11 @@ class L2Hyperparameters(Hyperparameters):
 class EWCHyperparameters(Hyperparameters):
     ewc_lambda: Lambda
     fisher: Fisher = "exact"
-    fisher_samples: Annotated[int, Field(ge=1)] | None = None
+    fisher_samples: Positive | None = None
 
 
 class OnlineEWCHyperparameters(EWCHyperparameters):
-    gamma: Annotated[float, Field(ge=0, le=1)]
+    gamma: Fraction
 
 
 class AvalancheEWCHyperparameters(Hyperparameters):
@@ -49,7 +64,55 @@ class AvalancheEWCHyperparameters(Hyperparameters):
 
 
 class AvalancheOnlineEWCHyperparameters(AvalancheEWCHyperparameters):
-    decay_factor: Annotated[float, Field(ge=0, le=1)]
+    decay_factor: Fraction
+
+
+class MASLocalHyperparameters(Hyperparameters):
+    mas_lambda: Lambda
+
+
+class MASHyperparameters(MASLocalHyperparameters):
+    variant: MASVariant = "global"
+
+
+class ReplayHyperparameters(Hyperparameters):
+    mem_size: Positive
+
+
+class GDumbHyperparameters(ReplayHyperparameters):
+    epochs: Positive
+    """It learns the buffer from scratch after every experience, so the protocol's epochs are not for it."""
+
+
+class AvalancheMASHyperparameters(Hyperparameters):
+    lambda_reg: Lambda
+    alpha: Fraction = 0.5
+
+
+class AvalancheSIHyperparameters(Hyperparameters):
+    si_lambda: Lambda
+
+
+class AvalancheLwFHyperparameters(Hyperparameters):
+    alpha: Lambda
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class AvalancheGEMHyperparameters(Hyperparameters):
+    patterns_per_exp: Positive
+    memory_strength: Lambda
+
+
+class AvalancheAGEMHyperparameters(Hyperparameters):
+    patterns_per_exp: Positive
+    sample_size: Positive
+
+
+class LogUniform(NamedTuple):
+    """What a search may choose from: any number between two, evenly spread on a logarithmic scale."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -63,8 +126,8 @@ class Strategy:
     summary: str
     build: Callable[[Any, dict[str, Any]], SupervisedTemplate]
     hyperparameters: type[Hyperparameters] = NoHyperparameters
-    search: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Hyperparameter -> the values tried on the validation stream."""
+    search: Mapping[str, LogUniform] = field(default_factory=dict)
+    """Hyperparameter -> the range in which one is chosen on the validation stream."""
     upper_bound: bool = False
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     whole_stream_at_once: bool = False
@@ -80,10 +143,10 @@ def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], Su
     return build
 
 
-LAMBDAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+EWC_LAMBDAS = LogUniform(1e1, 1e6)
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
-AVALANCHE_LAMBDAS = (1e2, 3e2, 1e3, 3e3, 1e4, 1e5, 1e6)
+AVALANCHE_EWC_LAMBDAS = LogUniform(1e2, 1e7)
 
 CATALOGUE: dict[str, Strategy] = {
     "naive": Strategy(
@@ -109,25 +172,42 @@ CATALOGUE: dict[str, Strategy] = {
         summary="quadratic penalty around the latest optimum, all importances 1",
         build=_plugged(lambda h: L2Plugin(h.l2_lambda)),
         hyperparameters=L2Hyperparameters,
-        search={"l2_lambda": (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)},
+        search={"l2_lambda": LogUniform(1e-3, 1e3)},
     ),
     "ewc-separate": Strategy(
         summary="EWC, one penalty an experience (Kirkpatrick et al. 2017)",
         build=_plugged(lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples)),
         hyperparameters=EWCHyperparameters,
-        search={"ewc_lambda": LAMBDAS},
+        search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc": Strategy(
         summary="EWC, Huszár's multi-task correction: one penalty, the sum of all Fishers (2017)",
         build=_plugged(lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples)),
         hyperparameters=EWCHyperparameters,
-        search={"ewc_lambda": LAMBDAS},
+        search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc-online": Strategy(
         summary="EWC with a decaying sum of Fishers (Schwarz et al. 2018)",
         build=_plugged(lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma)),
         hyperparameters=OnlineEWCHyperparameters,
-        search={"ewc_lambda": LAMBDAS},
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "mas": Strategy(
+        summary="memory aware synapses: importance to the outputs, without labels (Aljundi et al. 2018)",
+        build=_plugged(lambda h: MASPlugin(h.mas_lambda, h.variant)),
+        hyperparameters=MASHyperparameters,
+        search={"mas_lambda": LogUniform(1e-1, 1e5)},
+    ),
+    "mas-local": Strategy(
+        summary="MAS, its local (Hebbian) form: products of activations, layer by layer",
+        build=_plugged(lambda h: MASPlugin(h.mas_lambda, "local")),
+        hyperparameters=MASLocalHyperparameters,
+        search={"mas_lambda": LogUniform(1e-3, 1e3)},
+    ),
+    "replay": Strategy(
+        summary="rehearsal of a small buffer, as many old samples as new ones in every step",
+        build=_plugged(lambda h: ReplayPlugin(h.mem_size)),
+        hyperparameters=ReplayHyperparameters,
     ),
     "avalanche-naive": Strategy(
         summary="Avalanche's Naive",
@@ -137,12 +217,57 @@ CATALOGUE: dict[str, Strategy] = {
         summary="Avalanche's EWC, mode 'separate'",
         build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="separate", **template),
         hyperparameters=AvalancheEWCHyperparameters,
-        search={"ewc_lambda": AVALANCHE_LAMBDAS},
+        search={"ewc_lambda": AVALANCHE_EWC_LAMBDAS},
     ),
     "avalanche-ewc-online": Strategy(
         summary="Avalanche's EWC, mode 'online'",
         build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template),
         hyperparameters=AvalancheOnlineEWCHyperparameters,
-        search={"ewc_lambda": AVALANCHE_LAMBDAS},
+        search={"ewc_lambda": AVALANCHE_EWC_LAMBDAS},
+    ),
+    "avalanche-mas": Strategy(
+        summary="Avalanche's MAS: gradients of mini-batch means, importances averaged with those before",
+        build=lambda h, template: MAS(lambda_reg=h.lambda_reg, alpha=h.alpha, **template),
+        hyperparameters=AvalancheMASHyperparameters,
+        search={"lambda_reg": LogUniform(1e-1, 1e5)},
+    ),
+    "avalanche-si": Strategy(
+        summary="Avalanche's synaptic intelligence (Zenke et al. 2017)",
+        build=lambda h, template: SynapticIntelligence(si_lambda=h.si_lambda, **template),
+        hyperparameters=AvalancheSIHyperparameters,
+        search={"si_lambda": LogUniform(1e1, 1e7)},
+    ),
+    "avalanche-lwf": Strategy(
+        summary="Avalanche's learning without forgetting (Li & Hoiem 2016)",
+        build=lambda h, template: LwF(alpha=h.alpha, temperature=h.temperature, **template),
+        hyperparameters=AvalancheLwFHyperparameters,
+        search={"alpha": LogUniform(1e-2, 1e2)},
+    ),
+    "avalanche-gem": Strategy(
+        summary="Avalanche's gradient episodic memory (Lopez-Paz & Ranzato 2017)",
+        build=lambda h, template: GEM(
+            patterns_per_exp=h.patterns_per_exp, memory_strength=h.memory_strength, **template
+        ),
+        hyperparameters=AvalancheGEMHyperparameters,
+    ),
+    "avalanche-agem": Strategy(
+        summary="Avalanche's averaged GEM (Chaudhry et al. 2019)",
+        build=lambda h, template: AGEM(patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template),
+        hyperparameters=AvalancheAGEMHyperparameters,
+    ),
+    "avalanche-replay": Strategy(
+        summary="Avalanche's replay of a small buffer",
+        build=lambda h, template: Replay(mem_size=h.mem_size, **template),
+        hyperparameters=ReplayHyperparameters,
+    ),
+    "avalanche-replay-large": Strategy(
+        summary="the same with a larger buffer",
+        build=lambda h, template: Replay(mem_size=h.mem_size, **template),
+        hyperparameters=ReplayHyperparameters,
+    ),
+    "avalanche-gdumb": Strategy(
+        summary="Avalanche's GDumb: learn a balanced buffer from scratch (Prabhu et al. 2020)",
+        build=lambda h, template: GDumb(mem_size=h.mem_size, **template | {"train_epochs": h.epochs}),
+        hyperparameters=GDumbHyperparameters,
     ),
 }

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from strategies import importance
+from strategies import per_sample_gradients
 from strategies.importance import diagonal_fisher
 
 SAMPLES, CLASSES = 12, 4
@@ -162,10 +162,10 @@ def test_equals_brute_force(problem, fisher):
 def test_chunks_and_both_ways_agree(problem, monkeypatch):
     model, dataset = problem
     whole = diagonal_fisher(model, dataset)
-    monkeypatch.setattr(importance, "SAMPLES_AT_ONCE", 5)
-    monkeypatch.setattr(importance, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(per_sample_gradients, "SAMPLES_AT_ONCE", 5)
+    monkeypatch.setattr(per_sample_gradients, "NUMBERS_AT_ONCE", 1)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
-    monkeypatch.setattr(importance, "_short_cut_layers", lambda *_: None)
+    monkeypatch.setattr(per_sample_gradients, "short_cut_layers", lambda *_: None)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
 
 
@@ -175,7 +175,7 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
 def test_short_cut_is_taken_where_it_can_be(problem, taken):
     model, dataset = problem
     x, _, _ = dataset[:2]
-    assert (importance._short_cut_layers(model, x, 0) is not None) == taken
+    assert (per_sample_gradients.short_cut_layers(model, x, 0) is not None) == taken
 
 
 @pytest.mark.parametrize("problem", [mlp], indirect=True)
