@@ -99,10 +99,10 @@ def suite(
 def search(
     protocol: Annotated[str, typer.Argument(help="Its name, as 'list' shows it.")],
     strategies: Annotated[list[str], typer.Argument(metavar="STRATEGY...", help="One or more names.")],
-    values: Annotated[
-        list[float] | None, typer.Option("--value", help="A value to try; give several. By default the strategy's own.")
-    ] = None,
-    out: Out = Path("runs-search"),
+    trials: Annotated[int, typer.Option(min=1, help="How many for each strategy.")] = 12,
+    out: Annotated[
+        Path, typer.Option(help="Folder of Optuna's journals; a search goes on where it was stopped.")
+    ] = Path("runs-search"),
     workers: Workers = None,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
@@ -113,7 +113,7 @@ def search(
     entry = protocols.get(protocol)
     for strategy in strategies:
         _check_strategy(strategy)
-    path = choose(entry, strategies, out, workers, Display(console), values or ())
+    path = choose(entry, strategies, trials, out, workers, Display(console))
     console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
 
@@ -224,12 +224,13 @@ def main() -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     from benchmarks.datasets import DataError
+    from benchmarks.processes import ProcessError
     from benchmarks.protocol import ProtocolError
     from benchmarks.suite import SuiteError
     from reports.marks import MarkError
     from reports.store import RecordError
 
-    return UnknownName, DataError, ProtocolError, SuiteError, MarkError, RecordError
+    return UnknownName, DataError, ProtocolError, ProcessError, SuiteError, MarkError, RecordError
 
 
 if __name__ == "__main__":

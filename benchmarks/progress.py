@@ -20,7 +20,6 @@ from rich.progress import (
 
 if TYPE_CHECKING:
     from benchmarks.run import Run
-    from reports.store import Record
 
 
 SECONDS_BETWEEN_LINES = 30
@@ -54,8 +53,12 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self._overall = self._progress.add_task("all runs", total=total, completed=already_done, unit="runs")
-        with self._progress:
-            yield
+        try:
+            with self._progress:
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            self.console.print("interrupted: what is finished is kept, the same command goes on from there")
+            raise
 
     def advanced(self, run: Run, epochs: int) -> None:
         """A run has begun (0 epochs) or has done so many."""
@@ -64,7 +67,7 @@ class Display:
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
             self._told[run] = time.monotonic()
-        per_experience = run.protocol.training.epochs
+        per_experience = run.epochs
         parts = max(1, run.upper_limit_of_epochs // per_experience)
         text = f"{run.name}, experience {min(epochs // per_experience + 1, parts)} of {parts}"
         self._progress.update(self._bars[run], completed=epochs, description=text)
@@ -72,18 +75,19 @@ class Display:
             self._told[run] = time.monotonic()
             self.console.print(f"    {text}, {epochs} of {run.upper_limit_of_epochs} epochs", highlight=False)
 
-    def finished(self, run: Run, record: Record) -> None:
-        """A run has ended, well or not."""
+    def finished(self, run: Run, outcome: str) -> None:
+        """A run has ended well."""
+        self._ended_with(run, outcome, None)
+
+    def failed(self, run: Run, reason: str) -> None:
+        """A run has ended without a result."""
+        self._ended_with(run, reason, "red")
+
+    def _ended_with(self, run: Run, outcome: str, style: str | None) -> None:
         self._ended += 1
         self._over.add(run)
         if run in self._bars:
             self._progress.remove_task(self._bars.pop(run))
         self._progress.update(self._overall, completed=self._ended)
-        count = f"[{self._ended}/{self._total}]"
-        if record.complete:
-            text = f"{count} {run.name}: ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)"
-        else:
-            text = f"{count} {run.name}: FAILED: {record.reason}"
-        self.console.print(
-            text, highlight=False, markup=False, style=None if record.complete else "red", soft_wrap=True
-        )
+        text = f"[{self._ended}/{self._total}] {run.name}: {outcome}"
+        self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)

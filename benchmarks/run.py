@@ -58,10 +58,13 @@ class Run:
         return " ".join(part for part in (self.protocol.name, self.strategy, self.variant, f"seed {self.seed}") if part)
 
     @property
+    def epochs(self) -> int:
+        """Of one call of ``train``: the protocol's, or the strategy's own (GDumb)."""
+        return getattr(self.hyperparameters, "epochs", self.protocol.training.epochs)
+
+    @property
     def upper_limit_of_epochs(self) -> int:
-        return self.protocol.training.epochs * (
-            1 if CATALOGUE[self.strategy].whole_stream_at_once else self.experiences
-        )
+        return self.epochs * (1 if CATALOGUE[self.strategy].whole_stream_at_once else self.experiences)
 
     @property
     def experiences(self) -> int:
@@ -112,7 +115,7 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
     )
     outcome: dict[str, Any]
     try:
-        matrix, at_initialisation = _learn(run, device, logger, report)
+        matrix, at_initialisation = learn(run, device, [logger], report)
         outcome = {
             "status": "complete",
             "accuracy_matrix": matrix,
@@ -141,16 +144,34 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
     return record
 
 
-def _learn(
-    run: Run, device: str, logger: BaseLogger, report: Callable[[int], None]
+def learn(
+    run: Run,
+    device: str,
+    loggers: list[BaseLogger],
+    report: Callable[[int], None],
+    after_experience: Callable[[list[list[float]]], None] = lambda matrix: None,
 ) -> tuple[list[list[float]], list[float]]:
-    """The accuracy matrix and the accuracies at initialisation."""
+    """Train and judge, once through the stream.
+
+    Args:
+        run: what to do.
+        device: torch's name of the device to train on.
+        loggers: Avalanche's, told of everything.
+        report: called with the number of epochs done, as they are done.
+        after_experience: called with the accuracy matrix so far; may raise to stop the run.
+
+    Returns:
+        The accuracy matrix, and the accuracies at initialisation.
+
+    Raises:
+        Diverged: the loss or a parameter is no finite number any more.
+    """
     protocol = run.protocol
     RNGManager.set_random_seeds(run.seed)
     data = prepared(protocol.dataset, protocol.images)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
-    strategy = make_strategy(run, benchmark, device, [logger], [_Watch(report)])
+    strategy = make_strategy(run, benchmark, device, loggers, [_Watch(report)])
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         return [accuracy_row(strategy.eval(judged))], []
@@ -159,6 +180,7 @@ def _learn(
     for experience in benchmark.train_stream:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         matrix.append(accuracy_row(strategy.eval(judged)))
+        after_experience(matrix)
     return matrix, at_initialisation
 
 
@@ -181,7 +203,7 @@ def make_strategy(
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
         "plugins": [InMemoryLoading(run.seed), *schedule, *plugins],
-        "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers),
+        "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers or [BaseLogger()]),
     }
     return CATALOGUE[run.strategy].build(run.hyperparameters, template)
 
@@ -212,6 +234,11 @@ class _Watch(SupervisedPlugin):
                     f"{name} is no finite number after experience {strategy.experience.current_experience}; "
                     f"lower the learning rate or the penalty's lambda"
                 )
+
+
+def usual_device() -> str:
+    """torch's name of the GPU if there is one, else of the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @cache
