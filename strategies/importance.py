@@ -220,6 +220,7 @@ class Gaussian:
 # --- MAS, layer by layer ----------------------------------------------------------------------------------------------
 
 WITHOUT_WEIGHTS = (
+    nn.Sequential,  # an empty one: Avalanche leaves it where a head was
     nn.ReLU,
     nn.Identity,
     nn.Flatten,

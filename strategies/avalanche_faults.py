@@ -1,0 +1,28 @@
+"""Avalanche's strategies where the released version (0.6.0) does not do what it says, mended."""
+
+from __future__ import annotations
+
+from avalanche.training.plugins import SynapticIntelligencePlugin
+
+
+class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
+    """Avalanche's synaptic intelligence, which has no effect on a CPU as it is released.
+
+    It keeps old parameters by ``parameter.detach().cpu().flatten()``: on a GPU a copy, on a CPU the parameter itself,
+    so that every distance from an old value is 0: no path integral, no importance, no penalty whatever its lambda. Here
+    what it keeps is copied, and nothing else is different. (Not reported upstream as far as we know; issue 824 asks for
+    the plugin to be checked against the paper.)
+    """
+
+    def before_training_exp(self, strategy, **kwargs):
+        super().before_training_exp(strategy, **kwargs)
+        _copy(self.ewc_data[0])
+
+    def before_training_iteration(self, strategy, **kwargs):
+        super().before_training_iteration(strategy, **kwargs)
+        _copy(self.syn_data["old_theta"])
+
+
+def _copy(kept) -> None:
+    for entry in kept.values():
+        entry.data = entry.data.clone()
