@@ -49,7 +49,7 @@ def _cells(row: Comparison, checked: bool) -> dict[str, str]:
 
 
 LEFT = ("method", "strategy", "verdict", "published setting", "our setting")
-WRAPPED = ("published setting", "our setting")
+WRAPPED = ("method", "strategy", "published setting", "our setting")  # so that a narrow terminal cuts no number
 
 
 def _by_protocol(board: Board) -> dict[str, list[Comparison]]:
@@ -67,7 +67,10 @@ def as_rich(boards: Iterable[Board]) -> list[Table]:
             table = Table(title=f"{protocol} beside {board.source_name}", title_justify="left")
             for heading in _cells(rows[0], board.source.checked):
                 table.add_column(
-                    heading, justify="left" if heading in LEFT else "right", no_wrap=heading not in WRAPPED
+                    heading,
+                    justify="left" if heading in LEFT else "right",
+                    no_wrap=heading not in WRAPPED,
+                    overflow="fold",
                 )
             for row in rows:
                 cells = _cells(row, board.source.checked)

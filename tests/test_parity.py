@@ -298,6 +298,14 @@ def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_pa
         assert f"\x1b[{code}m{verdict}" in shown
 
 
+def test_a_narrow_terminal_cuts_no_number(published):
+    console = Console(width=100, file=io.StringIO())
+    for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
+        console.print(table)
+    for cell in ("80.00 (sd 1.00)", "79.67 ± 3.79", "reproduced", "0 (1 failed)"):
+        assert cell in console.file.getvalue()
+
+
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
