@@ -11,7 +11,7 @@ help:
 	@echo "make bench        digits: every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make speed        what loading, penalties and Fishers cost, as ratios"
-	@echo "make readme       the README's tables, from the records in reports/records"
+	@echo "make readme       the README's tables and parity board, from the records in reports/records"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 
@@ -31,6 +31,7 @@ speed: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks table reports/records --into README.md
+	$(BIN)/python -m benchmarks parity reports/records --into README.md
 
 test: $(READY)
 	$(BIN)/python -m pytest

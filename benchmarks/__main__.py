@@ -38,6 +38,12 @@ class Format(str, Enum):
     tex = "tex"
 
 
+class BoardFormat(str, Enum):
+    text = "text"
+    md = "md"
+    csv = "csv"
+
+
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
 WandBOption = Annotated[
@@ -135,9 +141,34 @@ def table(
     if into is not None:
         marks.replace_between(into, "tables", tables.as_markdown(rows))
     elif format is Format.text:
-        _show_tables(rows)
+        _show(tables.as_rich(rows), tables.LEGEND)
     else:
         shown = {Format.md: tables.as_markdown, Format.csv: tables.as_csv, Format.tex: tables.as_latex}[format](rows)
+        typer.echo(shown, nl=False)
+
+
+@app.command()
+def parity(
+    runs: Annotated[Path, typer.Argument(help="Folder of the records.")],
+    format: Annotated[BoardFormat, typer.Option(help="How to show it.")] = BoardFormat.text,
+    into: Annotated[
+        Path | None, typer.Option(help="Put the Markdown board into this file, between its two marks.")
+    ] = None,
+) -> None:
+    """Show published figures beside those of the records below a folder, with a verdict on each."""
+    from reports import marks, parity, parity_tables, store
+
+    records = store.read_all(runs)
+    if not records:
+        raise store.RecordError(f"there are no records in {runs}")
+    boards = parity.compare(parity.read(parity.PUBLISHED), records)
+    if into is not None:
+        marks.replace_between(into, "parity", parity_tables.as_markdown(boards))
+    elif format is BoardFormat.text:
+        _show(parity_tables.as_rich(boards), parity_tables.LEGEND)
+        console.print(parity_tables.summary(boards), highlight=False)
+    else:
+        shown = {BoardFormat.md: parity_tables.as_markdown, BoardFormat.csv: parity_tables.as_csv}[format](boards)
         typer.echo(shown, nl=False)
 
 
@@ -154,6 +185,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
     from benchmarks.progress import Display
     from benchmarks.run import Run
     from benchmarks.suite import run_all
+    from reports import tables
     from reports.wandb_logger import default_mode, usable_mode
 
     runs = []
@@ -163,7 +195,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
     mode = usable_mode(wandb.value if wandb else default_mode())
     records = run_all(runs, out, mode, workers, Display(console))
-    _show_tables(_compared(records))
+    _show(tables.as_rich(_compared(records)), tables.LEGEND)
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
     if mode != "disabled":
         console.print(
@@ -199,14 +231,12 @@ def _compared(records):
     return tables.compare(records, [name for name, strategy in CATALOGUE.items() if strategy.upper_bound])
 
 
-def _show_tables(rows) -> None:
-    from reports import tables
-
+def _show(tables: list[Table], legend: str) -> None:
     # A table that is piped or logged is as wide as it needs to be.
     shown = console if console.is_terminal else Console(width=160)
-    for one in tables.as_rich(rows):
+    for one in tables:
         shown.print(one)
-    shown.print(tables.LEGEND, style="dim", highlight=False)
+    shown.print(legend, style="dim", highlight=False)
 
 
 def main() -> None:
@@ -228,9 +258,10 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from benchmarks.protocol import ProtocolError
     from benchmarks.suite import SuiteError
     from reports.marks import MarkError
+    from reports.parity import PublishedError
     from reports.store import RecordError
 
-    return UnknownName, DataError, ProtocolError, ProcessError, SuiteError, MarkError, RecordError
+    return UnknownName, DataError, ProtocolError, ProcessError, SuiteError, MarkError, PublishedError, RecordError
 
 
 if __name__ == "__main__":

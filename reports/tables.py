@@ -71,13 +71,7 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
         RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
     """
     rows = []
-    by_protocol: dict[str, dict[str, list[Record]]] = {}
-    for record in records:
-        if record.on_test_data:
-            by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
-    for protocol, by_strategy in sorted(by_protocol.items()):
-        for strategy, group in by_strategy.items():
-            _check_one_row(protocol, strategy, group)
+    for protocol, by_strategy in sorted(grouped(records).items()):
         acc = {
             strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
@@ -97,6 +91,22 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
             key=lambda row: (row.upper_bound, -row.metrics["ACC"].mean if row.metrics else 1.0),
         )
     return rows
+
+
+def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Protocol -> strategy -> the records, failed ones too, that were judged on test data.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+    """
+    by_protocol: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        if record.on_test_data:
+            by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
+    for protocol, by_strategy in by_protocol.items():
+        for strategy, group in by_strategy.items():
+            _check_one_row(protocol, strategy, group)
+    return by_protocol
 
 
 def _row(

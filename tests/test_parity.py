@@ -1,0 +1,357 @@
+"""The parity board: published figures beside ours."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from benchmarks import protocol
+from reports import parity, parity_tables, store
+from reports.parity import Reported, Verdict
+from reports.store import RecordError
+from reports.tables import Estimate
+from tests.test_runs import ROOT, engrams
+from tests.test_tables import group, record
+
+SPREAD = Reported(0.80, sd=0.01, runs=10)
+PUBLISHED = """
+[sources.read2018]
+title = "Somebody 2018"
+where = "Table 2"
+checked = true
+runs = 10
+metric = "ACC"
+
+[sources.unread2019]
+title = "Somebody else 2019"
+where = "Table 1"
+checked = false
+metric = "ACC"
+
+[sources.gan2018]
+title = "A generator"
+where = "Table 1"
+checked = true
+metric = "generated ACC"
+
+[[figures]]
+source = "read2018"
+protocols = ["p/task", "p/class"]
+note = "A remark."
+rows = [
+  { method = "EWC", strategy = "ewc", mean = [80.0, 20.5], sd = [1.0, 0.1], setting = ["lambda 100", "lambda 600"] },
+  { method = "MAS", strategy = "mas", mean = [70.0, 21.0], sd = [1.0, 0.1], setting = ["lambda 1"] },
+]
+[figures.setting]
+training = "Adam 1e-3, batch 128"
+extra = "dropout"
+
+[[figures]]
+source = "unread2019"
+protocols = ["p/task"]
+rows = [{ method = "EWC", strategy = "ewc", mean = [85] }, { method = "SI", strategy = "si", mean = [80] }]
+
+[[figures]]
+source = "gan2018"
+protocols = ["p/task", "p/task"]
+at = ["after 5 tasks", "after 10 tasks"]
+rows = [{ method = "GAN", strategy = "ewc", mean = [80.11, 90.22] }]
+"""
+
+
+def set_to(records, **hyperparameters):
+    return [one.model_copy(update={"hyperparameters": hyperparameters}) for one in records]
+
+
+TRAINING = {"optimizer": "adam", "learning_rate": 0.001, "reset_optimizer": False}
+RECORDS = [
+    *set_to(
+        group("ewc", 0.80, 0.81, 0.78, protocol="p/task"),
+        training=TRAINING,
+        judge="test",
+        stream={"kind": "split", "validation_fraction": 0.1},
+        strategy={"ewc_lambda": 3000.0, "fisher_samples": None},
+    ),
+    *set_to(
+        group("ewc", 0.150, 0.151, 0.149, protocol="p/class"),
+        training=TRAINING | {"learning_rate": 0.01},
+        strategy={"ewc_lambda": 10.0},
+    ),
+    *set_to(group("mas", 0.300, 0.310, protocol="p/class"), training=TRAINING, strategy={"mas_lambda": 2.0}),
+    *group("mas", 0.5, status="failed", protocol="p/task"),
+    *group("other", 0.5, protocol="p/task"),
+]
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    path = tmp_path / "published.toml"
+    path.write_text(PUBLISHED, encoding="utf-8")
+    monkeypatch.setattr(parity, "PUBLISHED", path)
+    return path
+
+
+def runs_of(tmp_path, records):
+    for one in records:
+        store.write(one, store.folder_of(tmp_path / "runs", one.protocol, one.strategy, one.seed))
+    return tmp_path / "runs"
+
+
+def compared(records):
+    """(protocol, strategy, source) -> comparison."""
+    return {
+        (row.protocol, row.strategy, board.source_name): row
+        for board in parity.compare(parity.read(parity.PUBLISHED), records)
+        for row in board.rows
+    }
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ours", [[0.80, 0.81, 0.78], [0.9, 0.7], [0.5, 0.5001, 0.5002, 0.49], [0.6, 0.6, 0.6]])
+@pytest.mark.parametrize("reported", [SPREAD, Reported(0.3, sd=0.0003, runs=2), Reported(0.99, sd=0.2, runs=30)])
+def test_the_interval_is_welchs(ours, reported):
+    found = parity.difference(ours, reported)
+    assert found.mean == pytest.approx(np.mean(ours) - reported.mean)
+    # where the published mean lies on the interval's edge, Welch's test is at its 5%
+    for edge in (-found.half_width, found.half_width):
+        p = stats.ttest_ind_from_stats(
+            *(np.mean(ours), np.std(ours, ddof=1), len(ours)),
+            *(np.mean(ours) + edge, reported.sd, reported.runs),
+            equal_var=False,
+        ).pvalue
+        assert p == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", np.linspace(-0.06, 0.06, 25))
+def test_the_verdict_is_welchs_test_and_the_margin(shift):
+    ours = [0.80 + shift, 0.81 + shift, 0.78 + shift, 0.80 + shift]
+    found = parity.difference(ours, SPREAD)
+    p = stats.ttest_ind_from_stats(np.mean(ours), np.std(ours, ddof=1), 4, 0.80, 0.01, 10, equal_var=False).pvalue
+    if p >= 0.05 or abs(np.mean(ours) - 0.80) < 0.005:
+        expected = Verdict.reproduced
+    else:
+        expected = Verdict.above if np.mean(ours) > 0.80 else Verdict.short
+    assert parity.judge(found) is expected
+
+
+def test_a_number_without_a_spread_is_taken_as_exact():
+    ours = [0.80, 0.81, 0.78]
+    found = parity.difference(ours, Reported(0.83))
+    for edge in (-found.half_width, found.half_width):
+        assert stats.ttest_1samp(ours, np.mean(ours) + edge).pvalue == pytest.approx(0.05)
+
+
+def test_a_single_seed_spreads_as_the_source_or_not_at_all():
+    found = parity.difference([0.9], SPREAD)
+    # a new value from where ten came from: a prediction interval
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 9) * 0.01 * np.sqrt(1 + 1 / 10))
+    assert parity.difference([0.9], Reported(0.83)) == Estimate(pytest.approx(0.07), None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "reported", "verdict"),
+    [
+        ([0.9, 0.9, 0.9], SPREAD, "above"),
+        ([0.7, 0.7, 0.7], SPREAD, "short"),
+        ([0.7951, 0.7952, 0.7951], Reported(0.8, sd=0.0001, runs=10), "reproduced"),  # significant, and 0.49 points
+        ([0.7949, 0.7948, 0.7949], Reported(0.8, sd=0.0001, runs=10), "short"),
+        ([0.9, 0.7, 0.5], SPREAD, "reproduced"),  # ten points lower, and it could be chance
+        ([0.8, 0.8], Reported(0.8, sd=0.0, runs=10), "reproduced"),  # no variance anywhere
+        ([0.9, 0.9], Reported(0.8, sd=0.0, runs=10), "above"),
+        ([0.9, 0.9], Reported(0.8), "above"),
+        ([0.82], SPREAD, "reproduced"),
+        ([0.83], SPREAD, "above"),
+        ([0.804], Reported(0.8), "reproduced"),
+        ([0.806], Reported(0.8), "above"),
+        ([0.794], Reported(0.8), "short"),
+    ],
+)
+def test_closed_cases(ours, reported, verdict):
+    found = parity.difference(ours, reported)
+    assert found.half_width is None or np.isfinite(found.half_width)
+    assert parity.judge(found).value == verdict
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def test_each_figure_is_beside_its_own_runs(published):
+    found = compared(RECORDS)
+    assert {key: row.verdict.value for key, row in found.items() if key[2] != "gan2018"} == {
+        ("p/task", "ewc", "read2018"): "reproduced",
+        ("p/task", "mas", "read2018"): "not run",
+        ("p/class", "ewc", "read2018"): "short",
+        ("p/class", "mas", "read2018"): "above",
+        ("p/task", "ewc", "unread2019"): "short",
+        ("p/task", "si", "unread2019"): "not run",
+    }
+    ewc = found["p/task", "ewc", "read2018"]
+    assert ewc.ours == Estimate.of([0.80, 0.81, 0.78])
+    assert ewc.reported == Reported(0.80, 0.01, 10)
+    assert (ewc.published_setting, ewc.our_setting) == ("lambda 100", "ewc lambda 3000")
+    assert found["p/class", "ewc", "read2018"].published_setting == "lambda 600"
+    assert found["p/class", "mas", "read2018"].published_setting == "lambda 1"
+    failed = found["p/task", "mas", "read2018"]
+    assert (failed.seeds, failed.failed, failed.ours) == (0, 1, None)
+
+
+def test_generated_accuracy_is_not_the_acc_of_a_record(published):
+    assert [row.verdict for key, row in compared(RECORDS).items() if key[2] == "gan2018"] == [Verdict.not_run]
+
+
+def test_failed_runs_and_validation_trials_are_not_averaged(published):
+    [trial] = set_to([record("ewc", 1000, 0.1, protocol="p/task")], judge="validation")
+    failed = RECORDS[0].model_copy(update={"seed": 7, "status": "failed", "metrics": {}, "accuracy_matrix": []})
+    ewc = compared([*RECORDS, trial, failed])["p/task", "ewc", "read2018"]
+    assert (ewc.seeds, ewc.failed) == (3, 1)
+    assert ewc.ours == Estimate.of([0.80, 0.81, 0.78])
+    only_trial = compared([trial])["p/task", "ewc", "read2018"]
+    assert only_trial.verdict is Verdict.not_run
+
+
+def test_mixed_hyperparameters_are_refused(published):
+    odd = set_to([record("ewc", 9, 0.8, protocol="p/task")], strategy={"ewc_lambda": 1.0})
+    with pytest.raises(RecordError, match="p/task ewc: its seeds were run with different hyperparameters"):
+        compared([*RECORDS, *odd])
+
+
+def test_settings_stand_side_by_side(published):
+    first, second, _ = parity.compare(parity.read(published), RECORDS)
+    settings = {name: (theirs, ours) for name, theirs, ours in first.settings}
+    usual = "optimizer adam, learning rate 0.001, reset optimizer no"
+    assert settings["training"][0] == "Adam 1e-3, batch 128"
+    assert settings["training"][1] == f"{usual}; {usual.replace('0.001', '0.01')} (ewc on p/class)"
+    assert settings["extra"] == ("dropout", "")
+    # what a source does not say is shown all the same; here only one run has it
+    assert settings["stream"] == ("", "none; kind split (ewc on p/task)")
+    assert "validation" not in str(settings), "nothing is held out of reported runs"
+    assert {name for name, *_ in second.settings} == {"training", "stream"}
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+
+def test_markdown_between_the_marks(published, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- parity -->\nstale\n<!-- end of parity -->\nb\n", encoding="utf-8")
+    done = engrams("parity", runs_of(tmp_path, RECORDS), "--into", readme)
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("a\n<!-- parity -->\n1 reproduced, 1 above, 2 short, 4 not run.\n")
+    assert text.endswith("<!-- end of parity -->\nb\n")
+    assert "stale" not in text
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    gap = parity.difference([0.80, 0.81, 0.78], SPREAD)
+    ewc = ["EWC", "ewc", "80.00 (sd 1.00)", "79.67 ± 3.79", "3", f"-0.33 ± {100 * gap.half_width:.2f}"]
+    assert [*ewc, "reproduced", "lambda 100", "ewc lambda 3000"] in lines
+    assert ["MAS", "mas", "70.00 (sd 1.00)", "", "0 (1 failed)", "", "not run", "lambda 1", ""] in lines
+    assert "**p/class** beside read2018" in text
+    assert "A remark." in text
+    assert "- unread2019: Somebody else 2019; Table 1" in text
+
+
+def test_the_dagger_stands_by_what_nobody_has_read_yet(published, tmp_path):
+    shown = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "md").stdout
+    marked = [line.split("|")[3].strip() for line in shown.splitlines() if line[:1] == "|" and "†" in line]
+    assert marked == ["85 †", "80 †"]
+    assert "† not yet read in the source itself." in shown
+
+
+def test_csv_has_fractions_that_read_back(published, tmp_path):
+    done = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "csv")
+    frame = pd.read_csv(io.StringIO(done.stdout)).set_index(["source", "protocol", "strategy"])
+    assert len(frame) == 8
+    for (where, strategy, source), row in compared(RECORDS).items():
+        if source == "gan2018":
+            continue
+        line = frame.loc[source, where, strategy]
+        assert line["published"] == pytest.approx(row.reported.mean)
+        assert line["verdict"] == row.verdict.value
+        assert line["seeds"] == row.seeds
+        for name, value in (
+            ("published_sd", row.reported.sd),
+            ("ours", row.ours and row.ours.mean),
+            ("ours_half_width", row.ours and row.ours.half_width),
+            ("difference", row.difference and row.difference.mean),
+            ("difference_half_width", row.difference and row.difference.half_width),
+        ):
+            assert np.isnan(line[name]) if value is None else line[name] == pytest.approx(value)
+    line = frame.loc["read2018", "p/task", "ewc"]
+    assert line["published"] == 0.8
+    assert line["published_settings_of_all"] == "training: Adam 1e-3, batch 128; extra: dropout"
+
+
+def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_path):
+    done = engrams("parity", runs_of(tmp_path, RECORDS))
+    assert done.stdout.splitlines()[-1] == "1 reproduced, 1 above, 2 short, 4 not run"
+    assert all(len(line) <= 160 for line in done.stdout.splitlines())
+    console = Console(width=160, file=io.StringIO(), force_terminal=True, no_color=False, color_system="standard")
+    for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
+        console.print(table)
+    shown = console.file.getvalue()
+    for verdict, code in (("reproduced", "32"), ("above", "32"), ("short", "31"), ("not run", "2")):
+        assert f"\x1b[{code}m{verdict}" in shown
+
+
+def test_a_narrow_terminal_cuts_no_number(published):
+    console = Console(width=100, file=io.StringIO())
+    for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
+        console.print(table)
+    for cell in ("80.00 (sd 1.00)", "79.67 ± 3.79", "reproduced", "0 (1 failed)"):
+        assert cell in console.file.getvalue()
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("mean = [80.0, 20.5]", "mean = [80.0]", "figures.0: rows.0.mean: 1 numbers for 2 protocols"),
+        ("sd = [1.0, 0.1]", "sd = [1.0, 0.1, 2.0]", "figures.0: rows.0.sd: 3 numbers for 2 protocols"),
+        ('at = ["after 5 tasks", ', "at = [", "figures.2: at: 1 for 2 protocols"),
+        ('["lambda 100", "lambda 600"]', '["a", "b", "c"]', "figures.0: rows.0.setting: 3 texts for 2 protocols"),
+        ('source = "unread2019"', 'source = "unred"', "figures.1.source: no source is called 'unred'"),
+        ("runs = 10\n", "", "sources.read2018.runs: missing; figures.0 reports sd"),
+        ("mean = [85]", "mean = [850]", "figures.1.rows.0.mean.0: Input should be less than or equal to 100"),
+        ("mean = [85]", "men = [85]", "figures.1.rows.0.mean: Field required"),
+        ("checked = false", 'checked = "no"', "sources.unread2019.checked: Input should be a valid boolean"),
+        ("[[figures]]", "[[figures", "(at line"),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_the_key(published, tmp_path, old, new, message):
+    assert old in PUBLISHED
+    published.write_text(PUBLISHED.replace(old, new, 1), encoding="utf-8")
+    done = engrams("parity", runs_of(tmp_path, RECORDS))
+    assert done.returncode == 2
+    assert str(published) in done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_no_records_is_one_line(tmp_path):
+    done = engrams("parity", tmp_path)
+    assert done.returncode == 2
+    assert f"there are no records in {tmp_path}" in done.stderr
+
+
+def test_the_published_figures_name_protocols_that_there_are():
+    names = protocol.names()
+    ours = {name.partition("/")[0] for name in names}
+    for figure in parity.read(parity.PUBLISHED).figures:
+        for name in figure.protocols:
+            assert name in names or name.partition("/")[0] not in ours, name
+
+
+def test_the_readmes_board_is_that_of_the_records(tmp_path):
+    readme = tmp_path / "README.md"
+    original = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme.write_text(original, encoding="utf-8")
+    done = engrams("parity", ROOT / "reports" / "records", "--into", readme)
+    assert done.returncode == 0, done.stderr
+    assert readme.read_text(encoding="utf-8") == original, "run: make readme"
