@@ -18,7 +18,6 @@ from torch.utils.data import TensorDataset
 from benchmarks.loading import TensorClassificationDataset
 from benchmarks.streams import labelled
 from strategies import EWCPlugin
-from strategies.baselines import FrozenBackbonePlugin, L2Plugin
 
 TASKS, SAMPLES, FEATURES = 5, 64, 4
 
@@ -252,38 +251,6 @@ def test_a_penalty_that_sgd_cannot_follow_is_said_by_name():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         EWCPlugin(**arguments)
-
-
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
-def test_frozen_needs_the_classifiers_name():
-    plugin = FrozenBackbonePlugin("head")
-    with pytest.raises(ValueError, match="no parameters in 'head'"):
-        learn(mlp(), stream([[0, 1]] * 2), plugin)
-
-
-def test_l2_has_importance_one_for_what_was_trained_and_stays_one():
-    plugin = L2Plugin(0.5)
-    model = as_multitask(mlp(), "classifier")
-    learn(model, stream([[0, 1]] * 3, task_incremental=True), plugin)
-    assert all((importance == 1).all() for importance in plugin.importances.values())
-    expected = 0.0
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            expected += 0.25 * 0.1**2 * p.numel() if name in plugin.importances else 0
-            p.add_(0.1)
-    assert plugin.penalty(model).item() == pytest.approx(expected, rel=1e-3)
-
-
-def test_frozen_learns_only_the_classifier_after_the_first_experience():
-    model = mlp()
-    strategy = learn(model, stream([[0, 1]])[:1], FrozenBackbonePlugin())
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for experience in stream([[0, 1]] * 2):
-        strategy.train(experience)
-    for name, p in model.named_parameters():
-        assert torch.equal(p, before[name]) == name.startswith("features"), name
 
 
 # --- alone ------------------------------------------------------------------------------------------------------------

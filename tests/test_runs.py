@@ -254,31 +254,6 @@ def test_table_formats(small_run, format, sign):
     assert sign in done.stdout
 
 
-def test_search_chooses_on_validation_data_and_writes_its_evidence(tmp_path, monkeypatch):
-    from rich.console import Console
-
-    from benchmarks import search
-    from benchmarks.progress import Display
-
-    folder = tmp_path / "protocols"
-    folder.mkdir()
-    source = (protocol.FOLDER / "split-digits.toml").read_text()
-    (folder / "split-digits.toml").write_text(source)
-    monkeypatch.setattr(search.protocols, "chosen_path", lambda name, _=None: folder / "chosen" / f"{name}.toml")
-    entry = next(p for p in protocol.read(folder / "split-digits.toml") if p.scenario == "task")
-    out = tmp_path / "trials"
-    path = search.search(entry, ["ewc"], out, 2, Display(Console(quiet=True)), values=[0.0, 100.0])
-    written = protocol.read_chosen(path)["ewc"]
-    trials = {record.hyperparameters["strategy"]["ewc_lambda"]: record for record in store.read_all(out)}
-    assert {record.hyperparameters["judge"] for record in trials.values()} == {"validation"}
-    assert {record.seed for record in trials.values()} == {search.SEARCH_SEED}
-    assert written.hyperparameters == {"ewc_lambda": max(trials, key=lambda value: trials[value].metrics["ACC"])}
-    assert [t["ACC"] for t in written.evidence["validation_ACC"]] == [
-        round(trials[value].metrics["ACC"], 4) for value in (0.0, 100.0)
-    ]
-    assert protocol.read(folder / "split-digits.toml")
-
-
 def test_the_readmes_tables_are_those_of_the_records(tmp_path):
     readme = tmp_path / "README.md"
     original = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,141 @@
+"""The baselines, and Avalanche's own strategies where they are mended."""
+
+import pytest
+import torch
+from avalanche.models import as_multitask
+from avalanche.training.plugins import SupervisedPlugin, SynapticIntelligencePlugin
+
+from strategies.avalanche_faults import WorkingSynapticIntelligencePlugin
+from strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from tests.test_ewc import learn, mlp, stream
+
+
+def test_frozen_needs_the_classifiers_name():
+    plugin = FrozenBackbonePlugin("head")
+    with pytest.raises(ValueError, match="no parameters in 'head'"):
+        learn(mlp(), stream([[0, 1]] * 2), plugin)
+
+
+def test_l2_has_importance_one_for_what_was_trained_and_stays_one():
+    plugin = L2Plugin(0.5)
+    model = as_multitask(mlp(), "classifier")
+    learn(model, stream([[0, 1]] * 3, task_incremental=True), plugin)
+    assert all((importance == 1).all() for importance in plugin.importances.values())
+    expected = 0.0
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            expected += 0.25 * 0.1**2 * p.numel() if name in plugin.importances else 0
+            p.add_(0.1)
+    assert plugin.penalty(model).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_frozen_learns_only_the_classifier_after_the_first_experience():
+    model = mlp()
+    strategy = learn(model, stream([[0, 1]])[:1], FrozenBackbonePlugin())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for experience in stream([[0, 1]] * 2):
+        strategy.train(experience)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("features"), name
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+class Watch(SupervisedPlugin):
+    """Keeps every minibatch that is trained on, by experience."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.seen.append([])
+
+    def before_backward(self, strategy, **kwargs):
+        self.seen[-1].append([column.clone() for column in strategy.mbatch])
+
+
+def rows(x):
+    return {tuple(row.tolist()) for row in x}
+
+
+def test_replay_shows_as_many_old_samples_as_new_ones_and_keeps_to_its_size():
+    replay, watch = ReplayPlugin(12), Watch()
+    experiences = stream([[0, 1]] * 4)
+    torch.manual_seed(1)
+    learn(mlp(), experiences, replay, watch)
+    data = [rows(torch.stack([x for x, *_ in e.dataset])) for e in experiences]
+    assert all(len(x) == 10 for x, *_ in watch.seen[0]), "nothing to rehearse in the first experience"
+    for t in (1, 2, 3):
+        rehearsed = set()
+        for x, y, _ in watch.seen[t]:
+            assert len(x) == len(y) == 20
+            assert rows(x[:10]) <= data[t]
+            assert len(rows(x[10:])) == 10, "no sample twice in one step"
+            rehearsed |= rows(x[10:])
+        for past in range(t):
+            assert len(rehearsed & data[past]) == 12 // t, "an equal share for every past experience"
+        assert len(rehearsed) == 12 // t * t
+    labels = {tuple(x.tolist()): int(y) for e in experiences for x, y, _ in e.dataset}
+    for x, y, _ in (batch for batches in watch.seen for batch in batches):
+        assert [labels[tuple(row.tolist())] for row in x] == y.tolist(), "each sample with its own label"
+
+
+def test_replay_keeps_task_labels():
+    watch = Watch()
+    learn(as_multitask(mlp(), "classifier"), stream([[0, 1]] * 3, task_incremental=True), ReplayPlugin(9), watch)
+    tasks = {t: {int(label) for _, _, tasks in watch.seen[t] for label in tasks} for t in range(3)}
+    assert tasks == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}}
+
+
+def test_replay_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="mem_size must be at least 1; got 0"):
+        ReplayPlugin(0)
+
+
+# --- Avalanche's synaptic intelligence --------------------------------------------------------------------------------
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def learn_with(plugin):
+    torch.manual_seed(4)
+    return weights(learn(mlp(), stream([[0, 1]] * 3), *plugin).model)
+
+
+def test_synaptic_intelligence_has_an_effect():
+    """As it is released it has none here: when this fails, Avalanche is mended and our copy can go."""
+    naive = learn_with([])
+    assert torch.equal(learn_with([SynapticIntelligencePlugin(1e4)]), naive)
+    assert not torch.equal(learn_with([WorkingSynapticIntelligencePlugin(1e4)]), naive)
+    assert torch.equal(learn_with([WorkingSynapticIntelligencePlugin(0.0)]), naive)
+
+
+def test_synaptic_intelligence_keeps_the_path_integral():
+    """Zenke et al. 2017, eqs. 3-5: omega = - sum of gradient x step, over the squared distance, summed over tasks."""
+    plugin, path = WorkingSynapticIntelligencePlugin(0.0, eps=1e-3), Path()
+    model = learn(mlp(), stream([[0, 1]])[:1], plugin, path).model
+    for name, p in model.named_parameters():
+        expected = -path.integral[name] / ((p.detach() - path.start[name]).square() + 1e-3)
+        found = plugin.ewc_data[1][name].data
+        torch.testing.assert_close(found, expected.flatten().clamp(max=0.001), rtol=1e-3, atol=1e-7)
+        assert torch.equal(plugin.ewc_data[0][name].data, p.detach().flatten())
+
+
+class Path(SupervisedPlugin):
+    """Sums gradient x step, parameter by parameter."""
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.start = {name: p.detach().clone() for name, p in strategy.model.named_parameters()}
+        self.integral = {name: torch.zeros_like(p) for name, p in self.start.items()}
+
+    def before_update(self, strategy, **kwargs):
+        self.before = {name: (p.detach().clone(), p.grad.clone()) for name, p in strategy.model.named_parameters()}
+
+    def after_update(self, strategy, **kwargs):
+        for name, p in strategy.model.named_parameters():
+            old, gradient = self.before[name]
+            self.integral[name] += gradient * (p.detach() - old)
