@@ -40,6 +40,12 @@ class Format(str, Enum):
 
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+StreamFromDisk = Annotated[
+    bool,
+    typer.Option(
+        "--stream-from-disk", help="Memory is short: read images when they are needed. Slower, with the same results."
+    ),
+]
 WandBOption = Annotated[
     WandB | None,
     typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline."),
@@ -76,9 +82,11 @@ def run(
     out: Out = Path("runs"),
     wandb: WandBOption = None,
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run strategies under a protocol; runs that have a complete record already are not run again."""
-    _do([(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)], out, wandb, workers)
+    wanted = [(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)]
+    _do(wanted, out, wandb, workers, stream_from_disk)
 
 
 @app.command()
@@ -88,11 +96,12 @@ def suite(
     out: Out = Path("runs"),
     wandb: WandBOption = None,
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run a whole suite and show its tables."""
     from benchmarks import suites
 
-    _do(suites.runs_of(name, seeds), out, wandb, workers)
+    _do(suites.runs_of(name, seeds), out, wandb, workers, stream_from_disk)
 
 
 @app.command()
@@ -104,6 +113,7 @@ def search(
     ] = None,
     out: Out = Path("runs-search"),
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
     from benchmarks import protocol as protocols
@@ -113,7 +123,7 @@ def search(
     entry = protocols.get(protocol)
     for strategy in strategies:
         _check_strategy(strategy)
-    path = choose(entry, strategies, out, workers, Display(console), values or ())
+    path = choose(entry, strategies, out, workers, Display(console), values or (), stream_from_disk)
     console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
 
@@ -149,7 +159,9 @@ def speed() -> None:
     measure(console)
 
 
-def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None) -> None:
+def _do(
+    wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None, stream_from_disk: bool
+) -> None:
     from benchmarks import protocol
     from benchmarks.progress import Display
     from benchmarks.run import Run
@@ -162,7 +174,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
         _check_strategy(strategy)
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
     mode = usable_mode(wandb.value if wandb else default_mode())
-    records = run_all(runs, out, mode, workers, Display(console))
+    records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
     _show_tables(_compared(records))
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
     if mode != "disabled":

@@ -31,6 +31,7 @@ def search(
     workers: int | None,
     display: Display,
     values: Sequence[float] = (),
+    stream_from_disk: bool = False,
 ) -> Path:
     """Try every value of each strategy's search space and write the best, with all that was tried, beside the protocol.
 
@@ -41,6 +42,7 @@ def search(
         workers: trials at once; None for one a core.
         display: told what is going on.
         values: to try in place of the search space's own.
+        stream_from_disk: read images when they are needed, not all before; see :func:`benchmarks.run.execute`.
 
     Returns:
         The file written.
@@ -64,7 +66,7 @@ def search(
                 variant=",".join(f"{key}={value:g}" for key, value in overrides.items()),
             )
             trials[run] = (name, overrides)
-    records = run_all(list(trials), out, "disabled", workers, display)
+    records = run_all(list(trials), out, "disabled", workers, display, stream_from_disk)
     path = protocols.chosen_path(protocol.name)
     chosen = {name: choice.model_dump() for name, choice in protocols.read_chosen(path).items()}
     for name in dict.fromkeys(strategy_names):

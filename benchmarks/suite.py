@@ -29,7 +29,12 @@ class SuiteError(Exception):
 
 
 def run_all(
-    runs: Sequence[Run], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display
+    runs: Sequence[Run],
+    out: Path,
+    wandb_mode: WandBMode,
+    workers: int | None,
+    display: Display,
+    stream_from_disk: bool = False,
 ) -> list[Record]:
     """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
 
@@ -42,6 +47,7 @@ def run_all(
         wandb_mode: where W&B keeps the runs.
         workers: runs at once; None for as many as there are cores.
         display: told what is going on.
+        stream_from_disk: read images when they are needed, not all before; see :func:`benchmarks.run.execute`.
 
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, ``out`` cannot be written to, or a process was
@@ -53,7 +59,9 @@ def run_all(
     done = {run: record for run in runs if (record := _finished(run, out)) is not None}
     owed = [run for run in runs if run not in done]
     for name in {run.protocol.dataset for run in owed}:
-        datasets.load(name)  # before any process starts: a download happens once, a missing file is said once
+        datasets.load(
+            name, stream_from_disk
+        )  # before any process starts: a download happens once, a missing file is said once
     for run in owed:
         _ = run.experiences  # likewise, classes that cannot be split
     try:
@@ -63,7 +71,7 @@ def run_all(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     workers = min(workers or joblib.cpu_count(), max(1, len(owed)))
     with display.showing(len(runs), len(done)):
-        for run, record in _in_processes(owed, out, device, wandb_mode, workers, display):
+        for run, record in _in_processes(owed, out, device, wandb_mode, workers, display, stream_from_disk):
             done[run] = record
     return [done[run] for run in runs]
 
@@ -93,7 +101,7 @@ def _first_difference(old: dict, new: dict, key: str = "") -> str:
     return "none"
 
 
-def _in_processes(owed, out, device, wandb_mode, workers, display):
+def _in_processes(owed, out, device, wandb_mode, workers, display, stream_from_disk):
     if not owed:
         return
     # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
@@ -105,7 +113,10 @@ def _in_processes(owed, out, device, wandb_mode, workers, display):
     listener.start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
-        futures = {pool.submit(_work, index, run, out, device, wandb_mode): run for index, run in enumerate(owed)}
+        futures = {
+            pool.submit(_work, index, run, out, device, wandb_mode, stream_from_disk): run
+            for index, run in enumerate(owed)
+        }
         for future in as_completed(futures):
             run = futures[future]
             try:
@@ -149,10 +160,10 @@ def _start_worker(events) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism on a GPU asks for
 
 
-def _work(index: int, run: Run, out: Path, device: str, wandb_mode: WandBMode) -> Record:
+def _work(index: int, run: Run, out: Path, device: str, wandb_mode: WandBMode, stream_from_disk: bool) -> Record:
     _events.put((index, 0))
     try:
-        return execute(run, out, device, wandb_mode, lambda epochs: _events.put((index, epochs)))
+        return execute(run, out, device, wandb_mode, lambda epochs: _events.put((index, epochs)), stream_from_disk)
     finally:
         # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
         # would otherwise gather until Python happens to look.
