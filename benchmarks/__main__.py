@@ -46,6 +46,12 @@ class BoardFormat(str, Enum):
 
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+StreamFromDisk = Annotated[
+    bool,
+    typer.Option(
+        "--stream-from-disk", help="Memory is short: read images when they are needed. Slower, with the same results."
+    ),
+]
 WandBOption = Annotated[
     WandB | None,
     typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline."),
@@ -82,9 +88,11 @@ def run(
     out: Out = Path("runs"),
     wandb: WandBOption = None,
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run strategies under a protocol; runs that have a complete record already are not run again."""
-    _do([(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)], out, wandb, workers)
+    wanted = [(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)]
+    _do(wanted, out, wandb, workers, stream_from_disk)
 
 
 @app.command()
@@ -94,11 +102,12 @@ def suite(
     out: Out = Path("runs"),
     wandb: WandBOption = None,
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run a whole suite and show its tables."""
     from benchmarks import suites
 
-    _do(suites.runs_of(name, seeds), out, wandb, workers)
+    _do(suites.runs_of(name, seeds), out, wandb, workers, stream_from_disk)
 
 
 @app.command()
@@ -110,6 +119,7 @@ def search(
         Path, typer.Option(help="Folder of Optuna's journals; a search goes on where it was stopped.")
     ] = Path("runs-search"),
     workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
     from benchmarks import protocol as protocols
@@ -119,7 +129,7 @@ def search(
     entry = protocols.get(protocol)
     for strategy in strategies:
         _check_strategy(strategy)
-    path = choose(entry, strategies, trials, out, workers, Display(console))
+    path = choose(entry, strategies, trials, out, workers, Display(console), stream_from_disk)
     console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
 
@@ -180,7 +190,9 @@ def speed() -> None:
     measure(console)
 
 
-def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None) -> None:
+def _do(
+    wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, workers: int | None, stream_from_disk: bool
+) -> None:
     from benchmarks import protocol
     from benchmarks.progress import Display
     from benchmarks.run import Run
@@ -194,7 +206,7 @@ def _do(wanted: list[tuple[str, str, int]], out: Path, wandb: WandB | None, work
         _check_strategy(strategy)
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
     mode = usable_mode(wandb.value if wandb else default_mode())
-    records = run_all(runs, out, mode, workers, Display(console))
+    records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
     _show(tables.as_rich(_compared(records)), tables.LEGEND)
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
     if mode != "disabled":

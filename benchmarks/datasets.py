@@ -1,34 +1,85 @@
-"""A data set's name -> its images and labels, in memory."""
+"""A data set's name -> its images and labels, in memory or read from disk one at a time."""
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from avalanche.benchmarks.datasets import default_dataset_location
+from avalanche.benchmarks.datasets import TinyImagenet, default_dataset_location
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
+from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
+from torchvision.transforms.functional import pil_to_tensor
 
 
 class DataError(Exception):
     """A data set is missing or broken; the message is one line that says which file and what to do."""
 
 
+class ImagesOnDisk(Dataset):
+    """Images that the library's own dataset reads one at a time; nothing is kept.
+
+    ``images[n]`` is what the n-th row of the tensor of all of them would be, here as there: uint8 or, after a
+    :meth:`map`, what the mapping makes of it, [channels, height, width].
+    """
+
+    def __init__(
+        self, dataset: Any, chosen: Sequence[int] | None = None, mapping: Callable[[Tensor], Tensor] | None = None
+    ):
+        """
+        Args:
+            dataset: torchvision's or Avalanche's, of (PIL image, label).
+            chosen: which of its images, in which order; None for all.
+            mapping: done to every image when it has been read.
+        """
+        self.dataset = dataset
+        self.chosen = range(len(dataset)) if chosen is None else chosen
+        self.mapping = mapping
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = pil_to_tensor(self.dataset[self.chosen[index]][0])
+        return image if self.mapping is None else self.mapping(image)
+
+    def take(self, indices: Tensor) -> ImagesOnDisk:
+        """The images at these places, in this order."""
+        return ImagesOnDisk(self.dataset, [self.chosen[index] for index in indices.tolist()], self.mapping)
+
+    def map(self, mapping: Callable[[Tensor], Tensor]) -> ImagesOnDisk:
+        """The same images with one more thing done to each."""
+        before = self.mapping
+        return ImagesOnDisk(
+            self.dataset, self.chosen, mapping if before is None else lambda image: mapping(before(image))
+        )
+
+
 @dataclass(frozen=True)
 class ImageData:
-    """Images float32 in [0, 1], [N, channels, height, width]; labels int64 in [0, classes), [N]."""
+    """Images [N, channels, height, width], labels int64 in [0, classes), [N].
 
-    train_x: Tensor
+    Images are as their files have them, uint8 in [0, 255], or already float32 in [0, 1]; :func:`as_float` makes the
+    second of the first. A tensor, or read from disk one at a time.
+    """
+
+    train_x: Tensor | ImagesOnDisk
     train_y: Tensor
-    test_x: Tensor
+    test_x: Tensor | ImagesOnDisk
     test_y: Tensor
 
     @property
@@ -36,23 +87,37 @@ class ImageData:
         return int(self.train_y.max()) + 1
 
 
+def as_float(x: Tensor) -> Tensor:
+    """Grey levels 0..255 as float32 in [0, 1]; float32 is left as it is."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where torchvision keeps a data set below its root folder, and how it is read."""
+    """Where torchvision or Avalanche keeps a data set below its root folder, and how it is read."""
 
     title: str
     files: tuple[str, ...]
-    read: Callable[[Path, bool], tuple[Tensor, Tensor]]
-    """(root, train) -> images uint8 [N, channels, height, width] and labels; raises if a file is not as it should."""
+    open: Callable[[Path, bool], Any]
+    """(root, train) -> the library's dataset of (PIL image, label); raises if a file is not as it should be."""
+    images: Callable[[Any], Tensor]
+    """That dataset -> all its images, uint8 [N, channels, height, width]."""
+    labels: Callable[[Any], Tensor]
+    """That dataset -> all its labels, integers, [N]."""
     download: Callable[[Path], object]
 
 
-@lru_cache(maxsize=2)
-def load(name: str) -> ImageData:
+@lru_cache(maxsize=4)
+def load(name: str, from_disk: bool = False) -> ImageData:
     """Load a data set by name (see :data:`NAMES`), from memory if this process has loaded it before.
 
     Looked for in the folder that the environment variable ENGRAMS_DATA names, then in Avalanche's default data folder,
     then downloaded into the latter.
+
+    Args:
+        name: of the data set.
+        from_disk: leave the images on disk, to be read one at a time. (What torchvision itself holds in memory, as
+            small as the files have it, stays there; so do the digits, which come with scikit-learn.)
 
     Raises:
         DataError: no such name; the data are nowhere and cannot be downloaded; a file is truncated or corrupt.
@@ -62,19 +127,34 @@ def load(name: str) -> ImageData:
     if name not in SOURCES:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
     source = SOURCES[name]
-    root = find(name)
-    if root is None:
-        root = _downloaded(name, source)
+    if from_disk:
+        root = find(name)
+        if root is None:
+            root = _downloaded(name, source)
+        with _named_if_broken(source, root):
+            train, test = source.open(root, True), source.open(root, False)
+            return ImageData(
+                ImagesOnDisk(train), source.labels(train).long(), ImagesOnDisk(test), source.labels(test).long()
+            )
+    opened = load(name, from_disk=True)
+    assert isinstance(opened.train_x, ImagesOnDisk)
+    assert isinstance(opened.test_x, ImagesOnDisk)
+    with _named_if_broken(source, find(name)):
+        train_x, test_x = source.images(opened.train_x.dataset), source.images(opened.test_x.dataset)
+    return ImageData(train_x, opened.train_y, test_x, opened.test_y)
+
+
+@contextmanager
+def _named_if_broken(source: Source, root: Path | None) -> Iterator[None]:
     try:
-        (train_x, train_y), (test_x, test_y) = source.read(root, True), source.read(root, False)
+        yield
     except DataError:
         raise
-    except Exception as error:  # whatever torchvision, NumPy or SciPy make of a broken file
+    except Exception as error:  # whatever torchvision, NumPy, SciPy or PIL make of a broken file
         raise DataError(
             f"{source.title}: the files under {root} are corrupt ({type(error).__name__}: {error}); delete "
             f"{', '.join(source.files)} there and let them be downloaded again"
         ) from error
-    return ImageData(train_x.float() / 255, train_y.long(), test_x.float() / 255, test_y.long())
 
 
 def find(name: str) -> Path | None:
@@ -84,7 +164,7 @@ def find(name: str) -> Path | None:
 
 
 def _roots(name: str) -> list[Path]:
-    roots = [Path(default_dataset_location(name))]
+    roots = [Path(default_dataset_location(name.replace("-", "")))]  # Avalanche writes tinyimagenet
     if os.environ.get("ENGRAMS_DATA"):
         roots.insert(0, Path(os.environ["ENGRAMS_DATA"]).expanduser())
     return roots
@@ -118,16 +198,23 @@ def _idx_source(title: str, dataset: type[torchvision_datasets.MNIST]) -> Source
     stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     files = tuple(f"{dataset.__name__}/raw/{stem}" for stem in stems)
 
-    def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def open(root: Path, train: bool) -> torchvision_datasets.MNIST:
         for file in files:
             _check_idx(title, root / file)
         data = dataset(str(root), train=train, download=False)
         if len(data.data) != len(data.targets) or not 0 <= data.targets.min() <= data.targets.max() < 10:
             labels = root / files[1 if train else 3]
             raise DataError(f"{title}: {labels} does not fit the images beside it; delete both and download them again")
-        return data.data.unsqueeze(1), data.targets
+        return data
 
-    return Source(title, files, read, lambda root: dataset(str(root), download=True))
+    return Source(
+        title,
+        files,
+        open,
+        images=lambda data: data.data.unsqueeze(1),
+        labels=lambda data: data.targets,
+        download=lambda root: dataset(str(root), download=True),
+    )
 
 
 def _check_idx(title: str, path: Path) -> None:
@@ -157,36 +244,99 @@ def _check_md5(title: str, path: Path, md5: str) -> None:
 def _svhn_source() -> Source:
     svhn = torchvision_datasets.SVHN
 
-    def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def open(root: Path, train: bool) -> torchvision_datasets.SVHN:
         split = "train" if train else "test"
         _, file, md5 = svhn.split_list[split]
         _check_md5("SVHN", root / file, md5)
-        data = svhn(str(root), split=split, download=False)
-        return torch.from_numpy(data.data), torch.from_numpy(data.labels)
+        return svhn(str(root), split=split, download=False)
 
     def download(root: Path) -> None:
         for split in ("train", "test"):
             svhn(str(root), split=split, download=True)
 
-    return Source("SVHN", ("train_32x32.mat", "test_32x32.mat"), read, download)
+    return Source(
+        "SVHN",
+        ("train_32x32.mat", "test_32x32.mat"),
+        open,
+        images=lambda data: torch.from_numpy(data.data),
+        labels=lambda data: torch.from_numpy(data.labels),
+        download=download,
+    )
 
 
 def _cifar10_source() -> Source:
     cifar10 = torchvision_datasets.CIFAR10
     batches = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
-    def read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    def open(root: Path, train: bool) -> torchvision_datasets.CIFAR10:
         for file, md5 in cifar10.train_list if train else cifar10.test_list:
             _check_md5("CIFAR-10", root / cifar10.base_folder / file, md5)
-        data = cifar10(str(root), train=train, download=False)
-        return torch.from_numpy(data.data).permute(0, 3, 1, 2), torch.tensor(data.targets)
+        return cifar10(str(root), train=train, download=False)
 
     return Source(
         "CIFAR-10",
         tuple(f"{cifar10.base_folder}/{batch}" for batch in batches),
-        read,
-        lambda root: cifar10(str(root), download=True),
+        open,
+        images=lambda data: torch.from_numpy(data.data).permute(0, 3, 1, 2),
+        labels=lambda data: torch.tensor(data.targets),
+        download=lambda root: cifar10(str(root), download=True),
     )
+
+
+TINY_IMAGENET = "tiny-imagenet-200"
+
+
+def _tiny_imagenet_source() -> Source:
+    def open(root: Path, train: bool) -> TinyImagenet:
+        with redirect_stdout(io.StringIO()):  # Avalanche prints that the files are there
+            data = TinyImagenet(root, train=train, loader=_read_jpeg, download=False)
+        # Avalanche takes a folder's files as the file system happens to list them.
+        samples = sorted(zip(data.targets, data.data, strict=True))
+        data.targets, data.data = ([sample[column] for sample in samples] for column in (0, 1))
+        counts = Counter(data.targets)
+        full = max(counts.values(), default=0)
+        for label, wnid in data.id2label.items():
+            if not counts[label] or counts[label] < full:
+                raise DataError(
+                    f"Tiny ImageNet: {root / TINY_IMAGENET} is incomplete: class {wnid} has {counts[label]} "
+                    f"{'training' if train else 'validation'} images, others {full}; delete the folder and let it be "
+                    f"downloaded again"
+                )
+        return data
+
+    return Source(
+        "Tiny ImageNet",
+        (f"{TINY_IMAGENET}/wnids.txt", f"{TINY_IMAGENET}/val/val_annotations.txt"),
+        open,
+        images=_all_decoded,
+        labels=lambda data: torch.tensor(data.targets),
+        download=lambda root: TinyImagenet(root, download=True),
+    )
+
+
+def _read_jpeg(path: Path):
+    """A PIL image of Tiny ImageNet, 64x64; the few grey ones become RGB."""
+    try:
+        image = default_loader(str(path))
+    except Exception as error:  # PIL raises OSError, SyntaxError, struct.error and more
+        problem = f"is missing, truncated or corrupt ({type(error).__name__})"
+    else:
+        if image.size == (64, 64):
+            return image
+        problem = f"is {image.width}x{image.height} and should be 64x64"
+    raise DataError(
+        f"Tiny ImageNet: {path} {problem}; delete the folder {TINY_IMAGENET} and let it be downloaded again"
+    )
+
+
+def _all_decoded(data: TinyImagenet) -> Tensor:
+    """100,000 training images are 1.2 GB."""
+    images = ImagesOnDisk(data)
+    decoded = torch.empty((len(images), 3, 64, 64), dtype=torch.uint8)
+    with ThreadPoolExecutor() as threads:  # PIL decodes outside Python's lock
+        for place, image in enumerate(threads.map(images.__getitem__, range(len(images)))):
+            decoded[place] = image
+    return decoded
 
 
 SOURCES: dict[str, Source] = {
@@ -194,5 +344,6 @@ SOURCES: dict[str, Source] = {
     "fashion-mnist": _idx_source("Fashion-MNIST", torchvision_datasets.FashionMNIST),
     "svhn": _svhn_source(),
     "cifar10": _cifar10_source(),
+    "tiny-imagenet": _tiny_imagenet_source(),
 }
 NAMES = ("digits", *SOURCES)

@@ -7,6 +7,9 @@ minibatch is one index into them. Two doors lead there:
   A loader that a strategy builds itself (replay) is left alone.
 - :class:`TensorClassificationDataset`, the dataset of our streams: answers a whole minibatch's indices at once to
   whatever loader asks (torch's ``__getitems__``), such as those inside Avalanche's importance passes.
+
+Other datasets, such as images that stay on disk, are read sample by sample, but in the same order: what is learned does
+not depend on where the data lie.
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, Task
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    StackDataset,
+    TensorDataset,
+    default_collate,
+)
 
 
 class InMemoryLoading(SupervisedPlugin):
@@ -29,8 +40,9 @@ class InMemoryLoading(SupervisedPlugin):
 
     Every epoch visits every sample once, in a fresh order drawn from the plugin's own seeded generator, so that
     strategies that differ in how many random numbers they use still see the data in the same order. A multi-task
-    experience is shuffled as a whole. Datasets with transformations, or that are not tensors underneath, keep
-    Avalanche's loader. ``shuffle`` and ``drop_last`` given to ``strategy.train`` are kept to.
+    experience is shuffled as a whole. Datasets with transformations, or that are not tensors underneath, are read
+    sample by sample in that same order. ``shuffle``, ``drop_last`` and ``num_workers`` given to ``strategy.train`` or
+    ``strategy.eval`` are kept to.
     """
 
     def __init__(self, seed: int = 0):
@@ -44,16 +56,26 @@ class InMemoryLoading(SupervisedPlugin):
     def before_training_exp(self, strategy, **kwargs):
         if _made_by_the_template(strategy):
             order = self._order if kwargs.get("shuffle", True) else None
-            self._replace(strategy, strategy.train_mb_size, order, kwargs.get("drop_last", False))
+            drop_last = kwargs.get("drop_last", False)
+            self._replace(strategy, strategy.train_mb_size, order, drop_last, kwargs.get("num_workers", 0))
 
     def before_eval_exp(self, strategy, **kwargs):
         if _made_by_the_template(strategy):
-            self._replace(strategy, strategy.eval_mb_size, None, drop_last=False)
+            self._replace(strategy, strategy.eval_mb_size, None, False, kwargs.get("num_workers", 0))
 
     @staticmethod
-    def _replace(strategy, batch_size: int, order: torch.Generator | None, drop_last: bool) -> None:
-        tensors = tensors_of(strategy.adapted_dataset)
-        if tensors is not None:
+    def _replace(strategy, batch_size: int, order: torch.Generator | None, drop_last: bool, num_workers: int) -> None:
+        dataset = strategy.adapted_dataset
+        tensors = tensors_of(dataset)
+        if tensors is None:
+            strategy.dataloader = DataLoader(
+                dataset,
+                batch_sampler=BatchOrder(len(dataset), batch_size, order, drop_last),
+                collate_fn=dataset.collate_fn,
+                num_workers=num_workers,
+                generator=torch.Generator(),  # its own, so that no random number is taken from the network's
+            )
+        else:
             on_device = tuple(tensor.to(strategy.device) for tensor in tensors)
             strategy.dataloader = TensorLoader(on_device, batch_size, order, drop_last)
 
@@ -67,35 +89,61 @@ def _made_by_the_template(strategy) -> bool:
     return type(loader) in (TaskBalancedDataLoader, SingleDatasetDataLoader)
 
 
+class BatchOrder:
+    """The indices of every minibatch, one pass after another.
+
+    Args:
+        samples: how many there are.
+        batch_size: samples in a minibatch; the last one has what is left.
+        order: shuffles anew in every pass; None keeps the order.
+        drop_last: leave out a last minibatch that is not full.
+    """
+
+    def __init__(self, samples: int, batch_size: int, order: torch.Generator | None, drop_last: bool = False):
+        self.samples = samples
+        self.batch_size = batch_size
+        self.order = order
+        self.used = samples // batch_size * batch_size if drop_last else samples
+
+    def __len__(self) -> int:
+        return -(-self.used // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (indices.tolist() for indices in self.tensors())
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The minibatches of one pass, each a tensor of indices."""
+        if self.order is None:
+            return torch.arange(self.used).split(self.batch_size)
+        return torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)
+
+
 class TensorLoader:
     """Minibatches [x, y, ...] of equally long tensors.
 
     Args:
         tensors: the columns.
-        batch_size: samples in a minibatch; the last one has what is left.
-        order: shuffles anew in every pass; None keeps the order.
-        drop_last: leave out a last minibatch that is not full.
+        batch_size, order, drop_last: as for :class:`BatchOrder`.
     """
 
     def __init__(
         self, tensors: tuple[Tensor, ...], batch_size: int, order: torch.Generator | None, drop_last: bool = False
     ):
         self.tensors = tensors
-        self.batch_size = batch_size
-        self.order = order
-        self.used = len(tensors[0]) // batch_size * batch_size if drop_last else len(tensors[0])
+        self.batches = BatchOrder(len(tensors[0]), batch_size, order, drop_last)
 
     def __len__(self) -> int:
-        return -(-self.used // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        if self.order is None:
-            for parts in zip(*(tensor[: self.used].split(self.batch_size) for tensor in self.tensors), strict=True):
+        if self.batches.order is None:  # slices: nothing is copied
+            used, size = self.batches.used, self.batches.batch_size
+            for parts in zip(*(tensor[:used].split(size) for tensor in self.tensors), strict=True):
                 yield list(parts)
             return
-        shuffled = torch.randperm(len(self.tensors[0]), generator=self.order)[: self.used]
-        for indices in shuffled.to(self.tensors[0].device).split(self.batch_size):
-            yield [tensor[indices] for tensor in self.tensors]
+        for indices in self.batches.tensors():
+            on_device = indices.to(self.tensors[0].device)
+            yield [tensor[on_device] for tensor in self.tensors]
 
 
 class Minibatch(NamedTuple):
@@ -111,18 +159,18 @@ def _collate(samples):
 
 
 class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
-    """Avalanche's task-aware classification dataset over tensors, which also answers many indices at once."""
+    """Avalanche's task-aware classification dataset, which over tensors also answers many indices at once."""
 
     @classmethod
-    def from_tensors(cls, x: Tensor, y: Tensor, task_label: int) -> TensorClassificationDataset:
+    def from_tensors(cls, x: Tensor | Dataset[Tensor], y: Tensor, task_label: int) -> TensorClassificationDataset:
         """
         Args:
-            x: inputs, [N, ...].
+            x: inputs, [N, ...], or something that reads them one at a time.
             y: class labels, integers, [N].
             task_label: the task label of every sample.
         """
         return cls(
-            [TensorDataset(x, y)],
+            [TensorDataset(x, y) if isinstance(x, Tensor) else StackDataset(x, y)],  # type: ignore[arg-type]
             data_attributes=[
                 DataAttribute(y, name="targets"),
                 TaskLabels(ConstantSequence(task_label, len(y))),

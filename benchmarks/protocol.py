@@ -1,8 +1,8 @@
 """A protocol: the stream, the network, the optimiser and the budget of a comparison, and where each number is from.
 
 ``protocols/NAME.toml`` holds one protocol, or one for each of several scenarios (``NAME/task``, ...). Beside it,
-``chosen/NAME/SCENARIO.toml`` holds the hyperparameters that ``python -m benchmarks search`` chose on the validation
-stream, with their evidence.
+``chosen/NAME.toml`` or ``chosen/NAME/SCENARIO.toml`` holds the hyperparameters that ``python -m benchmarks search``
+chose on the validation stream, with their evidence.
 """
 
 from __future__ import annotations
@@ -10,9 +10,21 @@ from __future__ import annotations
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from benchmarks.datasets import NAMES as DATASETS
 from benchmarks.names import UnknownName
@@ -36,12 +48,27 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+Value = TypeVar("Value")
+# Told apart by what is given, so that a bad value is complained of once. Tuples, since tables are hashed.
+PerChannel = Annotated[
+    Annotated[Value, Tag("one")] | Annotated[tuple[Value, ...], Field(strict=False, min_length=1), Tag("several")],
+    Discriminator(_one_or_several),
+]
+
+
 class Images(Table):
-    """What is done to images in [0, 1] before anything else: x -> (pad(x) - mean) / std."""
+    """What is done to images in [0, 1] before anything else: x -> (pad(x) - mean) / std.
+
+    ``mean`` and ``std`` are one number, or one for each channel.
+    """
 
     pad: Annotated[int, Field(ge=0)] = 0
-    mean: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    mean: PerChannel[Annotated[float, Field(allow_inf_nan=False)]] = 0.0
+    std: PerChannel[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = 1.0
 
 
 class PermutedStream(Table):
@@ -73,11 +100,35 @@ class SplitStream(Table):
         return scenarios
 
 
-class Network(Table):
-    """A multi-layer perceptron with ReLU."""
+class MLP(Table):
+    """A multi-layer perceptron with ReLU; the kind of network where none is named."""
 
+    # Not in the record: records of networks made before there were two kinds have none.
+    kind: Literal["mlp"] = Field("mlp", exclude=True)
     hidden_size: Positive
     hidden_layers: Positive
+
+
+class CNN(Table):
+    """Convolutions 3x3 and max-pooling 2x2 ("M"), as VGG has them, then fully connected layers, all with ReLU."""
+
+    kind: Literal["cnn"]
+    convolutions: Annotated[tuple[Positive | Literal["M"], ...], Field(strict=False, min_length=1)]
+    hidden_sizes: Annotated[tuple[Positive, ...], Field(strict=False)]
+
+
+def _kind_of_network(value: Any) -> str:
+    return value.get("kind", "mlp") if isinstance(value, dict) else getattr(value, "kind", "mlp")
+
+
+Network = Annotated[
+    Annotated[MLP, Tag("mlp")] | Annotated[CNN, Tag("cnn")],
+    Discriminator(
+        _kind_of_network,
+        custom_error_type="no_such_kind",
+        custom_error_message="there is no such kind of network; there are 'mlp' and 'cnn'",
+    ),
+]
 
 
 class Training(Table):
@@ -85,6 +136,8 @@ class Training(Table):
 
     ``schedule``: ``constant``, or ``linear``: from the learning rate to zero over every experience.
     ``reset_optimizer``: whether the optimiser's state (Adam's moments) starts afresh with every experience.
+    ``momentum``: of SGD.
+    ``horizontal_flips``: every training image is mirrored with probability 1/2 whenever it is used.
     """
 
     optimizer: Literal["adam", "sgd"]
@@ -93,6 +146,20 @@ class Training(Table):
     epochs: Positive
     schedule: Literal["constant", "linear"]
     reset_optimizer: bool
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    horizontal_flips: bool = False
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Training:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"{self.optimizer} takes no momentum")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there were these two have neither."""
+        later = ("momentum", "horizontal_flips")
+        return {key: value for key, value in serialize(self).items() if value or key not in later}
 
 
 class ProtocolFile(Table):
@@ -148,7 +215,10 @@ class Protocol(Table):
 
     def deciding(self) -> dict[str, Any]:
         """The part that decides a result, for the record."""
-        chosen = self.model_dump(include={"dataset", "scenario", "images", "stream", "network", "training"})
+        # As JSON has it: a tuple in a record read back is a list.
+        chosen = self.model_dump(
+            mode="json", include={"dataset", "scenario", "images", "stream", "network", "training"}
+        )
         chosen["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
         return chosen
 
@@ -176,7 +246,7 @@ def protocols() -> dict[str, Protocol]:
 
 
 def read(path: Path) -> list[Protocol]:
-    """The protocols of one file, one a scenario.
+    """The protocols of one file, one a scenario; of a single scenario the name says nothing.
 
     Raises:
         ProtocolError: the file is no TOML, has an unknown key, a value of the wrong type or out of range, a
@@ -188,7 +258,7 @@ def read(path: Path) -> list[Protocol]:
         raise ProtocolError(f"{path}: {_first_problem(error)}") from error
     found = []
     for scenario in file.stream.scenarios:
-        name = path.stem if isinstance(file.stream, PermutedStream) else f"{path.stem}/{scenario}"
+        name = path.stem if len(file.stream.scenarios) == 1 else f"{path.stem}/{scenario}"
         chosen_file = chosen_path(name, path.parent)
         chosen = {strategy: choice.hyperparameters for strategy, choice in read_chosen(chosen_file).items()}
         _check_strategies(chosen_file, chosen)
@@ -244,8 +314,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _first_problem(error: ValidationError) -> str:
     """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last."""
     problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
-    # pydantic names the chosen kind of stream in between; it is no key of the file.
-    keys = [str(key) for key in problem["loc"] if key not in ("permuted", "split")]
+    # pydantic names the chosen kind of stream, network or value in between; it is no key of the file.
+    kinds = ("permuted", "split", "mlp", "cnn", "one", "several")
+    keys = [str(key) for key in problem["loc"] if key not in kinds]
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
     return f"{'.'.join(keys)}: {message}{got}"
@@ -253,7 +324,9 @@ def _first_problem(error: ValidationError) -> str:
 
 def _check_sources(path: Path, file: ProtocolFile) -> None:
     """Every number has a source: an entry for its dotted key or for a table above it."""
-    tables = file.model_dump(include={"images", "stream", "network", "training", "strategies"}, exclude_unset=True)
+    tables = file.model_dump(
+        mode="json", include={"images", "stream", "network", "training", "strategies"}, exclude_unset=True
+    )
     numbers = list(_numbers(tables))
     for key in numbers:
         if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
@@ -267,6 +340,8 @@ def _numbers(value: Any, key: str = ""):
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _numbers(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        yield from {key for inner in value if isinstance(inner, int | float)}
     elif isinstance(value, int | float):
         yield key
 

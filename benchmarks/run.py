@@ -22,6 +22,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from benchmarks import datasets
+from benchmarks.augment import HorizontalFlips
 from benchmarks.loading import InMemoryLoading
 from benchmarks.networks import make_network
 from benchmarks.protocol import Protocol, ProtocolError
@@ -76,7 +77,7 @@ class Run:
         stream = self.protocol.stream
         if stream.kind == "permuted":
             return stream.experiences
-        classes = datasets.load(self.protocol.dataset).classes
+        classes = datasets.load(self.protocol.dataset, from_disk=True).classes  # the labels are enough
         if classes % stream.classes_per_experience:
             raise ProtocolError(
                 f"{self.protocol.name}: stream.classes_per_experience: {classes} classes cannot be split into "
@@ -92,7 +93,14 @@ class Run:
         return {**self.protocol.deciding(), "judge": self.judge, "strategy": self.hyperparameters.model_dump()}
 
 
-def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Callable[[int], None]) -> Record:
+def execute(
+    run: Run,
+    out: Path,
+    device: str,
+    wandb_mode: WandBMode,
+    report: Callable[[int], None],
+    stream_from_disk: bool = False,
+) -> Record:
     """Do one run and write its record; whatever goes wrong inside is recorded, not raised.
 
     Args:
@@ -101,28 +109,29 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
         device: torch's name of the device to train on.
         wandb_mode: where W&B keeps the run.
         report: called with the number of epochs done, as they are done.
+        stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
     """
     folder = run.folder(out)
-    torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
+    ran_on = {**environment(device), "images": "on disk" if stream_from_disk else "in memory"}
     logger = WandBLogger(
         folder,
         run.protocol.name,
         run.strategy,
         run.seed,
-        {**run.deciding(), "environment": environment(device)},
+        {**run.deciding(), "environment": ran_on},
         wandb_mode,
     )
     outcome: dict[str, Any]
     try:
-        matrix, at_initialisation = learn(run, device, [logger], report)
+        matrix, at_initialisation = learn(run, device, [logger], report, stream_from_disk=stream_from_disk)
         outcome = {
             "status": "complete",
             "accuracy_matrix": matrix,
             "accuracy_at_initialisation": at_initialisation,
             "metrics": metrics(matrix, at_initialisation or None),
         }
-    except Diverged as error:
+    except (Diverged, datasets.DataError, ProtocolError) as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +144,7 @@ def execute(run: Run, out: Path, device: str, wandb_mode: WandBMode, report: Cal
         seed=run.seed,
         hyperparameters=run.deciding(),
         seconds=time.perf_counter() - started,
-        environment=environment(device),
+        environment=ran_on,
         **outcome,
     )
     if record.complete:
@@ -150,6 +159,7 @@ def learn(
     loggers: list[BaseLogger],
     report: Callable[[int], None],
     after_experience: Callable[[list[list[float]]], None] = lambda matrix: None,
+    stream_from_disk: bool = False,
 ) -> tuple[list[list[float]], list[float]]:
     """Train and judge, once through the stream.
 
@@ -159,6 +169,7 @@ def learn(
         loggers: Avalanche's, told of everything.
         report: called with the number of epochs done, as they are done.
         after_experience: called with the accuracy matrix so far; may raise to stop the run.
+        stream_from_disk: as for :func:`execute`.
 
     Returns:
         The accuracy matrix, and the accuracies at initialisation.
@@ -167,8 +178,9 @@ def learn(
         Diverged: the loss or a parameter is no finite number any more.
     """
     protocol = run.protocol
+    torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    data = prepared(protocol.dataset, protocol.images)
+    data = prepared(protocol.dataset, protocol.images, stream_from_disk)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
     strategy = make_strategy(run, benchmark, device, loggers, [_Watch(report)])
@@ -190,10 +202,16 @@ def make_strategy(
     """The Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
     training = run.protocol.training
     model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
-    optimizers = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
-    optimizer = optimizers[training.optimizer](model.parameters(), lr=training.learning_rate, fused=True)
+    optimizer: torch.optim.Optimizer
+    if training.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
+        )
     schedule = [LinearDecay()] if training.schedule == "linear" else []
+    flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
     template = {
         "model": model,
         "optimizer": optimizer,
@@ -202,7 +220,7 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed), *schedule, *plugins],
+        "plugins": [InMemoryLoading(run.seed), *flips, *schedule, *plugins],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers or [BaseLogger()]),
     }
     return CATALOGUE[run.strategy].build(run.hyperparameters, template)

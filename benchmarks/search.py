@@ -25,6 +25,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import protocol as protocols
+from benchmarks.datasets import DataError
 from benchmarks.processes import Report, in_processes
 from benchmarks.progress import Display
 from benchmarks.protocol import Protocol
@@ -48,6 +49,7 @@ def search(
     out: Path,
     workers: int | None,
     display: Display,
+    stream_from_disk: bool = False,
 ) -> Path:
     """Search each strategy's space and write the best, with all that was tried, beside the protocol.
 
@@ -61,6 +63,7 @@ def search(
         out: folder of Optuna's journals; trials that are finished in there are not done again.
         workers: trials at once; None for one a core.
         display: told what is going on.
+        stream_from_disk: read images when they are needed, not all before; see :func:`benchmarks.run.execute`.
 
     Returns:
         The file written.
@@ -73,11 +76,11 @@ def search(
     for name in names:
         if not CATALOGUE[name].search:
             raise SuiteError(f"{name} has no hyperparameter to search")
-    check_startable([_run(protocol, name, _lowest(name)) for name in names], out)
+    check_startable([_run(protocol, name, _lowest(name)) for name in names], out, stream_from_disk)
     with ExitStack() as locks:
         studies = {name: _study(protocol, name, trials, out, locks) for name in names}
         done = sum(len(_finished(study)) for study in studies.values())
-        work = partial(_try_out, device=usual_device())
+        work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk)
         owed = _owed(protocol, studies, trials, out)
         with display.showing(max(done, len(names) * trials), done):
             for trial, outcome in in_processes(owed, work, workers, lambda t, epochs: display.advanced(t.run, epochs)):
@@ -204,7 +207,7 @@ def _point(params: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.{FIGURES}g}") for key, value in params.items()}
 
 
-def _try_out(trial: Trial, report: Report, device: str) -> Outcome:
+def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) -> Outcome:
     """Train and judge on the validation stream, in a process of its own."""
     study = optuna.load_study(
         study_name=trial.run.strategy,
@@ -221,10 +224,10 @@ def _try_out(trial: Trial, report: Report, device: str) -> Outcome:
                 raise optuna.TrialPruned(f"pruned after {len(matrix)} of {trial.run.experiences} experiences")
 
     try:
-        matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless)
+        matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk)
     except optuna.TrialPruned as stop:
         return Outcome(pruned=str(stop))
-    except Diverged as error:
+    except (Diverged, DataError) as error:
         return Outcome(failed=str(error))
     except Exception as error:  # a bug under one strategy must not cost the others their trials
         path = trial.journal.with_name(f"{trial.number}-{TRACEBACK}")

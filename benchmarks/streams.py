@@ -12,9 +12,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.datasets import ImageData, load
+from benchmarks.datasets import ImageData, ImagesOnDisk, as_float, load
 from benchmarks.loading import TensorClassificationDataset
-from benchmarks.protocol import Images, PermutedStream, SplitStream
+from benchmarks.protocol import Images, PermutedStream, ProtocolError, SplitStream
 
 Judge = Literal["test", "validation"]
 VALIDATION_SEED = 0
@@ -22,20 +22,38 @@ VALIDATION_SEED = 0
 
 
 @lru_cache(maxsize=1)
-def prepared(dataset: str, images: Images) -> ImageData:
+def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData:
     """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 
     Kept, since the runs that a process does one after another mostly share it.
 
+    Args:
+        dataset: its name.
+        images: what is done to them.
+        from_disk: read and prepare an image when it is asked for, in place of all at once. The values are the same.
+
     Raises:
         DataError: as :func:`benchmarks.datasets.load`.
+        ProtocolError: a mean or standard deviation for each channel, but not as many as there are channels.
     """
-    data = load(dataset)
+    data = load(dataset, from_disk)
+    channels = data.test_x[0].shape[0]
+    for name, values in (("mean", images.mean), ("std", images.std)):
+        if isinstance(values, tuple) and len(values) != channels:
+            raise ProtocolError(f"images.{name}: {len(values)} values, but {dataset} has {channels} channel(s)")
 
-    def prepare(x: Tensor) -> Tensor:
-        return functional.pad(x, [images.pad] * 4).sub_(images.mean).div_(images.std)
+    def prepare(x: Tensor) -> Tensor:  # one image or all; whole numbers until they are padded: a quarter of the memory
+        return as_float(functional.pad(x, [images.pad] * 4)).sub_(_spread(images.mean)).div_(_spread(images.std))
 
-    return replace(data, train_x=prepare(data.train_x), test_x=prepare(data.test_x))
+    def all_or_each(x: Tensor | ImagesOnDisk) -> Tensor | ImagesOnDisk:
+        return x.map(prepare) if isinstance(x, ImagesOnDisk) else prepare(x)
+
+    return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
+
+
+def _spread(value: float | tuple[float, ...]) -> float | Tensor:
+    """One number for all pixels, or one a channel, [channels, 1, 1]."""
+    return torch.tensor(value)[:, None, None] if isinstance(value, tuple) else value
 
 
 def make_benchmark(
@@ -54,17 +72,21 @@ def make_benchmark(
     Returns:
         An Avalanche benchmark with ``train_stream`` and ``test_stream`` or ``validation_stream``.
     """
-    train, held_out = (data.train_x, data.train_y), (data.test_x, data.test_y)
-    if judge == "validation":
-        train, held_out = _validation_split(*train, stream.validation_fraction)
+    train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
-    def experiences(x: Tensor, y: Tensor) -> list[TensorClassificationDataset]:
+    def experiences(x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
         generator = torch.Generator().manual_seed(seed)  # the same for both streams
         if isinstance(stream, PermutedStream):
-            return _permuted(x, y, stream, generator)
-        return _split(x, y, stream, scenario, data.classes, generator)
+            return _permuted(x, y, chosen, stream, generator)
+        return _split(x, y, chosen, stream, scenario, data.classes, generator)
 
-    streams = {"train": experiences(*train), judge: experiences(*held_out)}
+    if judge == "validation":
+        learned, held_out = _validation_split(data.train_y, stream.validation_fraction)
+        streams = {"train": experiences(*train, learned), judge: experiences(*train, held_out)}
+    else:
+        streams = {
+            name: experiences(*part, torch.arange(len(part[1]))) for name, part in (("train", train), (judge, test))
+        }
     return labelled(benchmark_from_datasets(**streams))
 
 
@@ -80,32 +102,44 @@ def labelled(benchmark: CLScenario) -> CLScenario:
     return benchmark
 
 
-def _validation_split(x: Tensor, y: Tensor, fraction: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Which training samples to learn from, and which to be judged on."""
     train, validation = train_test_split(
         torch.arange(len(y)).numpy(), test_size=fraction, stratify=y.numpy(), random_state=VALIDATION_SEED
     )
-    return (x[train], y[train]), (x[validation], y[validation])
+    return torch.from_numpy(train), torch.from_numpy(validation)
 
 
 def _permuted(
-    x: Tensor, y: Tensor, stream: PermutedStream, generator: torch.Generator
+    x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Experience 0 is the images as they are; each later one applies its own permutation of the pixels to all."""
     pixels = x[0].numel()
     orders = [torch.arange(pixels)]
     orders += [torch.randperm(pixels, generator=generator) for _ in range(stream.experiences - 1)]
-    return [
-        TensorClassificationDataset.from_tensors(x.flatten(1)[:, order].view_as(x), y, task_label=0) for order in orders
-    ]
+    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]
+
+    def permuted(order: Tensor) -> Tensor | ImagesOnDisk:
+        if isinstance(x, ImagesOnDisk):
+            return x.map(lambda image: image.flatten()[order].view_as(image))
+        return x.flatten(1)[:, order].view_as(x)
+
+    return [TensorClassificationDataset.from_tensors(permuted(order), y[chosen], task_label=0) for order in orders]
 
 
 def _split(
-    x: Tensor, y: Tensor, stream: SplitStream, scenario: str, classes: int, generator: torch.Generator
+    x: Tensor | ImagesOnDisk,
+    y: Tensor,
+    chosen: Tensor,
+    stream: SplitStream,
+    scenario: str,
+    classes: int,
+    generator: torch.Generator,
 ) -> list[TensorClassificationDataset]:
     """A few classes an experience.
 
     The label is the class's place within its experience (``task``, ``domain``), or its place in the whole order of
-    classes (``class``).
+    classes (``class``). Every experience is a subset of the same images, of which there is one copy.
     """
     size = stream.classes_per_experience
     if classes % size:
@@ -114,14 +148,12 @@ def _split(
     place = torch.empty_like(order)
     place[order] = torch.arange(classes)
     experiences = []
-    for index, chosen in enumerate(order.split(size)):
-        members = torch.isin(y, chosen)
-        labels = place[y[members]]
-        experiences.append(
-            TensorClassificationDataset.from_tensors(
-                x[members],
-                labels if scenario == "class" else labels - index * size,
-                task_label=index if scenario == "task" else 0,
-            )
+    for index, its_classes in enumerate(order.split(size)):
+        labels = place[y]
+        everything = TensorClassificationDataset.from_tensors(
+            x,
+            labels if scenario == "class" else labels - index * size,
+            task_label=index if scenario == "task" else 0,
         )
+        experiences.append(everything.subset(chosen[torch.isin(y[chosen], its_classes)].tolist()))
     return experiences

@@ -20,7 +20,12 @@ class SuiteError(Exception):
 
 
 def run_all(
-    runs: Sequence[Run], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display
+    runs: Sequence[Run],
+    out: Path,
+    wandb_mode: WandBMode,
+    workers: int | None,
+    display: Display,
+    stream_from_disk: bool = False,
 ) -> list[Record]:
     """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
 
@@ -30,6 +35,7 @@ def run_all(
         wandb_mode: where W&B keeps the runs.
         workers: runs at once; None for as many as there are cores.
         display: told what is going on.
+        stream_from_disk: read images when they are needed, not all before; see :func:`benchmarks.run.execute`.
 
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
@@ -40,8 +46,8 @@ def run_all(
     """
     done = {run: record for run in runs if (record := _finished(run, out)) is not None}
     owed = [run for run in runs if run not in done]
-    check_startable(owed, out)
-    work = partial(_work, out=out, device=usual_device(), wandb_mode=wandb_mode)
+    check_startable(owed, out, stream_from_disk)
+    work = partial(_work, out=out, device=usual_device(), wandb_mode=wandb_mode, stream_from_disk=stream_from_disk)
     with display.showing(len(runs), len(done)):
         for run, record in in_processes(owed, work, workers, display.advanced):
             done[run] = record
@@ -52,7 +58,7 @@ def run_all(
     return [done[run] for run in runs]
 
 
-def check_startable(runs: Sequence[Run], out: Path) -> None:
+def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool) -> None:
     """Say what would stop every run, once and before any process starts.
 
     Raises:
@@ -61,7 +67,7 @@ def check_startable(runs: Sequence[Run], out: Path) -> None:
         datasets.DataError: data are missing or broken.
     """
     for name in {run.protocol.dataset for run in runs}:
-        datasets.load(name)  # a download happens once
+        datasets.load(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences
     try:
@@ -95,5 +101,5 @@ def _first_difference(old: dict, new: dict, key: str = "") -> str:
     return "none"
 
 
-def _work(run: Run, report: Report, out: Path, device: str, wandb_mode: WandBMode) -> Record:
-    return execute(run, out, device, wandb_mode, report)
+def _work(run: Run, report: Report, out: Path, device: str, wandb_mode: WandBMode, stream_from_disk: bool) -> Record:
+    return execute(run, out, device, wandb_mode, report, stream_from_disk)

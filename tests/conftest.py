@@ -1,6 +1,7 @@
 """What the tests share: small data sets in the real formats, and protocols that take a second."""
 
 import os
+import shutil
 import struct
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 warnings.filterwarnings("ignore", message="no QP solver found")
 torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
@@ -40,12 +42,51 @@ def idx_files(tmp_path):
     return make
 
 
+def colour_of(label) -> tuple[int, int, int]:
+    """The mean colour of a class's images in the small Tiny ImageNet."""
+    return 40 + label, 220 - label, 60 + 7 * label % 150
+
+
+@pytest.fixture(scope="session")
+def whole_tiny_imagenet(tmp_path_factory):
+    """Tiny ImageNet as its archive unpacks, with 2 training images a class and 1 for validation; its root folder."""
+    root = tmp_path_factory.mktemp("tiny-imagenet")
+    folder = root / "tiny-imagenet-200"
+    rng = np.random.default_rng(0)
+
+    def write(path: Path, label: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-20, 21, (8, 8, 1)).repeat(8, 0).repeat(8, 1)
+        pixels = np.array(colour_of(label)) + noise - noise.mean()
+        Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(path, format="JPEG", quality=95)
+
+    wnids = [f"n{199 - label:08d}" for label in range(200)]  # not in alphabetical order, as in the real one
+    annotations = []
+    for label, wnid in enumerate(wnids):
+        for n in range(2):
+            write(folder / "train" / wnid / "images" / f"{wnid}_{n}.JPEG", label)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t63\t63\n")
+        write(folder / "val" / "images" / f"val_{label}.JPEG", label)
+        annotations.append(f"val_{label}.JPEG\t{wnid}\t0\t0\t63\t63\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(annotations))
+    (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    (folder / "words.txt").write_text("".join(f"{wnid}\tsomething\n" for wnid in wnids))
+    return root
+
+
+@pytest.fixture
+def tiny_imagenet(whole_tiny_imagenet, tmp_path):
+    """A copy that a test may damage; its root folder."""
+    return Path(shutil.copytree(whole_tiny_imagenet, tmp_path / "data"))
+
+
 @pytest.fixture
 def fresh_data(monkeypatch, tmp_path):
     """No data set is loaded, none is in Avalanche's folder, and none can be downloaded."""
-    from benchmarks import datasets
+    from benchmarks import datasets, streams
 
     datasets.load.cache_clear()
+    streams.prepared.cache_clear()
     monkeypatch.setattr(datasets, "default_dataset_location", lambda name: str(tmp_path / "avalanche" / name))
     monkeypatch.delenv("ENGRAMS_DATA", raising=False)
 
@@ -55,3 +96,4 @@ def fresh_data(monkeypatch, tmp_path):
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     yield monkeypatch
     datasets.load.cache_clear()
+    streams.prepared.cache_clear()

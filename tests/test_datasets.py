@@ -2,16 +2,19 @@
 
 import hashlib
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
 from benchmarks import datasets
-from benchmarks.datasets import DataError, load
-from tests.conftest import RAW
+from benchmarks.datasets import DataError, ImagesOnDisk, as_float, load
+from tests.conftest import RAW, colour_of
 
 
 def test_digits_come_with_scikit_learn():
@@ -24,15 +27,27 @@ def test_digits_come_with_scikit_learn():
     assert data.test_y.bincount().min() >= 34, "stratified"
 
 
+def same_from_disk(name):
+    """Images read one at a time are those that are read all at once."""
+    whole, single = load(name), load(name, from_disk=True)
+    for part in ("train", "test"):
+        images = getattr(single, f"{part}_x")
+        assert isinstance(images, ImagesOnDisk)
+        assert torch.equal(torch.stack([images[n] for n in range(len(images))]), getattr(whole, f"{part}_x"))
+        assert torch.equal(getattr(single, f"{part}_y"), getattr(whole, f"{part}_y"))
+
+
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_idx_files_from_engrams_data(idx_files, fresh_data, name, folder):
     root = idx_files(folder)
     fresh_data.setenv("ENGRAMS_DATA", str(root))
     data = load(name)
     raw = np.frombuffer((root / folder / "raw" / RAW[0]).read_bytes()[16:], np.uint8).reshape(60, 1, 28, 28)
-    torch.testing.assert_close(data.train_x, torch.from_numpy(raw / 255).float())
+    assert torch.equal(data.train_x, torch.tensor(raw))
+    torch.testing.assert_close(as_float(data.train_x), torch.from_numpy(raw / 255).float())
     assert data.train_y.tolist() == [i % 10 for i in range(60)]
     assert len(data.test_y) == 30
+    same_from_disk(name)
     assert datasets.find(name) == root
 
 
@@ -97,7 +112,8 @@ def test_svhn_from_mat_files(fresh_data, tmp_path):
     data = load("svhn")
     assert data.train_x.shape == (20, 3, 32, 32)
     assert sorted(set(data.train_y.tolist())) == list(range(10))
-    torch.testing.assert_close(data.test_x[3, :, 1, 2], torch.from_numpy(x[1, 2, :, 3] / 255).float())
+    assert torch.equal(data.test_x[3, :, 1, 2], torch.from_numpy(x[1, 2, :, 3]))
+    same_from_disk("svhn")
     datasets.load.cache_clear()
     (tmp_path / "test_32x32.mat").write_bytes(b"cut short")
     with pytest.raises(DataError, match=r"SVHN: .*/test_32x32.mat is truncated or corrupt"):
@@ -121,8 +137,75 @@ def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
     fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
     data = load("cifar10")
     assert data.train_x.shape == (50, 3, 32, 32)
-    torch.testing.assert_close(data.test_x[4].flatten(), torch.from_numpy(pixels[4] / 255).float())
+    assert torch.equal(data.test_x[4].flatten(), torch.from_numpy(pixels[4]))
+    same_from_disk("cifar10")
     datasets.load.cache_clear()
     (folder / "data_batch_3").write_bytes(b"cut short")
     with pytest.raises(DataError, match=r"CIFAR-10: .*/data_batch_3 is truncated or corrupt"):
         load("cifar10")
+
+
+def test_tiny_imagenet_from_its_folder(fresh_data, tiny_imagenet):
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    data = load("tiny-imagenet")
+    assert data.train_x.shape == (400, 3, 64, 64)
+    assert data.test_x.shape == (200, 3, 64, 64)
+    assert data.train_x.dtype == torch.uint8
+    assert data.train_y.tolist() == [label for label in range(200) for _ in range(2)]
+    assert data.test_y.tolist() == list(range(200))
+    # Labels are the places in wnids.txt, and every class's images have a colour of their own; JPEG keeps it roughly.
+    colours = torch.tensor([colour_of(label) for label in range(200)])
+    assert (data.train_x.float().mean((2, 3)) - colours[data.train_y]).abs().max() < 4
+    assert (data.test_x.float().mean((2, 3)) - colours[data.test_y]).abs().max() < 4
+    same_from_disk("tiny-imagenet")
+
+
+def test_the_order_of_tiny_imagenet_is_not_the_file_systems(fresh_data, tiny_imagenet):
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    listed = Path.iterdir
+    fresh_data.setattr(Path, "iterdir", lambda self: sorted(listed(self), reverse=True))
+    names = [path.name for path in load("tiny-imagenet", from_disk=True).train_x.dataset.data]
+    assert names[:3] == ["n00000199_0.JPEG", "n00000199_1.JPEG", "n00000198_0.JPEG"]
+
+
+def test_grey_images_of_tiny_imagenet_have_three_channels(fresh_data, tiny_imagenet):
+    image = Image.new("L", (64, 64), 100)
+    image.save(tiny_imagenet / "tiny-imagenet-200/train/n00000199/images/n00000199_0.JPEG")
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    assert load("tiny-imagenet").train_x[0].unique().tolist() == [100]
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "small"])
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_broken_image_of_tiny_imagenet_is_named(fresh_data, tiny_imagenet, damage, from_disk):
+    path = tiny_imagenet / "tiny-imagenet-200/val/images/val_7.JPEG"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:300])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        Image.new("RGB", (32, 32)).save(path)
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    problem = "is 32x32 and should be 64x64" if damage == "small" else "is missing, truncated or corrupt"
+    with pytest.raises(DataError, match=rf"Tiny ImageNet: .*/val_7.JPEG {problem}.*; delete the folder") as caught:
+        load("tiny-imagenet", from_disk).test_x[7]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("train/n00000003/images/n00000003_1.JPEG", "is incomplete: class n00000003 has 1 training images, others 2"),
+        ("train/n00000003", "are corrupt .FileNotFoundError"),
+        ("wnids.txt", "is not here and could not be downloaded"),
+        ("val/val_annotations.txt", "is not here and could not be downloaded"),
+    ],
+)
+def test_an_incomplete_tiny_imagenet_is_refused(fresh_data, tiny_imagenet, capsys, missing, message, from_disk):
+    path = tiny_imagenet / "tiny-imagenet-200" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    with pytest.raises(DataError, match=f"Tiny ImageNet.*{message}") as caught:
+        load("tiny-imagenet", from_disk)
+    assert "\n" not in str(caught.value)

@@ -4,15 +4,18 @@ from collections import Counter
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training import Cumulative, JointTraining, LwF, Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
+from torch.utils.data import DataLoader
 
-from benchmarks.loading import InMemoryLoading, TensorLoader, tensors_of
-from benchmarks.streams import make_benchmark
+from benchmarks.augment import HorizontalFlips
+from benchmarks.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
+from benchmarks.streams import labelled, make_benchmark
 from tests.test_streams import DATA, split
 
 TASKS = make_benchmark(DATA, split("task"), "task", "test", seed=0)
@@ -146,3 +149,54 @@ def test_transformed_data_keep_avalanches_loader():
     assert tensors_of(dataset) is None
     batch = dataset.collate_fn(dataset.__getitems__([0, 1]))
     torch.testing.assert_close(batch[0][1], TASKS.train_stream[0].dataset[1][0] + 1)
+
+
+@pytest.mark.parametrize("make", [Naive, Cumulative, Replay])
+def test_what_is_read_sample_by_sample_comes_in_the_same_order_and_is_learned_the_same(make):
+    class OneByOne:
+        def __init__(self, x):
+            self.x = x
+
+        def __len__(self):
+            return len(self.x)
+
+        def __getitem__(self, index):
+            return self.x[index]
+
+    found = []
+    for wrap in (lambda x: x, OneByOne):
+        datasets = [
+            TensorClassificationDataset.from_tensors(wrap(x), y, task_label=0)
+            for x, y, _ in (tensors_of(experience.dataset) for experience in TASKS.train_stream[:2])
+        ]
+        benchmark = labelled(benchmark_from_datasets(train=datasets))
+        recorder = Recorder()
+        extra = {"mem_size": 40} if make is Replay else {}
+        strategy = train(make, benchmark, InMemoryLoading(3), recorder, **extra)
+        found.append((recorder, strategy.model.state_dict()))
+    (kept, kept_parameters), (read, read_parameters) = found
+    assert set(kept.loaders[:2]) == {TensorLoader}
+    assert set(read.loaders[:2]) == {DataLoader}
+    assert kept.epochs == read.epochs
+    for name, parameter in kept_parameters.items():
+        assert torch.equal(parameter, read_parameters[name])
+
+
+def test_flips_mirror_about_half_of_the_training_images_and_none_in_evaluation():
+    class Judged(Recorder):
+        def before_eval_iteration(self, strategy, **kwargs):
+            self.judged = strategy.mb_x
+
+    plain, flipped = Recorder(), Judged()
+    train(Naive, TASKS, InMemoryLoading(), plain, experiences=TASKS.train_stream[:1])
+    strategy = train(Naive, TASKS, InMemoryLoading(), HorizontalFlips(5), flipped, experiences=TASKS.train_stream[:1])
+    mirrored = 0
+    for epoch, changed in zip(plain.epochs, flipped.epochs, strict=True):
+        for (before, y, _), (after, same_y, _) in zip(epoch, changed, strict=True):
+            assert y == same_y
+            if before != after:
+                assert torch.equal(torch.tensor(before).view(8, 8).flip(-1), torch.tensor(after).view(8, 8))
+                mirrored += 1
+    assert 0.4 < mirrored / sum(len(epoch) for epoch in plain.epochs) < 0.6
+    strategy.eval(TASKS.test_stream[:1])
+    assert torch.equal(flipped.judged, tensors_of(TASKS.test_stream[0].dataset)[0][-len(flipped.judged) :])

@@ -1,12 +1,15 @@
 """Protocol files: what they may say, and what is said to those that may not."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks import protocol, suites
 from benchmarks.names import UnknownName
 from benchmarks.protocol import ProtocolError
+from reports import store
 from strategies.catalogue import CATALOGUE
 
 GOOD = (protocol.FOLDER / "split-digits.toml").read_text(encoding="utf-8")
@@ -14,6 +17,7 @@ GOOD = (protocol.FOLDER / "split-digits.toml").read_text(encoding="utf-8")
 
 def test_every_protocol_that_is_promised_is_there():
     promised = ["permuted-digits", "permuted-mnist"]
+    promised += ["split-cifar10/task", "split-cifar10/class", "split-tiny-imagenet"]
     promised += [f"split-{data}/{scenario}" for data in ("digits", "mnist") for scenario in ("task", "domain", "class")]
     assert set(promised) <= set(protocol.names())
 
@@ -25,13 +29,81 @@ def test_hsu_et_al_2018():
     assert (training.optimizer, training.learning_rate, training.batch_size, training.epochs) == ("adam", 1e-3, 128, 4)
 
 
-@pytest.mark.parametrize("name", protocol.names())
-def test_every_strategy_of_the_suites_has_its_hyperparameters(name):
-    entry = protocol.get(name)
-    wanted = {strategy for suite in ("digits", "mnist") for p, strategy, _ in suites.runs_of(suite) if p == name}
-    assert wanted
-    for strategy in wanted:
-        assert entry.hyperparameters_of(strategy)
+@pytest.mark.parametrize("suite", ["digits", "mnist"])
+def test_every_strategy_of_the_suites_has_its_hyperparameters(suite):
+    for name, strategy in {(name, strategy) for name, strategy, _ in suites.runs_of(suite)}:
+        assert protocol.get(name).hyperparameters_of(strategy)
+
+
+def test_the_reported_records_are_of_the_settings_that_the_protocols_have_now():
+    """A field that comes later, or another kind of network, must not make old records those of other settings."""
+    records = store.read_all(Path(__file__).parent.parent / "reports" / "records")
+    assert records
+    for record in records:
+        settings = protocol.get(record.protocol).deciding()
+        assert {key: record.hyperparameters[key] for key in settings} == settings
+
+
+def test_settings_are_the_same_after_a_record_is_read_back():
+    for name in protocol.names():
+        settings = protocol.get(name).deciding()
+        assert json.loads(json.dumps(settings)) == settings
+
+
+def test_split_tiny_imagenet_is_that_of_the_avalanche_baselines():
+    entry = protocol.get("split-tiny-imagenet")
+    assert entry.scenario == "task"
+    assert (entry.network.convolutions, entry.network.hidden_sizes) == (
+        (64, "M", 64, "M", 64, 64, "M", 128, 128, "M"),
+        (128, 128),
+    )
+    training = entry.deciding()["training"]
+    assert training == {
+        "optimizer": "sgd",
+        "learning_rate": 1e-3,
+        "momentum": 0.9,
+        "batch_size": 200,
+        "epochs": 50,
+        "schedule": "constant",
+        "reset_optimizer": False,
+        "horizontal_flips": True,
+    }
+
+
+def test_a_file_of_one_scenario_gives_the_protocol_its_name(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace('["task", "domain", "class"]', '["class"]'), encoding="utf-8")
+    assert [(entry.name, entry.scenario) for entry in protocol.read(path)] == [("mine", "class")]
+
+
+CNN = (protocol.FOLDER / "split-cifar10.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "cnn"', 'kind = "resnet"', "network: there is no such kind of network; there are 'mlp' and 'cnn'"),
+        ('kind = "cnn"', 'kind = "mlp"', "network.convolutions: unknown key"),
+        ("[32, 32", "[32, 0", r"network.convolutions.1.*\(got 0\)"),
+        ('64, "M"]', '64, "m"]', r"network.convolutions.5.*\(got 'm'\)"),
+        ("[512]", "[-1]", r"network.hidden_sizes.0: .*greater than or equal to 1 \(got -1\)"),
+        ("std = [0.2023", "std = [0.0", r"images.std.0: .*greater than 0 \(got 0.0\)"),
+        ("std = [0.2023, 0.1994, 0.2010]", "std = []", "images.std: .*at least 1 item"),
+        ("std = [0.2023, 0.1994, 0.2010]", 'std = "big"', r"images.std: .*valid number \(got 'big'\)"),
+        ('"images" =', '"image" =', r"images.mean has no source"),
+        ('"network" =', '"network.hidden_sizes" =', r"network.convolutions has no source"),
+        ("epochs = 20", "epochs = 20\nmomentum = 0.9", "training: .*adam takes no momentum"),
+        ("epochs = 20", "epochs = 20\nmomentum = 1.0", "training.momentum: .*less than 1"),
+    ],
+)
+def test_what_cannot_be_in_a_convolutional_protocol(tmp_path, old, new, message):
+    assert old in CNN
+    path = tmp_path / "mine.toml"
+    path.write_text(CNN.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ProtocolError, match=message) as caught:
+        protocol.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_was_chosen_is_the_best_of_its_evidence():

@@ -15,7 +15,8 @@ import torch
 
 from benchmarks import protocol
 from benchmarks.__main__ import main
-from benchmarks.run import Run, execute
+from benchmarks.run import Run, execute, make_strategy
+from benchmarks.streams import make_benchmark, prepared
 from reports import store
 from reports.matrix import METRICS, metrics
 
@@ -216,6 +217,104 @@ def test_stopped_in_the_middle_goes_on_from_there(tmp_path):
     done = engrams(*arguments)
     assert f"{kept} of 8 runs have a complete record already" in done.stdout
     assert len(store.read_all(tmp_path)) == 8
+
+
+def _quiet(epochs):
+    pass
+
+
+TINY_IMAGENET = """
+title = "A small network on Tiny ImageNet"
+dataset = "tiny-imagenet"
+[images]
+mean = [0.5, 0.4, 0.3]
+std = [0.2, 0.25, 0.3]
+[stream]
+kind = "split"
+scenarios = ["task"]
+classes_per_experience = 50
+class_order = "seeded"
+validation_fraction = 0.5
+[network]
+kind = "cnn"
+convolutions = [4, "M", "M", "M", 8, "M"]
+hidden_sizes = [64]
+[training]
+optimizer = "adam"
+learning_rate = 1e-2
+batch_size = 20
+epochs = 15
+schedule = "linear"
+reset_optimizer = true
+horizontal_flips = true
+[sources]
+"images" = "ours"
+"stream" = "ours"
+"network" = "ours"
+"training" = "ours"
+"""
+
+
+@pytest.fixture
+def tiny_protocol(tmp_path):
+    """In a folder of its own, which it returns."""
+    folder = tmp_path / "protocols"
+    folder.mkdir()
+    (folder / "tiny.toml").write_text(TINY_IMAGENET)
+    return folder
+
+
+def test_images_on_disk_and_in_memory_give_the_same_result_to_the_bit(
+    tmp_path, tiny_protocol, fresh_data, tiny_imagenet
+):
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    [entry] = protocol.read(tiny_protocol / "tiny.toml")
+    run = Run(entry, "naive", 0, entry.hyperparameters_of("naive"))
+    kept, streamed = (execute(run, tmp_path, "cpu", "disabled", _quiet, from_disk) for from_disk in (False, True))
+    assert kept.complete, kept.reason
+    assert (kept.environment["images"], streamed.environment["images"]) == ("in memory", "on disk")
+    assert streamed.accuracy_matrix == kept.accuracy_matrix
+    assert streamed.hyperparameters == kept.hyperparameters, "where the images lie decides nothing"
+    assert kept.metrics["learning_accuracy"] > 0.3, "chance is 0.02"
+
+
+def test_the_command_line_hands_on_where_images_are_read_from(tmp_path, small_run):
+    out = ("--seeds", 1, "--out", tmp_path, "--wandb", "disabled")
+    assert engrams("run", "split-digits/task", "naive", *out, "--stream-from-disk").returncode == 0
+    [streamed] = store.read_all(tmp_path)
+    kept = store.read(small_run[0] / "split-digits" / "task" / "naive" / "0" / "record.json")
+    assert (streamed.environment["images"], kept.environment["images"]) == ("on disk", "in memory")
+    assert streamed.accuracy_matrix == kept.accuracy_matrix
+
+
+def test_the_optimizer_is_the_protocols():
+    entry = protocol.get("split-digits/task")
+    training = entry.training.model_copy(update={"optimizer": "sgd", "momentum": 0.9})
+    run = Run(entry.model_copy(update={"training": training}), "naive", 0, entry.hyperparameters_of("naive"))
+    benchmark = make_benchmark(prepared("digits", entry.images), entry.stream, "task", "test", 0)
+    optimizer = make_strategy(run, benchmark, "cpu", [], []).optimizer
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (1e-3, 0.9)
+
+
+def test_an_image_that_breaks_during_a_run_is_its_reason(tmp_path, tiny_protocol, fresh_data, tiny_imagenet):
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    [entry] = protocol.read(tiny_protocol / "tiny.toml")
+    (tiny_imagenet / "tiny-imagenet-200/train/n00000003/images/n00000003_1.JPEG").write_bytes(b"no image")
+    run = Run(entry, "naive", 0, entry.hyperparameters_of("naive"))
+    record = execute(run, tmp_path, "cpu", "disabled", _quiet, stream_from_disk=True)
+    assert record.status == "failed"
+    assert record.reason.startswith("Tiny ImageNet: ")
+    assert "n00000003_1.JPEG is missing, truncated or corrupt" in record.reason
+
+
+@pytest.mark.parametrize("flag", [(), ("--stream-from-disk",)])
+def test_data_that_are_missing_are_one_line(tmp_path, fresh_data, flag):
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    done = engrams("run", "split-tiny-imagenet", "naive", "--out", tmp_path / "runs", "--wandb", "disabled", *flag)
+    assert done.returncode == 2
+    assert "Tiny ImageNet is not here and could not be downloaded" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

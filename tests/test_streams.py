@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.datasets import ImageData, load
 from benchmarks.loading import tensors_of
-from benchmarks.protocol import Images, PermutedStream, SplitStream
+from benchmarks.protocol import Images, PermutedStream, ProtocolError, SplitStream
 from benchmarks.streams import make_benchmark, prepared
 
 DATA = load("digits")
@@ -97,3 +97,40 @@ def test_images_are_padded_and_normalised():
     assert data.train_x.shape[1:] == (1, 12, 12)
     torch.testing.assert_close(data.train_x[:, :, 2:-2, 2:-2], (DATA.train_x - 0.5) / 0.25)
     assert (data.train_x[:, :, 0] == -2).all()
+
+
+def test_a_mean_for_every_channel(idx_files, fresh_data, tiny_imagenet):
+    fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    data, raw = prepared("tiny-imagenet", Images(mean=mean, std=std)), load("tiny-imagenet")
+    for channel in range(3):
+        expected = (raw.train_x[:, channel] / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(data.train_x[:, channel], expected)
+    with pytest.raises(ProtocolError, match=r"images.std: 2 values, but tiny-imagenet has 3 channel"):
+        prepared("tiny-imagenet", Images(std=(0.2, 0.3)))
+
+
+@pytest.mark.parametrize("judge", ["test", "validation"])
+@pytest.mark.parametrize("kind", ["split", "permuted"])
+def test_images_that_stay_on_disk_are_the_same_to_the_bit(idx_files, fresh_data, kind, judge):
+    fresh_data.setenv("ENGRAMS_DATA", str(idx_files()))
+    stream = split("task", "seeded") if kind == "split" else PERMUTED
+    images = Images(pad=2, mean=0.1, std=0.2752)
+    memory, disk = (
+        make_benchmark(prepared("mnist", images, from_disk), stream, "task", judge, seed=1)
+        for from_disk in (False, True)
+    )
+    assert set(memory.streams) == set(disk.streams) == {"train", judge}
+    for name in memory.streams:
+        for kept, read in zip(memory.streams[name], disk.streams[name], strict=True):
+            assert tensors_of(read.dataset) is None, "nothing is held"
+            assert kept.classes_in_this_experience == read.classes_in_this_experience
+            samples = [read.dataset[n] for n in range(len(read.dataset))]
+            for column, values in zip(columns(kept), zip(*samples, strict=True), strict=True):
+                assert torch.equal(column, torch.stack([torch.as_tensor(value) for value in values]))
+
+
+def test_experiences_of_a_split_share_one_copy_of_the_images():
+    benchmark = make_benchmark(DATA, split("task"), "task", "test", seed=0)
+    leaves = {experience.dataset._datasets[0].tensors[0].data_ptr() for experience in benchmark.train_stream}
+    assert leaves == {DATA.train_x.data_ptr()}
