@@ -9,8 +9,8 @@ OUT ?= runs
 
 help:
 	@echo "make bench        digits: every strategy, 3 seeds, no network needed; ends with the tables"
-	@echo "make bench-mnist  MNIST: 5 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
-	@echo "make speed        what loading, penalties and Fishers cost, as ratios"
+	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
+	@echo "make speed        what loading, penalties and importances cost, as ratios"
 	@echo "make readme       the README's tables and parity board, from the records in reports/records"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"

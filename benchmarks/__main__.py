@@ -98,7 +98,9 @@ def run(
 @app.command()
 def suite(
     name: Annotated[str, typer.Argument(help="A suite of benchmarks/suites.toml: digits or mnist.")],
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; by default the suite's own number.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds; by default the suite's own numbers.")
+    ] = None,
     out: Out = Path("runs"),
     wandb: WandBOption = None,
     workers: Workers = None,
@@ -184,7 +186,7 @@ def parity(
 
 @app.command()
 def speed() -> None:
-    """Measure, in one process and as ratios, what loading, penalties and Fishers cost. Needs MNIST."""
+    """Measure, in one process and as ratios, what loading, penalties and importances cost. Needs MNIST."""
     from benchmarks.speed import measure
 
     measure(console)

@@ -208,9 +208,11 @@ class Protocol(Table):
         try:
             return CATALOGUE[strategy].hyperparameters.model_validate(values)
         except ValidationError as error:
+            problem = _first_problem(error)
+            searched = problem.partition(":")[0] in CATALOGUE[strategy].search
             raise ProtocolError(
-                f"{self.name}: strategies.{strategy}.{_first_problem(error)}; set it in the protocol or run "
-                f"'python -m benchmarks search {self.name} {strategy}'"
+                f"{self.name}: strategies.{strategy}.{problem}; set it in the protocol"
+                + (f" or run 'python -m benchmarks search {self.name} {strategy}'" if searched else "")
             ) from error
 
     def deciding(self) -> dict[str, Any]:

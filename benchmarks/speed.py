@@ -1,4 +1,4 @@
-"""What loading, penalties and Fishers cost, side by side in one process and as ratios.
+"""What loading, penalties and importances cost, side by side in one process and as ratios.
 
 The yardsticks are Avalanche's strategy as its users run it, and the same training loop written out in plain PyTorch.
 Times are medians over repeats that take turns, since the machine's own speed drifts.
@@ -10,6 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from avalanche.benchmarks.classic import PermutedMNIST
@@ -28,7 +29,7 @@ from benchmarks.loading import InMemoryLoading, tensors_of
 from benchmarks.protocol import Images, PermutedStream
 from benchmarks.streams import make_benchmark, prepared
 from strategies import EWCPlugin
-from strategies.importance import diagonal_fisher
+from strategies.importance import diagonal_fisher, mas_importance
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
@@ -49,7 +50,7 @@ def measure(console: Console) -> None:
     root = datasets.find("mnist")
     theirs = PermutedMNIST(n_experiences=2, seed=0, dataset_root=root)
     table = Table("measured", "time", "ratio", title=f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}")
-    for part in (_loading(ours, theirs), _consolidations(), _fishers(ours)):
+    for part in (_loading(ours, theirs), _consolidations(), _importances(ours)):
         for row in part:
             table.add_row(*row)
         table.add_section()
@@ -234,29 +235,37 @@ def _stepper(model: nn.Module, plugin: EWCPlugin, x: Tensor, y: Tensor) -> Calla
 # --- (d): Fishers -----------------------------------------------------------------------------------------------------
 
 
-def _fishers(ours) -> list[tuple[str, str, str]]:
+def _importances(ours) -> list[tuple[str, str, str]]:
     dataset = ours.train_stream[0].dataset
     data = _tensors(dataset)
     model = _network()
-    kinds = ("exact", "sampled", "empirical", "batched")
+    fishers = ("exact", "sampled", "empirical", "batched")
+    variants = ("global", "local", "batched")
+    measured: dict[str, Callable[[], object]] = {
+        **{f"{kind} Fisher": partial(diagonal_fisher, model, dataset, kind, batch_size=BATCH) for kind in fishers},
+        **{
+            f"{kind} MAS importance": partial(mas_importance, model, dataset, kind, batch_size=BATCH)
+            for kind in variants
+        },
+    }
     epochs: list[float] = []
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(REPEATS):
         epochs.append(_plain_epoch(model, data, lambda: torch.zeros(())))
-        for kind in kinds:
+        for name, measure_importance in measured.items():
             began = time.perf_counter()
-            diagonal_fisher(model, dataset, kind, batch_size=BATCH)  # type: ignore[arg-type]
-            seconds[kind].append(time.perf_counter() - began)
+            measure_importance()
+            seconds[name].append(time.perf_counter() - began)
     epoch = statistics.median(epochs)
     return [
         ("a training epoch in plain PyTorch", _s(epoch), "1"),
         *(
             (
-                f"{kind} Fisher of {len(dataset):,} images",
+                f"{name} of {len(dataset):,} images",
                 _s(statistics.median(values)),
                 f"{statistics.median(values) / epoch:.2f} epochs",
             )
-            for kind, values in seconds.items()
+            for name, values in seconds.items()
         ),
     ]
 

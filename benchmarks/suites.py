@@ -15,7 +15,7 @@ def runs_of(name: str, seeds: int | None = None) -> list[tuple[str, str, int]]:
 
     Args:
         name: of the suite.
-        seeds: how many; None for the suite's own number.
+        seeds: how many; None for the suite's own numbers.
 
     Raises:
         UnknownName: there is no such suite.
@@ -28,6 +28,6 @@ def runs_of(name: str, seeds: int | None = None) -> list[tuple[str, str, int]]:
         (protocol, strategy, seed)
         for part in suite["runs"]
         for protocol in part["protocols"]
-        for seed in range(seeds or suite["seeds"])
+        for seed in range(seeds or part.get("seeds", suite["seeds"]))
         for strategy in part["strategies"]
     ]

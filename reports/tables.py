@@ -49,7 +49,7 @@ class Row:
     """Mean over seeds."""
     upper_bound: bool
     best: bool
-    """The highest mean ACC of the rows that are no upper bound and have as many seeds as any."""
+    """The highest mean ACC of the rows that are no upper bound and have at least half as many seeds as any."""
     compared: bool
     """Whether it could be tested against the best row: no upper bound, and two seeds or more in common."""
     below_best: float | None
@@ -80,7 +80,7 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
         learners = {
             name: list(by_seed.values())
             for name, by_seed in acc.items()
-            if by_seed and len(by_seed) == most_seeds and name not in upper_bounds
+            if len(by_seed) >= most_seeds / 2 > 0 and name not in upper_bounds
         }
         best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
         rows += sorted(
@@ -168,7 +168,7 @@ HEADINGS = {
 }
 LEGEND = (
     "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
-    "paired t-test over the seeds supports one at 5%; '=' where it does not. Rows marked † see data that a continual "
+    "paired t-test over the seeds supports one at 5%; '=' where it does not. Rows marked ‡ see data that a continual "
     "learner would no longer have and do not compete."
 )
 
@@ -181,7 +181,7 @@ def _cells(row: Row) -> dict[str, str]:
     else:
         to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"
     return {
-        "strategy": row.strategy + (" †" if row.upper_bound else ""),
+        "strategy": row.strategy + (" ‡" if row.upper_bound else ""),
         **{heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()},
         "to best": to_best,
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
@@ -224,7 +224,7 @@ def as_latex(rows: Iterable[Row]) -> str:
     """One tabular (booktabs) a protocol."""
     parts = []
     for protocol, group in _by_protocol(rows).items():
-        frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "†": r"$\\dagger$"}, regex=True)
+        frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
         body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
         parts.append(f"% {protocol}\n{body}")
     return "\n".join([*parts, f"% {LEGEND.replace('%', chr(92) + '%')}", ""])

@@ -83,7 +83,7 @@ def test_the_end_shows_the_table_and_the_paths(small_run):
     out, done = small_run
     assert "[6/6] " in done.stdout
     assert "split-digits/task" in done.stdout
-    assert "joint †" in done.stdout
+    assert "joint ‡" in done.stdout
     assert f"records: {out}" in done.stdout
     assert "\x1b" not in done.stdout, "plain lines where the output is no terminal"
 

@@ -109,7 +109,7 @@ def test_every_format_says_the_same():
     assert cells[0] == "below"
     assert cells[1].startswith("75.00 ± ")
     assert cells[6:] == ["-5.00", "3", "2.0"]
-    assert "| joint †" in markdown
+    assert "| joint ‡" in markdown
     assert "0 (2 failed)" in markdown
     latex = tables.as_latex(compared)
     assert r"75.00 $\pm$" in latex
