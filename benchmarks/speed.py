@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import torch
 from avalanche.benchmarks.classic import PermutedMNIST
@@ -29,7 +30,7 @@ from benchmarks.loading import InMemoryLoading, tensors_of
 from benchmarks.protocol import Images, PermutedStream
 from benchmarks.streams import make_benchmark, prepared
 from strategies import EWCPlugin
-from strategies.importance import diagonal_fisher, mas_importance
+from strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
@@ -239,8 +240,7 @@ def _importances(ours) -> list[tuple[str, str, str]]:
     dataset = ours.train_stream[0].dataset
     data = _tensors(dataset)
     model = _network()
-    fishers = ("exact", "sampled", "empirical", "batched")
-    variants = ("global", "local", "batched")
+    fishers, variants = get_args(Fisher), get_args(MASVariant)
     measured: dict[str, Callable[[], object]] = {
         **{f"{kind} Fisher": partial(diagonal_fisher, model, dataset, kind, batch_size=BATCH) for kind in fishers},
         **{
