@@ -167,21 +167,25 @@ def parity(
         Path | None, typer.Option(help="Put the Markdown board into this file, between its two marks.")
     ] = None,
 ) -> None:
-    """Show published figures beside those of the records below a folder, with a verdict on each."""
+    """Show published figures, and Avalanche's strategies, beside ours in the records below a folder, with verdicts."""
     from reports import marks, parity, parity_tables, store
 
     records = store.read_all(runs)
     if not records:
         raise store.RecordError(f"there are no records in {runs}")
     boards = parity.compare(parity.read(parity.PUBLISHED), records)
+    duels = parity.against_avalanche(records)
     if into is not None:
-        marks.replace_between(into, "parity", parity_tables.as_markdown(boards))
+        marks.replace_between(into, "parity", parity_tables.as_markdown(boards, duels))
     elif format is BoardFormat.text:
         _show(parity_tables.as_rich(boards), parity_tables.LEGEND)
+        if duels:
+            _show([parity_tables.duels_as_rich(duels)], parity_tables.DUEL_LEGEND)
         console.print(parity_tables.summary(boards), highlight=False)
+    elif format is BoardFormat.md:
+        typer.echo(parity_tables.as_markdown(boards, duels), nl=False)
     else:
-        shown = {BoardFormat.md: parity_tables.as_markdown, BoardFormat.csv: parity_tables.as_csv}[format](boards)
-        typer.echo(shown, nl=False)
+        typer.echo(parity_tables.as_csv(boards), nl=False)
 
 
 @app.command()

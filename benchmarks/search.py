@@ -195,12 +195,17 @@ def _run(protocol: Protocol, name: str, point: dict[str, float]) -> Run:
 def _owed(protocol: Protocol, studies: dict[str, optuna.Study], trials: int, out: Path) -> Iterator[Trial]:
     """Strategy after strategy, each trial chosen with the results of those before it."""
     for name, study in studies.items():
-        for _ in range(trials - len(_finished(study))):
+        tried = [_point(trial.params) for trial in _finished(study)]
+        while len(tried) < trials:
             asked = study.ask()
             for key, space in CATALOGUE[name].search.items():
                 asked.suggest_float(key, space.low, space.high, log=True)
-            run = _run(protocol, name, _point(asked.params))
-            yield Trial(run, _journal(out, protocol.name, name), asked.number)
+            point = _point(asked.params)
+            if point in tried:  # to as many figures as are kept; nothing is tried twice
+                study.tell(asked.number, state=TrialState.FAIL)
+                continue
+            tried.append(point)
+            yield Trial(_run(protocol, name, point), _journal(out, protocol.name, name), asked.number)
 
 
 def _point(params: dict[str, float]) -> dict[str, float]:

@@ -216,6 +216,55 @@ def judge(difference: Estimate) -> Verdict:
     return Verdict.above if difference.mean > 0 else Verdict.short
 
 
+@dataclass(frozen=True)
+class Duel:
+    """A strategy of ours beside Avalanche's of the same name; ``difference`` is ours minus theirs, a fraction."""
+
+    protocol: str
+    strategy: str
+    ours: Estimate
+    theirs: Estimate
+    seeds: int
+    difference: Estimate
+    verdict: Literal["better", "level", "worse"]
+
+
+def against_avalanche(records: Iterable[Record]) -> list[Duel]:
+    """Every strategy X beside ``avalanche-X`` under the same protocol, paired over the seeds that both have.
+
+    ``level`` where the interval of the paired difference (Student's t) holds 0 or where the difference is smaller than
+    :data:`MARGIN`; a single common seed is judged by the margin alone.
+
+    Raises:
+        RecordError: as :func:`compare`.
+    """
+    duels = []
+    for protocol, by_strategy in grouped(records).items():
+        acc = {
+            strategy: {record.seed: record.acc for record in group if record.complete}
+            for strategy, group in by_strategy.items()
+        }
+        for strategy, ours in sorted(acc.items()):
+            theirs = acc.get(f"avalanche-{strategy}", {})
+            seeds = sorted(ours.keys() & theirs.keys())
+            if not seeds:
+                continue
+            difference = Estimate.of([ours[seed] - theirs[seed] for seed in seeds])
+            verdict = judge(difference)
+            duels.append(
+                Duel(
+                    protocol,
+                    strategy,
+                    Estimate.of([ours[seed] for seed in seeds]),
+                    Estimate.of([theirs[seed] for seed in seeds]),
+                    len(seeds),
+                    difference,
+                    {Verdict.above: "better", Verdict.short: "worse"}.get(verdict, "level"),  # type: ignore[arg-type]
+                )
+            )
+    return duels
+
+
 def tally(boards: Iterable[Board]) -> dict[Verdict, int]:
     """How many figures have which verdict."""
     counted = Counter(row.verdict for board in boards for row in board.rows)

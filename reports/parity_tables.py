@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from reports.parity import MARGIN, Board, Comparison, Verdict, tally
+from reports.parity import MARGIN, Board, Comparison, Duel, Verdict, tally
 from reports.tables import Estimate
 
 COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
@@ -50,6 +50,45 @@ def _cells(row: Comparison, checked: bool) -> dict[str, str]:
 
 LEFT = ("method", "strategy", "verdict", "published setting", "our setting")
 WRAPPED = ("method", "strategy", "published setting", "our setting")  # so that a narrow terminal cuts no number
+
+
+DUEL_LEGEND = (
+    "Ours minus Avalanche's strategy of the same name, paired over the seeds that both have ± 95% confidence interval; "
+    f"'level': that interval holds 0, or the difference is smaller than {100 * MARGIN:g} points. Each with "
+    "hyperparameters chosen for it by the same search."
+)
+
+
+def _duel_cells(duel: Duel) -> dict[str, str]:
+    return {
+        "protocol": duel.protocol,
+        "strategy": duel.strategy,
+        "ours": duel.ours.percent(),
+        "Avalanche's": duel.theirs.percent(),
+        "seeds": str(duel.seeds),
+        "difference": _signed(duel.difference),
+        "ours is": duel.verdict,
+    }
+
+
+def duels_as_rich(duels: Iterable[Duel]) -> Table:
+    """For a terminal: one row a protocol and strategy."""
+    table = Table(title="ours beside Avalanche's own", title_justify="left")
+    colours = {"better": "green", "level": "", "worse": "red"}
+    for index, duel in enumerate(duels):
+        cells = _duel_cells(duel)
+        if index == 0:
+            for heading in cells:
+                table.add_column(heading, justify="left" if heading in ("protocol", "strategy", "ours is") else "right")
+        table.add_row(*cells.values(), style=colours[duel.verdict])
+    return table
+
+
+def _duels_as_markdown(duels: Sequence[Duel]) -> str:
+    frame = pd.DataFrame([_duel_cells(duel) for duel in duels])
+    align = ["left" if heading in ("protocol", "strategy", "ours is") else "right" for heading in frame]
+    body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return f"**Ours beside Avalanche's own**\n\n{body}\n\n{DUEL_LEGEND}"
 
 
 def _by_protocol(board: Board) -> dict[str, list[Comparison]]:
@@ -96,7 +135,7 @@ def as_rich(boards: Iterable[Board]) -> list[Table]:
     return tables
 
 
-def as_markdown(boards: Sequence[Board]) -> str:
+def as_markdown(boards: Sequence[Board], duels: Sequence[Duel] = ()) -> str:
     """The summary, then as in the terminal, then the legend and the sources."""
     parts = [f"{summary(boards)}.\n"]
     for board in boards:
@@ -111,7 +150,8 @@ def as_markdown(boards: Sequence[Board]) -> str:
             parts.append(f"{board.note}\n")
     sources = {board.source_name: board.source for board in boards}
     listed = [f"- {name}: {source.title}; {source.where}" for name, source in sources.items()]
-    return "\n".join([*parts, f"{LEGEND}\n", *listed, ""])
+    beside_avalanche = [f"\n{_duels_as_markdown(duels)}"] if duels else []
+    return "\n".join([*parts, f"{LEGEND}\n", *listed, *beside_avalanche, ""])
 
 
 def as_csv(boards: Iterable[Board]) -> str:
