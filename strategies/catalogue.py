@@ -91,6 +91,7 @@ class AvalancheMASHyperparameters(Hyperparameters):
 
 class AvalancheSIHyperparameters(Hyperparameters):
     si_lambda: Lambda
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class AvalancheLwFHyperparameters(Hyperparameters):
@@ -233,7 +234,7 @@ CATALOGUE: dict[str, Strategy] = {
     ),
     "avalanche-si": Strategy(
         summary="Avalanche's synaptic intelligence (Zenke et al. 2017), mended where it has no effect on a CPU",
-        build=_plugged(lambda h: WorkingSynapticIntelligencePlugin(h.si_lambda)),
+        build=_plugged(lambda h: WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps)),
         hyperparameters=AvalancheSIHyperparameters,
         search={"si_lambda": LogUniform(1.0, 1e6)},
     ),
