@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,7 +33,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         self,
         mas_lambda: float,
         variant: MASVariant = "global",
-        importance_data: Dataset | Sequence | None = None,
+        importance_data: Dataset | AvalancheDataset | Sequence | None = None,
     ):
         """
         Args:
@@ -62,7 +63,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
     def _importance_data(self, strategy) -> Dataset:
         if self.importance_data is None:
             return strategy.experience.dataset.eval()
-        if isinstance(self.importance_data, Dataset):
+        if isinstance(self.importance_data, (Dataset, AvalancheDataset)):  # Avalanche's is no torch Dataset
             data = self.importance_data
         else:
             index = strategy.clock.train_exp_counter
