@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OUT ?= runs
 
-.PHONY: help bench bench-mnist speed readme test lint clean
+STUDIES := reports/studies
+
+.PHONY: help bench bench-mnist study speed readme test lint clean
 
 help:
 	@echo "make bench        digits: every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
+	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make speed        what loading, penalties and importances cost, as ratios"
-	@echo "make readme       the README's tables and parity board, from the records in reports/records"
+	@echo "make readme       the README's tables, parity board and figures, from the records in reports"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 
@@ -26,12 +29,21 @@ bench: $(READY)
 bench-mnist: $(READY)
 	$(BIN)/python -m benchmarks suite mnist --out $(OUT)
 
+study: $(READY)
+	for name in adaptive adaptive-task fisher mas; do \
+	  $(BIN)/python -m benchmarks study $$name --out $(OUT)-studies || exit 1; \
+	done
+
 speed: $(READY)
 	$(BIN)/python -m benchmarks speed
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks table reports/records --into README.md
 	$(BIN)/python -m benchmarks parity reports/records --into README.md
+	$(BIN)/python -m benchmarks study adaptive --out $(STUDIES) --only-draw
+	$(BIN)/python -m benchmarks study adaptive-task --out $(STUDIES) --only-draw
+	test ! -d $(STUDIES)/split-mnist/task/ewc || $(BIN)/python -m benchmarks study fisher --out $(STUDIES) --only-draw
+	test ! -d $(STUDIES)/split-mnist/task/mas || $(BIN)/python -m benchmarks study mas --out $(STUDIES) --only-draw
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -8,13 +8,18 @@ import sys
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.names import UnknownName
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from benchmarks.studies import Subsets, Sweep
 
 app = typer.Typer(
     help="Engrams: a benchmark suite for catastrophic forgetting, built on Avalanche.",
@@ -60,8 +65,8 @@ WandBOption = Annotated[
 
 @app.command("list")
 def list_() -> None:
-    """Show the protocols, the strategies and which data are here."""
-    from benchmarks import datasets, protocol
+    """Show the protocols, the strategies, the studies and which data are here."""
+    from benchmarks import datasets, protocol, studies
     from strategies.catalogue import CATALOGUE
 
     protocols = Table("protocol", "what it is", "data", title="Protocols", title_justify="left")
@@ -71,12 +76,15 @@ def list_() -> None:
     strategies = Table("strategy", "what it does", title="Strategies", title_justify="left")
     for name, strategy in CATALOGUE.items():
         strategies.add_row(name, strategy.summary)
+    questions = Table("study", "what it asks", title="Studies", title_justify="left")
+    for name, question in studies.read(studies.FILE).items():
+        questions.add_row(name, question.title)
     data = Table("data", "where", title="Data", title_justify="left")
     data.add_row("digits", "comes with scikit-learn")
     for name in datasets.SOURCES:
         root = datasets.find(name)
         data.add_row(name, str(root) if root else "not here; looked for in ENGRAMS_DATA, downloaded when first used")
-    for table in (protocols, strategies, data):
+    for table in (protocols, strategies, questions, data):
         console.print(table)
 
 
@@ -134,6 +142,25 @@ def search(
     path = choose(entry, strategies, trials, out, workers, Display(console), stream_from_disk)
     console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study of benchmarks/studies.toml, as 'list' shows it.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; by default the study's own number.")] = None,
+    out: Out = Path("runs-studies"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+    only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
+) -> None:
+    """Run a study, show its table and draw its figure; what is recorded already is not run again."""
+    from benchmarks import studies
+
+    entry = studies.get(name)
+    if isinstance(entry, studies.Sweep):
+        _sweep(name, entry, seeds, out, wandb, workers, only_draw)
+    else:
+        _subsets(name, entry, seeds, out, workers, only_draw)
 
 
 @app.command()
@@ -222,6 +249,10 @@ def _do(
             highlight=False,
             soft_wrap=True,
         )
+    _stop_if_failed(records)
+
+
+def _stop_if_failed(records) -> None:
     failed = [record for record in records if not record.complete]
     for record in failed:
         console.print(
@@ -233,6 +264,57 @@ def _do(
         )
     if failed:
         raise typer.Exit(1)
+
+
+def _sweep(
+    name: str,
+    sweep: Sweep,
+    seeds: int | None,
+    out: Path,
+    wandb: WandB | None,
+    workers: int | None,
+    only_draw: bool,
+) -> None:
+    from benchmarks import studies
+    from benchmarks.progress import Display
+    from reports import curves
+    from reports.study_figures import curves_figure
+    from reports.wandb_logger import default_mode, usable_mode
+
+    points = studies.points_of(name, sweep, seeds)
+    if only_draw:
+        records = studies.recorded(points, out)
+    else:
+        mode = usable_mode(wandb.value if wandb else default_mode())
+        records = studies.run_sweep(points, out, mode, workers, Display(console))
+    found = studies.curves_of(sweep, points, records)
+    _show([curves.as_rich(found)], curves.LEGEND)
+    _draw(curves_figure(found), out / f"{name}.png")
+    _stop_if_failed(records.values())
+
+
+def _subsets(name: str, entry: Subsets, seeds: int | None, out: Path, workers: int | None, only_draw: bool) -> None:
+    from benchmarks import adaptive
+    from benchmarks.progress import Display
+    from reports import adaptive as results
+    from reports.store import RecordError
+    from reports.study_figures import adaptive_figure
+
+    if only_draw:
+        recorded = adaptive.recorded(name, entry, out)
+        if recorded is None:
+            raise RecordError(f"there are no results of this study in {out}; leave out --only-draw to run it")
+        found = recorded
+    else:
+        found = adaptive.run_subsets(name, entry, seeds, out, workers, Display(console))
+    _show(results.as_rich(found), results.LEGEND)
+    _draw(adaptive_figure(found), out / f"{name}.png")
+    console.print(f"results: {adaptive.results_path(name, out)}", highlight=False, soft_wrap=True)
+
+
+def _draw(figure: Figure, path: Path) -> None:
+    figure.savefig(path)
+    console.print(f"figure: {path}", highlight=False, soft_wrap=True)
 
 
 def _check_strategy(name: str) -> None:
@@ -274,12 +356,23 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from benchmarks.datasets import DataError
     from benchmarks.processes import ProcessError
     from benchmarks.protocol import ProtocolError
+    from benchmarks.studies import StudyError
     from benchmarks.suite import SuiteError
     from reports.marks import MarkError
     from reports.parity import PublishedError
     from reports.store import RecordError
 
-    return UnknownName, DataError, ProtocolError, ProcessError, SuiteError, MarkError, PublishedError, RecordError
+    return (
+        UnknownName,
+        DataError,
+        ProtocolError,
+        ProcessError,
+        StudyError,
+        SuiteError,
+        MarkError,
+        PublishedError,
+        RecordError,
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ chose on the validation stream, with their evidence.
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -208,7 +209,7 @@ class Protocol(Table):
         try:
             return CATALOGUE[strategy].hyperparameters.model_validate(values)
         except ValidationError as error:
-            problem = _first_problem(error)
+            problem = first_problem(error)
             searched = problem.partition(":")[0] in CATALOGUE[strategy].search
             raise ProtocolError(
                 f"{self.name}: strategies.{strategy}.{problem}; set it in the protocol"
@@ -257,7 +258,7 @@ def read(path: Path) -> list[Protocol]:
     try:
         file = ProtocolFile.model_validate(read_toml(path))
     except ValidationError as error:
-        raise ProtocolError(f"{path}: {_first_problem(error)}") from error
+        raise ProtocolError(f"{path}: {first_problem(error)}") from error
     found = []
     for scenario in file.stream.scenarios:
         name = path.stem if len(file.stream.scenarios) == 1 else f"{path.stem}/{scenario}"
@@ -296,7 +297,7 @@ def read_chosen(path: Path) -> dict[str, Choice]:
     try:
         return TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
     except ValidationError as error:
-        raise ProtocolError(f"{path}: {_first_problem(error)}; delete it and search again") from error
+        raise ProtocolError(f"{path}: {first_problem(error)}; delete it and search again") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -313,11 +314,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ProtocolError(f"{path}: cannot be read: {error}") from error
 
 
-def _first_problem(error: ValidationError) -> str:
-    """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last."""
+def first_problem(
+    error: ValidationError, kinds: Collection[str] = ("permuted", "split", "mlp", "cnn", "one", "several")
+) -> str:
+    """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last.
+
+    Args:
+        error: what pydantic raised.
+        kinds: the values of ``kind``: pydantic names the chosen one between the keys; it is no key of the file.
+    """
     problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
-    # pydantic names the chosen kind of stream, network or value in between; it is no key of the file.
-    kinds = ("permuted", "split", "mlp", "cnn", "one", "several")
     keys = [str(key) for key in problem["loc"] if key not in kinds]
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
@@ -358,4 +364,4 @@ def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None
             CATALOGUE[strategy].hyperparameters.model_validate(values)
         except ValidationError as error:
             if any(problem["type"] != "missing" for problem in error.errors()):
-                raise ProtocolError(f"{path}: strategies.{strategy}.{_first_problem(error)}") from error
+                raise ProtocolError(f"{path}: strategies.{strategy}.{first_problem(error)}") from error

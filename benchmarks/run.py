@@ -183,7 +183,7 @@ def learn(
     data = prepared(protocol.dataset, protocol.images, stream_from_disk)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
-    strategy = make_strategy(run, benchmark, device, loggers, [_Watch(report)])
+    strategy = make_strategy(run, benchmark, device, loggers, [Watch(report)])
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         return [accuracy_row(strategy.eval(judged))], []
@@ -226,7 +226,7 @@ def make_strategy(
     return CATALOGUE[run.strategy].build(run.hyperparameters, template)
 
 
-class _Watch(SupervisedPlugin):
+class Watch(SupervisedPlugin):
     """Tells how far training is, and stops it once the loss is no number any more."""
 
     def __init__(self, report: Callable[[int], None]):

@@ -44,7 +44,7 @@ def run_all(
         datasets.DataError: data are missing or broken.
         store.RecordError: a record cannot be read.
     """
-    done = {run: record for run in runs if (record := _finished(run, out)) is not None}
+    done = {run: record for run in runs if (record := finished(run, out)) is not None}
     owed = [run for run in runs if run not in done]
     check_startable(owed, out, stream_from_disk)
     work = partial(_work, out=out, device=usual_device(), wandb_mode=wandb_mode, stream_from_disk=stream_from_disk)
@@ -58,7 +58,7 @@ def run_all(
     return [done[run] for run in runs]
 
 
-def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool) -> None:
+def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = False) -> None:
     """Say what would stop every run, once and before any process starts.
 
     Raises:
@@ -76,7 +76,13 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool) -> N
         raise SuiteError(f"the records cannot be written to {out}: {error}") from error
 
 
-def _finished(run: Run, out: Path) -> Record | None:
+def finished(run: Run, out: Path) -> Record | None:
+    """The run's complete record in ``out``, None if it is still owed.
+
+    Raises:
+        SuiteError: it is of other settings.
+        store.RecordError: it cannot be read.
+    """
     path = run.folder(out) / store.RECORD
     if not path.exists():
         return None
@@ -85,18 +91,19 @@ def _finished(run: Run, out: Path) -> Record | None:
         return None
     if record.hyperparameters != run.deciding():
         raise SuiteError(
-            f"{path} was made with other settings ({_first_difference(record.hyperparameters, run.deciding())}); "
+            f"{path} was made with other settings ({first_difference(record.hyperparameters, run.deciding())}); "
             f"keep it and choose another --out, or delete its folder to run again"
         )
     return record
 
 
-def _first_difference(old: dict, new: dict, key: str = "") -> str:
+def first_difference(old: dict, new: dict, key: str = "") -> str:
+    """``key.key was OLD, is now NEW`` of the first setting that differs."""
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
         if before != now:
             if isinstance(before, dict) and isinstance(now, dict):
-                return _first_difference(before, now, f"{key}{name}.")
+                return first_difference(before, now, f"{key}{name}.")
             return f"{key}{name} was {before}, is now {now}"
     return "none"
 

@@ -63,7 +63,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
     def _importance_data(self, strategy) -> Dataset:
         if self.importance_data is None:
             return strategy.experience.dataset.eval()
-        if isinstance(self.importance_data, Dataset | AvalancheDataset):
+        if isinstance(self.importance_data, (Dataset, AvalancheDataset)):  # Avalanche's is no torch Dataset
             data = self.importance_data
         else:
             index = strategy.clock.train_exp_counter

@@ -211,7 +211,7 @@ def test_stopped_in_the_middle_goes_on_from_there(tmp_path):
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "interrupted: finished runs are kept" in output
+    assert "interrupted: what is finished is kept" in output
     kept = len(store.read_all(tmp_path))
     assert 0 < kept < 8
     done = engrams(*arguments)
