@@ -18,7 +18,7 @@ import numpy as np
 import optuna
 import tomli_w
 from filelock import FileLock, Timeout
-from optuna.pruners import MedianPruner
+from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -38,6 +38,8 @@ from strategies.catalogue import CATALOGUE
 SEARCH_SEED = 1000
 FIGURES = 3
 """Significant figures of a number that is chosen; it is not known better than that."""
+KEPT = 90.0
+"""Percentage of trials that are let go on: ACC in the middle of a stream says little about its end."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -53,12 +55,13 @@ def search(
 ) -> Path:
     """Search each strategy's space and write the best, with all that was tried, beside the protocol.
 
-    Half of the trials are spread evenly over the (logarithmic) range, the others chosen by Optuna's TPE; from the
-    middle of the stream on, one whose ACC lies below the median of those before it is pruned.
+    Half of the trials are spread evenly over the (logarithmic) range, the others are chosen by Optuna's TPE. Of these
+    one is pruned if, in the second half of the stream, its ACC is among the worst tenth of those that went before it.
+    What TPE chooses depends on which trial ends first, so a search repeated with several workers may try other points.
 
     Args:
         protocol: under which to try.
-        strategy_names: what to try.
+        strategy_names: what to try. The choice for each is written as soon as its trials are done.
         trials: how many for each strategy.
         out: folder of Optuna's journals; trials that are finished in there are not done again.
         workers: trials at once; None for one a core.
@@ -70,7 +73,8 @@ def search(
 
     Raises:
         SuiteError: a strategy has nothing to search, none of its trials came to an end, ``out`` holds trials of other
-            settings, or another search is going on in it.
+            settings or cannot be written to, or another search is going on in it.
+        ProcessError, DataError, ProtocolError: as :func:`benchmarks.suite.run_all`.
     """
     names = list(dict.fromkeys(strategy_names))
     for name in names:
@@ -79,13 +83,22 @@ def search(
     check_startable([_run(protocol, name, _lowest(name)) for name in names], out, stream_from_disk)
     with ExitStack() as locks:
         studies = {name: _study(protocol, name, trials, out, locks) for name in names}
-        done = sum(len(_finished(study)) for study in studies.values())
+        finished = {name: len(_finished(study)) for name, study in studies.items()}
         work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk)
         owed = _owed(protocol, studies, trials, out)
-        with display.showing(max(done, len(names) * trials), done):
+        for name in names:
+            if finished[name] >= trials:
+                _write_choice(protocol, name, studies[name], trials)
+        with display.showing(sum(max(trials, count) for count in finished.values()), sum(finished.values())):
             for trial, outcome in in_processes(owed, work, workers, lambda t, epochs: display.advanced(t.run, epochs)):
-                _tell(studies[trial.run.strategy], trial, outcome, display)
-        return _write_choices(protocol, studies, trials)
+                name = trial.run.strategy
+                _tell(studies[name], trial, outcome, display)
+                if len(_finished(studies[name])) == trials:
+                    _write_choice(protocol, name, studies[name], trials)
+        for name, study in studies.items():
+            if (count := len(_finished(study))) < trials:
+                raise SuiteError(f"{name}: {trials - count} of {trials} trials broke; the same command tries again")
+    return protocols.chosen_path(protocol.name)
 
 
 # --- the studies ------------------------------------------------------------------------------------------------------
@@ -94,18 +107,20 @@ def search(
 def _study(protocol: Protocol, name: str, trials: int, out: Path, locks: ExitStack) -> optuna.Study:
     """A strategy's study as an earlier search left it: finished trials are kept, one cut short starts over."""
     journal = _journal(out, protocol.name, name)
-    journal.parent.mkdir(parents=True, exist_ok=True)
     try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
         locks.enter_context(FileLock(journal.with_suffix(".lock"), timeout=0))
     except Timeout as error:
         raise SuiteError(
             f"another search is going on in {journal.parent}; wait for it or choose another --out"
         ) from error
+    except OSError as error:
+        raise SuiteError(f"the trials cannot be written to {journal.parent}: {error}") from error
     try:
         study = optuna.create_study(
             storage=_storage(journal), study_name=name, direction="maximize", load_if_exists=True
         )
-    except ValueError as error:  # what the JSON decoder raises
+    except (ValueError, KeyError) as error:  # no JSON, or not a journal's
         raise SuiteError(f"{journal} is no journal of a search ({error}); delete it and search again") from error
     settings = _settings(protocol, name)
     if study.user_attrs.get("settings", settings) != settings:
@@ -113,12 +128,12 @@ def _study(protocol: Protocol, name: str, trials: int, out: Path, locks: ExitSta
     study.set_user_attr("settings", settings)
     # A random sampler that starts over with the same seed would repeat what it drew before.
     study.sampler = TPESampler(n_startup_trials=0, seed=SEARCH_SEED + len(study.trials), constant_liar=True)
-    if not study.trials:
-        for point in _spread(name, -(-trials // 2)):
-            study.enqueue_trial(point)
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # cut short
         study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+    finished = [_point(trial.params) for trial in _finished(study)]
+    for point in _spread(name, _spread_over(trials)):
+        if _point(point) not in finished:
+            study.enqueue_trial(point)
     return study
 
 
@@ -137,9 +152,17 @@ def _storage(journal: Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(journal)))
 
 
+def _spread_over(trials: int) -> int:
+    """How many of a strategy's trials are spread over the range."""
+    return (trials + 1) // 2
+
+
 def _spread(name: str, count: int) -> list[dict[str, float]]:
-    """Points evenly spread over the ranges, on a logarithmic scale."""
-    axes = {key: np.geomspace(space.low, space.high, count) for key, space in CATALOGUE[name].search.items()}
+    """Points evenly spread over the ranges, their ends included, on a logarithmic scale; a single one in the middle."""
+    axes = {
+        key: np.geomspace(space.low, space.high, count) if count > 1 else [np.sqrt(space.low * space.high)]
+        for key, space in CATALOGUE[name].search.items()
+    }
     return [{key: float(values[index]) for key, values in axes.items()} for index in range(count)]
 
 
@@ -166,6 +189,8 @@ class Trial:
     run: Run
     journal: Path
     number: int
+    before_pruning: int
+    """Trials that have to reach the end before one is pruned."""
 
     @property
     def name(self) -> str:
@@ -174,11 +199,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``acc`` of a trial that reached the end, or the reason why it did not."""
+    """``acc`` of a trial that reached the end, or why it did not; ``broken``: for no fault of the point's."""
 
     acc: float | None = None
     pruned: str | None = None
-    failed: str | None = None
+    diverged: str | None = None
+    broken: str | None = None
 
 
 def _run(protocol: Protocol, name: str, point: dict[str, float]) -> Run:
@@ -205,7 +231,8 @@ def _owed(protocol: Protocol, studies: dict[str, optuna.Study], trials: int, out
                 study.tell(asked.number, state=TrialState.FAIL)
                 continue
             tried.append(point)
-            yield Trial(_run(protocol, name, point), _journal(out, protocol.name, name), asked.number)
+            run, journal = _run(protocol, name, point), _journal(out, protocol.name, name)
+            yield Trial(run, journal, asked.number, before_pruning=_spread_over(trials))
 
 
 def _point(params: dict[str, float]) -> dict[str, float]:
@@ -217,12 +244,11 @@ def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) 
     study = optuna.load_study(
         study_name=trial.run.strategy,
         storage=_storage(trial.journal),
-        pruner=MedianPruner(n_startup_trials=4),
+        pruner=PercentilePruner(KEPT, n_startup_trials=trial.before_pruning),
     )
     asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
 
     def prune_if_hopeless(matrix: list[list[float]]) -> None:
-        # The first half says little: what holds old experiences too tightly has not yet met much that is new.
         if trial.run.experiences / 2 < len(matrix) < trial.run.experiences:
             asked.report(seen_so_far(matrix)["ACC"], len(matrix))
             if asked.should_prune():
@@ -232,12 +258,14 @@ def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) 
         matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk)
     except optuna.TrialPruned as stop:
         return Outcome(pruned=str(stop))
-    except (Diverged, DataError) as error:
-        return Outcome(failed=str(error))
+    except Diverged as error:
+        return Outcome(diverged=f"diverged: {error}")
+    except DataError as error:
+        return Outcome(broken=str(error))
     except Exception as error:  # a bug under one strategy must not cost the others their trials
         path = trial.journal.with_name(f"{trial.number}-{TRACEBACK}")
         path.write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(failed=f"{type(error).__name__}: {error} (see {path})")
+        return Outcome(broken=f"{type(error).__name__}: {error} (see {path})")
     return Outcome(acc=seen_so_far(matrix)["ACC"])
 
 
@@ -246,36 +274,37 @@ def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, display: Display)
         study.tell(trial.number, outcome.acc)
         display.finished(trial.run, f"validation ACC {100 * outcome.acc:.2f}")
         return
-    reason = outcome.pruned or f"failed: {outcome.failed}"
-    asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
-    asked.set_user_attr("reason", reason)
-    study.tell(trial.number, state=TrialState.PRUNED if outcome.pruned else TrialState.FAIL)
-    if outcome.pruned:
+    if reason := outcome.pruned or outcome.diverged:
+        asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
+        asked.set_user_attr("reason", reason)
+        study.tell(trial.number, state=TrialState.PRUNED if outcome.pruned else TrialState.FAIL)
         display.finished(trial.run, reason)
-    else:
-        display.failed(trial.run, reason)
+    else:  # says nothing about the point, which the same command tries again
+        study.tell(trial.number, state=TrialState.FAIL)
+        display.failed(trial.run, f"failed: {outcome.broken}")
 
 
 # --- what was chosen --------------------------------------------------------------------------------------------------
 
 
-def _write_choices(protocol: Protocol, studies: dict[str, optuna.Study], trials: int) -> Path:
+def _write_choice(protocol: Protocol, name: str, study: optuna.Study, trials: int) -> None:
+    """Put a strategy's choice beside those of others, which may be searched at the same time."""
     path = protocols.chosen_path(protocol.name)
-    chosen = {name: choice.model_dump() for name, choice in protocols.read_chosen(path).items()}
-    for name, study in studies.items():
-        chosen[name] = _choice(protocol, name, study, trials)
+    choice = _choice(protocol, name, study, trials)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, tomli_w.dumps(dict(sorted(chosen.items()))))
+        with FileLock(path.with_suffix(".lock")):
+            chosen = {other: kept.model_dump() for other, kept in protocols.read_chosen(path).items()}
+            replace_file(path, tomli_w.dumps(dict(sorted((chosen | {name: choice}).items()))))
+        path.with_suffix(".lock").unlink(missing_ok=True)
     except OSError as error:
         raise SuiteError(f"the choice cannot be written to {path}: {error}") from error
-    return path
 
 
 def _choice(protocol: Protocol, name: str, study: optuna.Study, trials: int) -> dict[str, Any]:
     finished = _finished(study)
     if not any(trial.state is TrialState.COMPLETE for trial in finished):
-        raise SuiteError(f"no trial of {name} came to an end; the first {finished[0].user_attrs['reason']}")
+        raise SuiteError(f"no trial of {name} came to an end; the first one {finished[0].user_attrs['reason']}")
     return {
         "hyperparameters": _point(study.best_params),
         "evidence": {
@@ -290,8 +319,6 @@ def _choice(protocol: Protocol, name: str, study: optuna.Study, trials: int) -> 
 
 
 def _seen(trial: FrozenTrial) -> float | str:
-    return (
-        round(trial.value, 4)
-        if trial.value is not None and trial.state is TrialState.COMPLETE
-        else trial.user_attrs["reason"]
-    )
+    if trial.state is TrialState.COMPLETE and trial.value is not None:
+        return round(trial.value, 4)
+    return trial.user_attrs["reason"]

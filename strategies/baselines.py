@@ -77,11 +77,11 @@ class ReplayPlugin(SupervisedPlugin):
     def __init__(self, mem_size: int):
         """
         Args:
-            mem_size: samples in the whole buffer, >= 1; with T past experiences each has mem_size // T. Which are kept
-                and which are rehearsed is drawn by torch's global generator.
+            mem_size: samples in the whole buffer, at least one for each experience; with T past experiences each has
+                mem_size // T. Which are kept and which are rehearsed is drawn by torch's global generator.
 
         Raises:
-            ValueError: mem_size below 1.
+            ValueError: mem_size below 1; after an experience, if it is less than the number of experiences so far.
         """
         super().__init__()
         if mem_size < 1:
@@ -90,7 +90,7 @@ class ReplayPlugin(SupervisedPlugin):
         self._kept: list[list[Tensor]] = []
         self._buffer: list[Tensor] = []
 
-    def before_forward(self, strategy, **kwargs):
+    def before_training_iteration(self, strategy, **kwargs):
         if not self._buffer:
             return
         size = len(self._buffer[0])
@@ -100,8 +100,11 @@ class ReplayPlugin(SupervisedPlugin):
         strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, old, strict=True)]
 
     def after_training_exp(self, strategy, **kwargs):
-        dataset = strategy.experience.dataset
-        share = self.mem_size // (len(self._kept) + 1)
+        dataset = strategy.experience.dataset.eval()
+        experiences = len(self._kept) + 1
+        share = self.mem_size // experiences
+        if not share:
+            raise ValueError(f"a buffer of {self.mem_size} cannot hold a sample of each of {experiences} experiences")
         chosen = torch.randperm(len(dataset))[:share].tolist()
         loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=dataset.collate_fn)
         self._kept.append([column.to(strategy.device) for column in next(iter(loader))])

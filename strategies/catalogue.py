@@ -129,6 +129,8 @@ class Strategy:
     hyperparameters: type[Hyperparameters] = NoHyperparameters
     search: Mapping[str, LogUniform] = field(default_factory=dict)
     """Hyperparameter -> the range in which one is chosen on the validation stream."""
+    counterpart: str = ""
+    """Avalanche's strategy of the same method, to compare with."""
     upper_bound: bool = False
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     whole_stream_at_once: bool = False
@@ -153,6 +155,7 @@ CATALOGUE: dict[str, Strategy] = {
     "naive": Strategy(
         summary="fine-tuning: train on each experience in turn, do nothing about forgetting",
         build=lambda _, template: SupervisedTemplate(**template),
+        counterpart="avalanche-naive",
     ),
     "joint": Strategy(
         summary="all experiences at once (offline): the upper bound",
@@ -180,6 +183,7 @@ CATALOGUE: dict[str, Strategy] = {
         build=_plugged(lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples)),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
+        counterpart="avalanche-ewc",
     ),
     "ewc": Strategy(
         summary="EWC, Huszár's multi-task correction: one penalty, the sum of all Fishers (2017)",
@@ -192,23 +196,27 @@ CATALOGUE: dict[str, Strategy] = {
         build=_plugged(lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma)),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
+        counterpart="avalanche-ewc-online",
     ),
     "mas": Strategy(
         summary="memory aware synapses: importance to the outputs, without labels (Aljundi et al. 2018)",
         build=_plugged(lambda h: MASPlugin(h.mas_lambda, h.variant)),
         hyperparameters=MASHyperparameters,
-        search={"mas_lambda": LogUniform(1e-4, 1e3)},
+        search={"mas_lambda": LogUniform(1e-4, 1e5)},
+        counterpart="avalanche-mas",
     ),
     "mas-local": Strategy(
         summary="MAS, its local (Hebbian) form: products of activations, layer by layer",
         build=_plugged(lambda h: MASPlugin(h.mas_lambda, "local")),
         hyperparameters=MASLocalHyperparameters,
-        search={"mas_lambda": LogUniform(1e-5, 1e2)},
+        search={"mas_lambda": LogUniform(1e-5, 1e4)},
     ),
     "replay": Strategy(
         summary="rehearsal of a small buffer, as many old samples as new ones in every step",
-        build=_plugged(lambda h: ReplayPlugin(h.mem_size)),
+        # First of all plugins: what is done to a minibatch (flips) is done to the old samples too.
+        build=lambda h, template: Naive(**template | {"plugins": [ReplayPlugin(h.mem_size), *template["plugins"]]}),
         hyperparameters=ReplayHyperparameters,
+        counterpart="avalanche-replay",
     ),
     "avalanche-naive": Strategy(
         summary="Avalanche's Naive",
@@ -230,7 +238,7 @@ CATALOGUE: dict[str, Strategy] = {
         summary="Avalanche's MAS: gradients of mini-batch means, importances averaged with those before",
         build=lambda h, template: MAS(lambda_reg=h.lambda_reg, alpha=h.alpha, **template),
         hyperparameters=AvalancheMASHyperparameters,
-        search={"lambda_reg": LogUniform(1e-3, 1e4)},
+        search={"lambda_reg": LogUniform(1e-3, 1e6)},
     ),
     "avalanche-si": Strategy(
         summary="Avalanche's synaptic intelligence (Zenke et al. 2017), mended where it has no effect on a CPU",

@@ -11,7 +11,7 @@ from benchmarks.datasets import ImageData
 from benchmarks.networks import ConvolutionalNetwork, make_network
 from benchmarks.protocol import CNN, MLP, SplitStream
 from benchmarks.streams import make_benchmark
-from strategies import importance
+from strategies import per_sample_gradients
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
 
@@ -69,6 +69,6 @@ def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)
     x = torch.rand(6, 3, 8, 8)
-    layers = importance._short_cut_layers(model, x, 0)
+    layers = per_sample_gradients.short_cut_layers(model, x, 0)
     assert layers is not None
     assert len(layers) == 4

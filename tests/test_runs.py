@@ -19,6 +19,7 @@ from benchmarks.run import Run, execute, make_strategy
 from benchmarks.streams import make_benchmark, prepared
 from reports import store
 from reports.matrix import METRICS, metrics
+from strategies.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +66,20 @@ def test_records_hold_what_is_promised(small_run):
     assert raw["hyperparameters"]["training"]["epochs"] == 10
     assert raw["hyperparameters"]["strategy"]["fisher"] == "exact"
     assert raw["environment"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("name", ["split-digits/task", "split-digits/class"])
+@pytest.mark.parametrize("strategy", CATALOGUE)
+def test_every_strategy_runs(tmp_path, name, strategy):
+    """With several heads and with one that grows; a single epoch, so what it learns is another test's."""
+    entry = protocol.get(name)
+    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    epochs = []
+    record = execute(run, tmp_path, "cpu", "disabled", epochs.append)
+    assert record.complete, record.reason
+    assert record.metrics["ACC"] > 0.15
+    assert epochs == list(range(1, run.upper_limit_of_epochs + 1))
 
 
 def test_learning_is_real(small_run):
