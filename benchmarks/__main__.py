@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -196,12 +194,14 @@ def parity(
 ) -> None:
     """Show published figures, and Avalanche's strategies, beside ours in the records below a folder, with verdicts."""
     from reports import marks, parity, parity_tables, store
+    from strategies.catalogue import CATALOGUE
 
     records = store.read_all(runs)
     if not records:
         raise store.RecordError(f"there are no records in {runs}")
     boards = parity.compare(parity.read(parity.PUBLISHED), records)
-    duels = parity.against_avalanche(records)
+    counterparts = {name: strategy.counterpart for name, strategy in CATALOGUE.items() if strategy.counterpart}
+    duels = parity.against_avalanche(records, counterparts)
     if into is not None:
         marks.replace_between(into, "parity", parity_tables.as_markdown(boards, duels))
     elif format is BoardFormat.text:
@@ -289,7 +289,8 @@ def _sweep(
         records = studies.run_sweep(points, out, mode, workers, Display(console))
     found = studies.curves_of(sweep, points, records)
     _show([curves.as_rich(found)], curves.LEGEND)
-    _draw(curves_figure(found), out / f"{name}.png")
+    if any(record.complete for record in records.values()):
+        _draw(curves_figure(found), out / f"{name}.png")
     _stop_if_failed(records.values())
 
 
@@ -341,9 +342,6 @@ def _show(tables: list[Table], legend: str) -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend ends in one line and exit status 2."""
-    # Avalanche imports qpsolvers, which warns of a solver that only GEM needs; here and in the workers.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:qpsolvers.solvers")
-    warnings.filterwarnings("ignore", message="no QP solver found")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:
         app()

@@ -28,7 +28,7 @@ from benchmarks.run import Diverged, Run, Watch, environment, make_strategy, usu
 from benchmarks.streams import make_benchmark, prepared
 from benchmarks.studies import StudyError, Subsets
 from benchmarks.suite import SuiteError, check_startable, first_difference
-from reports import adaptive as reports
+from reports import adaptive as outcomes
 from reports.adaptive import NOTHING, Classes, Outcome, Results
 from strategies.mas import MASPlugin
 from strategies.per_sample_gradients import evaluation_mode, forward
@@ -84,13 +84,20 @@ def run_subsets(
         try:
             for job, outcome in in_processes(owed, work, workers, lambda job, n: display.advanced(job.run, n)):
                 results = results.model_copy(update={"outcomes": [*results.outcomes, outcome]})
-                reports.write(results, results_path(name, out))
+                _write(results, results_path(name, out))
                 everything = tuple(range(study.classes_per_experience))
                 display.finished(job.run, f"forgot {100 * outcome.forgetting(everything):.2f}")
         except Diverged as error:
             raise StudyError(f"{name}: {error}") from error
     wanted_outcomes = [o for o in results.outcomes if (o.seed, o.measured_on) in set(wanted)]
     return results.model_copy(update={"outcomes": wanted_outcomes})
+
+
+def _write(results: Results, path: Path) -> None:
+    try:
+        outcomes.write(results, path)
+    except OSError as error:
+        raise SuiteError(f"the results cannot be written to {path}: {error}") from error
 
 
 def recorded(name: str, study: Subsets, out: Path) -> Results | None:
@@ -104,7 +111,7 @@ def recorded(name: str, study: Subsets, out: Path) -> Results | None:
     path = results_path(name, out)
     if not path.exists():
         return None
-    results, new = reports.read(path), _none_yet(name, study)
+    results, new = outcomes.read(path), _none_yet(name, study)
     for key in ("settings", "subsets", "classes"):
         if (before := getattr(results, key)) != (now := getattr(new, key)):
             raise SuiteError(
@@ -133,13 +140,15 @@ def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
         raise StudyError(f"{name}: {error}") from error
     if not isinstance(protocol.stream, SplitStream):
         raise StudyError(f"{name}: protocol: {study.protocol} does not split a data set by its classes")
+    if protocol.scenario == "class":  # units that are masked at first have no output to compare with
+        raise StudyError(f"{name}: protocol: {study.protocol} is class-incremental; choose its task or domain scenario")
     stream = protocol.stream.model_copy(update={"classes_per_experience": study.classes_per_experience})
     run = Run(
         protocol.model_copy(update={"stream": stream}),
         "naive",
         seed,
         protocol.hyperparameters_of("naive"),
-        variant=f"importance on {reports.label(measured_on) or 'nothing'}",
+        variant=f"importance on {outcomes.label(measured_on) or 'nothing'}",
     )
     return Job(run, study.mas_lambda, measured_on)
 

@@ -52,7 +52,7 @@ class Run:
     hyperparameters: Hyperparameters
     judge: Judge = "test"
     variant: str = ""
-    """Tells runs of one search apart; empty for a run with the protocol's own hyperparameters."""
+    """Tells the runs of a search or a study apart; empty for one with the protocol's own hyperparameters."""
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ def execute(
     logger = WandBLogger(
         folder,
         run.protocol.name,
-        run.strategy,
+        " ".join(part for part in (run.strategy, run.variant) if part),
         run.seed,
         {**run.deciding(), "environment": ran_on},
         wandb_mode,

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
 
-from reports.store import Record
+from reports.store import Record, RecordError
 from reports.tables import CONFIDENCE, Estimate, grouped
 
 if sys.version_info >= (3, 11):
@@ -23,9 +23,6 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 PUBLISHED = Path(__file__).parent / "published.toml"
-MARGIN = 0.005
-"""A smaller difference counts for nothing, however small the spreads: it is about what papers round to."""
-
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -133,6 +130,11 @@ class Reported:
     digits: int = 2
     """After the point, of the percentage, as the source has them."""
 
+    @property
+    def rounding(self) -> float:
+        """By how much the number may differ from what was measured."""
+        return 0.5 * 10.0 ** -(self.digits + 2)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -205,23 +207,24 @@ def difference(ours: Sequence[float], reported: Reported) -> Estimate:
     return Estimate(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)))
 
 
-def judge(difference: Estimate) -> Verdict:
+def judge(difference: Estimate, rounding: float) -> Verdict:
     """The verdict on a difference (fractions; higher is better).
 
-    ``reproduced`` where its interval holds 0 or where it is smaller than :data:`MARGIN`; else ``above`` or ``short``.
+    ``reproduced`` where its interval holds 0 or where it is no larger than what the published number was rounded by;
+    else ``above`` or ``short``.
     """
-    size = abs(difference.mean)
-    if size < MARGIN or (difference.half_width is not None and size <= difference.half_width):
+    if abs(difference.mean) <= max(rounding, difference.half_width or 0.0):
         return Verdict.reproduced
     return Verdict.above if difference.mean > 0 else Verdict.short
 
 
 @dataclass(frozen=True)
 class Duel:
-    """A strategy of ours beside Avalanche's of the same name; ``difference`` is ours minus theirs, a fraction."""
+    """A strategy of ours beside Avalanche's of the same method; ``difference`` is ours minus theirs, a fraction."""
 
     protocol: str
     strategy: str
+    counterpart: str
     ours: Estimate
     theirs: Estimate
     seeds: int
@@ -229,40 +232,51 @@ class Duel:
     verdict: Literal["better", "level", "worse"]
 
 
-def against_avalanche(records: Iterable[Record]) -> list[Duel]:
-    """Every strategy X beside ``avalanche-X`` under the same protocol, paired over the seeds that both have.
+def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]) -> list[Duel]:
+    """Strategies of ours beside Avalanche's under the same protocol, paired over the seeds that both have.
 
-    ``level`` where the interval of the paired difference (Student's t) holds 0 or where the difference is smaller than
-    :data:`MARGIN`; a single common seed is judged by the margin alone.
+    ``level`` where the interval of the paired difference (Student's t) holds 0. A pair with fewer than two complete
+    seeds in common is left out.
+
+    Args:
+        records: of any number of protocols, strategies and seeds.
+        counterparts: our strategy -> Avalanche's.
 
     Raises:
-        RecordError: as :func:`compare`.
+        RecordError: as :func:`compare`; or the two were run under different settings of the protocol.
     """
     duels = []
     for protocol, by_strategy in grouped(records).items():
-        acc = {
-            strategy: {record.seed: record.acc for record in group if record.complete}
-            for strategy, group in by_strategy.items()
-        }
-        for strategy, ours in sorted(acc.items()):
-            theirs = acc.get(f"avalanche-{strategy}", {})
-            seeds = sorted(ours.keys() & theirs.keys())
-            if not seeds:
+        for strategy, counterpart in counterparts.items():
+            ours, theirs = by_strategy.get(strategy, []), by_strategy.get(counterpart, [])
+            acc, their_acc = ({r.seed: r.acc for r in group if r.complete} for group in (ours, theirs))
+            seeds = sorted(acc.keys() & their_acc.keys())
+            if len(seeds) < 2:
                 continue
-            difference = Estimate.of([ours[seed] - theirs[seed] for seed in seeds])
-            verdict = judge(difference)
+            if _without_strategy(ours[0]) != _without_strategy(theirs[0]):
+                raise RecordError(
+                    f"{protocol}: {strategy} and {counterpart} were run under different settings; "
+                    f"run them again into one folder"
+                )
+            difference = Estimate.of([acc[seed] - their_acc[seed] for seed in seeds])
+            verdict: Literal["better", "level", "worse"] = "better" if difference.mean > 0 else "worse"
             duels.append(
                 Duel(
                     protocol,
                     strategy,
-                    Estimate.of([ours[seed] for seed in seeds]),
-                    Estimate.of([theirs[seed] for seed in seeds]),
+                    counterpart,
+                    Estimate.of([acc[seed] for seed in seeds]),
+                    Estimate.of([their_acc[seed] for seed in seeds]),
                     len(seeds),
                     difference,
-                    {Verdict.above: "better", Verdict.short: "worse"}.get(verdict, "level"),  # type: ignore[arg-type]
+                    "level" if abs(difference.mean) <= (difference.half_width or 0.0) else verdict,
                 )
             )
     return duels
+
+
+def _without_strategy(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in record.hyperparameters.items() if key != "strategy"}
 
 
 def tally(boards: Iterable[Board]) -> dict[Verdict, int]:
@@ -296,7 +310,7 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
                     seeds=len(complete),
                     failed=len(group) - len(complete),
                     difference=gap,
-                    verdict=judge(gap) if gap else Verdict.not_run,
+                    verdict=judge(gap, reported.rounding) if gap else Verdict.not_run,
                     # one text stands for every column
                     published_setting=row.setting[column % len(row.setting)] if row.setting else "",
                     our_setting=_words(complete[0].hyperparameters.get("strategy", {})) if complete else "",

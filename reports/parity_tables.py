@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from reports.parity import MARGIN, Board, Comparison, Duel, Verdict, tally
+from reports.parity import Board, Comparison, Duel, Verdict, tally
 from reports.tables import Estimate
 
 COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
@@ -17,9 +17,10 @@ LEGEND = (
     "'ours': mean ± 95% confidence interval over seeds. 'difference': ours minus published ± its 95% confidence "
     "interval, from both spreads (Welch; a number published without a spread is taken as exact, a single seed of ours "
     "is taken to spread as the source's runs do). "
-    f"'reproduced': that interval holds 0, or the difference is smaller than {100 * MARGIN:g} points; else 'above' or "
-    "'short'; 'not run': no complete run here. Where the interval is wide, 'reproduced' says little; nor are the tests "
-    "corrected for their number: one in twenty equal figures looks different. † not yet read in the source itself."
+    "'reproduced': that interval holds 0, or the difference is within what the published number was rounded by; else "
+    "'above' or 'short'; 'not run': no complete run here. Where the interval is wide, 'reproduced' says little; nor "
+    "are the tests corrected for their number: one in twenty equal figures looks different. † not yet read in the "
+    "source itself."
 )
 
 
@@ -53,9 +54,9 @@ WRAPPED = ("method", "strategy", "published setting", "our setting")  # so that 
 
 
 DUEL_LEGEND = (
-    "Ours minus Avalanche's strategy of the same name, paired over the seeds that both have ± 95% confidence interval; "
-    f"'level': that interval holds 0, or the difference is smaller than {100 * MARGIN:g} points. Each with "
-    "hyperparameters chosen for it by the same search."
+    "Ours minus Avalanche's strategy of the same method, paired over the seeds that both have, ± 95% confidence "
+    "interval; 'level': that interval holds 0. The protocol is the same; each has the hyperparameters that were chosen "
+    "for it."
 )
 
 
@@ -63,12 +64,16 @@ def _duel_cells(duel: Duel) -> dict[str, str]:
     return {
         "protocol": duel.protocol,
         "strategy": duel.strategy,
-        "ours": duel.ours.percent(),
-        "Avalanche's": duel.theirs.percent(),
+        "Avalanche's": duel.counterpart,
+        "ACC": duel.ours.percent(),
+        "its ACC": duel.theirs.percent(),
         "seeds": str(duel.seeds),
         "difference": _signed(duel.difference),
         "ours is": duel.verdict,
     }
+
+
+DUEL_LEFT = ("protocol", "strategy", "Avalanche's", "ours is")
 
 
 def duels_as_rich(duels: Iterable[Duel]) -> Table:
@@ -79,14 +84,14 @@ def duels_as_rich(duels: Iterable[Duel]) -> Table:
         cells = _duel_cells(duel)
         if index == 0:
             for heading in cells:
-                table.add_column(heading, justify="left" if heading in ("protocol", "strategy", "ours is") else "right")
+                table.add_column(heading, justify="left" if heading in DUEL_LEFT else "right")
         table.add_row(*cells.values(), style=colours[duel.verdict])
     return table
 
 
 def _duels_as_markdown(duels: Sequence[Duel]) -> str:
     frame = pd.DataFrame([_duel_cells(duel) for duel in duels])
-    align = ["left" if heading in ("protocol", "strategy", "ours is") else "right" for heading in frame]
+    align = ["left" if heading in DUEL_LEFT else "right" for heading in frame]
     body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
     return f"**Ours beside Avalanche's own**\n\n{body}\n\n{DUEL_LEGEND}"
 
@@ -155,7 +160,7 @@ def as_markdown(boards: Sequence[Board], duels: Sequence[Duel] = ()) -> str:
 
 
 def as_csv(boards: Iterable[Board]) -> str:
-    """One line a published number, numbers as fractions."""
+    """One line a published number, numbers as fractions. (Ours beside Avalanche's is in the other two formats.)"""
     lines = []
     for board in boards:
         for row in board.rows:

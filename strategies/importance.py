@@ -22,6 +22,7 @@ from strategies.per_sample_gradients import (
     chosen_samples,
     evaluation_mode,
     forward,
+    has_short_cut,
     mean_over_minibatches,
     mean_over_samples,
     minibatches,
@@ -123,7 +124,9 @@ def mas_importance(
             activations, Omega_ij = (1/N) sum_k |f_i(x_k)| |f_j(x_k)|, where f_i is the layer's input (1 for a bias) and
             f_j its output after the ReLU, or the output itself in the last layer. (Behind a ReLU activations are not
             negative; images and outputs may be, and importance may not.) A convolution's products are summed over the
-            positions at which it uses a weight, within a sample and before the absolute value is taken. ``batched``:
+            positions at which it uses a weight, within a sample and before the absolute value is taken. Every layer but
+            the last that runs is taken to be followed by a ReLU; one that is called as a function cannot be seen, nor
+            that there is none. ``batched``:
             the absolute gradient of a *mini-batch mean*, averaged over mini-batches. It shrinks as ``batch_size``
             grows, since gradients of different samples cancel; it is what many libraries compute, and is kept so that
             the difference can be shown.
@@ -241,20 +244,27 @@ def _mean_product_of_activations(model: nn.Module, dataset: Dataset) -> dict[str
                 f"variant='local' is for linear and convolutional layers with ReLU; {name!r} is a "
                 f"{type(module).__name__}: use variant='global'"
             )
+        if isinstance(module, nn.Linear | nn.Conv2d) and not has_short_cut(module):
+            raise ValueError(
+                f"variant='local' is for plain layers; {name!r} is a {type(module).__name__} with groups, "
+                f"reparametrised weights, or padding that is named or not of zeros: use variant='global'"
+            )
+    every: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
     sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
     count = 0
     for x, _, task in minibatches(model, dataset, SAMPLES_AT_ONCE):
-        layers = short_cut_layers(model, x, task)
-        if layers is None:
+        if short_cut_layers(model, x, task) is None:
             raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
-        with recorded(layers) as calls, torch.enable_grad():
+        with recorded(every) as calls, torch.enable_grad():
             outputs = forward(model, x, task)
         *hidden, last = calls
         activations = {name: calls[name][0][1].detach().relu() for name in hidden}
         # The last layer's output, but for units that are masked because their class has not been met.
         (activations[last],) = torch.autograd.grad(outputs, calls[last][0][1], outputs.detach())
         for name, f in activations.items():
-            layer, inputs = layers[name], calls[name][0][0]
+            layer, inputs = every[name], calls[name][0][0]
             if isinstance(layer, nn.Conv2d):
                 add_convolution(sums, name, layer, inputs, f, torch.abs)
             else:

@@ -211,7 +211,7 @@ def short_cut_layers(model: nn.Module, x: Tensor, task: int) -> dict[str, nn.Mod
         if any(p.requires_grad for p in module.parameters(recurse=False))
     }
     owned = [p for layer in layers.values() for p in layer.parameters(recurse=False) if p.requires_grad]
-    if not all(_has_short_cut(layer) for layer in layers.values()) or len({id(p) for p in owned}) < len(owned):
+    if not all(has_short_cut(layer) for layer in layers.values()) or len({id(p) for p in owned}) < len(owned):
         return None
     probe = x[:2]
     with recorded(layers) as calls, torch.enable_grad():
@@ -253,14 +253,14 @@ def _weight_gradients(layer: nn.Module, inputs: Tensor, d: Tensor) -> Tensor:
     """The gradient of each sample with respect to the layer's weight, [N, *weight.shape], from inputs and signals."""
     if not isinstance(layer, nn.Conv2d):
         return d.unsqueeze(2) * inputs.unsqueeze(1)
-    assert not isinstance(layer.padding, str)  # _has_short_cut
+    assert not isinstance(layer.padding, str)  # has_short_cut
     patches = functional.unfold(
         inputs, layer.kernel_size, dilation=layer.dilation, padding=layer.padding, stride=layer.stride
     )  # [N, I * kernel, positions]: a convolution is linear on these
     return (d.flatten(2) @ patches.transpose(1, 2)).view(-1, *layer.weight.shape)
 
 
-def _has_short_cut(layer: nn.Module) -> bool:
+def has_short_cut(layer: nn.Module) -> bool:
     """A plain linear layer or convolution; subclasses and reparametrised ones (weight norm) may compute otherwise."""
     if {name for name, _ in layer.named_parameters(recurse=False)} - {"weight", "bias"} or layer._forward_pre_hooks:
         return False

@@ -1,6 +1,6 @@
 """A quadratic penalty that holds parameters near where earlier experiences left them.
 
-EWC, L2 (and later MAS) differ in what they call important; what is done with it is the same, and lives here:
+EWC, MAS and L2 differ in what they call important; what is done with it is the same, and lives here:
 
     L(theta) = L_new(theta) + coefficient * sum_i importance_i (theta_i - anchor_i)^2
 """

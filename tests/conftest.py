@@ -3,7 +3,6 @@
 import os
 import shutil
 import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-warnings.filterwarnings("ignore", message="no QP solver found")
 torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)

@@ -117,6 +117,18 @@ def test_local_refuses_other_layers_by_name(problem, message):
         mas_importance(*problem, "local")
 
 
+def test_local_refuses_a_convolution_in_groups_and_leaves_a_frozen_classifier_out():
+    model = nn.Sequential(nn.Conv2d(2, 2, 2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="'0' is a Conv2d with groups"):
+        mas_importance(model, TensorDataset(torch.randn(3, 2, 2, 2)), "local")
+    torch.manual_seed(0)
+    model, data = mlp(), TensorDataset(torch.randn(9, 6))
+    whole = mas_importance(model, data, "local")
+    model.classifier.requires_grad_(False)
+    frozen = mas_importance(model, data, "local")
+    assert_same(frozen, {name: whole[name] for name in whole if not name.startswith("classifier")})
+
+
 def test_local_refuses_a_layer_that_runs_twice():
     layer = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="layers that run once a sample"):

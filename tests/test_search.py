@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
+import psutil
 import pytest
 
 from benchmarks import protocol, search
-from benchmarks.run import Run
-from benchmarks.streams import make_benchmark, prepared
+from benchmarks.streams import make_benchmark
 from strategies.catalogue import CATALOGUE
 from tests.test_runs import engrams
 
@@ -101,16 +102,69 @@ def test_a_search_that_is_done_tries_nothing_again_and_more_trials_add(tiny):
     )
 
 
-def test_the_test_stream_is_not_even_built(tiny):
-    entry = protocol.get(protocol.names()[0])
-    run = search._run(entry, "ewc", {"ewc_lambda": 1.0})
-    assert isinstance(run, Run)
-    assert run.judge == "validation"
-    data = prepared(entry.dataset, entry.images)
-    benchmark = make_benchmark(data, entry.stream, entry.scenario, run.judge, run.seed)
-    assert set(benchmark.streams) == {"train", "validation"}
-    used = sum(len(e.dataset) for stream in benchmark.streams.values() for e in stream)
-    assert used == len(data.train_y), "training and validation samples are the training data, nothing else"
+def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
+    built, data = [], []
+
+    def watch(images, stream, scenario, judge, seed):
+        built.append(make_benchmark(images, stream, scenario, judge, seed))
+        data.append(images)
+        return built[-1]
+
+    monkeypatch.setattr("benchmarks.run.make_benchmark", watch)
+    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny / "study.journal", 0, 6)
+    optuna.create_study(storage=search._storage(trial.journal), study_name="l2").ask()
+    assert search._try_out(trial, lambda epochs: None, "cpu", False).acc > 0
+    assert [set(benchmark.streams) for benchmark in built] == [{"train", "validation"}]
+    used = sum(len(e.dataset) for stream in built[0].streams.values() for e in stream)
+    assert used == len(data[0].train_y), "training and validation samples are the training data, nothing else"
+
+
+@pytest.mark.parametrize(("early", "pruned"), [(0.1, True), (0.95, False)])
+def test_only_what_is_among_the_worst_is_pruned(tiny, monkeypatch, early, pruned):
+    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny / "study.journal", 4, 4)
+    study = optuna.create_study(storage=search._storage(trial.journal), study_name="l2", direction="maximize")
+    for acc in (0.9, 0.8, 0.7, 0.6):
+        before = study.ask()
+        for step in (3, 4):
+            before.report(acc, step)
+        study.tell(before, acc)
+    study.ask()
+
+    def learn(run, device, loggers, report, after_experience, stream_from_disk):
+        matrix = []
+        for _ in range(5):
+            matrix.append([early] * 5)
+            after_experience(matrix)
+        return matrix, []
+
+    monkeypatch.setattr(search, "learn", learn)
+    outcome = search._try_out(trial, lambda epochs: None, "cpu", False)
+    assert (outcome.pruned, outcome.acc) == (("pruned after 3 of 5 experiences", None) if pruned else (None, early))
+
+
+def test_a_trial_that_broke_is_tried_again_and_one_that_diverged_is_not(tiny, monkeypatch):
+    """What the point is to blame for is a result; what it is not says nothing about it."""
+    calls = []
+
+    def in_processes(jobs, work, workers, advanced):
+        for job in jobs:
+            calls.append(job.run.variant)
+            if len(calls) == 1:
+                yield job, search.Outcome(broken="out of memory")
+            elif len(calls) == 2:
+                yield job, search.Outcome(diverged="diverged: the loss became nan")
+            else:
+                yield job, search.Outcome(acc=0.5)
+
+    monkeypatch.setattr(search, "in_processes", in_processes)
+    first = engrams("search", "tiny", "l2", "--trials", 4, "--out", tiny / "s")
+    assert first.returncode == 2
+    assert "l2: 1 of 4 trials broke; the same command tries again" in first.stderr
+    assert engrams("search", "tiny", "l2", "--trials", 4, "--out", tiny / "s").returncode == 0
+    assert len(calls) == 5
+    assert calls[4] == calls[0]
+    evidence = protocol.read_chosen(protocol.chosen_path("tiny"))["l2"].evidence["validation_ACC"]
+    assert sorted(str(trial["ACC"]) for trial in evidence) == ["0.5"] * 3 + ["diverged: the loss became nan"]
 
 
 def test_killed_in_the_middle_it_repeats_no_finished_trial(tiny):
@@ -130,8 +184,11 @@ def test_killed_in_the_middle_it_repeats_no_finished_trial(tiny):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "workers end with their parent"
     before = trials_of(log.read_text())
     after = subprocess.run([sys.executable, "-uc", script], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert after.returncode == 0, after.stderr
