@@ -114,7 +114,7 @@ def test_what_was_chosen_is_the_best_of_its_evidence():
             tried = [trial for trial in entry.evidence["validation_ACC"] if isinstance(trial["ACC"], float)]
             best = max(tried, key=lambda trial: trial["ACC"])["ACC"]
             ours = [t for t in tried if all(t[key] == value for key, value in entry.hyperparameters.items())]
-            assert [trial["ACC"] for trial in ours] == [best], f"{path} {strategy}"
+            assert {trial["ACC"] for trial in ours} == {best}, f"{path} {strategy}"
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_every_format_says_the_same():
     assert "0 (2 failed)" in markdown
     latex = tables.as_latex(compared)
     assert r"75.00 $\pm$" in latex
-    assert r"joint $\dagger$" in latex
+    assert r"joint $\ddagger$" in latex
     assert r"\bottomrule" in latex
     csv = pd.read_csv(io.StringIO(tables.as_csv(compared))).set_index("strategy")
     assert csv.loc["below", "ACC"] == pytest.approx(0.75)
