@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from benchmarks.studies import Subsets, Sweep
+    from reports.wandb_logger import WandBMode
 
 app = typer.Typer(
     help="Engrams: a benchmark suite for catastrophic forgetting, built on Avalanche.",
@@ -231,14 +232,13 @@ def _do(
     from benchmarks.run import Run
     from benchmarks.suite import run_all
     from reports import tables
-    from reports.wandb_logger import default_mode, usable_mode
 
     runs = []
     for name, strategy, seed in dict.fromkeys(wanted):
         entry = protocol.get(name)
         _check_strategy(strategy)
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
-    mode = usable_mode(wandb.value if wandb else default_mode())
+    mode = _wandb_mode(wandb)
     records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
     _show(tables.as_rich(_compared(records)), tables.LEGEND)
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
@@ -250,6 +250,12 @@ def _do(
             soft_wrap=True,
         )
     _stop_if_failed(records)
+
+
+def _wandb_mode(wandb: WandB | None) -> WandBMode:
+    from reports.wandb_logger import default_mode, usable_mode
+
+    return usable_mode(wandb.value if wandb else default_mode())
 
 
 def _stop_if_failed(records) -> None:
@@ -279,14 +285,12 @@ def _sweep(
     from benchmarks.progress import Display
     from reports import curves
     from reports.study_figures import curves_figure
-    from reports.wandb_logger import default_mode, usable_mode
 
     points = studies.points_of(name, sweep, seeds)
     if only_draw:
         records = studies.recorded(points, out)
     else:
-        mode = usable_mode(wandb.value if wandb else default_mode())
-        records = studies.run_sweep(points, out, mode, workers, Display(console))
+        records = studies.run_sweep(points, out, _wandb_mode(wandb), workers, Display(console))
     found = studies.curves_of(sweep, points, records)
     _show([curves.as_rich(found)], curves.LEGEND)
     if any(record.complete for record in records.values()):

@@ -60,7 +60,8 @@ def in_processes(
     pending: dict[Future, J] = {}
     events = context.Queue()
     listener = Thread(target=_listen, args=(events, started, advanced), daemon=True)
-    pool = ProcessPoolExecutor(workers or joblib.cpu_count(), context, _start_worker, (events,))
+    workers = workers or joblib.cpu_count()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (events,))
 
     def submit(count: int) -> None:
         for job in islice(remaining, count):
@@ -69,7 +70,7 @@ def in_processes(
 
     listener.start()
     try:
-        submit(workers or joblib.cpu_count())
+        submit(workers)
         while pending:
             ended, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in ended:

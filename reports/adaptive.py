@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table
 from scipy import stats
 
-from reports.store import RecordError, replace_file
+from reports.store import read_json, write_json
 from reports.tables import Estimate
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -104,8 +103,7 @@ def label(classes: Iterable[int]) -> str:
 def write(results: Results, path: Path) -> None:
     """Write the results, whole or not at all."""
     ordered = sorted(results.outcomes, key=lambda outcome: (outcome.seed, outcome.measured_on))
-    content = results.model_copy(update={"outcomes": ordered}).model_dump(mode="json")
-    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, results.model_copy(update={"outcomes": ordered}).model_dump(mode="json"))
 
 
 def read(path: Path) -> Results:
@@ -114,18 +112,7 @@ def read(path: Path) -> Results:
     Raises:
         RecordError: the file is cut short, or not what :func:`write` leaves.
     """
-    try:
-        return Results.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise RecordError(
-            f"{path} holds no results of this study ({key + ': ' if key else ''}{problem['msg']}); delete it"
-        ) from error
+    return read_json(path, Results, "holds no results of this study")
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,13 @@ def judge(difference: Estimate, rounding: float) -> Verdict:
     return Verdict.above if difference.mean > 0 else Verdict.short
 
 
+OF_DUELS: Mapping[Verdict, Literal["better", "level", "worse"]] = {
+    Verdict.above: "better",
+    Verdict.reproduced: "level",
+    Verdict.short: "worse",
+}
+
+
 @dataclass(frozen=True)
 class Duel:
     """A strategy of ours beside Avalanche's of the same method; ``difference`` is ours minus theirs, a fraction."""
@@ -259,7 +266,6 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
                     f"run them again into one folder"
                 )
             difference = Estimate.of([acc[seed] - their_acc[seed] for seed in seeds])
-            verdict: Literal["better", "level", "worse"] = "better" if difference.mean > 0 else "worse"
             duels.append(
                 Duel(
                     protocol,
@@ -269,7 +275,7 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
                     Estimate.of([their_acc[seed] for seed in seeds]),
                     len(seeds),
                     difference,
-                    "level" if abs(difference.mean) <= (difference.half_width or 0.0) else verdict,
+                    OF_DUELS[judge(difference, rounding=0.0)],
                 )
             )
     return duels

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.parity import Board, Comparison, Duel, Verdict, tally
-from reports.tables import Estimate
+from reports.tables import Estimate, by_protocol, markdown_table
 
 COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
 LEGEND = (
@@ -90,24 +90,15 @@ def duels_as_rich(duels: Iterable[Duel]) -> Table:
 
 
 def _duels_as_markdown(duels: Sequence[Duel]) -> str:
-    frame = pd.DataFrame([_duel_cells(duel) for duel in duels])
-    align = ["left" if heading in DUEL_LEFT else "right" for heading in frame]
-    body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    body = markdown_table([_duel_cells(duel) for duel in duels], DUEL_LEFT)
     return f"**Ours beside Avalanche's own**\n\n{body}\n\n{DUEL_LEGEND}"
-
-
-def _by_protocol(board: Board) -> dict[str, list[Comparison]]:
-    grouped: dict[str, list[Comparison]] = {}
-    for row in board.rows:
-        grouped.setdefault(row.protocol, []).append(row)
-    return grouped
 
 
 def as_rich(boards: Iterable[Board]) -> list[Table]:
     """For a terminal: a table for each protocol of a figure, then what the source and we set for all its rows."""
     tables = []
     for board in boards:
-        for protocol, rows in _by_protocol(board).items():
+        for protocol, rows in by_protocol(board.rows).items():
             table = Table(title=f"{protocol} beside {board.source_name}", title_justify="left")
             for heading in _cells(rows[0], board.source.checked):
                 table.add_column(
@@ -144,10 +135,8 @@ def as_markdown(boards: Sequence[Board], duels: Sequence[Duel] = ()) -> str:
     """The summary, then as in the terminal, then the legend and the sources."""
     parts = [f"{summary(boards)}.\n"]
     for board in boards:
-        for protocol, rows in _by_protocol(board).items():
-            frame = pd.DataFrame([_cells(row, board.source.checked) for row in rows])
-            align = ["left" if heading in LEFT else "right" for heading in frame]
-            body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+        for protocol, rows in by_protocol(board.rows).items():
+            body = markdown_table([_cells(row, board.source.checked) for row in rows], LEFT)
             parts.append(f"**{protocol}** beside {board.source_name}\n\n{body}\n")
         settings = pd.DataFrame(board.settings, columns=["setting", "published", "ours"])
         parts.append(settings.to_markdown(index=False, disable_numparse=True) + "\n")

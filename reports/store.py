@@ -6,13 +6,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from reports.matrix import METRICS
 
 RECORD = "record.json"
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class RecordError(Exception):
@@ -76,8 +77,13 @@ def write(record: Record, folder: Path) -> Path:
     """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
-    replace_file(path, json.dumps(record.model_dump(), indent=1, allow_nan=False) + "\n")
+    write_json(path, record.model_dump())
     return path
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -93,8 +99,22 @@ def read(path: Path) -> Record:
     Raises:
         RecordError: it is cut short, or not a record.
     """
+    return read_json(path, Record, "is no record")
+
+
+def read_json(path: Path, model: type[Model], is_none: str) -> Model:
+    """Read a JSON file as a pydantic model.
+
+    Args:
+        path: of the file.
+        model: what it holds.
+        is_none: what to say of a file that holds something else.
+
+    Raises:
+        RecordError: it is cut short, cannot be read, or holds something else.
+    """
     try:
-        return Record.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
     except OSError as error:
@@ -102,7 +122,7 @@ def read(path: Path) -> Record:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise RecordError(f"{path} is no record ({key + ': ' if key else ''}{problem['msg']}); delete it") from error
+        raise RecordError(f"{path} {is_none} ({key + ': ' if key else ''}{problem['msg']}); delete it") from error
 
 
 def read_all(out: Path) -> list[Record]:

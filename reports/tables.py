@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -189,17 +190,33 @@ def _cells(row: Row) -> dict[str, str]:
     }
 
 
-def _by_protocol(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    grouped: dict[str, list[Row]] = {}
+class OfProtocol(Protocol):
+    @property
+    def protocol(self) -> str: ...
+
+
+R = TypeVar("R", bound=OfProtocol)
+
+
+def by_protocol(rows: Iterable[R]) -> dict[str, list[R]]:
+    """Protocol -> its rows, both in the order given."""
+    grouped: dict[str, list[R]] = {}
     for row in rows:
         grouped.setdefault(row.protocol, []).append(row)
     return grouped
 
 
+def markdown_table(cells: Sequence[Mapping[str, str]], left: Collection[str]) -> str:
+    """A Markdown table of rows (heading -> cell), the headings in ``left`` aligned left and the others right."""
+    frame = pd.DataFrame(cells)
+    align = ["left" if heading in left else "right" for heading in frame]
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
 def as_rich(rows: Iterable[Row]) -> list[Table]:
     """One table a protocol, for a terminal."""
     tables = []
-    for protocol, group in _by_protocol(rows).items():
+    for protocol, group in by_protocol(rows).items():
         table = Table(title=protocol, title_justify="left")
         for heading in _cells(group[0]):
             table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
@@ -212,10 +229,8 @@ def as_rich(rows: Iterable[Row]) -> list[Table]:
 def as_markdown(rows: Iterable[Row]) -> str:
     """One table a protocol, with the legend below."""
     parts = []
-    for protocol, group in _by_protocol(rows).items():
-        frame = pd.DataFrame([_cells(row) for row in group])
-        align = ("left", *["right"] * (frame.shape[1] - 1))
-        body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    for protocol, group in by_protocol(rows).items():
+        body = markdown_table([_cells(row) for row in group], left=("strategy",))
         parts.append(f"**{protocol}**\n\n{body}\n")
     return "\n".join([*parts, LEGEND, ""])
 
@@ -223,7 +238,7 @@ def as_markdown(rows: Iterable[Row]) -> str:
 def as_latex(rows: Iterable[Row]) -> str:
     """One tabular (booktabs) a protocol."""
     parts = []
-    for protocol, group in _by_protocol(rows).items():
+    for protocol, group in by_protocol(rows).items():
         frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
         body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
         parts.append(f"% {protocol}\n{body}")

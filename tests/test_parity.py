@@ -14,7 +14,7 @@ from reports import parity, parity_tables, store
 from reports.parity import Reported, Verdict
 from reports.store import RecordError
 from reports.tables import Estimate
-from tests.test_runs import ROOT, engrams
+from tests.test_runs import engrams
 from tests.test_tables import group, record
 
 SPREAD = Reported(0.80, sd=0.01, runs=10)
@@ -385,12 +385,3 @@ def test_the_published_figures_name_protocols_that_there_are():
     for figure in parity.read(parity.PUBLISHED).figures:
         for name in figure.protocols:
             assert name in names or name.partition("/")[0] not in ours, name
-
-
-def test_the_readmes_board_is_that_of_the_records(tmp_path):
-    readme = tmp_path / "README.md"
-    original = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme.write_text(original, encoding="utf-8")
-    done = engrams("parity", ROOT / "reports" / "records", "--into", readme)
-    assert done.returncode == 0, done.stderr
-    assert readme.read_text(encoding="utf-8") == original, "run: make readme"

@@ -368,10 +368,11 @@ def test_table_formats(small_run, format, sign):
     assert sign in done.stdout
 
 
-def test_the_readmes_tables_are_those_of_the_records(tmp_path):
+@pytest.mark.parametrize("part", ["table", "parity"])
+def test_the_readmes_generated_parts_are_those_of_the_records(tmp_path, part):
     readme = tmp_path / "README.md"
     original = (ROOT / "README.md").read_text(encoding="utf-8")
     readme.write_text(original, encoding="utf-8")
-    done = engrams("table", ROOT / "reports" / "records", "--into", readme)
+    done = engrams(part, ROOT / "reports" / "records", "--into", readme)
     assert done.returncode == 0, done.stderr
     assert readme.read_text(encoding="utf-8") == original, "run: make readme"
