@@ -1,0 +1,180 @@
+"""Deep generative replay: Shin et al. 2017, "Continual Learning with Deep Generative Replay" (arXiv 1705.08690)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any, Literal, NamedTuple
+
+import torch
+from avalanche.models import avalanche_forward
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.models.utils import avalanche_model_adaptation
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import trigger_plugins
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from strategies.generators import Generator
+
+ReplayLabels = Literal["hard", "soft"]
+NewShare = Literal["experiences", "classes"]
+
+BATCHES_AHEAD = 50
+"""Of replay, drawn and answered together before the steps that use them."""
+READ_AT_ONCE = 1000
+
+
+class Scholar(NamedTuple):
+    """<G, S>: a generator of inputs and a solver that answers them."""
+
+    generator: Generator
+    solver: nn.Module
+
+
+class ScholarPlugin(SupervisedPlugin):
+    """What a plugin of a scholar may have besides Avalanche's hooks."""
+
+    def after_generator_epoch(self, strategy, **kwargs):
+        """The generator has learned for an epoch; ``strategy.generator_loss`` is its mean loss."""
+
+
+class DeepGenerativeReplay(SupervisedTemplate):
+    """Every experience trains a scholar on its own data and on what the previous scholar makes and answers.
+
+    Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r; then,
+    separately, the solver minimises (eq. 2)
+
+        r E_{(x, y) ~ D_t} [l(S_t(x), y)]  +  (1 - r) E_{x' ~ G_{t-1}} [l(S_t(x'), S_{t-1}(x'))]
+
+    Each expectation is the mean over a minibatch of its own, both of ``train_mb_size``. The solver is the template's
+    ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it; plugins see the real
+    minibatch. The generator has one more hook, that of :class:`ScholarPlugin`.
+
+    With several heads, the task of a replayed input is drawn among those of the past: its answer under that head is
+    what is to be kept, and on average all heads are (van de Ven et al. 2022 sum over them).
+    """
+
+    PLUGIN_CLASS = ScholarPlugin
+
+    def __init__(
+        self,
+        *,
+        generator: Generator,
+        r: NewShare | float = "experiences",
+        replay_labels: ReplayLabels = "hard",
+        new_scholar: Callable[[int], Scholar] | None = None,
+        **template: Any,
+    ):
+        """
+        Args:
+            generator: of the first scholar. It keeps to its own epochs and minibatches.
+            r: the importance of the new experience. ``experiences``: 1/t in the t-th experience, so that each weighs
+                the same. ``classes``: its number of classes among those of all experiences so far. A number in (0, 1]:
+                that, from the second experience on; 1 is training without replay.
+            replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
+                ``soft``, its probabilities.
+            new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
+                architecture; without it a scholar goes on from the weights of the previous one.
+            template: the arguments of Avalanche's ``SupervisedTemplate``; ``criterion`` must take class probabilities
+                as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does.
+
+        Raises:
+            ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value.
+        """
+        if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
+            raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
+        if replay_labels not in ("hard", "soft"):
+            raise ValueError(f"replay_labels must be 'hard' or 'soft'; got {replay_labels!r}")
+        super().__init__(**template)
+        self.generator = generator.to(self.device)
+        self.r = r
+        self.replay_labels = replay_labels
+        self.new_scholar = new_scholar
+        self.previous: Scholar | None = None
+        """The last experience's, frozen."""
+        self.generator_loss: Tensor | None = None
+        self._past: list[Any] = []  # experiences, for their classes and task labels
+        self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    @property
+    def new_share(self) -> float:
+        """r in the experience being learned."""
+        if not self._past:
+            return 1.0
+        if self.r == "experiences":
+            return 1 / (len(self._past) + 1)
+        if self.r == "classes":
+            counts = [len(experience.classes_in_this_experience) for experience in (*self._past, self.experience)]
+            return counts[-1] / sum(counts)
+        return float(self.r)
+
+    def _before_training_exp(self, **kwargs):
+        if self.previous is not None and self.new_scholar is not None:
+            self._start_afresh(self.new_scholar(len(self._past)))
+        super()._before_training_exp(**kwargs)
+
+    def _start_afresh(self, scholar: Scholar) -> None:
+        self.generator, self.model = scholar.generator.to(self.device), scholar.solver.to(self.device)
+        self.model.train()
+        for experience in self._past:  # so that it has the outputs that the previous solver answers with
+            avalanche_model_adaptation(self.model, experience)
+        self.optimized_param_id = update_optimizer(
+            self.optimizer, dict(self.model.named_parameters()), None, reset_state=True, remove_params=True
+        )
+
+    def _train_exp(self, experience, eval_streams=None, **kwargs):
+        self._train_generator()
+        self._replay = self._replayed() if self.new_share < 1 else None
+        super()._train_exp(experience, eval_streams, **kwargs)
+
+    def _train_generator(self) -> None:
+        dataset = self.adapted_dataset
+        # A loader takes a random number even where it draws nothing by it: its own, not the solver's.
+        loader = DataLoader(dataset, READ_AT_ONCE, collate_fn=dataset.collate_fn, generator=torch.Generator())
+        images = torch.cat([x.to(self.device) for x, *_ in loader])
+        replay = self.previous.generator.sample if self.previous else None
+        for loss in self.generator.learn(images, replay, self.new_share):
+            self.generator_loss = loss
+            trigger_plugins(self, "after_generator_epoch")
+
+    def criterion(self) -> Tensor:
+        """Eq. 2 in training, the loss on the minibatch alone in evaluation."""
+        loss = super().criterion()
+        if not self.is_training or self._replay is None:
+            return loss
+        x, answers, tasks = next(self._replay)
+        replay_loss = self._criterion(avalanche_forward(self.model, x, tasks), self._targets(answers))
+        return self.new_share * loss + (1 - self.new_share) * replay_loss
+
+    def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Minibatches (x', S_{t-1}(x') [N, outputs], task labels), without end."""
+        generator, solver = self.previous
+        known = torch.tensor(sorted({task for experience in self._past for task in experience.task_labels}))
+        while True:
+            x = generator.sample(BATCHES_AHEAD * self.train_mb_size)
+            tasks = known[torch.randint(len(known), (len(x),), generator=generator.random)].to(self.device)
+            with torch.no_grad():
+                answers = torch.cat(
+                    [
+                        avalanche_forward(solver, *part)
+                        for part in zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
+                    ]
+                )
+            yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
+
+    def _targets(self, answers: Tensor) -> Tensor:
+        """The previous solver's outputs [N, outputs] -> class labels [N], or probabilities [N, outputs so far]."""
+        if self.replay_labels == "hard":
+            return answers.argmax(dim=1)
+        probabilities = answers.softmax(dim=1)
+        unknown_then = self.mb_output.shape[1] - answers.shape[1]
+        return nn.functional.pad(probabilities, (0, unknown_then))
+
+    def _after_training_exp(self, **kwargs):
+        super()._after_training_exp(**kwargs)
+        solver = deepcopy(self.model).eval().requires_grad_(False)
+        self.previous = Scholar(self.generator.frozen_copy(), solver)
+        self._past.append(self.experience)
+        self._replay = None

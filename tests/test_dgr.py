@@ -1,0 +1,272 @@
+"""Deep generative replay against its equation, through Avalanche's own hooks, without the rest of the suite."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
+from avalanche.training.plugins import LwFPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from benchmarks import protocol
+from benchmarks.streams import make_benchmark, prepared
+from strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
+from strategies.dgr import Scholar, ScholarPlugin
+from strategies.generators import VAE, ImageSpec
+from tests.test_ewc import mlp, quiet, stream
+
+SPEC = ImageSpec((6,), low=-4.0, high=4.0)
+BATCH = 10
+
+
+def vae(seed=0):
+    return VAE(SPEC, epochs=2, batch_size=BATCH, seed=seed, latent_size=3, hidden_sizes=(8,))
+
+
+class KnownImages(VAE):
+    """Replays the same ten images for ever."""
+
+    images = torch.linspace(-2, 2, 6 * BATCH).view(BATCH, 6)
+
+    def sample(self, n):
+        return self.images.repeat(n // BATCH, 1)
+
+
+def arguments(model, *plugins, epochs=2):
+    return {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": BATCH,
+        "train_epochs": epochs,
+        "plugins": list(plugins),
+        "evaluator": quiet(),
+    }
+
+
+def scholar(model, *plugins, generator=None, epochs=2, **options):
+    return DeepGenerativeReplay(generator=generator or vae(), **options, **arguments(model, *plugins, epochs=epochs))
+
+
+def learn(strategy, experiences):
+    torch.manual_seed(7)  # of the order of the minibatches and of the heads' initialisation
+    for experience in experiences:
+        strategy.train(experience)
+    return strategy
+
+
+def growing_mlp():
+    model = mlp()
+    model.classifier = IncrementalClassifier(5, initial_out_features=2)
+    return model
+
+
+class Losses(SupervisedPlugin):
+    """At every step the loss, and what it should be by the function given."""
+
+    def __init__(self, expected):
+        super().__init__()
+        self.expected, self.pairs = expected, []
+
+    def before_backward(self, strategy, **kwargs):
+        self.pairs.append((strategy.loss.item(), self.expected(strategy).item()))
+
+
+# --- the equation -----------------------------------------------------------------------------------------------------
+
+
+def by_hand(labels):
+    """Eq. 2, written out with the known replay."""
+
+    def expected(strategy):
+        new = functional.cross_entropy(strategy.model(strategy.mb_x), strategy.mb_y)
+        t = strategy.clock.train_exp_counter + 1
+        if t == 1:
+            return new
+        outputs = strategy.model(KnownImages.images).log_softmax(dim=1)
+        answers = strategy.previous.solver(KnownImages.images).softmax(dim=1)
+        if labels == "hard":
+            old = -torch.stack([outputs[n, answers[n].argmax()] for n in range(BATCH)]).mean()
+        else:
+            old = -(answers * outputs[:, : answers.shape[1]]).sum(dim=1).mean()
+        return new / t + (1 - 1 / t) * old
+
+    return expected
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("make", [mlp, growing_mlp])
+def test_the_loss_of_a_mixed_batch_is_the_equation_by_hand(labels, make):
+    losses = Losses(by_hand(labels))
+    growing = make is growing_mlp
+    experiences = stream([[0, 1], [2, 3], [4, 5]] if growing else [[0, 1]] * 3)
+    generator = KnownImages(SPEC, epochs=1, batch_size=BATCH)
+    learn(scholar(make(), losses, generator=generator, replay_labels=labels), experiences)
+    assert len(losses.pairs) == 3 * 2 * 4
+    for found, expected in losses.pairs:
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("r", "expected"),
+    [("experiences", [1, 1 / 2, 1 / 3]), ("classes", [1, 1 / 3, 3 / 6]), (0.3, [1, 0.3, 0.3]), (1, [1, 1, 1])],
+)
+def test_policies_of_the_new_experiences_share(r, expected):
+    found = []
+
+    class Shares(ScholarPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            found.append(strategy.new_share)
+
+    learn(scholar(growing_mlp(), Shares(), r=r, epochs=1), stream([[0, 1], [2], [3, 4, 5]]))
+    assert found == pytest.approx(expected)
+
+
+def test_with_r_of_one_the_scholar_is_naive_training_to_the_bit():
+    experiences = stream([[0, 1], [2, 3], [4, 5]])
+    torch.manual_seed(3)
+    naive = SupervisedTemplate(**arguments(growing_mlp()))
+    torch.manual_seed(3)
+    ours = scholar(growing_mlp(), r=1)
+    learn(naive, experiences)
+    learn(ours, experiences)
+    for (name, p), q in zip(naive.model.named_parameters(), ours.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    alone = vae()
+    for experience in experiences:
+        list(alone.learn(torch.stack([x for x, *_ in experience.dataset])))
+    for (name, p), q in zip(alone.named_parameters(), ours.generator.named_parameters(), strict=True):
+        assert torch.equal(p, q[1]), name
+
+
+def test_below_one_it_is_not():
+    experiences = stream([[0, 1], [2, 3]])
+    torch.manual_seed(3)
+    one = scholar(growing_mlp(), r=1)
+    torch.manual_seed(3)
+    half = scholar(growing_mlp(), r=0.5)
+    learn(one, experiences)
+    learn(half, experiences)
+    assert not torch.equal(one.model.classifier.classifier.weight, half.model.classifier.classifier.weight)
+    assert not torch.equal(one.generator.sample(5), half.generator.sample(5))
+
+
+def test_the_previous_scholar_does_not_change_while_the_new_one_learns():
+    class Frozen(ScholarPlugin):
+        checked = 0
+
+        def after_train_dataset_adaptation(self, strategy, **kwargs):
+            self.before = copy.deepcopy([dict(s.named_parameters()) for s in strategy.previous or ()])
+
+        def after_generator_epoch(self, strategy, **kwargs):
+            self.check(strategy)
+
+        def after_training_epoch(self, strategy, **kwargs):
+            self.check(strategy)
+
+        def check(self, strategy):
+            for old, network in zip(self.before, strategy.previous or (), strict=True):
+                for name, p in network.named_parameters():
+                    assert torch.equal(p, old[name]), name
+                    assert p.grad is None
+                    self.checked += 1
+
+    frozen = Frozen()
+    strategy = learn(scholar(growing_mlp(), frozen), stream([[0, 1], [2, 3], [4, 5]]))
+    assert frozen.checked
+    assert strategy.previous.generator is not strategy.generator
+
+
+def test_generator_and_solver_are_trained_one_after_the_other():
+    order = []
+
+    class Order(ScholarPlugin):
+        def after_generator_epoch(self, strategy, **kwargs):
+            order.append("G")
+            assert torch.isfinite(strategy.generator_loss)
+
+        def after_training_epoch(self, strategy, **kwargs):
+            order.append("S")
+
+    learn(scholar(growing_mlp(), Order(), epochs=3), stream([[0, 1], [2, 3]]))
+    assert "".join(order) == "GGSSSGGSSS"
+
+
+# --- with other things ------------------------------------------------------------------------------------------------
+
+
+def test_several_heads_rehearse_every_past_task():
+    seen = []
+
+    strategy = scholar(as_multitask(mlp(), "classifier"))
+    experiences = stream([[0, 1]] * 3, task_incremental=True)
+    original = strategy.__class__._replayed
+
+    def noted(self):
+        for batch in original(self):
+            seen.append((self.clock.train_exp_counter, set(batch[2].tolist())))
+            yield batch
+
+    strategy._replayed = noted.__get__(strategy)
+    before = {}
+    torch.manual_seed(7)
+    for t, experience in enumerate(experiences):
+        strategy.train(experience)
+        for name, p in strategy.model.named_parameters():
+            if "classifiers" in name and name in before:
+                assert not torch.equal(p, before[name]), f"{name} is not rehearsed in experience {t}"
+        before = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+    assert {t: set().union(*(tasks for when, tasks in seen if when == t)) for t in (1, 2)} == {1: {0}, 2: {0, 1}}
+
+
+@pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin(1.0), LwFPlugin(1.0, 2.0)], ids=["ewc", "mas", "lwf"])
+def test_avalanches_plugins_work_on_the_solver(plugin):
+    plain, combined = (learn(scholar(mlp(), *plugins), stream([[0, 1]] * 3)) for plugins in ([], [plugin]))
+    assert not torch.equal(plain.model.classifier.weight, combined.model.classifier.weight)
+    assert torch.equal(plain.generator.sample(3), combined.generator.sample(3)), "the generator is not the plugin's"
+
+
+def test_a_scholar_learns_from_one_of_another_architecture():
+    """A wider solver, started from scratch on 2 and 3, knows the 0 and the 1 that only the previous one was shown."""
+    entry = protocol.get("split-digits/class")
+    digits = make_benchmark(prepared("digits", entry.images), entry.stream, "class", "test", seed=0)
+    spec = ImageSpec((1, 8, 8))
+
+    def wider(t):
+        assert t == 1
+        torch.manual_seed(1)
+        model = SimpleMLP(num_classes=2, input_size=64, hidden_size=80, drop_rate=0)
+        model.classifier = IncrementalClassifier(80, initial_out_features=2)
+        return Scholar(VAE(spec, epochs=5, batch_size=16, seed=1, hidden_sizes=(60,)), model)
+
+    first = SimpleMLP(num_classes=2, input_size=64, hidden_size=40, drop_rate=0)
+    first.classifier = IncrementalClassifier(40, initial_out_features=2)
+    generator = VAE(spec, epochs=20, batch_size=16, latent_size=10, hidden_sizes=(100,))
+    strategy = scholar(first, generator=generator, new_scholar=wider, epochs=5)
+    learn(strategy, digits.train_stream[:2])
+    assert strategy.model.classifier.classifier.in_features == 80
+    assert strategy.generator.hidden_sizes == (60,)
+    assert {id(p) for group in strategy.optimizer.param_groups for p in group["params"]} == {
+        id(p) for p in strategy.model.parameters()
+    }
+    strategy.model.eval()
+    for experience in digits.test_stream[:2]:
+        x, y, _ = next(iter(DataLoader(experience.dataset, 1000, collate_fn=experience.dataset.collate_fn)))
+        assert (strategy.model(x).argmax(dim=1) == y).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r": 0}, "r must be"),
+        ({"r": 1.5}, "r must be"),
+        ({"r": "tasks"}, "r must be .* got 'tasks'"),
+        ({"replay_labels": "true"}, "replay_labels must be 'hard' or 'soft'"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        scholar(mlp(), **options)

@@ -1,0 +1,237 @@
+"""Generators: their losses against closed forms and finite differences, and the contract that they share."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from strategies.generators import VAE, WGANGP, ImageSpec, NoiseImages, PastImages
+from strategies.generators.generator import mixed
+from strategies.generators.vae import negative_elbo
+from strategies.generators.wgan_gp import gradient_penalty
+
+SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
+MAKE = {
+    "vae": lambda seed=0: VAE(SPEC, epochs=2, batch_size=16, seed=seed, latent_size=4, hidden_sizes=(20,)),
+    "vae gaussian": lambda seed=0: VAE(
+        SPEC, epochs=2, batch_size=16, seed=seed, latent_size=4, hidden_sizes=(20,), likelihood="gaussian"
+    ),
+    "wgan-gp mlp": lambda seed=0: WGANGP(SPEC, epochs=2, batch_size=16, seed=seed, latent_size=4, width=16),
+    "wgan-gp conv": lambda seed=0: WGANGP(
+        SPEC, epochs=2, batch_size=16, seed=seed, architecture="conv", latent_size=4, width=8
+    ),
+}
+every_kind = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+
+
+def images(n=64):
+    generator = torch.Generator().manual_seed(1)
+    return SPEC.low + (SPEC.high - SPEC.low) * torch.rand(n, *SPEC.shape, generator=generator)
+
+
+# --- the contract -----------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_samples_have_the_shape_and_the_range_of_the_stream(make):
+    generator = make()
+    list(generator.learn(images()))
+    made = generator.sample(1203)
+    assert made.shape == (1203, *SPEC.shape)
+    assert made.min() >= SPEC.low
+    assert made.max() <= SPEC.high
+    assert not made.requires_grad
+    assert generator.training
+    assert generator.sample(0).shape == (0, *SPEC.shape)
+
+
+@every_kind
+def test_a_pixel_that_is_always_black_or_white_is_learned_so(make):
+    """The stream's range and the network's own are taken for each other nowhere."""
+    x = torch.full((256, *SPEC.shape), SPEC.low)
+    x[:, :, :, 4:] = SPEC.high
+    generator = make()
+    generator.epochs = 150 if isinstance(generator, WGANGP) else 30
+    for group in [g for _, optimizer in generator._optimizers() for g in optimizer.param_groups]:
+        group["lr"] = 1e-3
+    list(generator.learn(x))
+    mean = generator.sample(200).mean(dim=(0, 1, 2))
+    assert mean[:4].max() < 0.3, mean
+    assert mean[4:].min() > 1.7, mean
+
+
+@every_kind
+def test_a_saved_generator_goes_on_as_if_it_had_never_stopped(make, tmp_path):
+    unbroken, stopped = make(), make()
+    for generator in (unbroken, stopped):
+        list(generator.learn(images()))
+    torch.save(stopped.state_dict(), tmp_path / "generator.pt")
+    resumed = make(seed=5)
+    resumed.load_state_dict(torch.load(tmp_path / "generator.pt", weights_only=True))
+    for generator in (unbroken, resumed):
+        list(generator.learn(images()))
+    assert torch.equal(unbroken.sample(10), resumed.sample(10))
+
+
+@every_kind
+def test_no_random_number_is_taken_from_anyone_else(make):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    generator = make()
+    list(generator.learn(images()))
+    generator.sample(5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@every_kind
+def test_a_frozen_copy_stays_as_it_is_and_draws_other_numbers(make):
+    generator = make()
+    list(generator.learn(images()))
+    frozen = generator.frozen_copy()
+    before = copy.deepcopy(frozen.state_dict())
+    assert not torch.equal(frozen.sample(10), generator.sample(10))
+    list(generator.learn(images(), frozen.sample, 0.5))
+    after = frozen.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if key != "_extra_state")
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        VAE(SPEC, epochs=0)
+    with pytest.raises(ValueError, match="critic_steps"):
+        WGANGP(SPEC, epochs=1, critic_steps=0)
+    with pytest.raises(ValueError, match="square images with a side of 8, 16, 32"):
+        WGANGP(ImageSpec((1, 28, 28)), epochs=1, architecture="conv")
+    with pytest.raises(ValueError, match="n must be"):
+        MAKE["vae"]().sample(-1)
+
+
+# --- the mixture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("r", [1.0, 0.5, 0.2, 1 / 3])
+def test_a_mixture_holds_the_share_that_r_promises(r):
+    new = torch.arange(60.0)
+    pool = mixed(new, lambda n: torch.full((n,), -1.0), r, torch.Generator().manual_seed(0))
+    assert len(pool) == 60
+    chosen = pool[pool >= 0]
+    assert len(chosen) == round(60 * r)
+    assert len(chosen.unique()) == len(chosen)
+    if r < 1:  # in random order
+        assert not torch.equal(pool, torch.cat([chosen, torch.full((60 - len(chosen),), -1.0)]))
+
+
+def test_a_perfect_generator_keeps_every_experience_at_the_share_that_r_promises():
+    """With r = 1/t the classes of three experiences end at a third each; with a constant r at r (1 - r)^age."""
+    for policy, expected in (
+        (lambda t: 1 / t, [1 / 3, 1 / 3, 1 / 3]),
+        (lambda t: 1 if t == 1 else 0.4, [0.36, 0.24, 0.4]),
+    ):
+        past, mixtures = PastImages(ImageSpec((1,)), seed=0), []
+        for t in (1, 2, 3):
+            new = torch.full((60000, 1), float(t))
+            mixtures.append(mixed(new, past.sample if t > 1 else None, policy(t), past.random))
+            assert list(past.learn(new, past.sample, policy(t))) == []
+        for sample in (mixtures[-1], past.sample(60000)):
+            shares = torch.stack([(sample == t).float().mean() for t in (1, 2, 3)])
+            torch.testing.assert_close(shares, torch.tensor(expected), atol=0.01, rtol=0)
+
+
+def test_noise_has_the_images_mean_and_spread_and_nothing_else():
+    noise = NoiseImages(SPEC, seed=0)
+    x = images(500)
+    x[:, :, :4] += 1
+    list(noise.learn(x))
+    made = noise.sample(2000)
+    assert made.mean() == pytest.approx(x.mean().item(), abs=0.02)
+    assert made.std() == pytest.approx(x.std().item(), rel=0.02)
+    assert made[:, :, :4].mean() == pytest.approx(made[:, :, 4:].mean().item(), abs=0.02)
+
+
+# --- the losses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_negative_elbo_is_that_of_the_distributions(likelihood):
+    """Against torch's own distributions and their KL divergence, image by image."""
+    generator = torch.Generator().manual_seed(0)
+    x, logits = torch.rand(5, 7, generator=generator), torch.randn(5, 7, generator=generator)
+    mean, log_variance = torch.randn(2, 5, 3, generator=generator)
+    deviation = sum((a - b) ** 2 for a, b in zip(x.flatten(), logits.sigmoid().flatten(), strict=True)).div(35).sqrt()
+    expected = []
+    for n in range(5):
+        p = logits[n].sigmoid()
+        if likelihood == "bernoulli":
+            log_likelihood = (x[n] * p.log() + (1 - x[n]) * (1 - p).log()).sum()
+        else:
+            log_likelihood = torch.distributions.Normal(p, deviation).log_prob(x[n]).sum()
+        divergence = torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean[n], (log_variance[n] / 2).exp()), torch.distributions.Normal(0.0, 1.0)
+        )
+        expected.append(divergence.sum() - log_likelihood)
+    found = negative_elbo(x, logits, mean, log_variance, likelihood)
+    torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
+def test_the_gradient_penalty_is_that_of_finite_differences():
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = torch.randn(4, 6, dtype=torch.double)
+    h = 1e-5
+    with torch.no_grad():
+        unit = torch.eye(6).double()
+        slopes = torch.stack([(critic(x + h * e) - critic(x - h * e)).squeeze() / (2 * h) for e in unit])
+    expected = sum((math.sqrt(sum(s**2 for s in slopes[:, n].tolist())) - 1) ** 2 for n in range(4)) / 4
+    assert gradient_penalty(critic, x).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_gradient_penalty_teaches_the_critic():
+    """Its gradient by the critic's parameters, against finite differences."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(5, 3, dtype=torch.double)
+    gradient_penalty(critic, x).backward()
+    weight, h = critic[0].weight, 1e-6
+    for index in [(0, 0), (2, 1), (3, 2)]:
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight[index] += sign * h
+            values.append(gradient_penalty(critic, x).item())
+            with torch.no_grad():
+                weight[index] -= sign * h
+        assert weight.grad[index].item() == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4)
+
+
+def test_a_linear_critics_penalty_has_a_closed_form():
+    """D(x) = w'x has the gradient w everywhere: (||w|| - 1)^2."""
+    weight = torch.tensor([3.0, 4.0])
+    assert gradient_penalty(lambda x: x @ weight, torch.randn(6, 2)).item() == pytest.approx(16)
+
+
+def test_the_critics_loss_is_algorithm_1_by_hand():
+    """E D(fake) - E D(real) + lambda penalty at points between real and fake, one epsilon an image."""
+    gan = MAKE["wgan-gp mlp"]()
+    x = images(16) * 2 - 1
+    twin = copy.deepcopy(gan)  # with its own copy of the random numbers
+    fake = twin.generator(twin.normal(16, 4)).detach()
+    epsilon = torch.rand(16, 1, 1, 1, generator=twin.random)
+    between = (epsilon * x + (1 - epsilon) * fake).requires_grad_()
+    norms = torch.stack(
+        [torch.autograd.grad(twin.critic(between)[n].squeeze(), between)[0][n].norm() for n in range(16)]
+    )
+    expected = twin.critic(fake).mean() - twin.critic(x).mean() + 10 * ((norms - 1) ** 2).mean()
+    assert gan.step(x).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_generator_takes_a_step_after_every_fifth_of_the_critic():
+    gan = MAKE["wgan-gp mlp"]()
+    weight = gan.generator[0].weight
+    for step in range(1, 11):
+        before = weight.detach().clone()
+        gan.step(torch.zeros(16, *SPEC.shape))
+        assert torch.equal(weight, before) == (step % 5 != 0)
