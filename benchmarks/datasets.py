@@ -19,11 +19,12 @@ from avalanche.benchmarks.datasets import TinyImagenet, default_dataset_location
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.nn import functional
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms.functional import pil_to_tensor, rgb_to_grayscale
 
 
 class DataError(Exception):
@@ -124,6 +125,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """
     if name == "digits":
         return _digits()
+    if name in SEQUENCES:
+        return _one_after_another([load(part, from_disk) for part in SEQUENCES[name]])
     if name not in SOURCES:
         raise DataError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
     source = SOURCES[name]
@@ -191,6 +194,33 @@ def _digits() -> ImageData:
     y = torch.as_tensor(digits.target, dtype=torch.long)
     train, test = train_test_split(range(len(y)), test_size=0.2, stratify=y, random_state=0)
     return ImageData(x[train], y[train], x[test], y[test])
+
+
+def _one_after_another(parts: Sequence[ImageData]) -> ImageData:
+    """Several data sets as one: the classes of the second are numbered on from those of the first, and so on.
+
+    The images are brought to one shape: grey (ITU-R 601 luma, as PIL and torchvision have it), and padded with black to
+    the largest of them.
+    """
+    side = max(part.test_x[0].shape[-1] for part in parts)
+
+    def to_one_shape(x: Tensor) -> Tensor:  # one image or all
+        if x.shape[-3] == 3:
+            x = rgb_to_grayscale(x)
+        return functional.pad(x, [(side - x.shape[-1]) // 2] * 4)
+
+    def joined(images: Sequence[Tensor | ImagesOnDisk]) -> Tensor | ImagesOnDisk:
+        if all(isinstance(x, Tensor) for x in images):
+            return torch.cat([to_one_shape(x) for x in images if isinstance(x, Tensor)])
+        return ImagesOnDisk(ConcatDataset([x.dataset for x in images if isinstance(x, ImagesOnDisk)])).map(to_one_shape)
+
+    first = [sum(part.classes for part in parts[:place]) for place in range(len(parts))]
+    return ImageData(
+        joined([part.train_x for part in parts]),
+        torch.cat([part.train_y + offset for part, offset in zip(parts, first, strict=True)]),
+        joined([part.test_x for part in parts]),
+        torch.cat([part.test_y + offset for part, offset in zip(parts, first, strict=True)]),
+    )
 
 
 def _idx_source(title: str, dataset: type[torchvision_datasets.MNIST]) -> Source:
@@ -346,4 +376,6 @@ SOURCES: dict[str, Source] = {
     "cifar10": _cifar10_source(),
     "tiny-imagenet": _tiny_imagenet_source(),
 }
-NAMES = ("digits", *SOURCES)
+SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-svhn": ("mnist", "svhn"), "svhn-mnist": ("svhn", "mnist")}
+"""Data sets of the same classes, to be learned one after another."""
+NAMES = ("digits", *SOURCES, *SEQUENCES)

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from benchmarks import datasets
+from benchmarks import datasets, protocol
 from benchmarks.datasets import DataError, ImagesOnDisk, as_float, load
+from benchmarks.streams import make_benchmark, prepared
 from tests.conftest import RAW, colour_of
 
 
@@ -99,7 +100,9 @@ def checksum(path):
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_svhn_from_mat_files(fresh_data, tmp_path):
+@pytest.fixture
+def svhn_files(fresh_data, tmp_path):
+    """Write SVHN's .mat files with 20 images to learn and 10 to test; returns those to test, [32, 32, 3, 10]."""
     rng = np.random.default_rng(0)
     split_list = {}
     for split, count in (("train", 20), ("test", 10)):
@@ -109,6 +112,11 @@ def test_svhn_from_mat_files(fresh_data, tmp_path):
         split_list[split] = ["", path.name, checksum(path)]
     fresh_data.setattr(torchvision_datasets.SVHN, "split_list", split_list)
     fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    return x
+
+
+def test_svhn_from_mat_files(svhn_files, tmp_path):
+    x = svhn_files
     data = load("svhn")
     assert data.train_x.shape == (20, 3, 32, 32)
     assert sorted(set(data.train_y.tolist())) == list(range(10))
@@ -118,6 +126,36 @@ def test_svhn_from_mat_files(fresh_data, tmp_path):
     (tmp_path / "test_32x32.mat").write_bytes(b"cut short")
     with pytest.raises(DataError, match=r"SVHN: .*/test_32x32.mat is truncated or corrupt"):
         load("svhn")
+
+
+@pytest.mark.parametrize(("name", "mnist_first"), [("mnist-svhn", True), ("svhn-mnist", False)])
+def test_two_data_sets_one_after_another(svhn_files, idx_files, name, mnist_first):
+    """Twenty classes of grey 32x32 images: MNIST padded with black, SVHN as PIL makes it grey."""
+    idx_files(train=60, test=30)
+    data, mnist = load(name), load("mnist")
+    assert data.train_x.shape == (80, 1, 32, 32)
+    assert data.classes == 20
+    of_mnist, of_svhn = (slice(0, 30), slice(30, 40)) if mnist_first else (slice(10, 40), slice(0, 10))
+    assert torch.equal(data.test_x[of_mnist][:, :, 2:-2, 2:-2], mnist.test_x)
+    assert data.test_x[of_mnist].sum() == mnist.test_x.sum()
+    for n, image in enumerate(data.test_x[of_svhn]):
+        grey = np.asarray(Image.fromarray(svhn_files[:, :, :, n]).convert("L"), dtype=int)
+        assert np.abs(image[0].numpy().astype(int) - grey).max() <= 1  # rounded or cut
+    offset = 0 if mnist_first else 10
+    assert torch.equal(data.test_y[of_mnist], mnist.test_y + offset)
+    assert set((data.test_y[of_svhn] - (10 - offset)).tolist()) == set(range(10))
+    same_from_disk(name)
+
+
+def test_mnist_then_svhn_is_two_experiences_of_the_same_ten_classes(svhn_files, idx_files):
+    idx_files(train=60, test=30)
+    for name in ("mnist-svhn", "svhn-mnist"):
+        entry = protocol.get(name)
+        benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, "domain", "test", seed=0)
+        sizes = [60, 20] if name == "mnist-svhn" else [20, 60]
+        assert [len(e.dataset) for e in benchmark.train_stream] == sizes
+        assert all(e.classes_in_this_experience == list(range(10)) for e in benchmark.train_stream)
+        assert min(x.min() for x, *_ in benchmark.test_stream[0].dataset) == pytest.approx(-1, abs=0.02)
 
 
 def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
