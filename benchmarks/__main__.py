@@ -171,17 +171,19 @@ def table(
     ] = None,
 ) -> None:
     """Show the comparison tables of the records below a folder."""
-    from reports import marks, store, tables
+    from reports import marks, remembered, store, tables
 
-    rows = _compared(store.read_all(runs))
-    if not rows:
+    records = store.read_all(runs)
+    if not records:
         raise store.RecordError(f"there are no records in {runs}")
+    rows = _compared(records)
+    in_markdown = "\n".join([tables.as_markdown(rows), remembered.as_markdown(remembered.compare(records))])
     if into is not None:
-        marks.replace_between(into, "tables", tables.as_markdown(rows))
+        marks.replace_between(into, "tables", in_markdown)
     elif format is Format.text:
-        _show(tables.as_rich(rows), tables.LEGEND)
+        _show_compared(records)
     else:
-        shown = {Format.md: tables.as_markdown, Format.csv: tables.as_csv, Format.tex: tables.as_latex}[format](rows)
+        shown = {Format.md: in_markdown, Format.csv: tables.as_csv(rows), Format.tex: tables.as_latex(rows)}[format]
         typer.echo(shown, nl=False)
 
 
@@ -231,7 +233,6 @@ def _do(
     from benchmarks.progress import Display
     from benchmarks.run import Run
     from benchmarks.suite import run_all
-    from reports import tables
 
     runs = []
     for name, strategy, seed in dict.fromkeys(wanted):
@@ -240,7 +241,7 @@ def _do(
         runs.append(Run(entry, strategy, seed, entry.hyperparameters_of(strategy)))
     mode = _wandb_mode(wandb)
     records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
-    _show(tables.as_rich(_compared(records)), tables.LEGEND)
+    _show_compared(records)
     console.print(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json", highlight=False, soft_wrap=True)
     if mode != "disabled":
         console.print(
@@ -334,6 +335,14 @@ def _compared(records):
     from strategies.catalogue import CATALOGUE
 
     return tables.compare(records, [name for name, strategy in CATALOGUE.items() if strategy.upper_bound])
+
+
+def _show_compared(records) -> None:
+    from reports import remembered, tables
+
+    _show(tables.as_rich(_compared(records)), tables.LEGEND)
+    if of_generators := remembered.compare(records):
+        _show(remembered.as_rich(of_generators), remembered.LEGEND)
 
 
 def _show(tables: list[Table], legend: str) -> None:

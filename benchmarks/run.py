@@ -26,13 +26,16 @@ from benchmarks.augment import HorizontalFlips
 from benchmarks.loading import InMemoryLoading
 from benchmarks.networks import make_network
 from benchmarks.protocol import Protocol, ProtocolError
+from benchmarks.remembered import Remembered
 from benchmarks.schedule import LinearDecay
-from benchmarks.streams import Judge, make_benchmark, prepared
+from benchmarks.streams import Judge, black_and_white, make_benchmark, prepared
 from reports import store
 from reports.matrix import accuracy_row, metrics
 from reports.store import Record
 from reports.wandb_logger import WandBLogger, WandBMode
 from strategies.catalogue import CATALOGUE, Hyperparameters
+from strategies.dgr import ScholarPlugin
+from strategies.generators import ImageSpec
 
 EVALUATION_BATCH = 1000
 TRACEBACK = "traceback.txt"
@@ -60,8 +63,14 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """Of one call of ``train``: the protocol's, or the strategy's own (GDumb)."""
-        return getattr(self.hyperparameters, "epochs", self.protocol.training.epochs)
+        """Of one call of ``train``: the protocol's, or the strategy's own (GDumb), and those of a generator."""
+        own = getattr(self.hyperparameters, "epochs", self.protocol.training.epochs)
+        return own + self.generator_epochs
+
+    @property
+    def generator_epochs(self) -> int:
+        """Of one call of ``train``, before the solver's."""
+        return getattr(self.hyperparameters, "generator_epochs", 0)
 
     @property
     def upper_limit_of_epochs(self) -> int:
@@ -90,7 +99,11 @@ class Run:
 
     def deciding(self) -> dict[str, Any]:
         """Everything that decides the result but the seed, for the record."""
-        return {**self.protocol.deciding(), "judge": self.judge, "strategy": self.hyperparameters.model_dump()}
+        return {
+            **self.protocol.deciding(),
+            "judge": self.judge,
+            "strategy": self.hyperparameters.model_dump(mode="json"),
+        }
 
 
 def execute(
@@ -123,13 +136,24 @@ def execute(
         wandb_mode,
     )
     outcome: dict[str, Any]
+    remembered: Remembered | None = None
+
+    def look(strategy: SupervisedTemplate, _) -> None:
+        if remembered:
+            remembered.look(strategy)
+            logger.generated(remembered.draw(folder))
+
     try:
-        matrix, at_initialisation = learn(run, device, [logger], report, stream_from_disk=stream_from_disk)
+        if CATALOGUE[run.strategy].needs_images:
+            remembered = Remembered(run.protocol, device, run.name)
+            started = time.perf_counter()  # the classifier that judges the images is no part of the run
+        matrix, at_initialisation = learn(run, device, [logger], report, look, stream_from_disk)
         outcome = {
             "status": "complete",
             "accuracy_matrix": matrix,
             "accuracy_at_initialisation": at_initialisation,
             "metrics": metrics(matrix, at_initialisation or None),
+            "generated": remembered.summary() if remembered else None,
         }
     except (Diverged, datasets.DataError, ProtocolError) as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
@@ -158,7 +182,7 @@ def learn(
     device: str,
     loggers: list[BaseLogger],
     report: Callable[[int], None],
-    after_experience: Callable[[list[list[float]]], None] = lambda matrix: None,
+    after_experience: Callable[[SupervisedTemplate, list[list[float]]], None] = lambda strategy, matrix: None,
     stream_from_disk: bool = False,
 ) -> tuple[list[list[float]], list[float]]:
     """Train and judge, once through the stream.
@@ -168,7 +192,7 @@ def learn(
         device: torch's name of the device to train on.
         loggers: Avalanche's, told of everything.
         report: called with the number of epochs done, as they are done.
-        after_experience: called with the accuracy matrix so far; may raise to stop the run.
+        after_experience: called with the strategy and the accuracy matrix so far; may raise to stop the run.
         stream_from_disk: as for :func:`execute`.
 
     Returns:
@@ -183,7 +207,8 @@ def learn(
     data = prepared(protocol.dataset, protocol.images, stream_from_disk)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
-    strategy = make_strategy(run, benchmark, device, loggers, [Watch(report)])
+    watch = WatchScholar(report) if run.generator_epochs else Watch(report)
+    strategy = make_strategy(run, benchmark, device, loggers, [watch])
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         return [accuracy_row(strategy.eval(judged))], []
@@ -192,7 +217,7 @@ def learn(
     for experience in benchmark.train_stream:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         matrix.append(accuracy_row(strategy.eval(judged)))
-        after_experience(matrix)
+        after_experience(strategy, matrix)
     return matrix, at_initialisation
 
 
@@ -212,7 +237,7 @@ def make_strategy(
         )
     schedule = [LinearDecay()] if training.schedule == "linear" else []
     flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
-    template = {
+    template: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
         "criterion": nn.CrossEntropyLoss(),
@@ -223,7 +248,11 @@ def make_strategy(
         "plugins": [InMemoryLoading(run.seed), *flips, *schedule, *plugins],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers or [BaseLogger()]),
     }
-    return CATALOGUE[run.strategy].build(run.hyperparameters, template)
+    entry = CATALOGUE[run.strategy]
+    if entry.needs_images:
+        shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
+        template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
+    return entry.build(run.hyperparameters, template)
 
 
 class Watch(SupervisedPlugin):
@@ -252,6 +281,19 @@ class Watch(SupervisedPlugin):
                     f"{name} is no finite number after experience {strategy.experience.current_experience}; "
                     f"lower the learning rate or the penalty's lambda"
                 )
+
+
+class WatchScholar(ScholarPlugin, Watch):
+    """Watches the generator too."""
+
+    def after_generator_epoch(self, strategy, **kwargs):
+        if not torch.isfinite(strategy.generator_loss):
+            raise Diverged(
+                f"the generator's loss became {strategy.generator_loss.item()} in experience "
+                f"{strategy.experience.current_experience}; lower its learning rate"
+            )
+        self.epochs += 1
+        self.report(self.epochs)
 
 
 def usual_device() -> str:

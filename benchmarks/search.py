@@ -248,7 +248,7 @@ def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) 
     )
     asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
 
-    def prune_if_hopeless(matrix: list[list[float]]) -> None:
+    def prune_if_hopeless(_, matrix: list[list[float]]) -> None:
         if trial.run.experiences / 2 < len(matrix) < trial.run.experiences:
             asked.report(seen_so_far(matrix)["ACC"], len(matrix))
             if asked.should_prune():

@@ -51,6 +51,12 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
     return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
 
 
+def black_and_white(images: Images) -> tuple[Tensor, Tensor]:
+    """What 0 and 1 become: one number, or one for each channel, [channels, 1, 1]."""
+    mean, std = torch.as_tensor(_spread(images.mean)), torch.as_tensor(_spread(images.std))
+    return (0 - mean) / std, (1 - mean) / std
+
+
 def _spread(value: float | tuple[float, ...]) -> float | Tensor:
     """One number for all pixels, or one a channel, [channels, 1, 1]."""
     return torch.tensor(value)[:, None, None] if isinstance(value, tuple) else value

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 
 def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: str) -> Figure:
@@ -29,4 +31,27 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
     axes.set_ylabel("after training on")
     axes.set_title(title, fontsize="medium")
     figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
+    return figure
+
+
+def generated_figure(images: NDArray[np.floating], title: str) -> Figure:
+    """What a generator makes, one row of images after every experience.
+
+    Args:
+        images: in [0, 1] (what lies outside is cut), [experiences, images, channels, height, width].
+        title: above the picture.
+    """
+    rows, columns, channels, height, width = images.shape
+    # [rows, height, columns, width, channels]: the images side by side, a pixel of white between them.
+    framed = np.pad(images.clip(0, 1), [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1)], constant_values=1.0)
+    sheet = framed.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
+    figure = Figure(figsize=(1.2 + 0.42 * columns, 0.6 + 0.42 * rows), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], [str(row) for row in range(rows)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_ylabel("after training on")
+    axes.set_title(title, fontsize="medium")
     return figure

@@ -20,11 +20,25 @@ class RecordError(Exception):
     """A record cannot be read; the message is one line that names the file and says what to do."""
 
 
+class Generated(BaseModel):
+    """What a classifier trained on real data makes of a generator's images.
+
+    ``class_shares[i][c]`` is the share of images taken for class c after experience i, in [0, 1];
+    ``classifier_accuracy`` is the classifier's own on real test images.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    class_shares: list[list[float]]
+    classifier_accuracy: float
+
+
 class Record(BaseModel):
     """Everything one run leaves: what decided it, what came out, and on what it ran.
 
     ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
-    then says why. ``seconds`` is the wall-clock time of training and evaluation.
+    then says why. ``generated`` is there where the strategy has a generator. ``seconds`` is the wall-clock time of
+    training and evaluation.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -37,6 +51,7 @@ class Record(BaseModel):
     accuracy_matrix: list[list[float]] = []
     accuracy_at_initialisation: list[float] = []
     metrics: dict[str, float | None] = {}
+    generated: Generated | None = None
     hyperparameters: dict[str, Any]
     seconds: float
     environment: dict[str, Any]
@@ -77,7 +92,8 @@ def write(record: Record, folder: Path) -> Path:
     """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
-    write_json(path, record.model_dump())
+    # Records of strategies that generate nothing say nothing of it.
+    write_json(path, record.model_dump(exclude={"generated"} if record.generated is None else None))
     return path
 
 

@@ -89,8 +89,9 @@ class WandBLogger(BaseLogger):
     """Logs one row an experience and, at the end, the accuracy matrix, the metrics and the record.
 
     History (step metric ``experience``): ``accuracy/exp_00`` ..., in [0, 1]; ``ACC`` and ``forgetting`` over the
-    experiences trained on so far; ``seconds`` since the run began. At the end: ``accuracy_matrix`` as a table and
-    ``accuracy_matrix_image`` as a picture, the metrics in the summary, ``record.json`` as an artifact.
+    experiences trained on so far; ``seconds`` since the run began; ``generated``, a picture of what a generator makes.
+    At the end: ``accuracy_matrix`` and, of a generator, ``class_shares`` as tables, ``accuracy_matrix_image`` as a
+    picture, the metrics in the summary, ``record.json`` as an artifact.
     """
 
     def __init__(self, folder: Path, protocol: str, strategy: str, seed: int, config: dict[str, Any], mode: WandBMode):
@@ -151,6 +152,13 @@ class WandBLogger(BaseLogger):
         )
 
     @_never_fails
+    def generated(self, picture: Path) -> None:
+        """Log what a generator makes after an experience."""
+        import wandb
+
+        self._run.log({"experience": len(self._matrix) - 1, "generated": wandb.Image(str(picture))})
+
+    @_never_fails
     def finish(self, record: Record, path: Path) -> None:
         """Log what only the whole run has, and end it.
 
@@ -171,6 +179,11 @@ class WandBLogger(BaseLogger):
                     "accuracy_matrix_image": wandb.Image(figure),
                 }
             )
+            if record.generated:
+                shares = record.generated.class_shares
+                columns = ["trained_experience", *(f"class_{label}" for label in range(len(shares[0])))]
+                rows = [[index, *row] for index, row in enumerate(shares)]
+                self._run.log({"class_shares": wandb.Table(columns=columns, data=rows)})
             self._run.summary.update({name: value for name, value in record.metrics.items() if value is not None})
         self._run.summary.update({"status": record.status, "seconds": record.seconds, "reason": record.reason})
         artifact = wandb.Artifact(f"record-{self._run.id}", type="record")

@@ -25,14 +25,22 @@ from avalanche.training.templates import SupervisedTemplate
 from pydantic import BaseModel, ConfigDict, Field
 
 from strategies.avalanche_faults import WorkingSynapticIntelligencePlugin
+from strategies.avalanche_generative_replay import avalanche_generative_replay
 from strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from strategies.dgr import DeepGenerativeReplay, NewShare, ReplayLabels
 from strategies.ewc import EWCPlugin
+from strategies.generators import VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from strategies.generators.vae import ImageLikelihood
+from strategies.generators.wgan_gp import Architecture
 from strategies.importance import Fisher, MASVariant
 from strategies.mas import MASPlugin
 
 Lambda = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
 class Hyperparameters(BaseModel):
@@ -109,6 +117,37 @@ class AvalancheAGEMHyperparameters(Hyperparameters):
     sample_size: Positive
 
 
+class ScholarHyperparameters(Hyperparameters):
+    r: NewShare | PositiveFraction = "experiences"
+    replay_labels: ReplayLabels = "hard"
+
+
+class TrainedScholarHyperparameters(ScholarHyperparameters):
+    generator_epochs: Positive
+    generator_batch_size: Positive
+    generator_learning_rate: LearningRate
+    latent_size: Positive
+
+
+class VAEScholarHyperparameters(TrainedScholarHyperparameters):
+    hidden_sizes: Sizes
+    likelihood: ImageLikelihood
+
+
+class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
+    architecture: Architecture
+    width: Positive
+
+
+class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
+    epochs: Positive
+    """Of the solver and, again, of the generator."""
+    batch_size: Positive
+    replay_size: Positive
+    latent_size: Positive
+    hidden_sizes: Sizes = ()
+
+
 class LogUniform(NamedTuple):
     """What a search may choose from: any number between two, evenly spread on a logarithmic scale."""
 
@@ -121,7 +160,8 @@ class Strategy:
     """One row of a comparison table.
 
     ``build`` takes the hyperparameters and the arguments of an Avalanche template (model, optimizer, criterion,
-    train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator) and returns the Avalanche strategy.
+    train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator) and returns the Avalanche strategy. Where
+    ``needs_images`` is set, the arguments also have ``images``, the :class:`ImageSpec` of the stream, and ``seed``.
     """
 
     summary: str
@@ -135,6 +175,8 @@ class Strategy:
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     whole_stream_at_once: bool = False
     """It is trained once, on all experiences together."""
+    needs_images: bool = False
+    """It makes images, and must know what they look like."""
 
 
 def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], SupervisedTemplate]:
@@ -144,6 +186,53 @@ def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], Su
         return Naive(**template | {"plugins": [*template["plugins"], plugin(hyperparameters)]})
 
     return build
+
+
+def _scholar(
+    generator: Callable[[Any, ImageSpec, int], Generator],
+) -> Callable[[Any, dict[str, Any]], SupervisedTemplate]:
+    """Deep generative replay with a generator made from the hyperparameters, the images and the seed."""
+
+    def build(h, template):
+        images, seed = template.pop("images"), template.pop("seed")
+        return DeepGenerativeReplay(
+            generator=generator(h, images, seed), r=h.r, replay_labels=h.replay_labels, **template
+        )
+
+    return build
+
+
+def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
+    return VAE(
+        images,
+        h.generator_epochs,
+        h.generator_batch_size,
+        seed,
+        h.latent_size,
+        h.hidden_sizes,
+        h.generator_learning_rate,
+        h.likelihood,
+    )
+
+
+def _wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> WGANGP:
+    return WGANGP(
+        images,
+        h.generator_epochs,
+        h.generator_batch_size,
+        seed,
+        h.architecture,
+        h.latent_size,
+        h.width,
+        learning_rate=h.generator_learning_rate,
+    )
+
+
+def _avalanche_generative_replay(h: AvalancheGenerativeReplayHyperparameters, template: dict[str, Any]):
+    images = template.pop("images")
+    del template["seed"]  # it draws on torch's global numbers, as the rest of Avalanche
+    its_own = {"train_mb_size": h.batch_size, "train_epochs": h.epochs}
+    return avalanche_generative_replay(images, h.latent_size, h.replay_size, h.hidden_sizes, template | its_own)
 
 
 EWC_LAMBDAS = LogUniform(1e1, 1e6)
@@ -218,6 +307,32 @@ CATALOGUE: dict[str, Strategy] = {
         hyperparameters=ReplayHyperparameters,
         counterpart="avalanche-replay",
     ),
+    "dgr": Strategy(
+        summary="deep generative replay: a scholar of a WGAN-GP and a solver (Shin et al. 2017)",
+        build=_scholar(_wgan_gp),
+        hyperparameters=WGANGPScholarHyperparameters,
+        needs_images=True,
+    ),
+    "dgr-vae": Strategy(
+        summary="deep generative replay with a variational autoencoder",
+        build=_scholar(_vae),
+        hyperparameters=VAEScholarHyperparameters,
+        counterpart="avalanche-generative-replay",
+        needs_images=True,
+    ),
+    "exact-replay": Strategy(
+        summary="the same scholar with past real images for a generator: the upper bound of generative replay",
+        build=_scholar(lambda _, images, seed: PastImages(images, seed)),
+        hyperparameters=ScholarHyperparameters,
+        upper_bound=True,
+        needs_images=True,
+    ),
+    "noise-replay": Strategy(
+        summary="the same scholar with noise for a generator",
+        build=_scholar(lambda _, images, seed: NoiseImages(images, seed)),
+        hyperparameters=ScholarHyperparameters,
+        needs_images=True,
+    ),
     "avalanche-naive": Strategy(
         summary="Avalanche's Naive",
         build=lambda _, template: Naive(**template),
@@ -273,6 +388,18 @@ CATALOGUE: dict[str, Strategy] = {
         summary="the same with a larger buffer",
         build=lambda h, template: Replay(mem_size=h.mem_size, **template),
         hyperparameters=ReplayHyperparameters,
+    ),
+    "avalanche-generative-replay": Strategy(
+        summary="Avalanche's generative replay, its VAE as released",
+        build=_avalanche_generative_replay,
+        hyperparameters=AvalancheGenerativeReplayHyperparameters,
+        needs_images=True,
+    ),
+    "avalanche-generative-replay-large": Strategy(
+        summary="the same with a VAE of the size of dgr-vae's",
+        build=_avalanche_generative_replay,
+        hyperparameters=AvalancheGenerativeReplayHyperparameters,
+        needs_images=True,
     ),
     "avalanche-gdumb": Strategy(
         summary="Avalanche's GDumb: learn a balanced buffer from scratch (Prabhu et al. 2020)",

@@ -74,9 +74,13 @@ def test_every_strategy_runs(tmp_path, name, strategy):
     """With several heads and with one that grows; a single epoch, so what it learns is another test's."""
     entry = protocol.get(name)
     entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
-    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    brief = {key: 2 for key in ("generator_epochs",) if key in CATALOGUE[strategy].hyperparameters.model_fields}
+    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy, brief))
     epochs = []
     record = execute(run, tmp_path, "cpu", "disabled", epochs.append)
+    if strategy.startswith("avalanche-generative-replay") and name.endswith("task"):
+        assert "cannot do several heads" in record.reason
+        return
     assert record.complete, record.reason
     assert record.metrics["ACC"] > 0.05
     assert epochs == list(range(1, run.upper_limit_of_epochs + 1))

@@ -134,7 +134,7 @@ def test_only_what_is_among_the_worst_is_pruned(tiny, monkeypatch, early, pruned
         matrix = []
         for _ in range(5):
             matrix.append([early] * 5)
-            after_experience(matrix)
+            after_experience(None, matrix)
         return matrix, []
 
     monkeypatch.setattr(search, "learn", learn)

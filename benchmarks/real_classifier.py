@@ -1,0 +1,118 @@
+"""A classifier trained on real data: what does a generated image show?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.benchmarks.datasets import default_dataset_location
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import datasets
+from benchmarks.networks import ConvolutionalNetwork
+from benchmarks.protocol import CNN, Images
+from benchmarks.streams import prepared
+
+NETWORK = CNN(kind="cnn", convolutions=(16, "M", 32, "M"), hidden_sizes=(128,))
+LEARNING_RATE = 1e-3
+BATCH = 128
+IMAGES_SEEN = 200_000
+"""In training, in whole epochs, at least 3."""
+SEED = 0
+AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class RealClassifier:
+    """Trained on all real training images of a data set, under its own labels whatever the scenario."""
+
+    network: nn.Module
+    accuracy: float
+    """On the real test images, in [0, 1]."""
+    classes: int
+
+    @torch.no_grad()
+    def classify(self, x: Tensor) -> Tensor:
+        """Images as the stream has them, [N, *shape] -> classes, int64 [N]."""
+        return torch.cat([self.network(part).argmax(dim=1) for part in x.split(AT_ONCE)])
+
+
+@lru_cache(maxsize=1)
+def real_classifier(dataset: str, images: Images) -> RealClassifier:
+    """The classifier of a data set, trained when it is first asked for and then kept in Avalanche's data folder.
+
+    What is kept is found again by its content: the images, what is done to them, the network and its training.
+
+    Args:
+        dataset: its name.
+        images: what is done to them before they are learned.
+
+    Raises:
+        DataError: as :func:`benchmarks.datasets.load`.
+    """
+    path = Path(default_dataset_location("engrams")) / f"classifier-{_digest(dataset, images)}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = prepared(dataset, images)
+    assert isinstance(data.train_x, Tensor)
+    assert isinstance(data.test_x, Tensor)
+    with FileLock(path.with_suffix(".lock")), torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        network = ConvolutionalNetwork(NETWORK, data.train_x.shape[1:], data.classes)
+        kept = _read(path)
+        if kept is None:
+            _train(network, data.train_x, data.train_y)
+            accuracy = _accuracy(network, data.test_x, data.test_y)
+            torch.save({"network": network.state_dict(), "accuracy": accuracy}, path)
+            kept = _read(path)
+            assert kept is not None
+    network.load_state_dict(kept["network"])
+    return RealClassifier(network.eval().requires_grad_(False), kept["accuracy"], data.classes)
+
+
+def _digest(dataset: str, images: Images) -> str:
+    raw = datasets.load(dataset)
+    settings = [
+        images.model_dump(mode="json"),
+        NETWORK.model_dump(mode="json"),
+        LEARNING_RATE,
+        BATCH,
+        IMAGES_SEEN,
+        SEED,
+    ]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for column in (raw.train_x, raw.train_y, raw.test_x, raw.test_y):
+        assert isinstance(column, Tensor)
+        digest.update(column.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is kept, or None if nothing is, or it was cut short."""
+    try:
+        return torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception:  # whatever pickle and zip make of half a file: it is made anew
+        return None
+
+
+def _train(network: nn.Module, x: Tensor, y: Tensor) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
+    for _ in range(max(3, round(IMAGES_SEEN / len(x)))):
+        for indices in torch.randperm(len(x)).split(BATCH):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(x[indices]), y[indices]).backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
+    outputs = torch.cat([network(part) for part in x.split(AT_ONCE)])
+    return (outputs.argmax(dim=1) == y).float().mean().item()

@@ -1,0 +1,76 @@
+"""What a generator remembers: after every experience some of its images, and the share of each class among many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from avalanche.training import GenerativeReplay
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+from benchmarks.protocol import Protocol
+from benchmarks.real_classifier import RealClassifier, real_classifier
+from benchmarks.streams import black_and_white
+from reports.figures import generated_figure
+from reports.store import Generated
+from strategies.dgr import DeepGenerativeReplay
+
+SHOWN, JUDGED = 20, 5000
+SEED = 0
+"""Of what is sampled here: the same latent vectors after every experience, and no number taken from the training."""
+PICTURE = "generated.png"
+
+
+class Remembered:
+    """Looks at a generator after every experience."""
+
+    def __init__(self, protocol: Protocol, device: str, title: str):
+        """
+        Args:
+            protocol: of the run. Where its experiences permute pixels, no classifier can tell what an image shows, and
+                there are no shares.
+            device: torch's name of the device that the generator is on.
+            title: above the picture.
+        """
+        self.black, self.white = (value.to(device) for value in black_and_white(protocol.images))
+        self.title = title
+        self.classifier: RealClassifier | None = None
+        if protocol.stream.kind == "split":
+            self.classifier = real_classifier(protocol.dataset, protocol.images)
+            self.classifier.network.to(device)
+        self.rows: list[Tensor] = []
+        self.class_shares: list[list[float]] = []
+
+    def look(self, strategy: SupervisedTemplate) -> None:
+        """After an experience: sample, and judge."""
+        with torch.random.fork_rng():
+            torch.manual_seed(SEED)
+            x = _sampler(strategy)(JUDGED)
+        self.rows.append(((x[:SHOWN] - self.black) / (self.white - self.black)).cpu())
+        if self.classifier:
+            counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
+            self.class_shares.append((counts.double() / len(x)).tolist())
+
+    def draw(self, folder: Path) -> Path:
+        """Write the picture: one row of images an experience."""
+        folder.mkdir(parents=True, exist_ok=True)
+        generated_figure(torch.stack(self.rows).numpy(), self.title).savefig(folder / PICTURE)
+        return folder / PICTURE
+
+    def summary(self) -> Generated | None:
+        """For the record; None where no class could be told."""
+        if not self.classifier:
+            return None
+        return Generated(class_shares=self.class_shares, classifier_accuracy=self.classifier.accuracy)
+
+
+def _sampler(strategy: SupervisedTemplate) -> Callable[[int], Tensor]:
+    if isinstance(strategy, GenerativeReplay):
+        vae = strategy.generator_strategy.model.eval()  # its own training sets it back
+        return lambda n: vae.generate(n).detach()
+    assert isinstance(strategy, DeepGenerativeReplay)
+    generator = strategy.generator.frozen_copy()
+    generator.random = torch.Generator().manual_seed(SEED)
+    return generator.sample

@@ -1,0 +1,147 @@
+"""What a generator remembers: the classifier that tells, the record, the picture, the tables."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import protocol, real_classifier
+from benchmarks.real_classifier import real_classifier as classifier_of
+from benchmarks.remembered import JUDGED, Remembered
+from benchmarks.streams import prepared
+from reports import remembered, store
+from strategies.generators import ImageSpec, PastImages
+from tests.test_runs import engrams
+from tests.test_tables import record
+
+DIGITS = protocol.get("split-digits/class")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A data folder of the test's own, with the classifier in it."""
+    folder = tmp_path_factory.mktemp("avalanche")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(real_classifier, "default_dataset_location", lambda name: str(folder / name))
+        classifier_of.cache_clear()
+        classifier_of("digits", DIGITS.images)
+        yield folder / "engrams"
+    classifier_of.cache_clear()
+
+
+def test_the_classifier_knows_real_digits(kept):
+    classifier = classifier_of("digits", DIGITS.images)
+    data = prepared("digits", DIGITS.images)
+    right = (classifier.classify(data.test_x) == data.test_y).double().mean().item()
+    assert classifier.accuracy == pytest.approx(right)
+    assert right > 0.97
+
+
+def test_the_classifier_is_trained_once_and_found_again(kept, monkeypatch):
+    (file,) = kept.glob("*.pt")
+    before = classifier_of("digits", DIGITS.images).network.state_dict()
+    classifier_of.cache_clear()
+    monkeypatch.setattr(real_classifier, "_train", lambda *_: pytest.fail("trained again"))
+    for name, value in classifier_of("digits", DIGITS.images).network.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert list(kept.glob("*.pt")) == [file]
+
+
+def test_a_classifier_that_was_cut_short_is_trained_again(kept):
+    (file,) = kept.glob("*.pt")
+    accuracy = classifier_of("digits", DIGITS.images).accuracy
+    file.write_bytes(file.read_bytes()[:1000])
+    classifier_of.cache_clear()
+    assert classifier_of("digits", DIGITS.images).accuracy == accuracy
+
+
+def test_it_takes_no_random_number_from_the_run(kept):
+    classifier_of.cache_clear()
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    classifier_of("digits", DIGITS.images)
+    assert torch.equal(torch.rand(2), expected)
+
+
+class Scholar:
+    """All that is looked at of a strategy."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+
+def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
+    """A generator that shows only real threes and, a quarter of the time, fives."""
+    monkeypatch.setattr("benchmarks.remembered.DeepGenerativeReplay", Scholar)
+    data = prepared("digits", DIGITS.images)
+    past = PastImages(ImageSpec((1, 8, 8)), seed=0)
+    list(past.learn(data.train_x[data.train_y == 3]))
+    list(past.learn(data.train_x[data.train_y == 5], r=0.25))
+    seen = Remembered(DIGITS, "cpu", "a title")
+    seen.look(Scholar(past))
+    (shares,) = seen.class_shares
+    assert shares[3] == pytest.approx(0.75, abs=0.03)
+    assert shares[5] == pytest.approx(0.25, abs=0.03)
+    assert sum(shares) == pytest.approx(1)
+    assert all(round(share * JUDGED) == pytest.approx(share * JUDGED) for share in shares)
+
+
+def test_looking_changes_nothing(kept, monkeypatch):
+    monkeypatch.setattr("benchmarks.remembered.DeepGenerativeReplay", Scholar)
+    generators = []
+    for look in (True, False):
+        past = PastImages(ImageSpec((1, 8, 8)), seed=0)
+        list(past.learn(prepared("digits", DIGITS.images).train_x))
+        torch.manual_seed(0)
+        if look:
+            Remembered(DIGITS, "cpu", "a title").look(Scholar(past))
+        generators.append((past.sample(5), torch.rand(2)))
+    assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    done = engrams(
+        "run", "split-digits/class", "exact-replay", "noise-replay", "--seeds", "1", "--out", out, "--wandb", "disabled"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "what the generators remember" in done.stdout
+    return out
+
+
+def test_a_run_leaves_the_shares_and_the_picture(runs):
+    folder = runs / "split-digits" / "class" / "exact-replay" / "0"
+    written = json.loads((folder / store.RECORD).read_text())["generated"]
+    assert written["classifier_accuracy"] > 0.97
+    shares = torch.tensor(written["class_shares"])
+    assert shares.shape == (5, 10)
+    for t, row in enumerate(shares):  # of the classes met so far, about as much each
+        met = 2 * (t + 1)
+        assert row[:met].min() > 0.6 / met, row
+        assert row[met:].sum() < 0.1, row
+    with Image.open(folder / "generated.png") as picture:
+        assert picture.width > 800
+        assert picture.convert("L").getextrema() == (0, 255)
+
+
+def test_tables_of_what_is_remembered(runs):
+    found = {row.strategy: row for row in remembered.compare(store.read_all(runs))}
+    assert list(found) == ["exact-replay", "noise-replay"]
+    assert found["exact-replay"].least > 0.05 > found["noise-replay"].least
+    done = engrams("table", runs, "--format", "md")
+    assert "| exact-replay |" in done.stdout.split("what the generators remember")[1]
+
+
+def test_means_over_seeds():
+    records = []
+    for seed, last in ((0, [0.5, 0.3, 0.2]), (1, [0.1, 0.3, 0.6])):
+        one = record("dgr", seed, acc=0.5)
+        one.generated = store.Generated(class_shares=[[1, 0, 0], last], classifier_accuracy=0.9)
+        records.append(one)
+    (row,) = remembered.compare([*records, record("naive", 0, acc=0.5)])
+    assert row.shares == pytest.approx((0.3, 0.3, 0.4))
+    assert row.least == pytest.approx(0.15)
+    assert row.seeds == 2
