@@ -171,20 +171,19 @@ def table(
     ] = None,
 ) -> None:
     """Show the comparison tables of the records below a folder."""
-    from reports import marks, remembered, store, tables
+    from reports import marks, store, tables
 
     records = store.read_all(runs)
     if not records:
         raise store.RecordError(f"there are no records in {runs}")
-    rows = _compared(records)
-    in_markdown = "\n".join([tables.as_markdown(rows), remembered.as_markdown(remembered.compare(records))])
     if into is not None:
-        marks.replace_between(into, "tables", in_markdown)
+        marks.replace_between(into, "tables", _compared_in_markdown(records))
     elif format is Format.text:
         _show_compared(records)
+    elif format is Format.md:
+        typer.echo(_compared_in_markdown(records), nl=False)
     else:
-        shown = {Format.md: in_markdown, Format.csv: tables.as_csv(rows), Format.tex: tables.as_latex(rows)}[format]
-        typer.echo(shown, nl=False)
+        typer.echo({Format.csv: tables.as_csv, Format.tex: tables.as_latex}[format](_compared(records)), nl=False)
 
 
 @app.command()
@@ -337,12 +336,18 @@ def _compared(records):
     return tables.compare(records, [name for name, strategy in CATALOGUE.items() if strategy.upper_bound])
 
 
+def _compared_in_markdown(records) -> str:
+    from reports import class_shares, tables
+
+    return "\n".join([tables.as_markdown(_compared(records)), class_shares.as_markdown(class_shares.compare(records))])
+
+
 def _show_compared(records) -> None:
-    from reports import remembered, tables
+    from reports import class_shares, tables
 
     _show(tables.as_rich(_compared(records)), tables.LEGEND)
-    if of_generators := remembered.compare(records):
-        _show(remembered.as_rich(of_generators), remembered.LEGEND)
+    if of_generators := class_shares.compare(records):
+        _show(class_shares.as_rich(of_generators), class_shares.LEGEND)
 
 
 def _show(tables: list[Table], legend: str) -> None:

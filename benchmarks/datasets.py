@@ -108,7 +108,7 @@ class Source:
     download: Callable[[Path], object]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def load(name: str, from_disk: bool = False) -> ImageData:
     """Load a data set by name (see :data:`NAMES`), from memory if this process has loaded it before.
 

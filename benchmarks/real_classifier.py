@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from avalanche.benchmarks.datasets import default_dataset_location
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +25,8 @@ BATCH = 128
 IMAGES_SEEN = 200_000
 """In training, in whole epochs, at least 3."""
 SEED = 0
+VERSION = 1
+"""Of the code below, which what is kept was made by."""
 AT_ONCE = 1000
 
 
@@ -45,21 +46,22 @@ class RealClassifier:
 
 
 @lru_cache(maxsize=1)
-def real_classifier(dataset: str, images: Images) -> RealClassifier:
-    """The classifier of a data set, trained when it is first asked for and then kept in Avalanche's data folder.
+def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifier:
+    """The classifier of a data set, trained when it is first asked for and then kept in a folder.
 
     What is kept is found again by its content: the images, what is done to them, the network and its training.
 
     Args:
         dataset: its name.
         images: what is done to them before they are learned.
+        folder: where it is kept.
 
     Raises:
         DataError: as :func:`benchmarks.datasets.load`.
     """
-    path = Path(default_dataset_location("engrams")) / f"classifier-{_digest(dataset, images)}.pt"
+    path = folder / f"{dataset}-{_digest(dataset, images)}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = prepared(dataset, images)
+    data = prepared(dataset, images, False)
     assert isinstance(data.train_x, Tensor)
     assert isinstance(data.test_x, Tensor)
     with FileLock(path.with_suffix(".lock")), torch.random.fork_rng():
@@ -68,10 +70,8 @@ def real_classifier(dataset: str, images: Images) -> RealClassifier:
         kept = _read(path)
         if kept is None:
             _train(network, data.train_x, data.train_y)
-            accuracy = _accuracy(network, data.test_x, data.test_y)
-            torch.save({"network": network.state_dict(), "accuracy": accuracy}, path)
-            kept = _read(path)
-            assert kept is not None
+            kept = {"network": network.state_dict(), "accuracy": _accuracy(network, data.test_x, data.test_y)}
+            torch.save(kept, path)
     network.load_state_dict(kept["network"])
     return RealClassifier(network.eval().requires_grad_(False), kept["accuracy"], data.classes)
 

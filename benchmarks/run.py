@@ -25,8 +25,8 @@ from benchmarks import datasets
 from benchmarks.augment import HorizontalFlips
 from benchmarks.loading import InMemoryLoading
 from benchmarks.networks import make_network
+from benchmarks.observer import GeneratorObserver
 from benchmarks.protocol import Protocol, ProtocolError
-from benchmarks.remembered import Remembered
 from benchmarks.schedule import LinearDecay
 from benchmarks.streams import Judge, black_and_white, make_benchmark, prepared
 from reports import store
@@ -136,24 +136,30 @@ def execute(
         wandb_mode,
     )
     outcome: dict[str, Any]
-    remembered: Remembered | None = None
+    observer: GeneratorObserver | None = None
+
+    looking = 0.0
 
     def look(strategy: SupervisedTemplate, _) -> None:
-        if remembered:
-            remembered.look(strategy)
-            logger.generated(remembered.draw(folder))
+        nonlocal looking
+        began = time.perf_counter()
+        if observer:
+            observer.look(strategy)
+            logger.generated(observer.draw(folder))
+        looking += time.perf_counter() - began
 
     try:
         if CATALOGUE[run.strategy].needs_images:
-            remembered = Remembered(run.protocol, device, run.name)
-            started = time.perf_counter()  # the classifier that judges the images is no part of the run
+            began = time.perf_counter()
+            observer = GeneratorObserver(run.protocol, device, run.name, out)
+            looking += time.perf_counter() - began
         matrix, at_initialisation = learn(run, device, [logger], report, look, stream_from_disk)
         outcome = {
             "status": "complete",
             "accuracy_matrix": matrix,
             "accuracy_at_initialisation": at_initialisation,
             "metrics": metrics(matrix, at_initialisation or None),
-            "generated": remembered.summary() if remembered else None,
+            "generated": observer.summary() if observer else None,
         }
     except (Diverged, datasets.DataError, ProtocolError) as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
@@ -167,7 +173,7 @@ def execute(
         strategy=run.strategy,
         seed=run.seed,
         hyperparameters=run.deciding(),
-        seconds=time.perf_counter() - started,
+        seconds=time.perf_counter() - started - looking,
         environment=ran_on,
         **outcome,
     )
@@ -252,7 +258,10 @@ def make_strategy(
     if entry.needs_images:
         shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
         template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
-    return entry.build(run.hyperparameters, template)
+    try:
+        return entry.build(run.hyperparameters, template)
+    except ValueError as error:  # it cannot be done on this stream
+        raise ProtocolError(f"{run.protocol.name}: {run.strategy}: {error}") from error
 
 
 class Watch(SupervisedPlugin):
@@ -292,6 +301,12 @@ class WatchScholar(ScholarPlugin, Watch):
                 f"the generator's loss became {strategy.generator_loss.item()} in experience "
                 f"{strategy.experience.current_experience}; lower its learning rate"
             )
+        for name, parameter in strategy.generator.named_parameters():
+            if not torch.isfinite(parameter).all():  # a GAN's generator has no part in the critic's loss
+                raise Diverged(
+                    f"{name} of the generator is no finite number in experience "
+                    f"{strategy.experience.current_experience}; lower its learning rate"
+                )
         self.epochs += 1
         self.report(self.epochs)
 

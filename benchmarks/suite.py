@@ -13,6 +13,7 @@ from benchmarks.run import Run, execute, usual_device
 from reports import store
 from reports.store import Record
 from reports.wandb_logger import WandBMode
+from strategies.catalogue import CATALOGUE
 
 
 class SuiteError(Exception):
@@ -62,7 +63,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
     """Say what would stop every run, once and before any process starts.
 
     Raises:
-        SuiteError: ``out`` cannot be written to.
+        SuiteError: ``out`` cannot be written to; a strategy cannot leave its images on disk.
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
     """
@@ -70,6 +71,11 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         datasets.load(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences
+        if stream_from_disk and CATALOGUE[run.strategy].needs_images:
+            raise SuiteError(
+                f"{run.strategy} learns to make images and needs an experience's in memory; leave it out or run it "
+                f"without --stream-from-disk"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -89,9 +89,9 @@ class WandBLogger(BaseLogger):
     """Logs one row an experience and, at the end, the accuracy matrix, the metrics and the record.
 
     History (step metric ``experience``): ``accuracy/exp_00`` ..., in [0, 1]; ``ACC`` and ``forgetting`` over the
-    experiences trained on so far; ``seconds`` since the run began; ``generated``, a picture of what a generator makes.
-    At the end: ``accuracy_matrix`` and, of a generator, ``class_shares`` as tables, ``accuracy_matrix_image`` as a
-    picture, the metrics in the summary, ``record.json`` as an artifact.
+    experiences trained on so far; ``seconds`` since the run began. Of a generator, one row more with ``generated``, a
+    picture of what it makes. At the end: ``accuracy_matrix`` and, of a generator, ``class_shares`` as tables,
+    ``accuracy_matrix_image`` as a picture, the metrics in the summary, ``record.json`` as an artifact.
     """
 
     def __init__(self, folder: Path, protocol: str, strategy: str, seed: int, config: dict[str, Any], mode: WandBMode):

@@ -1,6 +1,7 @@
 """Avalanche's GenerativeReplay on images of any shape and range, with its own generator or one of the size of ours.
 
-As released it makes its generator for 28x28 images, normalised as its own Split MNIST is.
+As released it makes its generator for 28x28 images, normalised as its own Split MNIST is. Left as it is: its VAE draws
+z with the standard deviation exp(log variance) / 2, where exp(log variance / 2) is meant.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
 from torch import Tensor, nn
 
 from strategies.generators import ImageSpec
-from strategies.generators.vae import perceptron
-
-LEARNING_RATE, WEIGHT_DECAY = 0.01, 0.0001  # of the generator's Adam, as in avalanche.training.GenerativeReplay
+from strategies.generators.generator import perceptron
 
 
 def avalanche_generative_replay(
     images: ImageSpec,
     latent_size: int,
-    replay_size: int | None,
+    replay_size: int,
     hidden_sizes: tuple[int, ...],
+    learning_rate: float,
+    weight_decay: float,
     template: dict[str, Any],
 ) -> GenerativeReplay:
     """
@@ -36,6 +37,7 @@ def avalanche_generative_replay(
         replay_size: replayed images a step.
         hidden_sizes: of the encoder, and in reverse of the decoder, in place of Avalanche's own layers; empty to keep
             those.
+        learning_rate, weight_decay: of the generator's Adam.
         template: the arguments of an Avalanche template, for the solver. The generator takes its minibatch and epochs.
 
     Raises:
@@ -55,7 +57,7 @@ def avalanche_generative_replay(
     vae.decoder.invTrans = _Spread(images)
     generator = VAETraining(
         model=vae,
-        optimizer=torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+        optimizer=torch.optim.Adam(vae.parameters(), lr=learning_rate, weight_decay=weight_decay),
         criterion=VAE_loss,
         plugins=[GenerativeReplayPlugin(replay_size=replay_size)],
         evaluator=EvaluationPlugin(loss_metrics(epoch=True), loggers=[BaseLogger()]),

@@ -137,6 +137,10 @@ class VAEScholarHyperparameters(TrainedScholarHyperparameters):
 class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
     architecture: Architecture
     width: Positive
+    critic_steps: Positive = 5
+    penalty: Lambda = 10.0
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.0, 0.9)
+    """These three are Gulrajani et al. 2017's, algorithm 1."""
 
 
 class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
@@ -146,6 +150,9 @@ class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
     replay_size: Positive
     latent_size: Positive
     hidden_sizes: Sizes = ()
+    generator_learning_rate: LearningRate = 0.01
+    generator_weight_decay: Lambda = 0.0001
+    """These two are what avalanche.training.GenerativeReplay has."""
 
 
 class LogUniform(NamedTuple):
@@ -224,7 +231,10 @@ def _wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> W
         h.architecture,
         h.latent_size,
         h.width,
-        learning_rate=h.generator_learning_rate,
+        h.critic_steps,
+        h.penalty,
+        h.generator_learning_rate,
+        h.betas,
     )
 
 
@@ -232,7 +242,15 @@ def _avalanche_generative_replay(h: AvalancheGenerativeReplayHyperparameters, te
     images = template.pop("images")
     del template["seed"]  # it draws on torch's global numbers, as the rest of Avalanche
     its_own = {"train_mb_size": h.batch_size, "train_epochs": h.epochs}
-    return avalanche_generative_replay(images, h.latent_size, h.replay_size, h.hidden_sizes, template | its_own)
+    return avalanche_generative_replay(
+        images,
+        h.latent_size,
+        h.replay_size,
+        h.hidden_sizes,
+        h.generator_learning_rate,
+        h.generator_weight_decay,
+        template | its_own,
+    )
 
 
 EWC_LAMBDAS = LogUniform(1e1, 1e6)

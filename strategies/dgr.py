@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 import torch
-from avalanche.models import avalanche_forward
+from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import SupervisedPlugin
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from strategies.generators import Generator
+from strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 ReplayLabels = Literal["hard", "soft"]
 NewShare = Literal["experiences", "classes"]
@@ -24,6 +25,8 @@ NewShare = Literal["experiences", "classes"]
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""
 READ_AT_ONCE = 1000
+MASKED = -1000.0
+"""An output that is no answer, as Avalanche's own heads have it."""
 
 
 class Scholar(NamedTuple):
@@ -31,6 +34,13 @@ class Scholar(NamedTuple):
 
     generator: Generator
     solver: nn.Module
+
+
+class Met(NamedTuple):
+    """What is kept of a past experience, under the names by which Avalanche adapts a model to one."""
+
+    classes_in_this_experience: Sequence[int]
+    task_labels: Sequence[int]
 
 
 class ScholarPlugin(SupervisedPlugin):
@@ -53,7 +63,7 @@ class DeepGenerativeReplay(SupervisedTemplate):
     minibatch. The generator has one more hook, that of :class:`ScholarPlugin`.
 
     With several heads, the task of a replayed input is drawn among those of the past: its answer under that head is
-    what is to be kept, and on average all heads are (van de Ven et al. 2022 sum over them).
+    what is to be kept, and on average all heads are (van de Ven et al. 2022 take the mean over them).
     """
 
     PLUGIN_CLASS = ScholarPlugin
@@ -76,17 +86,21 @@ class DeepGenerativeReplay(SupervisedTemplate):
             replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
                 ``soft``, its probabilities.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
-                architecture; without it a scholar goes on from the weights of the previous one.
+                architecture; without it a scholar goes on from the weights of the previous one. A penalty around
+                previous weights (EWC, MAS) has no meaning then, and is refused.
             template: the arguments of Avalanche's ``SupervisedTemplate``; ``criterion`` must take class probabilities
                 as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does.
 
         Raises:
-            ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value.
+            ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value; new_scholar together
+                with a quadratic penalty.
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
         if replay_labels not in ("hard", "soft"):
             raise ValueError(f"replay_labels must be 'hard' or 'soft'; got {replay_labels!r}")
+        if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
+            raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
         super().__init__(**template)
         self.generator = generator.to(self.device)
         self.r = r
@@ -95,7 +109,7 @@ class DeepGenerativeReplay(SupervisedTemplate):
         self.previous: Scholar | None = None
         """The last experience's, frozen."""
         self.generator_loss: Tensor | None = None
-        self._past: list[Any] = []  # experiences, for their classes and task labels
+        self._past: list[Met] = []
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
@@ -126,6 +140,7 @@ class DeepGenerativeReplay(SupervisedTemplate):
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
         self._train_generator()
+        self._head_sizes = self._sizes_of_heads()
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
@@ -145,7 +160,8 @@ class DeepGenerativeReplay(SupervisedTemplate):
         if not self.is_training or self._replay is None:
             return loss
         x, answers, tasks = next(self._replay)
-        replay_loss = self._criterion(avalanche_forward(self.model, x, tasks), self._targets(answers))
+        outputs = self._outputs(self.model, x, tasks)
+        replay_loss = self._criterion(outputs, self._targets(answers, outputs.shape[1]))
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -156,25 +172,39 @@ class DeepGenerativeReplay(SupervisedTemplate):
             x = generator.sample(BATCHES_AHEAD * self.train_mb_size)
             tasks = known[torch.randint(len(known), (len(x),), generator=generator.random)].to(self.device)
             with torch.no_grad():
-                answers = torch.cat(
-                    [
-                        avalanche_forward(solver, *part)
-                        for part in zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-                    ]
-                )
+                parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
+                answers = torch.cat([self._outputs(solver, *part) for part in parts])
             yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
 
-    def _targets(self, answers: Tensor) -> Tensor:
-        """The previous solver's outputs [N, outputs] -> class labels [N], or probabilities [N, outputs so far]."""
+    def _sizes_of_heads(self) -> Tensor:
+        """Task label -> classes met under it, [tasks]."""
+        sizes: dict[int, int] = {}
+        for met in self._past:
+            for task in met.task_labels:
+                sizes[task] = max(sizes.get(task, 0), max(met.classes_in_this_experience) + 1)
+        return torch.tensor([sizes.get(task, 0) for task in range(max(sizes, default=-1) + 1)], device=self.device)
+
+    def _outputs(self, solver: nn.Module, x: Tensor, tasks: Tensor) -> Tensor:
+        """A solver's outputs [N, outputs].
+
+        Where heads differ in size, Avalanche fills the rows of the smaller up with zeros, as if they were answers:
+        these are masked.
+        """
+        outputs = avalanche_forward(solver, x, tasks)
+        if not isinstance(solver, MultiTaskModule):
+            return outputs
+        beyond = torch.arange(outputs.shape[1], device=outputs.device) >= self._head_sizes[tasks][:, None]
+        return outputs.masked_fill(beyond, MASKED)
+
+    def _targets(self, answers: Tensor, outputs: int) -> Tensor:
+        """The previous solver's outputs -> class labels [N], or probabilities [N, outputs] of the present one's."""
         if self.replay_labels == "hard":
             return answers.argmax(dim=1)
-        probabilities = answers.softmax(dim=1)
-        unknown_then = self.mb_output.shape[1] - answers.shape[1]
-        return nn.functional.pad(probabilities, (0, unknown_then))
+        return nn.functional.pad(answers.softmax(dim=1), (0, outputs - answers.shape[1]))
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
         solver = deepcopy(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
-        self._past.append(self.experience)
+        self._past.append(Met(self.experience.classes_in_this_experience, self.experience.task_labels))
         self._replay = None

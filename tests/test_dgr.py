@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
+from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask, avalanche_forward
 from avalanche.training.plugins import LwFPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
@@ -15,7 +15,7 @@ from benchmarks import protocol
 from benchmarks.streams import make_benchmark, prepared
 from strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
 from strategies.dgr import Scholar, ScholarPlugin
-from strategies.generators import VAE, ImageSpec
+from strategies.generators import VAE, ImageSpec, PastImages
 from tests.test_ewc import mlp, quiet, stream
 
 SPEC = ImageSpec((6,), low=-4.0, high=4.0)
@@ -198,35 +198,79 @@ def test_generator_and_solver_are_trained_one_after_the_other():
 # --- with other things ------------------------------------------------------------------------------------------------
 
 
-def test_several_heads_rehearse_every_past_task():
-    seen = []
+class Replayed(DeepGenerativeReplay):
+    """Keeps the minibatch of replay that is in use, and all of them."""
 
-    strategy = scholar(as_multitask(mlp(), "classifier"))
-    experiences = stream([[0, 1]] * 3, task_incremental=True)
-    original = strategy.__class__._replayed
-
-    def noted(self):
-        for batch in original(self):
-            seen.append((self.clock.train_exp_counter, set(batch[2].tolist())))
+    def _replayed(self):
+        self.all_replayed = []
+        for batch in super()._replayed():
+            self.in_use = batch
+            self.all_replayed.append(batch)
             yield batch
 
-    strategy._replayed = noted.__get__(strategy)
-    before = {}
-    torch.manual_seed(7)
-    for t, experience in enumerate(experiences):
-        strategy.train(experience)
-        for name, p in strategy.model.named_parameters():
-            if "classifiers" in name and name in before:
-                assert not torch.equal(p, before[name]), f"{name} is not rehearsed in experience {t}"
-        before = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
-    assert {t: set().union(*(tasks for when, tasks in seen if when == t)) for t in (1, 2)} == {1: {0}, 2: {0, 1}}
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_several_heads_of_any_size_rehearse_every_past_task(labels):
+    """The loss by hand, one replayed image at a time, each under the head of its task."""
+    tasks_seen = {1: set(), 2: set()}
+
+    def expected(strategy):
+        t = strategy.clock.train_exp_counter + 1
+        outputs = avalanche_forward(strategy.model, strategy.mb_x, strategy.mb_task_id)
+        new = functional.cross_entropy(outputs, strategy.mb_y)
+        if t == 1:
+            return new
+        x, _, tasks = strategy.in_use
+        tasks_seen[t - 1] |= set(tasks.tolist())
+        old = []
+        for image, task in zip(x, tasks.tolist(), strict=True):
+            answer = strategy.previous.solver.forward_single_task(image[None], task).squeeze(0)
+            output = strategy.model.forward_single_task(image[None], task).squeeze(0)
+            old.append(functional.cross_entropy(output, answer.argmax() if labels == "hard" else answer.softmax(dim=0)))
+        return new / t + (1 - 1 / t) * torch.stack(old).mean()
+
+    losses = Losses(expected)
+    model = as_multitask(mlp(), "classifier")
+    strategy = Replayed(generator=vae(), replay_labels=labels, **arguments(model, losses))
+    learn(strategy, stream([[0, 1, 2, 3], [0, 1], [0, 1, 2]], task_incremental=True))
+    assert tasks_seen == {1: {0}, 2: {0, 1}}
+    assert len(losses.pairs) == 3 * 2 * 4
+    for found, hand in losses.pairs:
+        assert found == pytest.approx(hand, rel=1e-5)
 
 
-@pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin(1.0), LwFPlugin(1.0, 2.0)], ids=["ewc", "mas", "lwf"])
-def test_avalanches_plugins_work_on_the_solver(plugin):
-    plain, combined = (learn(scholar(mlp(), *plugins), stream([[0, 1]] * 3)) for plugins in ([], [plugin]))
+@pytest.mark.parametrize("plugin", [EWCPlugin(3.0), MASPlugin(3.0)], ids=["ewc", "mas"])
+def test_a_penalty_is_added_to_the_solvers_loss_whole(plugin):
+    eq_2 = by_hand("hard")
+    losses = Losses(lambda strategy: eq_2(strategy) + plugin.penalty(strategy.model))
+    learn(scholar(mlp(), plugin, losses, generator=KnownImages(SPEC, 1, BATCH)), stream([[0, 1]] * 3))
+    for found, expected in losses.pairs:
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert plugin.penalty(mlp()) > 0
+
+
+def test_distillation_works_on_the_solver():
+    plain, combined = (learn(scholar(mlp(), *plugins), stream([[0, 1]] * 3)) for plugins in ([], [LwFPlugin(1.0, 2.0)]))
     assert not torch.equal(plain.model.classifier.weight, combined.model.classifier.weight)
     assert torch.equal(plain.generator.sample(3), combined.generator.sample(3)), "the generator is not the plugin's"
+
+
+def test_a_perfect_generator_rehearses_every_experience_alike():
+    """Experiences of 40, 20 and 80 images, told apart by a value: replay holds each past one to an equal share."""
+    experiences = []
+    for t, samples in enumerate((40, 20, 80)):
+        experience = stream([[0, 1]], samples=samples)[0]
+        for x in experience.dataset._flat_data._datasets[0].tensors[0]:
+            x.fill_(float(t))
+        experiences.append(experience)
+    strategy = Replayed(generator=PastImages(SPEC, seed=0), **arguments(mlp(), epochs=40))
+    torch.manual_seed(0)
+    for t, experience in enumerate(experiences):
+        strategy.train(experience)
+        if t:
+            rehearsed = torch.cat([x[:, 0] for x, *_ in strategy.all_replayed])
+            shares = [(rehearsed == past).float().mean().item() for past in range(t)]
+            assert shares == pytest.approx([1 / t] * t, abs=0.03)
 
 
 def test_a_scholar_learns_from_one_of_another_architecture():
@@ -265,8 +309,21 @@ def test_a_scholar_learns_from_one_of_another_architecture():
         ({"r": 1.5}, "r must be"),
         ({"r": "tasks"}, "r must be .* got 'tasks'"),
         ({"replay_labels": "true"}, "replay_labels must be 'hard' or 'soft'"),
+        ({"new_scholar": lambda t: None}, "quadratic penalty"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        scholar(mlp(), **options)
+        scholar(mlp(), EWCPlugin(1.0), **options)
+
+
+def test_generator_and_solver_of_one_seed_have_nothing_in_common():
+    """Not their first weights, where the layers are alike, and not the order of the data."""
+    torch.manual_seed(4)
+    first = nn.Linear(6, 8)
+    generator = vae(seed=4)
+    assert generator.encoder[0].weight.shape == first.weight.shape
+    assert not torch.equal(generator.encoder[0].weight, first.weight)
+    solver_order = torch.randperm(30, generator=torch.Generator().manual_seed(4))
+    for made in (generator, PastImages(SPEC, seed=4)):
+        assert not torch.equal(torch.randperm(30, generator=made.random), solver_order)

@@ -54,7 +54,7 @@ def test_a_pixel_that_is_always_black_or_white_is_learned_so(make):
     x[:, :, :, 4:] = SPEC.high
     generator = make()
     generator.epochs = 150 if isinstance(generator, WGANGP) else 30
-    for group in [g for _, optimizer in generator._optimizers() for g in optimizer.param_groups]:
+    for group in [g for optimizer in generator._optimizers().values() for g in optimizer.param_groups]:
         group["lr"] = 1e-3
     list(generator.learn(x))
     mean = generator.sample(200).mean(dim=(0, 1, 2))
@@ -99,15 +99,45 @@ def test_a_frozen_copy_stays_as_it_is_and_draws_other_numbers(make):
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
-def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="epochs must be at least 1"):
-        VAE(SPEC, epochs=0)
-    with pytest.raises(ValueError, match="critic_steps"):
-        WGANGP(SPEC, epochs=1, critic_steps=0)
-    with pytest.raises(ValueError, match="square images with a side of 8, 16, 32"):
-        WGANGP(ImageSpec((1, 28, 28)), epochs=1, architecture="conv")
-    with pytest.raises(ValueError, match="n must be"):
-        MAKE["vae"]().sample(-1)
+@pytest.mark.parametrize("kind", [PastImages, NoiseImages])
+def test_a_stand_in_is_saved_and_loaded(kind, tmp_path):
+    unbroken, resumed = kind(SPEC, seed=0), kind(SPEC, seed=5)
+    list(unbroken.learn(images()))
+    torch.save(unbroken.state_dict(), tmp_path / "generator.pt")
+    resumed.load_state_dict(torch.load(tmp_path / "generator.pt", weights_only=True))
+    frozen = resumed.frozen_copy()
+    assert torch.equal(unbroken.sample(10), resumed.sample(10))
+    list(resumed.learn(images() - 5, resumed.sample, 0.5))
+    assert frozen.sample(100).min() > -5, "learned after the copy was made"
+    assert frozen.sample(0).shape == (0, *SPEC.shape)
+
+
+def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
+    fresh = PastImages(ImageSpec((1,)), seed=0)
+    list(fresh.learn(torch.ones(100, 1), lambda n: torch.zeros(n, 1), r=0.25))
+    assert fresh.sample(20000).mean() == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VAE(SPEC, epochs=0), "epochs must be at least 1"),
+        (lambda: VAE(SPEC, epochs=1, latent_size=0), "latent_size must be at least 1"),
+        (lambda: VAE(SPEC, epochs=1, hidden_sizes=(10, 0)), r"hidden_sizes\[1\] must be at least 1"),
+        (lambda: VAE(SPEC, epochs=1, likelihood="bernouli"), "likelihood must be one of .* got 'bernouli'"),
+        (lambda: WGANGP(SPEC, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
+        (lambda: WGANGP(SPEC, epochs=1, architecture="cnn"), "architecture must be one of"),
+        (lambda: WGANGP(ImageSpec((1, 28, 28)), epochs=1, architecture="conv"), "square images with a side of 8, 16"),
+        (lambda: VAE(ImageSpec((1, 8, 8), low=1.0, high=1.0), epochs=1), "low must be below high"),
+        (lambda: MAKE["vae"]().sample(-1), "n must be"),
+        (lambda: PastImages(SPEC, seed=0).sample(3), "images must have been learned"),
+        (lambda: list(MAKE["vae"]().learn(images(), r=0.5)), "1 where there is no replay"),
+        (lambda: list(MAKE["vae"]().learn(images(), images, r=0.0)), r"r must be in \(0, 1\]"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 # --- the mixture ------------------------------------------------------------------------------------------------------

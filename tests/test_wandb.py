@@ -20,8 +20,8 @@ def finished(tmp_path_factory):
     return offline_run("ewc", tmp_path_factory.mktemp("runs"))
 
 
-def offline_run(strategy, out):
-    entry = protocol.get("split-digits/task")
+def offline_run(strategy, out, name="split-digits/task"):
+    entry = protocol.get(name)
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
     record = execute(run, out, "cpu", "offline", lambda epochs: None)
     (path,) = run.folder(out).rglob("*.wandb")
@@ -120,6 +120,18 @@ def test_metrics_in_the_summary_and_the_record_as_an_artifact(finished):
         assert summary[name] == pytest.approx(record.metrics[name])
     (artifact,) = [m.artifact for m in found if m.HasField("artifact") and m.artifact.type == "record"]
     assert [entry.path for entry in artifact.manifest.contents] == ["record.json"]
+
+
+def test_what_a_generator_makes_as_pictures_and_its_class_shares_as_a_table(tmp_path):
+    _, record, path, found = offline_run("noise-replay", tmp_path, "split-digits/class")
+    history = [items(m.history.item) for m in found if m.HasField("history")]
+    pictures = [row for row in history if any(key.startswith("generated") for key in row)]
+    assert [row["experience"] for row in pictures] == [0, 1, 2, 3, 4]
+    assert len(list(path.parent.rglob("media/images/generated_*.png"))) == 5
+    (file,) = path.parent.rglob("class_shares_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["trained_experience", *(f"class_{label}" for label in range(10))]
+    assert [row[1:] for row in table["data"]] == record.generated.class_shares
 
 
 def test_wandb_failing_does_not_fail_the_run(tmp_path, monkeypatch):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,42 +35,111 @@ class ImageSpec(NamedTuple):
 
 
 class Generator(nn.Module, ABC):
-    """Learns images and makes new ones like them.
+    """Learns images and makes new ones like them; both as the stream has them, in [low, high].
 
-    Images come and go as the stream has them, in [low, high]; a kind of generator sees them, and makes them, in the
-    range that its paper has, which it says by ``black`` and ``white``.
+    A generator of your own needs :meth:`learn` and :meth:`sample`; one that learns by minibatches is easier made of
+    :class:`TrainedGenerator`.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, images: ImageSpec, seed: int):
+        """
+        Args:
+            images: what it learns.
+            seed: of every random number that it draws.
+
+        Raises:
+            ValueError: an image without pixels, or ``low`` not below ``high``.
+        """
+        super().__init__()
+        self.shape = torch.Size(images.shape)
+        self.register_buffer("low", torch.as_tensor(images.low, dtype=torch.float32))
+        self.register_buffer("high", torch.as_tensor(images.high, dtype=torch.float32))
+        if self.shape.numel() < 1 or not (self.low < self.high).all():
+            raise ValueError(f"images must have pixels, and low must be below high; got {images}")
+        # Not the seed itself: a solver made with it would begin with the same weights, its data in the same order. And
+        # on the CPU, so that a run draws the same numbers wherever its networks are.
+        self.random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    @abstractmethod
+    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
+        """Learn new images mixed with replay in proportion r : 1 - r (Shin et al. 2017, section 3.1).
+
+        The work is done as what is returned is iterated over.
+
+        Args:
+            images: the new ones, in [low, high], [N, *shape].
+            replay: the previous generator's; not called if r is 1.
+            r: share of new images in what is learned, in (0, 1]; below 1 only with a replay.
+
+        Yields:
+            After every epoch, the mean loss of its steps; nothing if there are no epochs.
+
+        Raises:
+            ValueError: r is out of range, or below 1 without a replay.
+        """
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """``n`` images in [low, high], [n, *shape], without gradients.
+
+        Raises:
+            ValueError: n below 0.
+        """
+
+    def frozen_copy(self) -> Generator:
+        """As it is now, for sampling: no gradient, no further change. Draws on the same random numbers."""
+        copied = copy.deepcopy(self, memo={id(one): one for one in self._not_copied()})
+        return copied.eval().requires_grad_(False)
+
+    def _not_copied(self) -> list[object]:
+        """What a frozen copy has in common with the original."""
+        # A copy of the source of random numbers would repeat those that the original is about to draw.
+        return [self.random]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers of the generator's own, on the device of its networks."""
+        return torch.randn(*shape, generator=self.random).to(self.low.device)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What ``state_dict`` keeps besides the networks."""
+        return {"random": self.random.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.random.set_state(state["random"].cpu())
+
+
+class TrainedGenerator(Generator):
+    """Learns by minibatches, an epoch being as many images as there are new ones.
+
+    A kind of generator sees images, and makes them, in the range that its paper has, which it says by ``black`` and
+    ``white``. It sets its own settings before it calls ``super().__init__``, which builds the networks. Optimisers keep
+    their state from one experience to the next.
     """
 
     black = 0.0
     white = 1.0
-    low: Tensor
-    high: Tensor
 
     def __init__(self, images: ImageSpec, epochs: int, batch_size: int, seed: int):
         """
         Args:
             images: what it learns.
-            epochs: passes of :meth:`learn`, each as long as the new images are many; at least 1.
+            epochs: passes of :meth:`learn`, at least 1.
             batch_size: images in a minibatch, at least 1.
             seed: of its initialisation and of every random number that it draws.
 
         Raises:
-            ValueError: epochs or batch_size below 1.
+            ValueError: epochs or batch_size below 1; as for every :class:`Generator`.
         """
-        super().__init__()
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
-        self.shape = torch.Size(images.shape)
+        at_least_one(epochs=epochs, batch_size=batch_size)
+        super().__init__(images, seed)
         self.epochs = epochs
         self.batch_size = batch_size
-        self.register_buffer("low", torch.as_tensor(images.low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(images.high, dtype=torch.float32))
-        # On the CPU, so that a run draws the same numbers wherever its networks are.
-        self.random = torch.Generator().manual_seed(seed)
         # Not from torch's global generator, whose numbers are the solver's.
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
             self.build()
 
     @abstractmethod
@@ -90,13 +161,15 @@ class Generator(nn.Module, ABC):
     def make(self, n: int) -> Tensor:
         """``n`` images in [black, white], [n, *shape]; called without gradients and in eval mode."""
 
+    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
+        self.train()
+        for _ in range(self.epochs):
+            share = (mixed(images, replay, r, self.random) - self.low) / (self.high - self.low)
+            x = self.black + share * (self.white - self.black)
+            yield torch.stack([self.step(batch) for batch in x.split(self.batch_size)]).mean()
+
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """``n`` new images in [low, high], [n, *shape], made in large batches; the mode (train, eval) is kept.
-
-        Raises:
-            ValueError: n below 0.
-        """
         if n < 0:
             raise ValueError(f"n must be at least 0; got {n}")
         was_training = self.training
@@ -107,48 +180,47 @@ class Generator(nn.Module, ABC):
         share = (torch.cat(made) - self.black) / (self.white - self.black)
         return self.low + share * (self.high - self.low)
 
-    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
-        """Learn new images mixed with replay in proportion r : 1 - r (Shin et al. 2017, section 3.1).
-
-        Args:
-            images: the new ones, in [low, high], [N, *shape].
-            replay: the previous generator's; not called if r is 1.
-            r: share of new images in what is learned, in (0, 1]; below 1 only with a replay.
-
-        Yields:
-            After every epoch, the mean loss of its steps.
-        """
-        self.train()
-        for _ in range(self.epochs):
-            mixture = mixed(images, replay, r, self.random)
-            share = (mixture - self.low) / (self.high - self.low)
-            x = self.black + share * (self.white - self.black)
-            yield torch.stack([self.step(batch) for batch in x.split(self.batch_size)]).mean()
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers of the generator's own, on the device of its networks."""
-        return torch.randn(*shape, generator=self.random).to(self.low.device)
-
-    def frozen_copy(self) -> Generator:
-        """As it is now, for sampling: no gradient, no further change. Draws on the same random numbers."""
-        # A copy of their source would repeat the numbers that the original is about to draw.
-        copied = copy.deepcopy(self, memo={id(self.random): self.random})
-        return copied.eval().requires_grad_(False)
+    def _not_copied(self) -> list[object]:
+        return [*super()._not_copied(), *self._optimizers().values()]  # it is trained no more
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` keeps besides the networks."""
-        return {
-            "random": self.random.get_state(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers()},
-        }
+        states = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
+        return {**super().get_extra_state(), "optimizers": states}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.random.set_state(state["random"])
-        for name, optimizer in self._optimizers():
+        super().set_extra_state(state)
+        for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state["optimizers"][name])
 
-    def _optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
-        return [(name, value) for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)]
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+
+
+def at_least_one(**settings: int) -> None:
+    """
+    Raises:
+        ValueError: a setting is below 1.
+    """
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+
+
+def perceptron(*sizes: int) -> nn.Sequential:
+    """Linear layers of these sizes with ReLU between them, none after the last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def check_share(r: float, replay: Sampler | None) -> None:
+    """
+    Raises:
+        ValueError: r is out of range, or below 1 without a replay.
+    """
+    if not 0 < r <= 1 or (replay is None and r < 1):
+        raise ValueError(f"r must be in (0, 1], and 1 where there is no replay; got {r}")
 
 
 def mixed(images: Tensor, replay: Sampler | None, r: float, random: torch.Generator) -> Tensor:
@@ -157,16 +229,19 @@ def mixed(images: Tensor, replay: Sampler | None, r: float, random: torch.Genera
     Args:
         images: the new ones, [N, *shape].
         replay: makes the others.
-        r: in (0, 1]; the number of new images is r N, rounded.
+        r: in (0, 1]; the number of new images is r N, rounded, and at least 1.
         random: draws the choice and the order.
 
     Returns:
         [N, *shape].
+
+    Raises:
+        ValueError: r is out of range, or below 1 without a replay.
     """
+    check_share(r, replay)
     order = torch.randperm(len(images), generator=random).to(images.device)
-    new = round(r * len(images))
-    if new == len(images):
+    new = max(1, round(r * len(images)))
+    if replay is None or new == len(images):
         return images[order]
-    assert replay is not None
     pool = torch.cat([images[order[:new]], replay(len(images) - new)])
     return pool[torch.randperm(len(pool), generator=random).to(pool.device)]

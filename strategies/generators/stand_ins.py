@@ -3,80 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from strategies.generators.generator import Generator, ImageSpec, Sampler
+from strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 
 
-class StandIn(Generator):
-    """Has no networks: nothing to build, and nothing to learn step by step."""
-
-    def __init__(self, images: ImageSpec, seed: int):
-        super().__init__(images, epochs=1, batch_size=1, seed=seed)
-
-    def build(self) -> None:
-        pass
-
-    def step(self, x: Tensor) -> Tensor:
-        raise NotImplementedError("a stand-in learns no minibatches; it is given all images at once")
-
-
-class PastImages(StandIn):
+class PastImages(Generator):
     """Exact replay: past real images, the perfect generator and so the upper bound.
 
     It samples from the distribution that a perfect generator would have learned: of p_{t-1}, the past, and of the new
-    images, r p_new + (1 - r) p_{t-1}.
+    images, r p_new + (1 - r) p_{t-1}. It keeps every image.
     """
 
-    def build(self) -> None:
+    def __init__(self, images: ImageSpec, seed: int):
+        super().__init__(images, seed)
         self.images: list[Tensor] = []
         self.shares: list[float] = []
 
     def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
-        """Keep the images; there is nothing to yield."""
-        self.shares = [share * (1 - r) for share in self.shares] + [r]
+        """Keep the images; there are no epochs. One that starts afresh keeps as much replay besides."""
+        check_share(r, replay)
+        if r < 1 and replay and not self.images:
+            self.images, self.shares = [replay(len(images))], [1.0]
         self.images = [*self.images, images]
-        return iter(())
+        self.shares = [share * (1 - r) for share in self.shares] + [r]
+        yield from ()
 
     def sample(self, n: int) -> Tensor:
-        """``n`` past images, drawn with replacement, in [low, high], [n, *shape]."""
+        """``n`` past images, drawn with replacement.
+
+        Raises:
+            ValueError: n below 0, or nothing has been learned.
+        """
+        if n < 0 or not self.images:
+            raise ValueError(f"n must be at least 0, and images must have been learned; got {n}")
         shares = torch.tensor(self.shares, dtype=torch.double)
-        experiences = torch.multinomial(shares, n, replacement=True, generator=self.random)
-        counts = experiences.bincount(minlength=len(shares))
+        experiences = torch.rand(n, generator=self.random, dtype=torch.double).mul_(shares.sum())
+        counts = torch.searchsorted(shares.cumsum(0), experiences, right=True).clamp_max(len(shares) - 1)
         drawn = [
-            images[torch.randint(len(images), (count,), generator=self.random).to(images.device)]
-            for images, count in zip(self.images, counts.tolist(), strict=True)
+            images[torch.randint(len(images), (count,), generator=self.random).to(images.device)].to(self.low.device)
+            for images, count in zip(self.images, counts.bincount(minlength=len(shares)).tolist(), strict=True)
         ]
-        return torch.cat(drawn)[torch.randperm(n, generator=self.random).to(drawn[0].device)]
+        return torch.cat(drawn)[torch.randperm(n, generator=self.random).to(self.low.device)]
 
-    def make(self, n: int) -> Tensor:
-        raise NotImplementedError("sample() has the images as they came")
+    def _not_copied(self) -> list[object]:
+        return [*super()._not_copied(), self.images]  # learning makes a new list
 
-    def get_extra_state(self):
+    def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), "images": self.images, "shares": self.shares}
 
-    def set_extra_state(self, state) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         self.images, self.shares = state["images"], state["shares"]
 
 
-class NoiseImages(StandIn):
+class NoiseImages(Generator):
     """Noise replay: every pixel normal, with the mean and the standard deviation of all pixels learned last."""
 
-    def build(self) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, images: ImageSpec, seed: int):
+        super().__init__(images, seed)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
     def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
-        """Measure mean and standard deviation; there is nothing to yield."""
+        """Measure mean and standard deviation; there are no epochs."""
         self.mean, self.std = images.mean(), images.std()
-        return iter(())
+        yield from ()
 
     def sample(self, n: int) -> Tensor:
-        """``n`` images of noise, [n, *shape]; they may leave [low, high]."""
+        """``n`` images of noise; they may leave [low, high]."""
+        if n < 0:
+            raise ValueError(f"n must be at least 0; got {n}")
         return self.mean + self.std * self.normal(n, *self.shape)
-
-    def make(self, n: int) -> Tensor:
-        raise NotImplementedError("sample() has the noise as it is")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from strategies.generators.generator import Generator, ImageSpec
+from strategies.generators.generator import ImageSpec, TrainedGenerator, at_least_one, perceptron
 
 SMALLEST_DEVIATION = 0.01
 """Of a Gaussian pixel: an image learned by heart must not make the loss fall without end."""
 ImageLikelihood = Literal["bernoulli", "gaussian"]
 
 
-class VAE(Generator):
+class VAE(TrainedGenerator):
     """Encoder q(z|x) = N(mu(x), diag sigma^2(x)), prior N(0, I), and a decoder p(x|z).
 
     Both are perceptrons with ReLU. Images lie in [0, 1]. Replay is the decoder's mean, not a draw from p(x|z).
@@ -39,14 +38,20 @@ class VAE(Generator):
     ):
         """
         Args:
-            images, epochs, batch_size, seed: as for every :class:`Generator`.
+            images, epochs, batch_size, seed: as for every :class:`TrainedGenerator`.
             latent_size: dimensions of z.
             hidden_sizes: of the encoder's layers; the decoder has them in reverse.
             learning_rate: of Adam.
             likelihood: p(x|z), see :func:`negative_elbo`. ``bernoulli`` for images that are nearly black and white
                 (appendix C.1), ``gaussian`` for grey ones (appendix C.2): where most pixels are grey, their Bernoulli
                 likelihood says little, and what is replayed again and again fades.
+
+        Raises:
+            ValueError: a size below 1, no such likelihood; as for every :class:`TrainedGenerator`.
         """
+        at_least_one(latent_size=latent_size, **{f"hidden_sizes[{n}]": size for n, size in enumerate(hidden_sizes)})
+        if likelihood not in get_args(ImageLikelihood):
+            raise ValueError(f"likelihood must be one of {get_args(ImageLikelihood)}; got {likelihood!r}")
         self.latent_size = latent_size
         self.hidden_sizes = tuple(hidden_sizes)
         self.learning_rate = learning_rate
@@ -95,11 +100,3 @@ def negative_elbo(x: Tensor, logits: Tensor, mean: Tensor, log_variance: Tensor,
         reconstruction = 0.5 * (error / variance + (2 * math.pi * variance).log()).sum()
     divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()  # appendix B
     return (reconstruction + divergence) / len(x)
-
-
-def perceptron(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU between them, none after the last."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])

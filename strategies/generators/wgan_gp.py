@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from strategies.generators.generator import Generator, ImageSpec
-from strategies.generators.vae import perceptron
+from strategies.generators.generator import ImageSpec, TrainedGenerator, at_least_one, perceptron
 
 Architecture = Literal["mlp", "conv"]
 
 
-class WGANGP(Generator):
+class WGANGP(TrainedGenerator):
     """A generator and a critic, the critic's gradient held near norm 1 by a penalty.
 
     Every minibatch is a step of the critic, and after every ``critic_steps`` of them the generator takes one. Images
@@ -26,7 +25,6 @@ class WGANGP(Generator):
 
     generator: nn.Module
     critic: nn.Module
-    steps: Tensor
 
     def __init__(
         self,
@@ -44,10 +42,10 @@ class WGANGP(Generator):
     ):
         """
         Args:
-            images, epochs, batch_size, seed: as for every :class:`Generator`.
-            architecture: ``mlp``: three hidden layers of ``width`` units with ReLU in both networks, as the paper's
-                perceptron. ``conv``: 5x5 convolutions of stride 2 between the image and maps of 4x4, as many as it
-                takes, transposed in the generator.
+            images, epochs, batch_size, seed: as for every :class:`TrainedGenerator`.
+            architecture: ``mlp``: three hidden layers of ``width`` units with ReLU in both networks (the paper's
+                perceptron, a generator only, has four). ``conv``: 5x5 convolutions of stride 2 between the image and
+                maps of 4x4, as many as it takes, transposed in the generator.
             latent_size: dimensions of z ~ N(0, I).
             width: units of a hidden layer, or channels of the 4x4 maps, halved with every doubling of the side.
             critic_steps: n_critic of algorithm 1, at least 1.
@@ -55,10 +53,12 @@ class WGANGP(Generator):
             learning_rate, betas: of both networks' Adam; algorithm 1 has 1e-4 and (0, 0.9).
 
         Raises:
-            ValueError: critic_steps below 1; ``conv`` on images that are not square with a side of 8, 16, 32, ....
+            ValueError: a size or critic_steps below 1, no such architecture, ``conv`` on images that are not square
+                with a side of 8, 16, 32, ....
         """
-        if critic_steps < 1:
-            raise ValueError(f"critic_steps must be at least 1; got {critic_steps}")
+        at_least_one(latent_size=latent_size, width=width, critic_steps=critic_steps)
+        if architecture not in NETWORKS:
+            raise ValueError(f"architecture must be one of {tuple(NETWORKS)}; got {architecture!r}")
         self.architecture = architecture
         self.latent_size = latent_size
         self.width = width
@@ -69,13 +69,12 @@ class WGANGP(Generator):
         super().__init__(images, epochs, batch_size, seed)
 
     def build(self) -> None:
-        networks = {"mlp": _perceptrons, "conv": _convolutional}[self.architecture]
-        self.generator, self.critic = networks(self.shape, self.latent_size, self.width)
+        self.generator, self.critic = NETWORKS[self.architecture](self.shape, self.latent_size, self.width)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
             for network in (self.generator, self.critic)
         )
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.steps = 0
 
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -101,6 +100,13 @@ class WGANGP(Generator):
 
     def make(self, n: int) -> Tensor:
         return self.generator(self.normal(n, self.latent_size))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {**super().get_extra_state(), "steps": self.steps}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.steps = state["steps"]
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ def _convolutional(shape: torch.Size, latent_size: int, width: int) -> tuple[nn.
     doublings = int(math.log2(side / 4))
     if height != side or doublings < 1 or side != 4 << doublings:
         raise ValueError(f"architecture='conv' needs square images with a side of 8, 16, 32, ...; got {tuple(shape)}")
-    widths = [width >> level for level in range(doublings)]  # from the smallest map to the largest
+    widths = [max(width >> level, 1) for level in range(doublings)]  # from the smallest map to the largest
     generator: list[nn.Module] = [nn.Linear(latent_size, 16 * width), nn.ReLU(), nn.Unflatten(1, (width, 4, 4))]
     critic: list[nn.Module] = []
     for wide, narrow in zip(widths, [*widths[1:], channels], strict=True):
@@ -138,3 +144,6 @@ def _convolutional(shape: torch.Size, latent_size: int, width: int) -> tuple[nn.
         critic = [nn.Conv2d(narrow, wide, 5, stride=2, padding=2), nn.LeakyReLU(0.2), *critic]
     generator[-1] = nn.Tanh()
     return nn.Sequential(*generator), nn.Sequential(*critic, nn.Flatten(), nn.Linear(16 * width, 1))
+
+
+NETWORKS = {"mlp": _perceptrons, "conv": _convolutional}

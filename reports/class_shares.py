@@ -19,7 +19,7 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Remembered:
+class ClassShares:
     """One strategy under one protocol; fractions in [0, 1]."""
 
     protocol: str
@@ -30,7 +30,7 @@ class Remembered:
     classifier_accuracy: float
 
 
-def compare(records: Iterable[Record]) -> list[Remembered]:
+def compare(records: Iterable[Record]) -> list[ClassShares]:
     """The complete records of strategies with a generator, best remembered first."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -41,7 +41,7 @@ def compare(records: Iterable[Record]) -> list[Remembered]:
         generated = [record.generated for record in group if record.generated]
         last = np.array([one.class_shares[-1] for one in generated])
         found.append(
-            Remembered(
+            ClassShares(
                 protocol,
                 strategy,
                 len(group),
@@ -53,7 +53,7 @@ def compare(records: Iterable[Record]) -> list[Remembered]:
     return sorted(found, key=lambda one: (one.protocol, -one.least))
 
 
-def _cells(row: Remembered) -> dict[str, str]:
+def _cells(row: ClassShares) -> dict[str, str]:
     return {
         "strategy": row.strategy,
         **{str(label): f"{100 * share:.1f}" for label, share in enumerate(row.shares)},
@@ -63,7 +63,7 @@ def _cells(row: Remembered) -> dict[str, str]:
     }
 
 
-def as_rich(rows: Iterable[Remembered]) -> list[Table]:
+def as_rich(rows: Iterable[ClassShares]) -> list[Table]:
     """One table a protocol, for a terminal."""
     tables = []
     for protocol, group in by_protocol(rows).items():
@@ -76,7 +76,7 @@ def as_rich(rows: Iterable[Remembered]) -> list[Table]:
     return tables
 
 
-def as_markdown(rows: Iterable[Remembered]) -> str:
+def as_markdown(rows: Iterable[ClassShares]) -> str:
     """One table a protocol, with the legend below; empty if no strategy has a generator."""
     parts = [
         f"**{protocol}: what the generators remember**\n\n"

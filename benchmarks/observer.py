@@ -21,24 +21,26 @@ SHOWN, JUDGED = 20, 5000
 SEED = 0
 """Of what is sampled here: the same latent vectors after every experience, and no number taken from the training."""
 PICTURE = "generated.png"
+CLASSIFIERS = "classifiers"
 
 
-class Remembered:
+class GeneratorObserver:
     """Looks at a generator after every experience."""
 
-    def __init__(self, protocol: Protocol, device: str, title: str):
+    def __init__(self, protocol: Protocol, device: str, title: str, out: Path):
         """
         Args:
             protocol: of the run. Where its experiences permute pixels, no classifier can tell what an image shows, and
                 there are no shares.
             device: torch's name of the device that the generator is on.
             title: above the picture.
+            out: folder of all records; the classifier is kept below it.
         """
         self.black, self.white = (value.to(device) for value in black_and_white(protocol.images))
         self.title = title
         self.classifier: RealClassifier | None = None
         if protocol.stream.kind == "split":
-            self.classifier = real_classifier(protocol.dataset, protocol.images)
+            self.classifier = real_classifier(protocol.dataset, protocol.images, out / CLASSIFIERS)
             self.classifier.network.to(device)
         self.rows: list[Tensor] = []
         self.class_shares: list[list[float]] = []

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from benchmarks import protocol, real_classifier
+from benchmarks.observer import JUDGED, GeneratorObserver
 from benchmarks.real_classifier import real_classifier as classifier_of
-from benchmarks.remembered import JUDGED, Remembered
 from benchmarks.streams import prepared
-from reports import remembered, store
+from reports import class_shares, store
 from strategies.generators import ImageSpec, PastImages
 from tests.test_runs import engrams
 from tests.test_tables import record
@@ -20,18 +20,12 @@ DIGITS = protocol.get("split-digits/class")
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A data folder of the test's own, with the classifier in it."""
-    folder = tmp_path_factory.mktemp("avalanche")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(real_classifier, "default_dataset_location", lambda name: str(folder / name))
-        classifier_of.cache_clear()
-        classifier_of("digits", DIGITS.images)
-        yield folder / "engrams"
-    classifier_of.cache_clear()
+    """Where the classifier is kept."""
+    return tmp_path_factory.mktemp("runs") / "classifiers"
 
 
 def test_the_classifier_knows_real_digits(kept):
-    classifier = classifier_of("digits", DIGITS.images)
+    classifier = classifier_of("digits", DIGITS.images, kept)
     data = prepared("digits", DIGITS.images)
     right = (classifier.classify(data.test_x) == data.test_y).double().mean().item()
     assert classifier.accuracy == pytest.approx(right)
@@ -39,21 +33,21 @@ def test_the_classifier_knows_real_digits(kept):
 
 
 def test_the_classifier_is_trained_once_and_found_again(kept, monkeypatch):
+    before = classifier_of("digits", DIGITS.images, kept).network.state_dict()
     (file,) = kept.glob("*.pt")
-    before = classifier_of("digits", DIGITS.images).network.state_dict()
     classifier_of.cache_clear()
     monkeypatch.setattr(real_classifier, "_train", lambda *_: pytest.fail("trained again"))
-    for name, value in classifier_of("digits", DIGITS.images).network.state_dict().items():
+    for name, value in classifier_of("digits", DIGITS.images, kept).network.state_dict().items():
         assert torch.equal(value, before[name])
     assert list(kept.glob("*.pt")) == [file]
 
 
 def test_a_classifier_that_was_cut_short_is_trained_again(kept):
+    accuracy = classifier_of("digits", DIGITS.images, kept).accuracy
     (file,) = kept.glob("*.pt")
-    accuracy = classifier_of("digits", DIGITS.images).accuracy
     file.write_bytes(file.read_bytes()[:1000])
     classifier_of.cache_clear()
-    assert classifier_of("digits", DIGITS.images).accuracy == accuracy
+    assert classifier_of("digits", DIGITS.images, kept).accuracy == accuracy
 
 
 def test_it_takes_no_random_number_from_the_run(kept):
@@ -61,7 +55,7 @@ def test_it_takes_no_random_number_from_the_run(kept):
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    classifier_of("digits", DIGITS.images)
+    classifier_of("digits", DIGITS.images, kept)
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -74,12 +68,12 @@ class Scholar:
 
 def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
     """A generator that shows only real threes and, a quarter of the time, fives."""
-    monkeypatch.setattr("benchmarks.remembered.DeepGenerativeReplay", Scholar)
+    monkeypatch.setattr("benchmarks.observer.DeepGenerativeReplay", Scholar)
     data = prepared("digits", DIGITS.images)
     past = PastImages(ImageSpec((1, 8, 8)), seed=0)
     list(past.learn(data.train_x[data.train_y == 3]))
-    list(past.learn(data.train_x[data.train_y == 5], r=0.25))
-    seen = Remembered(DIGITS, "cpu", "a title")
+    list(past.learn(data.train_x[data.train_y == 5], past.sample, r=0.25))
+    seen = GeneratorObserver(DIGITS, "cpu", "a title", kept.parent)
     seen.look(Scholar(past))
     (shares,) = seen.class_shares
     assert shares[3] == pytest.approx(0.75, abs=0.03)
@@ -89,14 +83,14 @@ def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
 
 
 def test_looking_changes_nothing(kept, monkeypatch):
-    monkeypatch.setattr("benchmarks.remembered.DeepGenerativeReplay", Scholar)
+    monkeypatch.setattr("benchmarks.observer.DeepGenerativeReplay", Scholar)
     generators = []
     for look in (True, False):
         past = PastImages(ImageSpec((1, 8, 8)), seed=0)
         list(past.learn(prepared("digits", DIGITS.images).train_x))
         torch.manual_seed(0)
         if look:
-            Remembered(DIGITS, "cpu", "a title").look(Scholar(past))
+            GeneratorObserver(DIGITS, "cpu", "a title", kept.parent).look(Scholar(past))
         generators.append((past.sample(5), torch.rand(2)))
     assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
 
@@ -127,8 +121,18 @@ def test_a_run_leaves_the_shares_and_the_picture(runs):
         assert picture.convert("L").getextrema() == (0, 255)
 
 
+def test_images_on_disk_are_refused_before_anything_is_run(tmp_path):
+    done = engrams(
+        "run", "split-digits/class", "naive", "exact-replay", "--seeds", 1, "--out", tmp_path, "--stream-from-disk"
+    )
+    assert done.returncode == 2
+    assert "exact-replay learns to make images" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("record.json"))
+
+
 def test_tables_of_what_is_remembered(runs):
-    found = {row.strategy: row for row in remembered.compare(store.read_all(runs))}
+    found = {row.strategy: row for row in class_shares.compare(store.read_all(runs))}
     assert list(found) == ["exact-replay", "noise-replay"]
     assert found["exact-replay"].least > 0.05 > found["noise-replay"].least
     done = engrams("table", runs, "--format", "md")
@@ -141,7 +145,7 @@ def test_means_over_seeds():
         one = record("dgr", seed, acc=0.5)
         one.generated = store.Generated(class_shares=[[1, 0, 0], last], classifier_accuracy=0.9)
         records.append(one)
-    (row,) = remembered.compare([*records, record("naive", 0, acc=0.5)])
+    (row,) = class_shares.compare([*records, record("naive", 0, acc=0.5)])
     assert row.shares == pytest.approx((0.3, 0.3, 0.4))
     assert row.least == pytest.approx(0.15)
     assert row.seeds == 2
