@@ -280,12 +280,17 @@ def _importances(ours) -> list[tuple[str, str, str]]:
 
 
 def _scholars(root: Path | None) -> list[tuple[str, str, str]]:
-    """The second experience, the first with replay: ours as Split MNIST has it, Avalanche's as its baselines do."""
+    """A whole run: ours as Split MNIST has it, Avalanche's as its baselines do.
+
+    Once each, since they take minutes; of Avalanche's only an epoch of the first and of the second experience, from
+    which on all have replay alike.
+    """
     entry = protocol.get("split-mnist/class")
     run = Run(entry, "dgr-vae", 0, entry.hyperparameters_of("dgr-vae"))
     own = entry.hyperparameters_of("avalanche-generative-replay").model_dump()
     benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, run.judge, run.seed)
-    ours = _second_experience(make_strategy(run, benchmark, "cpu", [], []), benchmark)
+    strategy = make_strategy(run, benchmark, "cpu", [], [])
+    ours = sum(_seconds(strategy, experience) for experience in benchmark.train_stream)
     model = SimpleMLP(hidden_size=400, hidden_layers=2, drop_rate=0)
     theirs = GenerativeReplay(
         model=model,
@@ -296,21 +301,21 @@ def _scholars(root: Path | None) -> list[tuple[str, str, str]]:
         evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
     )
     theirs.generator_strategy.evaluator.loggers = []
-    shipped = own["epochs"] * _second_experience(theirs, SplitMNIST(5, return_task_id=False, dataset_root=root))
+    first, second, *rest = SplitMNIST(5, return_task_id=False, dataset_root=root).train_stream
+    shipped = own["epochs"] * (_seconds(theirs, first) + (1 + len(rest)) * _seconds(theirs, second))
     return [
         (
-            f"Avalanche's as its baselines run it ({own['epochs']} epochs, of which one is timed), an experience",
+            f"Avalanche's as its baselines run it, a run (from one of its {own['epochs']} epochs)",
             _s(shipped),
             "1",
         ),
-        ("our dgr-vae, an experience", _s(ours), f"{shipped / ours:.1f} times faster"),
+        ("our dgr-vae, a run", _s(ours), f"{shipped / ours:.1f} times faster"),
     ]
 
 
-def _second_experience(strategy, benchmark) -> float:
-    strategy.train(benchmark.train_stream[0])
+def _seconds(strategy, experience) -> float:
     began = time.perf_counter()
-    strategy.train(benchmark.train_stream[1])
+    strategy.train(experience)
     return time.perf_counter() - began
 
 
