@@ -4,6 +4,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torch.utils.data import TensorDataset
 
 from benchmarks import adaptive, studies
@@ -299,3 +300,17 @@ def test_the_committed_figures_are_those_of_the_studies():
         found = adaptive.recorded(name, studies.get(name), ROOT / "reports" / "studies")
         assert found is not None
         assert {len(found.under(on)) for on in found.conditions.values()} == {studies.get(name).seeds}
+
+
+@pytest.mark.parametrize("name", ["fisher", "mas"])
+def test_the_committed_sweeps_are_whole(name):
+    """Every point of every line, and both references, over all seeds, under the protocol as it is now."""
+    folder = ROOT / "reports" / "studies"
+    sweep = studies.get(name)
+    points = studies.points_of(name, sweep)
+    found = studies.curves_of(sweep, points, studies.recorded(points, folder))
+    assert [curve.label for curve in found.curves] == [line.label for line in sweep.lines]
+    for point in [*(point for curve in found.curves for point in curve.points), *found.references.values()]:
+        assert (point.complete, point.failed) == (sweep.seeds, 0)
+    with Image.open(folder / f"{name}.png") as picture:
+        assert picture.width > 500
