@@ -39,10 +39,9 @@ class RealClassifier:
     """On the real test images, in [0, 1]."""
     classes: int
 
-    @torch.no_grad()
     def classify(self, x: Tensor) -> Tensor:
         """Images as the stream has them, [N, *shape] -> classes, int64 [N]."""
-        return torch.cat([self.network(part).argmax(dim=1) for part in x.split(AT_ONCE)])
+        return _classes(self.network, x)
 
 
 @lru_cache(maxsize=1)
@@ -70,7 +69,8 @@ def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifie
         kept = _read(path)
         if kept is None:
             _train(network, data.train_x, data.train_y)
-            kept = {"network": network.state_dict(), "accuracy": _accuracy(network, data.test_x, data.test_y)}
+            accuracy = (_classes(network, data.test_x) == data.test_y).float().mean().item()
+            kept = {"network": network.state_dict(), "accuracy": accuracy}
             torch.save(kept, path)
     network.load_state_dict(kept["network"])
     return RealClassifier(network.eval().requires_grad_(False), kept["accuracy"], data.classes)
@@ -85,6 +85,7 @@ def _digest(dataset: str, images: Images) -> str:
         BATCH,
         IMAGES_SEEN,
         SEED,
+        VERSION,
     ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for column in (raw.train_x, raw.train_y, raw.test_x, raw.test_y):
@@ -113,6 +114,5 @@ def _train(network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    outputs = torch.cat([network(part) for part in x.split(AT_ONCE)])
-    return (outputs.argmax(dim=1) == y).float().mean().item()
+def _classes(network: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([network(part).argmax(dim=1) for part in x.split(AT_ONCE)])

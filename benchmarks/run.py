@@ -137,7 +137,6 @@ def execute(
     )
     outcome: dict[str, Any]
     observer: GeneratorObserver | None = None
-
     looking = 0.0
 
     def look(strategy: SupervisedTemplate, _) -> None:

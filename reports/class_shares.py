@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from reports.store import Record
-from reports.tables import by_protocol, markdown_table
+from reports.tables import by_protocol, markdown_table, rich_table
 
 LEGEND = (
     "Percentages of a generator's images at the end of the stream that a classifier trained on real data takes for "
@@ -65,15 +65,10 @@ def _cells(row: ClassShares) -> dict[str, str]:
 
 def as_rich(rows: Iterable[ClassShares]) -> list[Table]:
     """One table a protocol, for a terminal."""
-    tables = []
-    for protocol, group in by_protocol(rows).items():
-        table = Table(title=f"{protocol}: what the generators remember", title_justify="left")
-        for heading in _cells(group[0]):
-            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
-        for row in group:
-            table.add_row(*_cells(row).values())
-        tables.append(table)
-    return tables
+    return [
+        rich_table(f"{protocol}: what the generators remember", [_cells(row) for row in group], left=("strategy",))
+        for protocol, group in by_protocol(rows).items()
+    ]
 
 
 def as_markdown(rows: Iterable[ClassShares]) -> str:

@@ -213,17 +213,29 @@ def markdown_table(cells: Sequence[Mapping[str, str]], left: Collection[str]) ->
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
+def rich_table(
+    title: str, cells: Sequence[Mapping[str, str]], left: Collection[str], styles: Sequence[str | None] = ()
+) -> Table:
+    """The same for a terminal; ``styles`` are rich's, one a row, or none at all."""
+    table = Table(title=title, title_justify="left")
+    for heading in cells[0]:
+        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
+    for row, style in zip(cells, styles or [None] * len(cells), strict=True):
+        table.add_row(*row.values(), style=style)
+    return table
+
+
 def as_rich(rows: Iterable[Row]) -> list[Table]:
     """One table a protocol, for a terminal."""
-    tables = []
-    for protocol, group in by_protocol(rows).items():
-        table = Table(title=protocol, title_justify="left")
-        for heading in _cells(group[0]):
-            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
-        for row in group:
-            table.add_row(*_cells(row).values(), style="bold" if row.best else "dim" if row.upper_bound else None)
-        tables.append(table)
-    return tables
+    return [
+        rich_table(
+            protocol,
+            [_cells(row) for row in group],
+            left=("strategy",),
+            styles=["bold" if row.best else "dim" if row.upper_bound else None for row in group],
+        )
+        for protocol, group in by_protocol(rows).items()
+    ]
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
