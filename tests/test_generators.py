@@ -127,6 +127,9 @@ def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
         (lambda: VAE(SPEC, epochs=1, likelihood="bernouli"), "likelihood must be one of .* got 'bernouli'"),
         (lambda: WGANGP(SPEC, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
         (lambda: WGANGP(SPEC, epochs=1, architecture="cnn"), "architecture must be one of"),
+        (lambda: WGANGP(SPEC, epochs=1, critic_architecture="cnn"), "architecture must be one of .* got 'cnn'"),
+        (lambda: WGANGP(SPEC, epochs=1, batch_size=1), "batch_size must be at least 2"),
+        (lambda: VAE(SPEC, epochs=1, schedule="cosine"), "schedule must be one of .* got 'cosine'"),
         (lambda: WGANGP(ImageSpec((1, 28, 28)), epochs=1, architecture="conv"), "square images with a side of 8, 16"),
         (lambda: VAE(ImageSpec((1, 8, 8), low=1.0, high=1.0), epochs=1), "low must be below high"),
         (lambda: MAKE["vae"]().sample(-1), "n must be"),
@@ -265,3 +268,38 @@ def test_the_generator_takes_a_step_after_every_fifth_of_the_critic():
         before = weight.detach().clone()
         gan.step(torch.zeros(16, *SPEC.shape))
         assert torch.equal(weight, before) == (step % 5 != 0)
+
+
+def test_a_minibatch_that_is_left_over_may_be_a_single_image():
+    """Batch norm has no statistics of one image."""
+    gan = MAKE["wgan-gp mlp"]()
+    (loss, _) = gan.learn(images(17))
+    assert torch.isfinite(loss)
+
+
+def test_the_critic_may_be_of_another_architecture():
+    gan = WGANGP(SPEC, epochs=1, architecture="conv", width=8, critic_architecture="mlp", critic_width=20)
+    assert any(isinstance(layer, nn.ConvTranspose2d) for layer in gan.generator)
+    assert [layer.out_features for layer in gan.critic if isinstance(layer, nn.Linear)] == [20, 20, 20, 1]
+
+
+# --- the learning rate ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vae", "wgan-gp mlp"])
+def test_a_linear_schedule_falls_to_zero_in_every_experience(kind, monkeypatch):
+    generator = MAKE[kind]()
+    generator.schedule = "linear"
+    rates = []
+    step = generator.step
+    monkeypatch.setattr(
+        generator,
+        "step",
+        lambda x: rates.append([g["lr"] for o in generator._optimizers().values() for g in o.param_groups]) or step(x),
+    )
+    for _ in range(2):  # experiences of 2 epochs of 4 minibatches
+        rates.clear()
+        list(generator.learn(images()))
+        assert len(rates) == 8
+        for done, of_optimizers in enumerate(rates):
+            assert of_optimizers == pytest.approx([generator.learning_rate * (1 - done / 8)] * len(of_optimizers))

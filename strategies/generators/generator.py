@@ -11,14 +11,16 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 SAMPLES_AT_ONCE = 1000
 
+Schedule = Literal["constant", "linear"]
 Sampler = Callable[[int], Tensor]
 """n -> n images, [n, *shape]."""
 
@@ -64,7 +66,9 @@ class Generator(nn.Module, ABC):
         self.random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     @abstractmethod
-    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
+    def learn(
+        self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Learn new images mixed with replay in proportion r : 1 - r (Shin et al. 2017, section 3.1).
 
         The work is done as what is returned is iterated over.
@@ -73,6 +77,7 @@ class Generator(nn.Module, ABC):
             images: the new ones, in [low, high], [N, *shape].
             replay: the previous generator's; not called if r is 1.
             r: share of new images in what is learned, in (0, 1]; below 1 only with a replay.
+            labels: classes of the new images, int64 [N]; only what is conditional on them reads them.
 
         Yields:
             After every epoch, the mean loss of its steps; nothing if there are no epochs.
@@ -89,7 +94,7 @@ class Generator(nn.Module, ABC):
             ValueError: n below 0.
         """
 
-    def frozen_copy(self) -> Generator:
+    def frozen_copy(self) -> Self:
         """As it is now, for sampling: no gradient, no further change. Draws on the same random numbers."""
         copied = copy.deepcopy(self, memo={id(one): one for one in self._not_copied()})
         return copied.eval().requires_grad_(False)
@@ -111,31 +116,28 @@ class Generator(nn.Module, ABC):
         self.random.set_state(state["random"].cpu())
 
 
-class TrainedGenerator(Generator):
-    """Learns by minibatches, an epoch being as many images as there are new ones.
+class NetworkGenerator(Generator):
+    """Has networks, optimisers, and a range of its own.
 
     A kind of generator sees images, and makes them, in the range that its paper has, which it says by ``black`` and
-    ``white``. It sets its own settings before it calls ``super().__init__``, which builds the networks. Optimisers keep
-    their state from one experience to the next.
+    ``white``. It sets its own settings before it calls ``super().__init__``, which builds the networks.
     """
 
     black = 0.0
     white = 1.0
 
-    def __init__(self, images: ImageSpec, epochs: int, batch_size: int, seed: int):
+    def __init__(self, images: ImageSpec, batch_size: int, seed: int):
         """
         Args:
             images: what it learns.
-            epochs: passes of :meth:`learn`, at least 1.
             batch_size: images in a minibatch, at least 1.
             seed: of its initialisation and of every random number that it draws.
 
         Raises:
-            ValueError: epochs or batch_size below 1; as for every :class:`Generator`.
+            ValueError: batch_size below 1; as for every :class:`Generator`.
         """
-        at_least_one(epochs=epochs, batch_size=batch_size)
+        at_least_one(batch_size=batch_size)
         super().__init__(images, seed)
-        self.epochs = epochs
         self.batch_size = batch_size
         # Not from torch's global generator, whose numbers are the solver's.
         with torch.random.fork_rng():
@@ -147,26 +149,16 @@ class TrainedGenerator(Generator):
         """Make the networks and their optimisers."""
 
     @abstractmethod
-    def step(self, x: Tensor) -> Tensor:
-        """Learn one minibatch.
-
-        Args:
-            x: images in [black, white], [batch, *shape].
-
-        Returns:
-            The loss before the step, a scalar.
-        """
-
-    @abstractmethod
     def make(self, n: int) -> Tensor:
         """``n`` images in [black, white], [n, *shape]; called without gradients and in eval mode."""
 
-    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
-        self.train()
-        for _ in range(self.epochs):
-            share = (mixed(images, replay, r, self.random) - self.low) / (self.high - self.low)
-            x = self.black + share * (self.white - self.black)
-            yield torch.stack([self.step(batch) for batch in x.split(self.batch_size)]).mean()
+    def as_learned(self, images: Tensor) -> Tensor:
+        """[low, high] -> [black, white]."""
+        return self.black + (images - self.low) / (self.high - self.low) * (self.white - self.black)
+
+    def as_given(self, x: Tensor) -> Tensor:
+        """[black, white] -> [low, high]."""
+        return self.low + (x - self.black) / (self.white - self.black) * (self.high - self.low)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -177,8 +169,7 @@ class TrainedGenerator(Generator):
         sizes = [SAMPLES_AT_ONCE] * (n // SAMPLES_AT_ONCE) + [n % SAMPLES_AT_ONCE] * bool(n % SAMPLES_AT_ONCE)
         made = [self.make(size) for size in sizes] or [torch.empty(0, *self.shape, device=self.low.device)]
         self.train(was_training)
-        share = (torch.cat(made) - self.black) / (self.white - self.black)
-        return self.low + share * (self.high - self.low)
+        return self.as_given(torch.cat(made))
 
     def _not_copied(self) -> list[object]:
         return [*super()._not_copied(), *self._optimizers().values()]  # it is trained no more
@@ -194,6 +185,69 @@ class TrainedGenerator(Generator):
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.optim.Optimizer)}
+
+
+class TrainedGenerator(NetworkGenerator):
+    """Learns by minibatches, an epoch being as many images as there are new ones.
+
+    Optimisers keep their state from one experience to the next.
+    """
+
+    def __init__(
+        self,
+        images: ImageSpec,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        learning_rate: float,
+        schedule: Schedule = "constant",
+    ):
+        """
+        Args:
+            images, batch_size, seed: as for every :class:`NetworkGenerator`.
+            epochs: passes of :meth:`learn`, at least 1.
+            learning_rate: of the optimisers that :meth:`build` makes.
+            schedule: ``constant``, or ``linear``: the learning rate falls to zero in every experience.
+
+        Raises:
+            ValueError: epochs below 1, no such schedule; as for every :class:`NetworkGenerator`.
+        """
+        at_least_one(epochs=epochs)
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {get_args(Schedule)}; got {schedule!r}")
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        super().__init__(images, batch_size, seed)
+
+    @abstractmethod
+    def step(self, x: Tensor) -> Tensor:
+        """Learn one minibatch.
+
+        Args:
+            x: images in [black, white], [batch, *shape].
+
+        Returns:
+            The loss before the step, a scalar.
+        """
+
+    def learn(
+        self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        self.train()
+        for epoch in range(self.epochs):
+            batches = self.as_learned(mixed(images, replay, r, self.random)).split(self.batch_size)
+            losses = []
+            for done, batch in enumerate(batches):
+                if self.schedule == "linear":
+                    self._set_learning_rate(1 - (epoch + done / len(batches)) / self.epochs)
+                losses.append(self.step(batch))
+            yield torch.stack(losses).mean()
+
+    def _set_learning_rate(self, factor: float) -> None:
+        for optimizer in self._optimizers().values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * factor
 
 
 def at_least_one(**settings: int) -> None:

@@ -23,7 +23,9 @@ class PastImages(Generator):
         self.images: list[Tensor] = []
         self.shares: list[float] = []
 
-    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
+    def learn(
+        self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Keep the images; there are no epochs. One that starts afresh keeps as much replay besides."""
         check_share(r, replay)
         if r < 1 and replay and not self.images:
@@ -71,7 +73,9 @@ class NoiseImages(Generator):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 
-    def learn(self, images: Tensor, replay: Sampler | None = None, r: float = 1.0) -> Iterator[Tensor]:
+    def learn(
+        self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Measure mean and standard deviation; there are no epochs."""
         self.mean, self.std = images.mean(), images.std()
         yield from ()

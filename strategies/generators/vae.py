@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from strategies.generators.generator import ImageSpec, TrainedGenerator, at_least_one, perceptron
+from strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one, perceptron
 
 SMALLEST_DEVIATION = 0.01
 """Of a Gaussian pixel: an image learned by heart must not make the loss fall without end."""
@@ -35,10 +35,11 @@ class VAE(TrainedGenerator):
         hidden_sizes: tuple[int, ...] = (400, 400),
         learning_rate: float = 1e-3,
         likelihood: ImageLikelihood = "bernoulli",
+        schedule: Schedule = "constant",
     ):
         """
         Args:
-            images, epochs, batch_size, seed: as for every :class:`TrainedGenerator`.
+            images, epochs, batch_size, seed, schedule: as for every :class:`TrainedGenerator`.
             latent_size: dimensions of z.
             hidden_sizes: of the encoder's layers; the decoder has them in reverse.
             learning_rate: of Adam.
@@ -54,9 +55,8 @@ class VAE(TrainedGenerator):
             raise ValueError(f"likelihood must be one of {get_args(ImageLikelihood)}; got {likelihood!r}")
         self.latent_size = latent_size
         self.hidden_sizes = tuple(hidden_sizes)
-        self.learning_rate = learning_rate
         self.likelihood = likelihood
-        super().__init__(images, epochs, batch_size, seed)
+        super().__init__(images, epochs, batch_size, seed, learning_rate, schedule)
 
     def build(self) -> None:
         pixels = self.shape.numel()

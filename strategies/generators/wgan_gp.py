@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from strategies.generators.generator import ImageSpec, TrainedGenerator, at_least_one, perceptron
+from strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
 
 Architecture = Literal["mlp", "conv"]
+SMALLEST_SIDE = 4
+"""Of the maps that convolutions begin or end with."""
+LEAK = 0.2
+"""Slope of the critics' leaky ReLU."""
 
 
 class WGANGP(TrainedGenerator):
@@ -35,41 +40,51 @@ class WGANGP(TrainedGenerator):
         architecture: Architecture = "mlp",
         latent_size: int = 100,
         width: int = 512,
+        critic_architecture: Architecture | None = None,
+        critic_width: int | None = None,
         critic_steps: int = 5,
         penalty: float = 10.0,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.0, 0.9),
+        schedule: Schedule = "constant",
     ):
         """
         Args:
-            images, epochs, batch_size, seed: as for every :class:`TrainedGenerator`.
-            architecture: ``mlp``: three hidden layers of ``width`` units with ReLU in both networks (the paper's
-                perceptron, a generator only, has four). ``conv``: 5x5 convolutions of stride 2 between the image and
-                maps of 4x4, as many as it takes, transposed in the generator.
+            images, epochs, batch_size, seed, schedule: as for every :class:`TrainedGenerator`.
+            architecture: of both networks. ``mlp``: three hidden layers of ``width`` units. ``conv``: 5x5 convolutions
+                of stride 2 between the image and maps of 4x4, as many as it takes, transposed in the generator. The
+                generator has ReLU and batch norm, the critic leaky ReLU and none, since its penalty is an image's own
+                (section 4).
             latent_size: dimensions of z ~ N(0, I).
             width: units of a hidden layer, or channels of the 4x4 maps, halved with every doubling of the side.
+            critic_architecture, critic_width: where the critic's differ from the generator's.
             critic_steps: n_critic of algorithm 1, at least 1.
             penalty: lambda of eq. 3.
             learning_rate, betas: of both networks' Adam; algorithm 1 has 1e-4 and (0, 0.9).
 
         Raises:
-            ValueError: a size or critic_steps below 1, no such architecture, ``conv`` on images that are not square
-                with a side of 8, 16, 32, ....
+            ValueError: a size or critic_steps below 1, a minibatch of a single image, no such architecture, ``conv`` on
+                images that are not square with a side of 8, 16, 32, ....
         """
-        at_least_one(latent_size=latent_size, width=width, critic_steps=critic_steps)
-        if architecture not in NETWORKS:
-            raise ValueError(f"architecture must be one of {tuple(NETWORKS)}; got {architecture!r}")
+        self.critic_architecture = critic_architecture or architecture
+        self.critic_width = width if critic_width is None else critic_width
+        at_least_one(latent_size=latent_size, width=width, critic_width=self.critic_width, critic_steps=critic_steps)
+        for named in (architecture, self.critic_architecture):
+            if named not in GENERATORS:
+                raise ValueError(f"architecture must be one of {tuple(GENERATORS)}; got {named!r}")
+        if batch_size == 1:
+            raise ValueError("batch norm has no statistics of a single image; batch_size must be at least 2")
         self.architecture = architecture
         self.latent_size = latent_size
         self.width = width
         self.critic_steps = critic_steps
         self.penalty = penalty
-        self.learning_rate = learning_rate
         self.betas = betas
-        super().__init__(images, epochs, batch_size, seed)
+        super().__init__(images, epochs, batch_size, seed, learning_rate, schedule)
 
     def build(self) -> None:
-        self.generator, self.critic = NETWORKS[self.architecture](self.shape, self.latent_size, self.width)
+        self.generator = GENERATORS[self.architecture](self.shape, self.latent_size, self.width)
+        self.critic = CRITICS[self.critic_architecture](self.shape, self.critic_width)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
             for network in (self.generator, self.critic)
@@ -78,7 +93,7 @@ class WGANGP(TrainedGenerator):
 
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            fake = self.generator(self.normal(len(x), self.latent_size))
+            fake = self._fake()[: len(x)]
         epsilon = torch.rand(len(x), *[1] * len(self.shape), generator=self.random).to(x.device)
         real_score, fake_score = self.critic(torch.cat([x, fake])).chunk(2)
         loss = fake_score.mean() - real_score.mean()
@@ -88,11 +103,15 @@ class WGANGP(TrainedGenerator):
         self.critic_optimizer.step()
         self.steps += 1
         if self.steps % self.critic_steps == 0:
-            self._generator_step(len(x))
+            self._generator_step()
         return loss.detach()
 
-    def _generator_step(self, n: int) -> None:
-        loss = -self.critic(self.generator(self.normal(n, self.latent_size))).mean()
+    def _fake(self) -> Tensor:
+        """A whole minibatch, whatever is left of the real one: batch norm takes its statistics from it."""
+        return self.generator(self.normal(self.batch_size, self.latent_size))
+
+    def _generator_step(self) -> None:
+        loss = -self.critic(self._fake()).mean()
         parameters = list(self.generator.parameters())
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient  # and none for the critic's
@@ -124,26 +143,64 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
 
-def _perceptrons(shape: torch.Size, latent_size: int, width: int) -> tuple[nn.Module, nn.Module]:
-    pixels = shape.numel()
-    generator = nn.Sequential(*perceptron(latent_size, width, width, width, pixels), nn.Tanh(), nn.Unflatten(1, shape))
-    return generator, nn.Sequential(nn.Flatten(), *perceptron(pixels, width, width, width, 1))
+def perceptron_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
+    """Three hidden layers, with batch norm."""
+    layers: list[nn.Module] = []
+    for inputs in (latent_size, width, width):
+        layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, shape.numel()), nn.Tanh(), nn.Unflatten(1, shape))
 
 
-def _convolutional(shape: torch.Size, latent_size: int, width: int) -> tuple[nn.Module, nn.Module]:
-    """Each layer doubles or halves the side. No batch norm, which would tie a critic's images together (section 4)."""
-    channels, height, side = shape
-    doublings = int(math.log2(side / 4))
-    if height != side or doublings < 1 or side != 4 << doublings:
-        raise ValueError(f"architecture='conv' needs square images with a side of 8, 16, 32, ...; got {tuple(shape)}")
-    widths = [max(width >> level, 1) for level in range(doublings)]  # from the smallest map to the largest
-    generator: list[nn.Module] = [nn.Linear(latent_size, 16 * width), nn.ReLU(), nn.Unflatten(1, (width, 4, 4))]
-    critic: list[nn.Module] = []
-    for wide, narrow in zip(widths, [*widths[1:], channels], strict=True):
-        generator += [nn.ConvTranspose2d(wide, narrow, 5, stride=2, padding=2, output_padding=1), nn.ReLU()]
-        critic = [nn.Conv2d(narrow, wide, 5, stride=2, padding=2), nn.LeakyReLU(0.2), *critic]
-    generator[-1] = nn.Tanh()
-    return nn.Sequential(*generator), nn.Sequential(*critic, nn.Flatten(), nn.Linear(16 * width, 1))
+def perceptron_critic(shape: torch.Size, width: int) -> nn.Sequential:
+    """Three hidden layers."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs in (shape.numel(), width, width):
+        layers += [nn.Linear(inputs, width), nn.LeakyReLU(LEAK)]
+    return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-NETWORKS = {"mlp": _perceptrons, "conv": _convolutional}
+def convolutional_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
+    """From 4x4 maps up, with batch norm; each layer doubles the side."""
+    widths = widths_of_maps(shape, width)
+    layers: list[nn.Module] = [nn.Linear(latent_size, 16 * width), nn.Unflatten(1, (width, 4, 4))]
+    for wide, narrow in zip(widths, [*widths[1:], shape[0]], strict=True):
+        convolution = nn.ConvTranspose2d(wide, narrow, 5, stride=2, padding=2, output_padding=1)
+        layers += [nn.BatchNorm2d(wide), nn.ReLU(), convolution]
+    return nn.Sequential(*layers, nn.Tanh())
+
+
+def convolutional_critic(shape: torch.Size, width: int) -> nn.Sequential:
+    """Down to 4x4 maps; each layer halves the side."""
+    return nn.Sequential(convolutional_features(shape, width), nn.Linear(16 * width, 1))
+
+
+def convolutional_features(shape: torch.Size, width: int, smallest_side: int = SMALLEST_SIDE) -> nn.Sequential:
+    """Images [N, *shape] -> [N, width * smallest_side^2]."""
+    layers: list[nn.Module] = []
+    widths = [shape[0], *reversed(widths_of_maps(shape, width, smallest_side))]
+    for narrow, wide in pairwise(widths):
+        layers += [nn.Conv2d(narrow, wide, 5, stride=2, padding=2), nn.LeakyReLU(LEAK)]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def widths_of_maps(shape: torch.Size, width: int, smallest_side: int = SMALLEST_SIDE) -> list[int]:
+    """Channels of the smallest maps, of those twice as large, ... up to half the image's side: halved every time.
+
+    Args:
+        shape: of an image.
+        width: of the smallest maps.
+        smallest_side: theirs.
+
+    Raises:
+        ValueError: the images are not square with a side of twice the smallest, or four times, eight times, ....
+    """
+    _, height, side = shape
+    doublings = int(math.log2(side / smallest_side))
+    if height != side or doublings < 1 or side != smallest_side << doublings:
+        sides = ", ".join(str(smallest_side << doubling) for doubling in (1, 2, 3))
+        raise ValueError(f"convolutions need square images with a side of {sides}, ...; got {tuple(shape)}")
+    return [max(width >> level, 1) for level in range(doublings)]
+
+
+GENERATORS = {"mlp": perceptron_generator, "conv": convolutional_generator}
+CRITICS = {"mlp": perceptron_critic, "conv": convolutional_critic}
