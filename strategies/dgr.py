@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation
-from avalanche.training.plugins import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
-from avalanche.training.utils import trigger_plugins
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn import functional
 
-from strategies.generators import Generator
+from strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
+from strategies.generators import ACGAN, Generator
 from strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
-ReplayLabels = Literal["hard", "soft"]
+ReplayLabels = Literal["hard", "soft", "asked"]
 NewShare = Literal["experiences", "classes"]
 
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""
-READ_AT_ONCE = 1000
 MASKED = -1000.0
 """An output that is no answer, as Avalanche's own heads have it."""
 
@@ -43,14 +40,7 @@ class Met(NamedTuple):
     task_labels: Sequence[int]
 
 
-class ScholarPlugin(SupervisedPlugin):
-    """What a plugin of a scholar may have besides Avalanche's hooks."""
-
-    def after_generator_epoch(self, strategy, **kwargs):
-        """The generator has learned for an epoch; ``strategy.generator_loss`` is its mean loss."""
-
-
-class DeepGenerativeReplay(SupervisedTemplate):
+class DeepGenerativeReplay(GeneratorTemplate):
     """Every experience trains a scholar on its own data and on what the previous scholar makes and answers.
 
     Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r; then,
@@ -60,13 +50,11 @@ class DeepGenerativeReplay(SupervisedTemplate):
 
     Each expectation is the mean over a minibatch of its own, both of ``train_mb_size``. The solver is the template's
     ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it; plugins see the real
-    minibatch. The generator has one more hook, that of :class:`ScholarPlugin`.
+    minibatch. The generator has one more hook, that of :class:`GeneratorPlugin`.
 
     With several heads, the task of a replayed input is drawn among those of the past: its answer under that head is
     what is to be kept, and on average all heads are (van de Ven et al. 2022 take the mean over them).
     """
-
-    PLUGIN_CLASS = ScholarPlugin
 
     def __init__(
         self,
@@ -84,7 +72,8 @@ class DeepGenerativeReplay(SupervisedTemplate):
                 the same. ``classes``: its number of classes among those of all experiences so far. A number in (0, 1]:
                 that, from the second experience on; 1 is training without replay.
             replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
-                ``soft``, its probabilities.
+                ``soft``, its probabilities. ``asked``: the class that the generator was asked for; it must be
+                conditional (an :class:`ACGAN`), and there must be one head.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
                 previous weights (EWC, MAS) has no meaning then, and is refused.
@@ -97,8 +86,12 @@ class DeepGenerativeReplay(SupervisedTemplate):
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
-        if replay_labels not in ("hard", "soft"):
-            raise ValueError(f"replay_labels must be 'hard' or 'soft'; got {replay_labels!r}")
+        if replay_labels not in get_args(ReplayLabels):
+            raise ValueError(f"replay_labels must be one of {get_args(ReplayLabels)}; got {replay_labels!r}")
+        if replay_labels == "asked" and not isinstance(generator, ACGAN):
+            raise ValueError("replay_labels='asked' needs a generator that is conditional on the class")
+        if new_scholar and isinstance(generator, ACGAN):
+            raise ValueError("new_scholar starts a generator afresh; one that replays by itself has no past then")
         if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
             raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
         super().__init__(**template)
@@ -108,7 +101,6 @@ class DeepGenerativeReplay(SupervisedTemplate):
         self.new_scholar = new_scholar
         self.previous: Scholar | None = None
         """The last experience's, frozen."""
-        self.generator_loss: Tensor | None = None
         self._past: list[Met] = []
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
@@ -139,20 +131,10 @@ class DeepGenerativeReplay(SupervisedTemplate):
         )
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
-        self._train_generator()
+        self._train_generator(self.previous.generator.sample if self.previous else None, self.new_share)
         self._head_sizes = self._sizes_of_heads()
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
-
-    def _train_generator(self) -> None:
-        dataset = self.adapted_dataset
-        # A loader takes a random number even where it draws nothing by it: its own, not the solver's.
-        loader = DataLoader(dataset, READ_AT_ONCE, collate_fn=dataset.collate_fn, generator=torch.Generator())
-        images = torch.cat([x.to(self.device) for x, *_ in loader])
-        replay = self.previous.generator.sample if self.previous else None
-        for loss in self.generator.learn(images, replay, self.new_share):
-            self.generator_loss = loss
-            trigger_plugins(self, "after_generator_epoch")
 
     def criterion(self) -> Tensor:
         """Eq. 2 in training, the loss on the minibatch alone in evaluation."""
@@ -167,13 +149,22 @@ class DeepGenerativeReplay(SupervisedTemplate):
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (x', S_{t-1}(x') [N, outputs], task labels), without end."""
         generator, solver = self.previous
+        if self.replay_labels == "asked" and isinstance(solver, MultiTaskModule):
+            raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
         known = torch.tensor(sorted({task for experience in self._past for task in experience.task_labels}))
         while True:
-            x = generator.sample(BATCHES_AHEAD * self.train_mb_size)
-            tasks = known[torch.randint(len(known), (len(x),), generator=generator.random)].to(self.device)
-            with torch.no_grad():
-                parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-                answers = torch.cat([self._outputs(solver, *part) for part in parts])
+            n = BATCHES_AHEAD * self.train_mb_size
+            if isinstance(generator, ACGAN):
+                x, asked = generator.sample_labelled(n)
+            else:
+                x = generator.sample(n)
+            tasks = known[torch.randint(len(known), (n,), generator=generator.random)].to(self.device)
+            if self.replay_labels == "asked":
+                answers = functional.one_hot(asked).float()
+            else:
+                with torch.no_grad():
+                    parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
+                    answers = torch.cat([self._outputs(solver, *part) for part in parts])
             yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
 
     def _sizes_of_heads(self) -> Tensor:
@@ -198,9 +189,9 @@ class DeepGenerativeReplay(SupervisedTemplate):
 
     def _targets(self, answers: Tensor, outputs: int) -> Tensor:
         """The previous solver's outputs -> class labels [N], or probabilities [N, outputs] of the present one's."""
-        if self.replay_labels == "hard":
+        if self.replay_labels != "soft":
             return answers.argmax(dim=1)
-        return nn.functional.pad(answers.softmax(dim=1), (0, outputs - answers.shape[1]))
+        return functional.pad(answers.softmax(dim=1), (0, outputs - answers.shape[1]))
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
