@@ -3,5 +3,6 @@
 from strategies.dgr import DeepGenerativeReplay
 from strategies.ewc import EWCPlugin
 from strategies.mas import MASPlugin
+from strategies.mergan import MeRGAN
 
-__all__ = ["DeepGenerativeReplay", "EWCPlugin", "MASPlugin"]
+__all__ = ["DeepGenerativeReplay", "EWCPlugin", "MASPlugin", "MeRGAN"]
