@@ -55,11 +55,15 @@ class FigureRow(_Table):
 
 
 class Figure(_Table):
-    """One table of a source. ``protocols``: ours for each column; ``at``: when it is taken, if not at the end."""
+    """One table of a source.
+
+    ``protocols``: ours for each column. ``after``: how many experiences it is taken after, if not at the end; over
+    these alone.
+    """
 
     source: str
     protocols: Annotated[list[str], Field(min_length=1)]
-    at: list[str] = []
+    after: list[Annotated[int, Field(ge=1)]] = []
     note: str = ""
     setting: dict[str, str] = {}
     rows: Annotated[list[FigureRow], Field(min_length=1)]
@@ -67,8 +71,8 @@ class Figure(_Table):
     @model_validator(mode="after")
     def _one_number_a_column(self) -> Figure:
         columns = len(self.protocols)
-        if self.at and len(self.at) != columns:
-            raise ValueError(f"at: {len(self.at)} for {columns} protocols")
+        if self.after and len(self.after) != columns:
+            raise ValueError(f"after: {len(self.after)} for {columns} protocols")
         for index, row in enumerate(self.rows):
             for key, values in (("mean", row.mean), ("sd", row.sd)):
                 if values is not None and len(values) != columns:
@@ -292,23 +296,26 @@ def tally(boards: Iterable[Board]) -> dict[Verdict, int]:
 
 
 def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, list[Record]]]) -> Board:
-    # What a generator makes is no ACC of a record: such figures wait for records that hold theirs.
-    found = groups if source.metric == "ACC" else {}
     digits = 0 if all(mean.is_integer() for row in figure.rows for mean in row.mean) else 2
     rows, hyperparameters = [], {}
     for column, protocol in enumerate(figure.protocols):
+        after = figure.after[column] if figure.after else None
         for row in figure.rows:
-            group = found.get(protocol, {}).get(row.strategy, [])
+            group = [
+                record
+                for record in groups.get(protocol, {}).get(row.strategy, [])
+                if ("generation" in record.hyperparameters) == (source.metric == "generated ACC")
+            ]
             complete = [record for record in group if record.complete]
             sd = None if row.sd is None else row.sd[column] / 100
             reported = Reported(row.mean[column] / 100, sd, None if sd is None else source.runs, digits)
-            values = [record.acc for record in complete]
+            values = [_acc(record, after) for record in complete]
             gap = difference(values, reported) if values else None
             if complete:
                 hyperparameters[f"{row.strategy} on {protocol}"] = complete[0].hyperparameters
             rows.append(
                 Comparison(
-                    row.method + (f", {figure.at[column]}" if figure.at else ""),
+                    row.method + (f", after {after} tasks" if after else ""),
                     row.strategy,
                     protocol,
                     reported,
@@ -323,6 +330,14 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
                 )
             )
     return Board(figure.source, source, figure.note, rows, _settings(figure.setting, hyperparameters))
+
+
+def _acc(record: Record, after: int | None) -> float:
+    """At the end, or after some experiences; what is trained on all at once is judged on as many in the end."""
+    if after is None:
+        return record.acc
+    row = record.accuracy_matrix[min(after, len(record.accuracy_matrix)) - 1]
+    return float(np.mean(row[:after]))
 
 
 def _settings(published: Mapping[str, str], ours: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:

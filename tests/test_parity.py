@@ -58,8 +58,12 @@ rows = [{ method = "EWC", strategy = "ewc", mean = [85] }, { method = "SI", stra
 [[figures]]
 source = "gan2018"
 protocols = ["p/task", "p/task"]
-at = ["after 5 tasks", "after 10 tasks"]
-rows = [{ method = "GAN", strategy = "ewc", mean = [80.11, 90.22] }]
+after = [2, 3]
+rows = [
+  { method = "GAN", strategy = "ewc", mean = [80.11, 90.22] },
+  { method = "RA", strategy = "mergan-ra", mean = [80.11, 90.22] },
+  { method = "JT", strategy = "gan-joint", mean = [80.11, 90.22] },
+]
 """
 
 
@@ -240,7 +244,24 @@ def folder_of_duels(tmp_path):
 
 
 def test_generated_accuracy_is_not_the_acc_of_a_record(published):
-    assert [row.verdict for key, row in compared(RECORDS).items() if key[2] == "gan2018"] == [Verdict.not_run]
+    assert {row.verdict for key, row in compared(RECORDS).items() if key[2] == "gan2018"} == {Verdict.not_run}
+
+
+def test_generated_accuracy_is_taken_after_as_many_experiences_as_the_source_says(published):
+    matrix = [[0.5, 0.0, 0.0], [0.2, 0.6, 0.0], [0.1, 0.3, 0.8]]
+    ones = [
+        one.model_copy(update={"accuracy_matrix": matrix, "hyperparameters": {"generation": {}}})
+        for one in group("mergan-ra", 0.4, 0.4, protocol="p/task")
+    ]
+    joint = record("gan-joint", 0, 0.5, protocol="p/task").model_copy(
+        update={"accuracy_matrix": [[0.9, 0.7, 0.2]], "hyperparameters": {"generation": {}}}
+    )
+    boards = parity.compare(parity.read(published), [*ones, joint])
+    rows = [row for board in boards if board.source_name == "gan2018" for row in board.rows]
+    found = {row.method: row.ours.mean for row in rows if row.ours}
+    assert found == pytest.approx(
+        {"RA, after 2 tasks": 0.4, "RA, after 3 tasks": 0.4, "JT, after 2 tasks": 0.8, "JT, after 3 tasks": 0.6}
+    )
 
 
 def test_failed_runs_and_validation_trials_are_not_averaged(published):
@@ -281,7 +302,7 @@ def test_markdown_between_the_marks(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS), "--into", readme)
     assert done.returncode == 0, done.stderr
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("a\n<!-- parity -->\n1 reproduced, 1 above, 2 short, 4 not run.\n")
+    assert text.startswith("a\n<!-- parity -->\n1 reproduced, 1 above, 2 short, 8 not run.\n")
     assert text.endswith("<!-- end of parity -->\nb\n")
     assert "stale" not in text
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
@@ -304,7 +325,7 @@ def test_the_dagger_stands_by_what_nobody_has_read_yet(published, tmp_path):
 def test_csv_has_fractions_that_read_back(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "csv")
     frame = pd.read_csv(io.StringIO(done.stdout)).set_index(["source", "protocol", "strategy"])
-    assert len(frame) == 8
+    assert len(frame) == 12
     for (where, strategy, source), row in compared(RECORDS).items():
         if source == "gan2018":
             continue
@@ -327,7 +348,7 @@ def test_csv_has_fractions_that_read_back(published, tmp_path):
 
 def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS))
-    assert done.stdout.splitlines()[-1] == "1 reproduced, 1 above, 2 short, 4 not run"
+    assert done.stdout.splitlines()[-1] == "1 reproduced, 1 above, 2 short, 8 not run"
     assert all(len(line) <= 160 for line in done.stdout.splitlines())
     console = Console(width=160, file=io.StringIO(), force_terminal=True, no_color=False, color_system="standard")
     for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
@@ -353,7 +374,7 @@ def test_a_narrow_terminal_cuts_no_number(published):
     [
         ("mean = [80.0, 20.5]", "mean = [80.0]", "figures.0: rows.0.mean: 1 numbers for 2 protocols"),
         ("sd = [1.0, 0.1]", "sd = [1.0, 0.1, 2.0]", "figures.0: rows.0.sd: 3 numbers for 2 protocols"),
-        ('at = ["after 5 tasks", ', "at = [", "figures.2: at: 1 for 2 protocols"),
+        ("after = [2, 3]", "after = [2]", "figures.2: after: 1 for 2 protocols"),
         ('["lambda 100", "lambda 600"]', '["a", "b", "c"]', "figures.0: rows.0.setting: 3 texts for 2 protocols"),
         ('source = "unread2019"', 'source = "unred"', "figures.1.source: no source is called 'unred'"),
         ("runs = 10\n", "", "sources.read2018.runs: missing; figures.0 reports sd"),
