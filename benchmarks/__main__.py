@@ -337,17 +337,24 @@ def _compared(records):
 
 
 def _compared_in_markdown(records) -> str:
-    from reports import class_shares, tables
+    from reports import class_shares, generation, tables
 
-    return "\n".join([tables.as_markdown(_compared(records)), class_shares.as_markdown(class_shares.compare(records))])
+    parts = [
+        tables.as_markdown(_compared(records)),
+        class_shares.as_markdown(class_shares.compare(records)),
+        generation.as_markdown(generation.compare(records)),
+    ]
+    return "\n".join(part for part in parts if part)
 
 
 def _show_compared(records) -> None:
-    from reports import class_shares, tables
+    from reports import class_shares, generation, tables
 
     _show(tables.as_rich(_compared(records)), tables.LEGEND)
     if of_generators := class_shares.compare(records):
         _show(class_shares.as_rich(of_generators), class_shares.LEGEND)
+    if generated := generation.compare(records):
+        _show(generation.as_rich(generated), generation.LEGEND)
 
 
 def _show(tables: list[Table], legend: str) -> None:

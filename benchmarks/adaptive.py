@@ -122,7 +122,7 @@ def recorded(name: str, study: Subsets, out: Path) -> Results | None:
 
 
 def _none_yet(name: str, study: Subsets) -> Results:
-    settings = {"mas_lambda": study.mas_lambda, **_job(name, study, 0, NOTHING).run.protocol.deciding()}
+    settings = {"mas_lambda": study.mas_lambda, **_job(name, study, 0, NOTHING).run.protocol.deciding("mas")}
     return Results(
         title=study.title,
         settings=settings,

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.protocol import Protocol
 from benchmarks.real_classifier import RealClassifier, real_classifier
 from benchmarks.streams import black_and_white
-from reports.figures import generated_figure
+from reports.figures import sheet_figure
 from reports.store import Generated
 from strategies.dgr import DeepGenerativeReplay
 
@@ -24,24 +24,35 @@ PICTURE = "generated.png"
 CLASSIFIERS = "classifiers"
 
 
+def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier | None:
+    """The classifier that tells what images of a protocol show; None where its experiences permute pixels.
+
+    Args:
+        protocol: of the run.
+        device: torch's name of the device that the images are on.
+        out: folder of all records; the classifier is kept below it.
+    """
+    if protocol.stream.kind == "permuted":
+        return None
+    classifier = real_classifier(protocol.dataset, protocol.images, out / CLASSIFIERS)
+    classifier.network.to(device)
+    return classifier
+
+
 class GeneratorObserver:
     """Looks at a generator after every experience."""
 
-    def __init__(self, protocol: Protocol, device: str, title: str, out: Path):
+    def __init__(self, protocol: Protocol, classifier: RealClassifier | None, title: str, device: str):
         """
         Args:
-            protocol: of the run. Where its experiences permute pixels, no classifier can tell what an image shows, and
-                there are no shares.
-            device: torch's name of the device that the generator is on.
+            protocol: of the run.
+            classifier: of real images; without one there are no shares.
             title: above the picture.
-            out: folder of all records; the classifier is kept below it.
+            device: torch's name of the device that the generator is on.
         """
         self.black, self.white = (value.to(device) for value in black_and_white(protocol.images))
         self.title = title
-        self.classifier: RealClassifier | None = None
-        if protocol.stream.kind == "split":
-            self.classifier = real_classifier(protocol.dataset, protocol.images, out / CLASSIFIERS)
-            self.classifier.network.to(device)
+        self.classifier = classifier
         self.rows: list[Tensor] = []
         self.class_shares: list[list[float]] = []
 
@@ -58,7 +69,7 @@ class GeneratorObserver:
     def draw(self, folder: Path) -> Path:
         """Write the picture: one row of images an experience."""
         folder.mkdir(parents=True, exist_ok=True)
-        generated_figure(torch.stack(self.rows).numpy(), self.title).savefig(folder / PICTURE)
+        sheet_figure(torch.stack(self.rows).numpy(), self.title, "after training on").savefig(folder / PICTURE)
         return folder / PICTURE
 
     def summary(self) -> Generated | None:

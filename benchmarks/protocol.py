@@ -29,7 +29,7 @@ from pydantic import (
 
 from benchmarks.datasets import NAMES as DATASETS
 from benchmarks.names import UnknownName
-from strategies.catalogue import CATALOGUE, Hyperparameters
+from strategies.catalogue import CATALOGUE, Build, GANSettings, Hyperparameters
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -163,6 +163,15 @@ class Training(Table):
         return {key: value for key, value in serialize(self).items() if value or key not in later}
 
 
+class Generation(Table):
+    """What is judged is not a solver but a generator: its images, asked for class by class.
+
+    Network and training are then those of the solver that one of the strategies has besides its generator.
+    """
+
+    images_per_class: Positive
+
+
 class ProtocolFile(Table):
     title: str
     dataset: Literal[DATASETS]  # type: ignore[valid-type]
@@ -170,6 +179,8 @@ class ProtocolFile(Table):
     stream: Annotated[PermutedStream | SplitStream, Field(discriminator="kind")]
     network: Network
     training: Training
+    generation: Generation | None = None
+    gan: GANSettings | None = None
     strategies: dict[str, dict[str, Any]] = {}
     sources: dict[str, str]
 
@@ -192,6 +203,8 @@ class Protocol(Table):
     stream: PermutedStream | SplitStream
     network: Network
     training: Training
+    generation: Generation | None
+    gan: GANSettings | None
     strategies: dict[str, dict[str, Any]]
     sources: dict[str, str]
 
@@ -203,8 +216,9 @@ class Protocol(Table):
             overrides: values to use in place of the protocol's (a search does).
 
         Raises:
-            ProtocolError: one is missing, unknown or out of range.
+            ProtocolError: one is missing, unknown or out of range; or as :meth:`builder`.
         """
+        self.builder(strategy)
         values = self.strategies.get(strategy, {}) | (overrides or {})
         try:
             return CATALOGUE[strategy].hyperparameters.model_validate(values)
@@ -216,14 +230,39 @@ class Protocol(Table):
                 + (f" or run 'python -m benchmarks search {self.name} {strategy}'" if searched else "")
             ) from error
 
-    def deciding(self) -> dict[str, Any]:
-        """The part that decides a result, for the record."""
+    def builder(self, strategy: str) -> Build:
+        """How the strategy is built under this protocol.
+
+        Raises:
+            ProtocolError: it cannot be: it has no solver, or no generator that can be asked for a class, where it is
+                this that is judged; it trains a conditional GAN of which the protocol says nothing.
+        """
+        entry = CATALOGUE[strategy]
+        build = entry.generate if self.generation else entry.build
+        if build is None:
+            what = "a generator that can be asked for a class" if self.generation else "a solver"
+            others = ", ".join(name for name, one in CATALOGUE.items() if one.generate)
+            hint = f"; these have one: {others}" if self.generation else "; it runs under the generate-* protocols"
+            raise ProtocolError(f"{self.name}: {strategy} has not got {what}{hint}")
+        if entry.has_gan and self.gan is None:
+            raise ProtocolError(f"{self.name}: {strategy} needs the settings of its GAN; add a table [gan]")
+        return build
+
+    def deciding(self, strategy: str) -> dict[str, Any]:
+        """The part that decides a strategy's result, for the record."""
+        decides = {"dataset", "scenario", "images", "stream", "network", "training"}
+        if self.generation:
+            decides.add("generation")
+        if CATALOGUE[strategy].has_gan:
+            decides.add("gan")
         # As JSON has it: a tuple in a record read back is a list.
-        chosen = self.model_dump(
-            mode="json", include={"dataset", "scenario", "images", "stream", "network", "training"}
-        )
+        chosen = self.model_dump(mode="json", include=decides)
         chosen["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
         return chosen
+
+
+COPIED = ("title", "dataset", "images", "stream", "network", "training", "generation", "gan")
+"""From a file to each of its protocols."""
 
 
 def names() -> list[str]:
@@ -272,7 +311,7 @@ def read(path: Path) -> list[Protocol]:
                 strategy: file.strategies.get(strategy, {}) | chosen.get(strategy, {})
                 for strategy in file.strategies | chosen
             },
-            **{key: getattr(file, key) for key in ("title", "dataset", "images", "stream", "network", "training")},
+            **{key: getattr(file, key) for key in COPIED},
             sources=file.sources,
         )
         found.append(protocol)
@@ -333,7 +372,9 @@ def first_problem(
 def _check_sources(path: Path, file: ProtocolFile) -> None:
     """Every number has a source: an entry for its dotted key or for a table above it."""
     tables = file.model_dump(
-        mode="json", include={"images", "stream", "network", "training", "strategies"}, exclude_unset=True
+        mode="json",
+        include={"images", "stream", "network", "training", "generation", "gan", "strategies"},
+        exclude_unset=True,
     )
     numbers = list(_numbers(tables))
     for key in numbers:

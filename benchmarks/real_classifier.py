@@ -23,7 +23,7 @@ NETWORK = CNN(kind="cnn", convolutions=(16, "M", 32, "M"), hidden_sizes=(128,))
 LEARNING_RATE = 1e-3
 BATCH = 128
 IMAGES_SEEN = 200_000
-"""In training, in whole epochs, at least 3."""
+"""In training; see :func:`train_classifier`."""
 SEED = 0
 VERSION = 1
 """Of the code below, which what is kept was made by."""
@@ -41,7 +41,7 @@ class RealClassifier:
 
     def classify(self, x: Tensor) -> Tensor:
         """Images as the stream has them, [N, *shape] -> classes, int64 [N]."""
-        return _classes(self.network, x)
+        return classes_of(self.network, x)
 
 
 @lru_cache(maxsize=1)
@@ -64,16 +64,42 @@ def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifie
     assert isinstance(data.train_x, Tensor)
     assert isinstance(data.test_x, Tensor)
     with FileLock(path.with_suffix(".lock")), torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        network = ConvolutionalNetwork(NETWORK, data.train_x.shape[1:], data.classes)
         kept = _read(path)
         if kept is None:
-            _train(network, data.train_x, data.train_y)
-            accuracy = (_classes(network, data.test_x) == data.test_y).float().mean().item()
-            kept = {"network": network.state_dict(), "accuracy": accuracy}
-            torch.save(kept, path)
-    network.load_state_dict(kept["network"])
-    return RealClassifier(network.eval().requires_grad_(False), kept["accuracy"], data.classes)
+            network = train_classifier(data.train_x, data.train_y, data.classes, IMAGES_SEEN)
+            accuracy = (classes_of(network, data.test_x) == data.test_y).float().mean().item()
+            torch.save({"network": network.state_dict(), "accuracy": accuracy}, path)
+        else:
+            network, accuracy = ConvolutionalNetwork(NETWORK, data.train_x.shape[1:], data.classes), kept["accuracy"]
+            network.load_state_dict(kept["network"])
+    return RealClassifier(network.eval().requires_grad_(False), accuracy, data.classes)
+
+
+def train_classifier(x: Tensor, y: Tensor, classes: int, images_seen: int) -> nn.Module:
+    """A classifier of images, real or not; takes no random number from anyone else.
+
+    Args:
+        x: images, [N, channels, height, width].
+        y: their classes, [N].
+        classes: how many there are.
+        images_seen: in training, in whole epochs, at least 3.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        network = ConvolutionalNetwork(NETWORK, x.shape[1:], classes).to(x.device)
+        optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
+        for _ in range(max(3, round(images_seen / len(x)))):
+            for indices in torch.randperm(len(x)).to(x.device).split(BATCH):
+                optimizer.zero_grad()
+                functional.cross_entropy(network(x[indices]), y[indices]).backward()
+                optimizer.step()
+    return network
+
+
+@torch.no_grad()
+def classes_of(network: nn.Module, x: Tensor) -> Tensor:
+    """A classifier's answers, int64 [N], to images [N, *shape]."""
+    return torch.cat([network(part).argmax(dim=1) for part in x.split(AT_ONCE)])
 
 
 def _digest(dataset: str, images: Images) -> str:
@@ -102,17 +128,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except Exception:  # whatever pickle and zip make of half a file: it is made anew
         return None
-
-
-def _train(network: nn.Module, x: Tensor, y: Tensor) -> None:
-    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, fused=True)
-    for _ in range(max(3, round(IMAGES_SEEN / len(x)))):
-        for indices in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            functional.cross_entropy(network(x[indices]), y[indices]).backward()
-            optimizer.step()
-
-
-@torch.no_grad()
-def _classes(network: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([network(part).argmax(dim=1) for part in x.split(AT_ONCE)])

@@ -23,10 +23,12 @@ from torch import nn
 
 from benchmarks import datasets
 from benchmarks.augment import HorizontalFlips
+from benchmarks.generation import GenerationObserver
 from benchmarks.loading import InMemoryLoading
 from benchmarks.networks import make_network
-from benchmarks.observer import GeneratorObserver
+from benchmarks.observer import GeneratorObserver, classifier_for
 from benchmarks.protocol import Protocol, ProtocolError
+from benchmarks.real_classifier import RealClassifier
 from benchmarks.schedule import LinearDecay
 from benchmarks.streams import Judge, black_and_white, make_benchmark, prepared
 from reports import store
@@ -34,8 +36,9 @@ from reports.matrix import accuracy_row, metrics
 from reports.store import Record
 from reports.wandb_logger import WandBLogger, WandBMode
 from strategies.catalogue import CATALOGUE, Hyperparameters
-from strategies.dgr import ScholarPlugin
+from strategies.generator_training import GeneratorPlugin
 from strategies.generators import ImageSpec
+from strategies.generators.acgan import ROUND
 
 EVALUATION_BATCH = 1000
 TRACEBACK = "traceback.txt"
@@ -64,12 +67,16 @@ class Run:
     @property
     def epochs(self) -> int:
         """Of one call of ``train``: the protocol's, or the strategy's own (GDumb), and those of a generator."""
+        if self.protocol.generation and CATALOGUE[self.strategy].has_gan:
+            return self.generator_epochs  # there is no solver
         own = getattr(self.hyperparameters, "epochs", self.protocol.training.epochs)
         return own + self.generator_epochs
 
     @property
     def generator_epochs(self) -> int:
-        """Of one call of ``train``, before the solver's."""
+        """Of one call of ``train``, before the solver's; of a conditional GAN, its rounds."""
+        if CATALOGUE[self.strategy].has_gan and self.protocol.gan:
+            return -(-getattr(self.hyperparameters, "steps", self.protocol.gan.steps) // ROUND)
         return getattr(self.hyperparameters, "generator_epochs", 0)
 
     @property
@@ -100,7 +107,7 @@ class Run:
     def deciding(self) -> dict[str, Any]:
         """Everything that decides the result but the seed, for the record."""
         return {
-            **self.protocol.deciding(),
+            **self.protocol.deciding(self.strategy),
             "judge": self.judge,
             "strategy": self.hyperparameters.model_dump(mode="json"),
         }
@@ -134,9 +141,11 @@ def execute(
         run.seed,
         {**run.deciding(), "environment": ran_on},
         wandb_mode,
+        CATALOGUE[run.strategy].whole_stream_at_once,
     )
     outcome: dict[str, Any]
-    observer: GeneratorObserver | None = None
+    observer: GeneratorObserver | GenerationObserver | None = None
+    classifier: RealClassifier | None = None
     looking = 0.0
 
     def look(strategy: SupervisedTemplate, _) -> None:
@@ -145,21 +154,31 @@ def execute(
         if observer:
             observer.look(strategy)
             logger.generated(observer.draw(folder))
+        if isinstance(observer, GenerationObserver):
+            logger.frechet_distance(observer.frechet_distance[-1])
         looking += time.perf_counter() - began
 
     try:
         if CATALOGUE[run.strategy].needs_images:
             began = time.perf_counter()
-            observer = GeneratorObserver(run.protocol, device, run.name, out)
+            classifier = classifier_for(run.protocol, device, out)
+            if run.protocol.generation and classifier:
+                observer = GenerationObserver(run.protocol, classifier, run.name)
+            else:
+                observer = GeneratorObserver(run.protocol, classifier, run.name, device)
             looking += time.perf_counter() - began
-        matrix, at_initialisation = learn(run, device, [logger], report, look, stream_from_disk)
+        matrix, at_initialisation = learn(run, device, [logger], report, look, stream_from_disk, classifier)
         outcome = {
             "status": "complete",
             "accuracy_matrix": matrix,
             "accuracy_at_initialisation": at_initialisation,
             "metrics": metrics(matrix, at_initialisation or None),
-            "generated": observer.summary() if observer else None,
         }
+        began = time.perf_counter()
+        outcome["generated"] = observer.summary() if observer else None
+        if isinstance(observer, GenerationObserver):
+            logger.animation(observer.animate(folder))
+        looking += time.perf_counter() - began
     except (Diverged, datasets.DataError, ProtocolError) as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
@@ -189,6 +208,7 @@ def learn(
     report: Callable[[int], None],
     after_experience: Callable[[SupervisedTemplate, list[list[float]]], None] = lambda strategy, matrix: None,
     stream_from_disk: bool = False,
+    classifier: RealClassifier | None = None,
 ) -> tuple[list[list[float]], list[float]]:
     """Train and judge, once through the stream.
 
@@ -199,6 +219,7 @@ def learn(
         report: called with the number of epochs done, as they are done.
         after_experience: called with the strategy and the accuracy matrix so far; may raise to stop the run.
         stream_from_disk: as for :func:`execute`.
+        classifier: of real images, which judges where a generator is judged.
 
     Returns:
         The accuracy matrix, and the accuracies at initialisation.
@@ -213,10 +234,12 @@ def learn(
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
     watch = WatchScholar(report) if run.generator_epochs else Watch(report)
-    strategy = make_strategy(run, benchmark, device, loggers, [watch])
+    strategy = make_strategy(run, benchmark, device, loggers, [watch], classifier)
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
-        return [accuracy_row(strategy.eval(judged))], []
+        matrix = [accuracy_row(strategy.eval(judged))]
+        after_experience(strategy, matrix)
+        return matrix, []
     at_initialisation = accuracy_row(strategy.eval(judged))
     matrix = []
     for experience in benchmark.train_stream:
@@ -227,7 +250,12 @@ def learn(
 
 
 def make_strategy(
-    run: Run, benchmark: CLScenario, device: str, loggers: list[BaseLogger], plugins: list[SupervisedPlugin]
+    run: Run,
+    benchmark: CLScenario,
+    device: str,
+    loggers: list[BaseLogger],
+    plugins: list[SupervisedPlugin],
+    classifier: RealClassifier | None = None,
 ) -> SupervisedTemplate:
     """The Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
     training = run.protocol.training
@@ -257,8 +285,16 @@ def make_strategy(
     if entry.needs_images:
         shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
         template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
+    if entry.has_gan:
+        classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
+        template |= {"gan": run.protocol.gan, "classes": classes}
+    if run.protocol.generation and classifier:
+        template |= {
+            "classifier": classifier.network,
+            "images_per_class": run.protocol.generation.images_per_class,
+        }
     try:
-        return entry.build(run.hyperparameters, template)
+        return run.protocol.builder(run.strategy)(run.hyperparameters, template)
     except ValueError as error:  # it cannot be done on this stream
         raise ProtocolError(f"{run.protocol.name}: {run.strategy}: {error}") from error
 
@@ -291,7 +327,7 @@ class Watch(SupervisedPlugin):
                 )
 
 
-class WatchScholar(ScholarPlugin, Watch):
+class WatchScholar(GeneratorPlugin, Watch):
     """Watches the generator too."""
 
     def after_generator_epoch(self, strategy, **kwargs):

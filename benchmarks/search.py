@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import protocol as protocols
 from benchmarks.datasets import DataError
+from benchmarks.observer import classifier_for
 from benchmarks.processes import Report, in_processes
 from benchmarks.progress import Display
 from benchmarks.protocol import Protocol
@@ -255,7 +256,9 @@ def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) 
                 raise optuna.TrialPruned(f"pruned after {len(matrix)} of {trial.run.experiences} experiences")
 
     try:
-        matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk)
+        generation = trial.run.protocol.generation
+        classifier = classifier_for(trial.run.protocol, device, trial.journal.parent) if generation else None
+        matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk, classifier)
     except optuna.TrialPruned as stop:
         return Outcome(pruned=str(stop))
     except Diverged as error:

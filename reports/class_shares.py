@@ -34,7 +34,7 @@ def compare(records: Iterable[Record]) -> list[ClassShares]:
     """The complete records of strategies with a generator, best remembered first."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.complete and record.generated and record.on_test_data:
+        if record.complete and record.generated and record.generated.class_shares and record.on_test_data:
             groups.setdefault((record.protocol, record.strategy), []).append(record)
     found = []
     for (protocol, strategy), group in groups.items():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: str) -> Figure:
@@ -34,16 +37,19 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
     return figure
 
 
-def generated_figure(images: NDArray[np.floating], title: str) -> Figure:
-    """What a generator makes, one row of images after every experience.
+def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
+    """Images in rows.
 
     Args:
-        images: in [0, 1] (what lies outside is cut), [experiences, images, channels, height, width].
+        images: in [0, 1] (what lies outside is cut, NaN left blank), [rows, images, channels, height, width].
         title: above the picture.
+        row: what a row is.
     """
     rows, columns, channels, height, width = images.shape
     # [rows, height, columns, width, channels]: the images side by side, a pixel of white between them.
-    framed = np.pad(images.clip(0, 1), [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1)], constant_values=1.0)
+    framed = np.pad(
+        np.nan_to_num(images, nan=1.0).clip(0, 1), [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1)], constant_values=1.0
+    )
     sheet = framed.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 2), columns * (width + 2), channels)
     figure = Figure(figsize=(1.2 + 0.42 * columns, 0.6 + 0.42 * rows), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -52,6 +58,16 @@ def generated_figure(images: NDArray[np.floating], title: str) -> Figure:
     axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], [str(row) for row in range(rows)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_ylabel("after training on")
+    axes.set_ylabel(row)
     axes.set_title(title, fontsize="medium")
     return figure
+
+
+def animation(figures: Sequence[Figure], path: Path) -> None:
+    """Write figures of one size, one after another, as a GIF that repeats; the last stays twice as long."""
+    frames = []
+    for figure in figures:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("P"))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[1000] * (len(frames) - 1) + [2000], loop=0)

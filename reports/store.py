@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from reports.matrix import METRICS
 
@@ -23,14 +30,23 @@ class RecordError(Exception):
 class Generated(BaseModel):
     """What a classifier trained on real data makes of a generator's images.
 
-    ``class_shares[i][c]`` is the share of images taken for class c after experience i, in [0, 1];
-    ``classifier_accuracy`` is the classifier's own on real test images.
+    ``classifier_accuracy`` is the classifier's own on real test images. ``class_shares[i][c]``, of the replay of a
+    solver, is the share of images taken for class c after experience i, in [0, 1]. Where the generator itself is
+    judged (its accuracy matrix has what it was asked for), ``frechet_distance[i]`` is the distance from the real test
+    images of the classes so far, in the classifier's features, and ``reverse_accuracy`` that of a classifier trained
+    on what was generated in the end, on real test images.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    class_shares: list[list[float]]
+    class_shares: list[list[float]] = []
+    frechet_distance: list[float] = []
+    reverse_accuracy: float | None = None
     classifier_accuracy: float
+
+    @model_serializer(mode="wrap")
+    def _without_what_there_is_not(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if value not in ([], None)}
 
 
 class Record(BaseModel):

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from avalanche.logging import BaseLogger
-from avalanche.training import JointTraining
 
 from reports.figures import accuracy_matrix_figure
 from reports.matrix import accuracy_row, seen_so_far
@@ -90,11 +89,21 @@ class WandBLogger(BaseLogger):
 
     History (step metric ``experience``): ``accuracy/exp_00`` ..., in [0, 1]; ``ACC`` and ``forgetting`` over the
     experiences trained on so far; ``seconds`` since the run began. Of a generator, one row more with ``generated``, a
-    picture of what it makes. At the end: ``accuracy_matrix`` and, of a generator, ``class_shares`` as tables,
-    ``accuracy_matrix_image`` as a picture, the metrics in the summary, ``record.json`` as an artifact.
+    picture of what it makes, and ``frechet_distance`` where the generator is judged itself. At the end:
+    ``accuracy_matrix`` and, of a solver's generator, ``class_shares`` as tables, ``accuracy_matrix_image`` as a
+    picture, ``generated_animation``, the metrics in the summary, ``record.json`` as an artifact.
     """
 
-    def __init__(self, folder: Path, protocol: str, strategy: str, seed: int, config: dict[str, Any], mode: WandBMode):
+    def __init__(
+        self,
+        folder: Path,
+        protocol: str,
+        strategy: str,
+        seed: int,
+        config: dict[str, Any],
+        mode: WandBMode,
+        whole_stream_at_once: bool = False,
+    ):
         """
         Args:
             folder: W&B's files go below it.
@@ -103,9 +112,11 @@ class WandBLogger(BaseLogger):
             seed: part of the run's name.
             config: everything that decides the result, and ``environment``.
             mode: ``online``, ``offline`` or ``disabled``; there is never a login prompt (see :func:`usable_mode`).
+            whole_stream_at_once: there is one experience, of everything.
         """
         super().__init__()
         self.active = mode != "disabled"
+        self.whole_stream_at_once = whole_stream_at_once
         self._matrix: list[list[float]] = []
         self._start(folder, protocol, strategy, seed, config, mode)
 
@@ -129,7 +140,7 @@ class WandBLogger(BaseLogger):
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True),
         )
         self._run.define_metric("experience")
-        for metric in ("accuracy/*", "ACC", "forgetting", "seconds"):
+        for metric in ("accuracy/*", "ACC", "forgetting", "seconds", "frechet_distance"):
             self._run.define_metric(metric, step_metric="experience")
         self._started = time.perf_counter()
 
@@ -146,7 +157,7 @@ class WandBLogger(BaseLogger):
                 "experience": trained - 1,
                 **{f"accuracy/exp_{index:02d}": accuracy for index, accuracy in enumerate(row)},
                 # Joint training has one row, after all experiences; it has seen every one of them.
-                **({"ACC": sum(row) / len(row)} if isinstance(strategy, JointTraining) else seen_so_far(self._matrix)),
+                **({"ACC": sum(row) / len(row)} if self.whole_stream_at_once else seen_so_far(self._matrix)),
                 "seconds": time.perf_counter() - self._started,
             }
         )
@@ -157,6 +168,18 @@ class WandBLogger(BaseLogger):
         import wandb
 
         self._run.log({"experience": len(self._matrix) - 1, "generated": wandb.Image(str(picture))})
+
+    @_never_fails
+    def frechet_distance(self, distance: float) -> None:
+        """Log how far from real images what a generator makes is after an experience."""
+        self._run.log({"experience": len(self._matrix) - 1, "frechet_distance": distance})
+
+    @_never_fails
+    def animation(self, path: Path) -> None:
+        """Log what a generator made after every experience, as a GIF."""
+        import wandb
+
+        self._run.log({"generated_animation": wandb.Video(str(path), format="gif")})
 
     @_never_fails
     def finish(self, record: Record, path: Path) -> None:
@@ -179,11 +202,13 @@ class WandBLogger(BaseLogger):
                     "accuracy_matrix_image": wandb.Image(figure),
                 }
             )
-            if record.generated:
+            if record.generated and record.generated.class_shares:
                 shares = record.generated.class_shares
                 columns = ["trained_experience", *(f"class_{label}" for label in range(len(shares[0])))]
                 rows = [[index, *row] for index, row in enumerate(shares)]
                 self._run.log({"class_shares": wandb.Table(columns=columns, data=rows)})
+            if record.generated and record.generated.reverse_accuracy is not None:
+                self._run.summary["reverse_accuracy"] = record.generated.reverse_accuracy
             self._run.summary.update({name: value for name, value in record.metrics.items() if value is not None})
         self._run.summary.update({"status": record.status, "seconds": record.seconds, "reason": record.reason})
         artifact = wandb.Artifact(f"record-{self._run.id}", type="record")

@@ -29,11 +29,20 @@ from strategies.avalanche_generative_replay import avalanche_generative_replay
 from strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from strategies.dgr import DeepGenerativeReplay, NewShare, ReplayLabels
 from strategies.ewc import EWCPlugin
-from strategies.generators import VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from strategies.generators.ewc_gan import EWCGAN
+from strategies.generators.generator import Schedule
 from strategies.generators.vae import ImageLikelihood
 from strategies.generators.wgan_gp import Architecture
 from strategies.importance import Fisher, MASVariant
 from strategies.mas import MASPlugin
+from strategies.mergan import (
+    GANDeepGenerativeReplay,
+    GANJointTraining,
+    JointReplayGAN,
+    MeRGAN,
+    ReplayAlignmentGAN,
+)
 
 Lambda = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
@@ -126,6 +135,7 @@ class TrainedScholarHyperparameters(ScholarHyperparameters):
     generator_epochs: Positive
     generator_batch_size: Positive
     generator_learning_rate: LearningRate
+    generator_schedule: Schedule = "constant"
     latent_size: Positive
 
 
@@ -137,10 +147,47 @@ class VAEScholarHyperparameters(TrainedScholarHyperparameters):
 class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
     architecture: Architecture
     width: Positive
+    critic_architecture: Architecture | None = None
+    critic_width: Positive | None = None
+    """These two where they differ from the generator's."""
     critic_steps: Positive = 5
     penalty: Lambda = 10.0
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.0, 0.9)
     """These three are Gulrajani et al. 2017's, algorithm 1."""
+
+
+class GANSettings(Hyperparameters):
+    """The conditional GAN that a protocol's strategies share: :class:`ACGAN`'s arguments."""
+
+    steps: Positive
+    batch_size: Positive
+    latent_size: Positive
+    width: Positive
+    learning_rate: LearningRate
+    smallest_side: Positive = 4
+    critic_steps: Positive = 5
+    penalty: Lambda = 10.0
+    classifier_weight: Lambda = 1.0
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.0, 0.9)
+    """These five are Wu et al. 2018's, public code."""
+
+
+class GANJointHyperparameters(Hyperparameters):
+    steps: Positive
+    """In place of the protocol's, which are an experience's."""
+
+
+class JointReplayGANHyperparameters(Hyperparameters):
+    past_weight: Lambda = 1.0
+
+
+class ReplayAlignmentGANHyperparameters(Hyperparameters):
+    ra_lambda: Lambda
+
+
+class EWCGANHyperparameters(Hyperparameters):
+    ewc_lambda: Lambda
+    fisher_samples: Positive
 
 
 class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
@@ -162,17 +209,26 @@ class LogUniform(NamedTuple):
     high: float
 
 
+Build = Callable[[Any, dict[str, Any]], SupervisedTemplate]
+
+
 @dataclass(frozen=True)
 class Strategy:
     """One row of a comparison table.
 
     ``build`` takes the hyperparameters and the arguments of an Avalanche template (model, optimizer, criterion,
     train_mb_size, train_epochs, eval_mb_size, device, plugins, evaluator) and returns the Avalanche strategy. Where
-    ``needs_images`` is set, the arguments also have ``images``, the :class:`ImageSpec` of the stream, and ``seed``.
+    ``needs_images`` is set, the arguments also have ``images``, the :class:`ImageSpec` of the stream, and ``seed``;
+    where ``has_gan`` is, ``gan``, the protocol's :class:`GANSettings`, and ``classes``, how many there are.
+    ``generate`` does the same where it is a generator that is judged; its arguments also have ``classifier`` and
+    ``images_per_class`` of :class:`JudgedByClassifier`.
     """
 
     summary: str
-    build: Callable[[Any, dict[str, Any]], SupervisedTemplate]
+    build: Build | None = None
+    """None if it has no solver."""
+    generate: Build | None = None
+    """None if it cannot be asked for a class."""
     hyperparameters: type[Hyperparameters] = NoHyperparameters
     search: Mapping[str, LogUniform] = field(default_factory=dict)
     """Hyperparameter -> the range in which one is chosen on the validation stream."""
@@ -184,9 +240,11 @@ class Strategy:
     """It is trained once, on all experiences together."""
     needs_images: bool = False
     """It makes images, and must know what they look like."""
+    has_gan: bool = False
+    """It trains the protocol's conditional GAN."""
 
 
-def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], SupervisedTemplate]:
+def _plugged(plugin: Callable[[Any], Any]) -> Build:
     """Plain training (Avalanche's Naive) with one more plugin, made from the hyperparameters."""
 
     def build(hyperparameters, template):
@@ -196,15 +254,39 @@ def _plugged(plugin: Callable[[Any], Any]) -> Callable[[Any, dict[str, Any]], Su
 
 
 def _scholar(
-    generator: Callable[[Any, ImageSpec, int], Generator],
-) -> Callable[[Any, dict[str, Any]], SupervisedTemplate]:
+    generator: Callable[[Any, ImageSpec, int], Generator], kind: type[DeepGenerativeReplay] = DeepGenerativeReplay
+) -> Build:
     """Deep generative replay with a generator made from the hyperparameters, the images and the seed."""
 
     def build(h, template):
         images, seed = template.pop("images"), template.pop("seed")
-        return DeepGenerativeReplay(
-            generator=generator(h, images, seed), r=h.r, replay_labels=h.replay_labels, **template
-        )
+        return kind(generator=generator(h, images, seed), r=h.r, replay_labels=h.replay_labels, **template)
+
+    return build
+
+
+def _conditional_gan(kind: type[ACGAN], h: Hyperparameters, template: dict[str, Any]) -> ACGAN:
+    """Of the protocol's settings; hyperparameters of the same name go before them."""
+    settings = template.pop("gan").model_dump() | h.model_dump()
+    return kind(template.pop("images"), seed=template.pop("seed"), classes=template.pop("classes"), **settings)
+
+
+def _generating(gan: type[ACGAN], kind: type[MeRGAN] = MeRGAN) -> Build:
+    """The generator alone."""
+
+    def build(h, template):
+        generator = _conditional_gan(gan, h, template)
+        its_own = {key: value for key, value in template.items() if key not in ("model", "optimizer", "criterion")}
+        return kind(generator=generator, **its_own)
+
+    return build
+
+
+def _remembering(gan: type[ACGAN]) -> Build:
+    """The generator as the memory of a solver, which learns from it as in deep generative replay."""
+
+    def build(h, template):
+        return DeepGenerativeReplay(generator=_conditional_gan(gan, h, template), replay_labels="asked", **template)
 
     return build
 
@@ -219,6 +301,7 @@ def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
         h.hidden_sizes,
         h.generator_learning_rate,
         h.likelihood,
+        h.generator_schedule,
     )
 
 
@@ -231,6 +314,8 @@ def _wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> W
         h.architecture,
         h.latent_size,
         h.width,
+        h.critic_architecture,
+        h.critic_width,
         h.critic_steps,
         h.penalty,
         h.generator_learning_rate,
@@ -349,6 +434,52 @@ CATALOGUE: dict[str, Strategy] = {
         summary="the same scholar with noise for a generator",
         build=_scholar(lambda _, images, seed: NoiseImages(images, seed)),
         hyperparameters=ScholarHyperparameters,
+        needs_images=True,
+    ),
+    "mergan-jtr": Strategy(
+        summary="memory replay GAN, joint training with replay (Wu et al. 2018); with a solver: its memory",
+        build=_remembering(JointReplayGAN),
+        generate=_generating(JointReplayGAN),
+        hyperparameters=JointReplayGANHyperparameters,
+        needs_images=True,
+        has_gan=True,
+    ),
+    "mergan-ra": Strategy(
+        summary="memory replay GAN, replay alignment (Wu et al. 2018); with a solver: its memory",
+        build=_remembering(ReplayAlignmentGAN),
+        generate=_generating(ReplayAlignmentGAN),
+        hyperparameters=ReplayAlignmentGANHyperparameters,
+        search={"ra_lambda": LogUniform(1e-5, 1e0)},
+        needs_images=True,
+        has_gan=True,
+    ),
+    "gan-joint": Strategy(
+        summary="the same conditional GAN trained on all classes at once: the upper bound",
+        generate=_generating(ACGAN, GANJointTraining),
+        hyperparameters=GANJointHyperparameters,
+        upper_bound=True,
+        whole_stream_at_once=True,
+        needs_images=True,
+        has_gan=True,
+    ),
+    "gan-finetune": Strategy(
+        summary="the same conditional GAN, nothing done about forgetting",
+        generate=_generating(ACGAN),
+        needs_images=True,
+        has_gan=True,
+    ),
+    "gan-ewc": Strategy(
+        summary="the same conditional GAN, EWC on its generator (Seff et al. 2017)",
+        generate=_generating(EWCGAN),
+        hyperparameters=EWCGANHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+        needs_images=True,
+        has_gan=True,
+    ),
+    "gan-dgr": Strategy(
+        summary="deep generative replay as a generator: an unconditional GAN, its images labelled by the solver",
+        generate=_scholar(_wgan_gp, GANDeepGenerativeReplay),
+        hyperparameters=WGANGPScholarHyperparameters,
         needs_images=True,
     ),
     "avalanche-naive": Strategy(

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks import protocol, real_classifier
-from benchmarks.observer import JUDGED, GeneratorObserver
+from benchmarks.observer import JUDGED, GeneratorObserver, classifier_for
 from benchmarks.real_classifier import real_classifier as classifier_of
 from benchmarks.streams import prepared
 from reports import class_shares, store
@@ -36,7 +36,7 @@ def test_the_classifier_is_trained_once_and_found_again(kept, monkeypatch):
     before = classifier_of("digits", DIGITS.images, kept).network.state_dict()
     (file,) = kept.glob("*.pt")
     classifier_of.cache_clear()
-    monkeypatch.setattr(real_classifier, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(real_classifier, "train_classifier", lambda *_: pytest.fail("trained again"))
     for name, value in classifier_of("digits", DIGITS.images, kept).network.state_dict().items():
         assert torch.equal(value, before[name])
     assert list(kept.glob("*.pt")) == [file]
@@ -73,7 +73,7 @@ def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
     past = PastImages(ImageSpec((1, 8, 8)), seed=0)
     list(past.learn(data.train_x[data.train_y == 3]))
     list(past.learn(data.train_x[data.train_y == 5], past.sample, r=0.25))
-    seen = GeneratorObserver(DIGITS, "cpu", "a title", kept.parent)
+    seen = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", "cpu")
     seen.look(Scholar(past))
     (shares,) = seen.class_shares
     assert shares[3] == pytest.approx(0.75, abs=0.03)
@@ -90,7 +90,7 @@ def test_looking_changes_nothing(kept, monkeypatch):
         list(past.learn(prepared("digits", DIGITS.images).train_x))
         torch.manual_seed(0)
         if look:
-            GeneratorObserver(DIGITS, "cpu", "a title", kept.parent).look(Scholar(past))
+            GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", "cpu").look(Scholar(past))
         generators.append((past.sample(5), torch.rand(2)))
     assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
 

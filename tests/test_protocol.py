@@ -40,13 +40,13 @@ def test_the_reported_records_are_of_the_settings_that_the_protocols_have_now():
     records = store.read_all(Path(__file__).parent.parent / "reports" / "records")
     assert records
     for record in records:
-        settings = protocol.get(record.protocol).deciding()
+        settings = protocol.get(record.protocol).deciding(record.strategy)
         assert {key: record.hyperparameters[key] for key in settings} == settings
 
 
 def test_settings_are_the_same_after_a_record_is_read_back():
     for name in protocol.names():
-        settings = protocol.get(name).deciding()
+        settings = protocol.get(name).deciding("mergan-ra")
         assert json.loads(json.dumps(settings)) == settings
 
 
@@ -57,7 +57,7 @@ def test_split_tiny_imagenet_is_that_of_the_avalanche_baselines():
         (64, "M", 64, "M", 64, 64, "M", 128, 128, "M"),
         (128, 128),
     )
-    training = entry.deciding()["training"]
+    training = entry.deciding("naive")["training"]
     assert training == {
         "optimizer": "sgd",
         "learning_rate": 1e-3,

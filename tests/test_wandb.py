@@ -12,6 +12,9 @@ from benchmarks import protocol
 from benchmarks.run import Run, execute
 from reports import wandb_logger
 from reports.matrix import METRICS
+from tests.test_generation import SMALL
+
+SPLIT_DIGITS = protocol.get("split-digits/task")
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +23,7 @@ def finished(tmp_path_factory):
     return offline_run("ewc", tmp_path_factory.mktemp("runs"))
 
 
-def offline_run(strategy, out, name="split-digits/task"):
-    entry = protocol.get(name)
+def offline_run(strategy, out, entry=SPLIT_DIGITS):
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
     record = execute(run, out, "cpu", "offline", lambda epochs: None)
     (path,) = run.folder(out).rglob("*.wandb")
@@ -123,7 +125,7 @@ def test_metrics_in_the_summary_and_the_record_as_an_artifact(finished):
 
 
 def test_what_a_generator_makes_as_pictures_and_its_class_shares_as_a_table(tmp_path):
-    _, record, path, found = offline_run("noise-replay", tmp_path, "split-digits/class")
+    _, record, path, found = offline_run("noise-replay", tmp_path, protocol.get("split-digits/class"))
     history = [items(m.history.item) for m in found if m.HasField("history")]
     pictures = [row for row in history if any(key.startswith("generated") for key in row)]
     assert [row["experience"] for row in pictures] == [0, 1, 2, 3, 4]
@@ -173,3 +175,17 @@ def test_a_command_line_without_an_account_asks_nothing(tmp_path):
     assert "W&B is offline: no API key" in done.stderr
     assert "W&B (offline)" in done.stdout
     assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_generator_that_is_judged_itself(tmp_path):
+    _, record, path, found = offline_run("gan-finetune", tmp_path, SMALL)
+    history = [items(m.history.item) for m in found if m.HasField("history")]
+    distances = [(row["experience"], row["frechet_distance"]) for row in history if "frechet_distance" in row]
+    assert distances == [(i, pytest.approx(d)) for i, d in enumerate(record.generated.frechet_distance)]
+    assert len(list(path.parent.rglob("media/images/generated_*.png"))) == 10
+    assert len(list(path.parent.rglob("media/videos/generated_animation_*.gif"))) == 1
+    summary = {}
+    for message in found:
+        if message.HasField("summary"):
+            summary |= items(message.summary.update)
+    assert summary["reverse_accuracy"] == pytest.approx(record.generated.reverse_accuracy)

@@ -1,0 +1,114 @@
+"""What a generator that is asked for classes makes, besides the accuracy matrix: pictures, and how real they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from benchmarks.protocol import Protocol
+from benchmarks.real_classifier import RealClassifier, classes_of, train_classifier
+from benchmarks.streams import black_and_white, prepared
+from reports.figures import animation, sheet_figure
+from reports.store import Generated
+from strategies.generator_training import JudgedByClassifier
+
+SHOWN = 20
+SEED = 0
+"""Of what is sampled here: every grid has the same latent vectors, and no number is taken from the training."""
+PICTURE, ANIMATION = "generated.png", "generated.gif"
+REVERSE_IMAGES_SEEN = 200_000
+"""In the training of the classifier that learns from generated images."""
+
+
+class GenerationObserver:
+    """Looks at a generator after every experience."""
+
+    def __init__(self, protocol: Protocol, classifier: RealClassifier, title: str):
+        """
+        Args:
+            protocol: of the run, one with a table ``generation``.
+            classifier: of real images; its features are those of the Frechet distance.
+            title: above the pictures.
+        """
+        assert protocol.generation is not None
+        self.images_per_class = protocol.generation.images_per_class
+        self.black, self.white = black_and_white(protocol.images)
+        data = prepared(protocol.dataset, protocol.images)
+        assert isinstance(data.test_x, Tensor)
+        self.test_x, self.test_y = data.test_x, data.test_y
+        self.classifier = classifier
+        self.title = title
+        self.grids: list[Tensor] = []
+        """After every experience [classes, images, *shape] in [0, 1]; NaN for classes that were not learned yet."""
+        self.frechet_distance: list[float] = []
+
+    def look(self, strategy: SupervisedTemplate) -> None:
+        """After an experience: sample every class so far."""
+        assert isinstance(strategy, JudgedByClassifier)
+        classes = strategy.classes_so_far
+        made = {label: _fixed(strategy, label, self.images_per_class) for label in classes}
+        shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
+        for label, x in made.items():
+            for place, image in enumerate(x[:SHOWN].cpu()):
+                shown[label, place] = (image - self.black) / (self.white - self.black)
+        self.grids.append(shown)
+        self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
+        real = self.test_x[torch.isin(self.test_y, torch.tensor(classes))]
+        self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
+
+    def draw(self, folder: Path) -> Path:
+        """Write the latest grid, rows the classes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._figure(len(self.grids) - 1).savefig(folder / PICTURE)
+        return folder / PICTURE
+
+    def animate(self, folder: Path) -> Path:
+        """Write the grids, one after another."""
+        animation([self._figure(experience) for experience in range(len(self.grids))], folder / ANIMATION)
+        return folder / ANIMATION
+
+    def _figure(self, experience: int) -> Figure:
+        return sheet_figure(self.grids[experience].numpy(), f"{self.title}, after experience {experience}", "class")
+
+    def summary(self) -> Generated:
+        """For the record; trains a classifier on what was generated last."""
+        x, y = self.made
+        network = train_classifier(x, y.to(x.device), self.classifier.classes, REVERSE_IMAGES_SEEN)
+        right = classes_of(network, self.test_x.to(x.device)).cpu() == self.test_y
+        return Generated(
+            frechet_distance=self.frechet_distance,
+            reverse_accuracy=right[torch.isin(self.test_y, y)].double().mean().item(),
+            classifier_accuracy=self.classifier.accuracy,
+        )
+
+
+def _fixed(strategy: JudgedByClassifier, label: int, n: int) -> Tensor:
+    """Images of a class, from the same latent vectors whenever it is asked."""
+    random = strategy.generator.random
+    before = random.get_state()
+    random.manual_seed(SEED)
+    try:
+        return strategy.of_class(label, n)
+    finally:
+        random.set_state(before)
+
+
+def frechet_distance(classifier: RealClassifier, real: Tensor, generated: Tensor) -> float:
+    """Heusel et al. 2017 (arXiv 1706.08500), eq. 6, in the classifier's last hidden layer instead of Inception's.
+
+    Args:
+        classifier: of real images.
+        real, generated: [N, *shape] and [M, *shape]; the same only for the same N and M can be compared.
+    """
+    features = classifier.network.get_submodule("features")
+    features.num_features = classifier.network.get_submodule("classifier").in_features  # what torchmetrics asks for
+    distance = FrechetInceptionDistance(features).to(generated.device)
+    for x, is_real in ((real.to(generated.device), True), (generated, False)):
+        for part in x.split(1000):
+            distance.update(part, real=is_real)
+    return distance.compute().item()

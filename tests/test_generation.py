@@ -1,0 +1,180 @@
+"""A generator that is judged itself: the accuracy matrix, the distance, the pictures, the record, the tables."""
+
+import numpy as np
+import pytest
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from PIL import Image
+from scipy import linalg
+
+from benchmarks import protocol
+from benchmarks.generation import SHOWN, GenerationObserver, frechet_distance
+from benchmarks.observer import classifier_for
+from benchmarks.run import Run, execute
+from benchmarks.streams import make_benchmark, prepared
+from reports import generation, store
+from strategies.generators import ACGAN, ImageSpec
+from strategies.mergan import MeRGAN
+from tests.test_runs import engrams
+from tests.test_tables import record
+
+DIGITS = protocol.get("generate-digits")
+SMALL = DIGITS.model_copy(
+    update={
+        "gan": DIGITS.gan.model_copy(update={"steps": 3, "width": 4}),
+        "generation": DIGITS.generation.model_copy(update={"images_per_class": 100}),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def classifier(out):
+    return classifier_for(DIGITS, "cpu", out)
+
+
+def run(out, strategy, seed=0, **overrides):
+    return execute(
+        Run(SMALL, strategy, seed, SMALL.hyperparameters_of(strategy, overrides)),
+        out,
+        "cpu",
+        "disabled",
+        lambda n: None,
+    )
+
+
+QUICK = {"gan-joint": {"steps": 5}, "gan-ewc": {"fisher_samples": 32}, "gan-dgr": {"generator_epochs": 1}}
+
+
+@pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra", "gan-finetune", "gan-ewc", "gan-dgr", "gan-joint"])
+def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
+    found = run(out, strategy, **QUICK.get(strategy, {}))
+    assert found.complete, found.reason
+    experiences = 1 if strategy == "gan-joint" else 10
+    assert np.array(found.accuracy_matrix).shape == (experiences, 10)
+    assert len(found.generated.frechet_distance) == experiences
+    assert all(distance > 0 for distance in found.generated.frechet_distance)
+    assert 0 <= found.generated.reverse_accuracy <= 1
+    assert found.generated.classifier_accuracy > 0.97
+    assert found.hyperparameters["generation"] == {"images_per_class": 100}
+    assert ("gan" in found.hyperparameters) == (strategy != "gan-dgr")
+    folder = out / "generate-digits" / strategy / "0"
+    assert store.read(folder / "record.json") == found
+    with Image.open(folder / "generated.png") as picture:
+        assert picture.convert("L").getextrema()[1] == 255
+    with Image.open(folder / "generated.gif") as frames:
+        assert getattr(frames, "n_frames", 1) == experiences
+
+
+def test_the_same_seed_gives_the_same_matrix_to_the_bit(out, tmp_path):
+    again = run(tmp_path, "mergan-jtr", seed=3)
+    assert run(out, "mergan-jtr", seed=3).accuracy_matrix == again.accuracy_matrix
+    assert run(out, "mergan-jtr", seed=4).accuracy_matrix != again.accuracy_matrix
+
+
+# --- a generator that is known ----------------------------------------------------------------------------------------
+
+
+class RealDigits(ACGAN):
+    """Makes real test images of the class; of class 8 those of class 3."""
+
+    def of_class(self, label, n):
+        data = prepared("digits", DIGITS.images)
+        x = data.test_x[data.test_y == (3 if label == 8 else label)]
+        return x[torch.randint(len(x), (n,), generator=self.random)]
+
+
+@pytest.fixture(scope="module")
+def known(classifier):
+    """Ten experiences of it, seen."""
+    benchmark = make_benchmark(prepared("digits", DIGITS.images), DIGITS.stream, DIGITS.scenario, "test", seed=0)
+    strategy = MeRGAN(
+        generator=RealDigits(ImageSpec((1, 8, 8)), steps=1, width=4, classes=10),
+        classifier=classifier.network,
+        images_per_class=100,
+        eval_mb_size=500,
+        evaluator=EvaluationPlugin(),
+    )
+    observer = GenerationObserver(DIGITS, classifier, "a title")
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        before = torch.random.get_rng_state(), strategy.generator.random.get_state()
+        observer.look(strategy)
+        assert torch.equal(before[0], torch.random.get_rng_state())
+        assert torch.equal(before[1], strategy.generator.random.get_state())
+    return observer
+
+
+def test_every_grid_has_the_same_latents_and_the_classes_so_far(known):
+    assert len(known.grids) == 10
+    for experience, grid in enumerate(known.grids):
+        assert grid.shape == (10, SHOWN, 1, 8, 8)
+        assert not grid[: experience + 1].isnan().any()
+        assert grid[experience + 1 :].isnan().all()
+        assert torch.equal(grid[: experience + 1], known.grids[-1][: experience + 1])
+    assert torch.equal(known.grids[-1][3], known.grids[-1][8]), "in a column the latent vector is one for all classes"
+
+
+def test_a_class_that_is_missing_shows_in_the_distance_and_in_the_reverse_accuracy(known):
+    assert known.frechet_distance[8] > 3 * known.frechet_distance[7]
+    seen = known.summary()
+    # 8 was never shown, and 3 under both labels: eight classes are left, and a part of one.
+    assert 0.75 < seen.reverse_accuracy < 0.92
+    assert seen.frechet_distance == known.frechet_distance
+
+
+def test_the_frechet_distance_is_that_of_two_normals(classifier):
+    data = prepared("digits", DIGITS.images)
+    one, other = data.test_x[:200], data.train_x[:300] * 0.7
+    with torch.no_grad():
+        a, b = (classifier.network.features(x).double().numpy() for x in (one, other))
+    means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(classifier, one, other) == pytest.approx(expected, rel=1e-2)
+    assert frechet_distance(classifier, one, one) == pytest.approx(0, abs=1e-3 * expected)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_the_table_says_how_real_it_is(out):
+    run(out, "gan-finetune", seed=1)
+    done = engrams("table", out, "--format", "md")
+    table = done.stdout.split("**generate-digits: what is generated**")[1]
+    assert "| gan-finetune |" in table
+    assert "Frechet" in table
+
+
+def test_means_over_seeds():
+    records = []
+    for seed, (reverse, distance) in enumerate([(0.5, 2.0), (0.7, 4.0)]):
+        one = record("mergan-ra", seed, acc=0.8)
+        one.generated = store.Generated(
+            frechet_distance=[1.0, distance], reverse_accuracy=reverse, classifier_accuracy=0.9
+        )
+        records.append(one)
+    (row,) = generation.compare([*records, record("naive", 0, acc=0.5)])
+    assert (row.reverse.mean, row.frechet.mean, row.accuracy.mean, row.seeds) == (0.6, 3.0, 0.8, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("generate-digits", "ewc"),
+            "ewc has not got a generator that can be asked for a class; these have one: mergan",
+        ),
+        (("split-digits/class", "gan-finetune"), "gan-finetune has not got a solver; it runs under the generate-*"),
+        (("split-cifar10/class", "mergan-jtr"), "mergan-jtr needs the settings of its GAN; add a table [gan]"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):
+    done = engrams("run", *arguments, "--seeds", 1, "--out", tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
