@@ -32,10 +32,15 @@ from benchmarks.protocol import Images, PermutedStream
 from benchmarks.run import Run, make_strategy
 from benchmarks.streams import make_benchmark, prepared
 from strategies import EWCPlugin
+from strategies.catalogue import GANSettings
+from strategies.generators import ACGAN, ImageSpec
+from strategies.generators.acgan import ConditionalNetwork, Critic
 from strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
+from strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
+GAN_PROTOCOL = "generate-mnist-reduced"
 
 
 def measure(console: Console) -> None:
@@ -60,6 +65,10 @@ def measure(console: Console) -> None:
     console.print(table)
     table = Table("measured", "time", "ratio", title="Speed: generative replay on Split MNIST, class-incremental")
     for row in _scholars(root):
+        table.add_row(*row)
+    console.print(table)
+    table = Table("measured", "real images a second", "ratio", title=f"Speed: a conditional GAN on {GAN_PROTOCOL}")
+    for row in _gans():
         table.add_row(*row)
     console.print(table)
 
@@ -317,6 +326,82 @@ def _seconds(strategy, experience) -> float:
     began = time.perf_counter()
     strategy.train(experience)
     return time.perf_counter() - began
+
+
+# --- (f): a step of a conditional GAN ---------------------------------------------------------------------------------
+
+
+def _gans() -> list[tuple[str, str, str]]:
+    """The sixth class, after five: real images that the critic has seen, a second."""
+    entry = protocol.get(GAN_PROTOCOL)
+    assert entry.gan is not None
+    data = prepared(entry.dataset, entry.images)
+    assert isinstance(data.train_x, Tensor)
+    past, new = list(range(5)), 5
+    images = data.train_x[data.train_y == new]
+    labels = torch.full((len(images),), new)
+    images_a_step = entry.gan.critic_steps * entry.gan.batch_size
+    steps: dict[str, Callable[[], object]] = {}
+    for name, kind in (
+        ("our ACGAN, fine-tuning", ACGAN),
+        ("our MeRGAN, replay alignment", ReplayAlignmentGAN),
+        ("our MeRGAN, joint training with replay", JointReplayGAN),
+    ):
+        gan = kind(ImageSpec(tuple(images.shape[1:])), classes=data.classes, **entry.gan.model_dump())
+        gan.known = past
+        gan.begin([new])
+        steps[name] = partial(gan.step, gan.minibatches(gan.as_learned(images), labels))
+    bare = _bare_gan(entry.gan, 2 * images - 1, labels, data.classes)
+    steps = {"the bare GAN loop in plain PyTorch": bare, **steps}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(REPEATS + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(5):
+                step()
+            if repeat:  # the first one warms up
+                seconds[name].append((time.perf_counter() - began) / 5)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    reference = next(iter(median.values()))
+    return [
+        (name, f"{images_a_step / value:,.0f}", "1" if value == reference else f"{value / reference:.2f} x the time")
+        for name, value in median.items()
+    ]
+
+
+def _bare_gan(settings: GANSettings, x: Tensor, labels: Tensor, classes: int) -> Callable[[], None]:
+    """Algorithm 1 of WGAN-GP with an auxiliary classifier, as one writes it down; one step of the generator."""
+    shape = x.shape[1:]
+    sizes = settings.width, settings.smallest_side, classes
+    generator, critic = ConditionalNetwork(shape, settings.latent_size, *sizes), Critic(shape, *sizes)
+    generator_optimizer, critic_optimizer = (
+        torch.optim.Adam(network.parameters(), settings.learning_rate, betas=settings.betas)
+        for network in (generator, critic)
+    )
+    label = labels[: settings.batch_size]
+
+    def fake() -> Tensor:
+        return generator(torch.randn(1, settings.batch_size, settings.latent_size), label[None])[0]
+
+    def step() -> None:
+        for _ in range(settings.critic_steps):
+            real, made = x[torch.randint(len(x), (settings.batch_size,))], fake().detach()
+            real_score, logits = critic(real)
+            fake_score, _ = critic(made)
+            epsilon = torch.rand(len(real), 1, 1, 1)
+            between = (epsilon * real + (1 - epsilon) * made).requires_grad_()
+            (gradient,) = torch.autograd.grad(critic(between)[0].sum(), between, create_graph=True)
+            penalty = ((gradient.flatten(1).norm(dim=1) - 1) ** 2).mean()
+            loss = fake_score.mean() - real_score.mean() + settings.penalty * penalty
+            critic_optimizer.zero_grad()
+            (loss + functional.cross_entropy(logits, label)).backward()
+            critic_optimizer.step()
+        score, logits = critic(fake())
+        generator_optimizer.zero_grad()
+        (functional.cross_entropy(logits, label) - score.mean()).backward()
+        generator_optimizer.step()
+
+    return step
 
 
 def _s(seconds: float) -> str:
