@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from avalanche.training.templates import SupervisedTemplate
 from matplotlib.figure import Figure
@@ -73,7 +74,9 @@ class GenerationObserver:
         return folder / ANIMATION
 
     def _figure(self, experience: int) -> Figure:
-        return sheet_figure(self.grids[experience].numpy(), f"{self.title}, after experience {experience}", "class")
+        grid = self.grids[experience].numpy()
+        learned = int((~np.isnan(grid).any(axis=(1, 2, 3, 4))).sum())
+        return sheet_figure(grid, f"{self.title}, {learned} of {len(grid)} classes learned", "class")
 
     def summary(self) -> Generated:
         """For the record; trains a classifier on what was generated last."""

@@ -294,32 +294,33 @@ def _remembering(gan: type[ACGAN]) -> Build:
 def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
     return VAE(
         images,
-        h.generator_epochs,
-        h.generator_batch_size,
-        seed,
-        h.latent_size,
-        h.hidden_sizes,
-        h.generator_learning_rate,
-        h.likelihood,
-        h.generator_schedule,
+        epochs=h.generator_epochs,
+        batch_size=h.generator_batch_size,
+        seed=seed,
+        latent_size=h.latent_size,
+        hidden_sizes=h.hidden_sizes,
+        learning_rate=h.generator_learning_rate,
+        likelihood=h.likelihood,
+        schedule=h.generator_schedule,
     )
 
 
 def _wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> WGANGP:
     return WGANGP(
         images,
-        h.generator_epochs,
-        h.generator_batch_size,
-        seed,
-        h.architecture,
-        h.latent_size,
-        h.width,
-        h.critic_architecture,
-        h.critic_width,
-        h.critic_steps,
-        h.penalty,
-        h.generator_learning_rate,
-        h.betas,
+        epochs=h.generator_epochs,
+        batch_size=h.generator_batch_size,
+        seed=seed,
+        architecture=h.architecture,
+        latent_size=h.latent_size,
+        width=h.width,
+        critic_architecture=h.critic_architecture,
+        critic_width=h.critic_width,
+        critic_steps=h.critic_steps,
+        penalty=h.penalty,
+        learning_rate=h.generator_learning_rate,
+        betas=h.betas,
+        schedule=h.generator_schedule,
     )
 
 
