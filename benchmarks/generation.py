@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from avalanche.training.templates import SupervisedTemplate
 from matplotlib.figure import Figure
@@ -19,8 +18,6 @@ from reports.store import Generated
 from strategies.generator_training import JudgedByClassifier
 
 SHOWN = 20
-SEED = 0
-"""Of what is sampled here: every grid has the same latent vectors, and no number is taken from the training."""
 PICTURE, ANIMATION = "generated.png", "generated.gif"
 REVERSE_IMAGES_SEEN = 200_000
 """In the training of the classifier that learns from generated images."""
@@ -47,20 +44,25 @@ class GenerationObserver:
         self.grids: list[Tensor] = []
         """After every experience [classes, images, *shape] in [0, 1]; NaN for classes that were not learned yet."""
         self.frechet_distance: list[float] = []
+        self.learned: list[int] = []
+        """How many classes, after every experience."""
 
     def look(self, strategy: SupervisedTemplate) -> None:
         """After an experience: sample every class so far."""
         assert isinstance(strategy, JudgedByClassifier)
         classes = strategy.classes_so_far
-        made = {label: _fixed(strategy, label, self.images_per_class) for label in classes}
+        made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
         shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
         for label, x in made.items():
             for place, image in enumerate(x[:SHOWN].cpu()):
                 shown[label, place] = (image - self.black) / (self.white - self.black)
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
-        real = self.test_x[torch.isin(self.test_y, torch.tensor(classes))]
+        # As many of every class, as of what is made.
+        least = min(int((self.test_y == label).sum()) for label in classes)
+        real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
         self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
+        self.learned.append(len(classes))
 
     def draw(self, folder: Path) -> Path:
         """Write the latest grid, rows the classes."""
@@ -75,8 +77,8 @@ class GenerationObserver:
 
     def _figure(self, experience: int) -> Figure:
         grid = self.grids[experience].numpy()
-        learned = int((~np.isnan(grid).any(axis=(1, 2, 3, 4))).sum())
-        return sheet_figure(grid, f"{self.title}, {learned} of {len(grid)} classes learned", "class")
+        title = f"{self.title}, {self.learned[experience]} of {len(grid)} classes learned"
+        return sheet_figure(grid, title, "class")
 
     def summary(self) -> Generated:
         """For the record; trains a classifier on what was generated last."""
@@ -90,23 +92,13 @@ class GenerationObserver:
         )
 
 
-def _fixed(strategy: JudgedByClassifier, label: int, n: int) -> Tensor:
-    """Images of a class, from the same latent vectors whenever it is asked."""
-    random = strategy.generator.random
-    before = random.get_state()
-    random.manual_seed(SEED)
-    try:
-        return strategy.of_class(label, n)
-    finally:
-        random.set_state(before)
-
-
 def frechet_distance(classifier: RealClassifier, real: Tensor, generated: Tensor) -> float:
     """Heusel et al. 2017 (arXiv 1706.08500), eq. 6, in the classifier's last hidden layer instead of Inception's.
 
     Args:
         classifier: of real images.
-        real, generated: [N, *shape] and [M, *shape]; the same only for the same N and M can be compared.
+        real, generated: [N, *shape] and [M, *shape]. Few images make it larger: only distances of the same N and M
+            can be compared.
     """
     features = classifier.network.get_submodule("features")
     features.num_features = classifier.network.get_submodule("classifier").in_features  # what torchmetrics asks for

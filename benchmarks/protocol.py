@@ -184,6 +184,14 @@ class ProtocolFile(Table):
     strategies: dict[str, dict[str, Any]] = {}
     sources: dict[str, str]
 
+    @model_validator(mode="after")
+    def _classes_can_be_asked_for(self) -> ProtocolFile:
+        stream = self.stream
+        known = isinstance(stream, SplitStream) and stream.scenarios == ["class"] and stream.class_order == "in-order"
+        if self.generation and not known:
+            raise ValueError("[generation] needs a split stream, class-incremental and in order")
+        return self
+
 
 class Choice(Table):
     """What a search chose for one strategy, and why."""

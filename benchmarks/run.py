@@ -67,10 +67,14 @@ class Run:
     @property
     def epochs(self) -> int:
         """Of one call of ``train``: the protocol's, or the strategy's own (GDumb), and those of a generator."""
-        if self.protocol.generation and CATALOGUE[self.strategy].has_gan:
-            return self.generator_epochs  # there is no solver
+        if not self.has_solver:
+            return self.generator_epochs
         own = getattr(self.hyperparameters, "epochs", self.protocol.training.epochs)
         return own + self.generator_epochs
+
+    @property
+    def has_solver(self) -> bool:
+        return not (self.protocol.generation and CATALOGUE[self.strategy].has_gan)
 
     @property
     def generator_epochs(self) -> int:
@@ -268,7 +272,7 @@ def make_strategy(
         optimizer = torch.optim.SGD(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
-    schedule = [LinearDecay()] if training.schedule == "linear" else []
+    schedule = [LinearDecay()] if training.schedule == "linear" and run.has_solver else []
     flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
     template: dict[str, Any] = {
         "model": model,

@@ -14,8 +14,8 @@ LEGEND = (
     "At the end of the stream, mean ± 95% confidence interval over seeds. 'accuracy': of a classifier trained on real "
     "data on what was asked for (the ACC above). 'reverse': the other way round, of a classifier trained on what was "
     "generated, on real test images. 'Frechet': distance to the real test images in the first classifier's features; "
-    "0 is best; it can be compared within a protocol only. 'classifier': the first classifier's accuracy on real test "
-    "images."
+    "less is better; it can be compared within a protocol only. 'classifier': the first classifier's accuracy on real "
+    "test images."
 )
 
 

@@ -177,11 +177,16 @@ class GANJointHyperparameters(Hyperparameters):
     """In place of the protocol's, which are an experience's."""
 
 
-class JointReplayGANHyperparameters(Hyperparameters):
+class ReplayingGANHyperparameters(Hyperparameters):
+    replayed_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] | None = None
+    replay_batch_size: Positive | None = None
+
+
+class JointReplayGANHyperparameters(ReplayingGANHyperparameters):
     past_weight: Lambda = 1.0
 
 
-class ReplayAlignmentGANHyperparameters(Hyperparameters):
+class ReplayAlignmentGANHyperparameters(ReplayingGANHyperparameters):
     ra_lambda: Lambda
 
 

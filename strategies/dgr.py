@@ -43,8 +43,8 @@ class Met(NamedTuple):
 class DeepGenerativeReplay(GeneratorTemplate):
     """Every experience trains a scholar on its own data and on what the previous scholar makes and answers.
 
-    Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r; then,
-    separately, the solver minimises (eq. 2)
+    Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r (a MeRGAN's
+    replays by itself, and weighs by class); then, separately, the solver minimises (eq. 2)
 
         r E_{(x, y) ~ D_t} [l(S_t(x), y)]  +  (1 - r) E_{x' ~ G_{t-1}} [l(S_t(x'), S_{t-1}(x'))]
 
@@ -147,7 +147,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Minibatches (x', S_{t-1}(x') [N, outputs], task labels), without end."""
+        """Minibatches (x', answers, task labels), without end; the answers S_{t-1}(x') [N, outputs], or labels [N]."""
         generator, solver = self.previous
         if self.replay_labels == "asked" and isinstance(solver, MultiTaskModule):
             raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
@@ -160,7 +160,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 x = generator.sample(n)
             tasks = known[torch.randint(len(known), (n,), generator=generator.random)].to(self.device)
             if self.replay_labels == "asked":
-                answers = functional.one_hot(asked).float()
+                answers = asked
             else:
                 with torch.no_grad():
                     parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
@@ -188,8 +188,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return outputs.masked_fill(beyond, MASKED)
 
     def _targets(self, answers: Tensor, outputs: int) -> Tensor:
-        """The previous solver's outputs -> class labels [N], or probabilities [N, outputs] of the present one's."""
-        if self.replay_labels != "soft":
+        """Answers as of :meth:`_replayed` -> labels [N], or probabilities [N, outputs] of the present solver's."""
+        if self.replay_labels == "asked":
+            return answers
+        if self.replay_labels == "hard":
             return answers.argmax(dim=1)
         return functional.pad(answers.softmax(dim=1), (0, outputs - answers.shape[1]))
 

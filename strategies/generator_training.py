@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from strategies.generators import Generator
 from strategies.generators.generator import Sampler
 
 READ_AT_ONCE = 1000
+EVALUATION_SEED = 0
 
 
 class GeneratorPlugin(SupervisedPlugin):
@@ -54,6 +56,8 @@ class JudgedByClassifier(SupervisedTemplate if TYPE_CHECKING else object):  # ty
     section 5, and its loggers have it.
     """
 
+    generator: Generator
+
     def __init__(self, *, classifier: nn.Module | None, images_per_class: int, **template):
         """
         Args:
@@ -62,29 +66,51 @@ class JudgedByClassifier(SupervisedTemplate if TYPE_CHECKING else object):  # ty
             template: the arguments of Avalanche's ``SupervisedTemplate``.
         """
         super().__init__(**template)
-        self.classifier = classifier
+        self.classifier = classifier.to(self.device).eval() if classifier else None
         self.images_per_class = images_per_class
         self.classes_so_far: list[int] = []
         """Learned, in order."""
+
+    def of_class(self, label: int, n: int) -> Tensor:
+        """``n`` images asked for as one class, [n, *shape]: from the same latent vectors whenever they are asked for.
+
+        No random number is taken from the training.
+        """
+        of_training, self.generator.random = self.generator.random, torch.Generator().manual_seed(EVALUATION_SEED)
+        try:
+            return self.made_as(label, n)
+        finally:
+            self.generator.random = of_training
+
+    @abstractmethod
+    def made_as(self, label: int, n: int) -> Tensor:
+        """What the generator makes where a class is asked for, [n, *shape]."""
 
     def _after_training_exp(self, **kwargs):
         self.classes_so_far = sorted({*self.classes_so_far, *self.adapted_dataset.targets.uniques})
         super()._after_training_exp(**kwargs)
 
-    @abstractmethod
-    def of_class(self, label: int, n: int) -> Tensor:
-        """``n`` images asked for as one class, [n, *shape]."""
-
     def make_eval_dataloader(self, **kwargs):
         if self.classifier is None:
             raise ValueError("a generator is evaluated by a classifier of real images; there is none")
-        self.dataloader = self._made()
-
-    def _made(self):
-        [task] = self.experience.task_labels
-        for label in self.experience.classes_in_this_experience:
-            for x in self.of_class(label, self.images_per_class).split(self.eval_mb_size):
-                yield [x, torch.full((len(x),), label), torch.full((len(x),), task)]
+        self.dataloader = AskedFor(self)
 
     def forward(self):
         return super().forward() if self.is_training else self.classifier(self.mb_x)
+
+
+class AskedFor:
+    """In place of a data loader: minibatches [images, the class they were asked for as, task labels]."""
+
+    def __init__(self, strategy: JudgedByClassifier):
+        self.strategy = strategy
+        self.classes = strategy.experience.classes_in_this_experience
+        [self.task] = strategy.experience.task_labels
+
+    def __len__(self) -> int:
+        return len(self.classes) * -(-self.strategy.images_per_class // self.strategy.eval_mb_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for label in self.classes:
+            for x in self.strategy.of_class(label, self.strategy.images_per_class).split(self.strategy.eval_mb_size):
+                yield [x, torch.full((len(x),), label), torch.full((len(x),), self.task)]

@@ -21,6 +21,7 @@ from torch.nn import functional
 from strategies.dgr import DeepGenerativeReplay
 from strategies.generator_training import READ_AT_ONCE, GeneratorTemplate, JudgedByClassifier
 from strategies.generators.acgan import ACGAN
+from strategies.generators.generator import at_least_one
 
 BATCHES_AHEAD = 20
 
@@ -39,15 +40,16 @@ class Replay(NamedTuple):
 class Memory:
     """Replays past classes without end, drawn in large batches ahead of the steps that use them."""
 
-    def __init__(self, previous: ACGAN, past: list[int]):
+    def __init__(self, previous: ACGAN, past: list[int], each: int):
         """
         Args:
             previous: G_{t-1}, frozen.
-            past: the classes to replay. They share a minibatch evenly; each has so many images in a batch of its own.
+            past: the classes to replay.
+            each: images of each in a step, in a batch of their own.
         """
         self.previous = previous
         self.past = past
-        self.each = max(1, previous.batch_size // len(past))
+        self.each = each
         self.ahead: list[Replay] = []
 
     def __next__(self) -> Replay:
@@ -66,22 +68,38 @@ class ReplayingGAN(ACGAN):
     replay: Memory | None = None
     """None where there is nothing to replay."""
 
-    def __init__(self, *args: Any, replayed_classes: Sequence[int] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        replayed_classes: Sequence[int] | None = None,
+        replay_batch_size: int | None = None,
+        **kwargs: Any,
+    ):
         """
         Args:
             args, kwargs: as for :class:`ACGAN`.
             replayed_classes: which past classes are replayed; None for all, as in the paper.
+            replay_batch_size: images replayed in a step, shared out evenly among the past classes, at least one each;
+                None for as many as the minibatch has, as in the paper.
+
+        Raises:
+            ValueError: replay_batch_size below 1; as for :class:`ACGAN`.
         """
+        if replay_batch_size is not None:
+            at_least_one(replay_batch_size=replay_batch_size)
         self.replayed_classes = replayed_classes
+        self.replay_batch_size = replay_batch_size
         super().__init__(*args, **kwargs)
 
     def begin(self, classes: list[int]) -> None:
+        self.replay = None  # of an experience that was interrupted
         super().begin(classes)
         past = [label for label in self.known if label not in classes]
         if self.replayed_classes is not None:
             past = [label for label in past if label in self.replayed_classes]
         if past:
-            self.replay = Memory(self.frozen_copy(), past)
+            each = max(1, (self.replay_batch_size or self.batch_size) // len(past))
+            self.replay = Memory(self.frozen_copy(), past, each)
 
     def end(self) -> None:
         super().end()
@@ -98,8 +116,13 @@ class JointReplayGAN(ReplayingGAN):
         """
         Args:
             args, kwargs: as for :class:`ReplayingGAN`.
-            past_weight: of a past class against a new one's 1.
+            past_weight: of a past class against a new one's 1, at least 0.
+
+        Raises:
+            ValueError: past_weight below 0; as for :class:`ReplayingGAN`.
         """
+        if not past_weight >= 0:
+            raise ValueError(f"past_weight must be at least 0; got {past_weight}")
         self.past_weight = past_weight
         super().__init__(*args, **kwargs)
 
@@ -114,10 +137,8 @@ class JointReplayGAN(ReplayingGAN):
         scores, logits = self.critic(torch.cat([old, new]).flatten(0, 1))
         old_score, new_score = scores.chunk(2)
         classified = functional.cross_entropy(logits[: len(old_score)], past.flatten())
-        # All past classes have as many images: the sum of their means is so many times the mean of all.
-        classes = len(past)
-        past_loss = classes * (new_score.mean() - old_score.mean() + self.classifier_weight * classified)
-        return loss + self.past_weight * past_loss
+        past_loss = new_score.mean() - old_score.mean() + self.classifier_weight * classified
+        return loss + self._weight_of(past) * past_loss
 
     def generator_loss(self) -> Tensor:
         """+ sum_c (-E[D(G_t(z, c))] + lambda_CLS E[-log C(c | G_t(z, c))])"""
@@ -125,7 +146,15 @@ class JointReplayGAN(ReplayingGAN):
         if self.replay is None:
             return loss
         z, past, _ = next(self.replay)
-        return loss + self.past_weight * len(past) * self.asked_for(z, past)
+        return loss + self._weight_of(past) * self.asked_for(z, past)
+
+    def _weight_of(self, past: Tensor) -> float:
+        """Of the mean over all past classes' images.
+
+        Each past class has as many, so the sum of its classes' means is so many times that mean; and the new classes'
+        loss is the mean over them, so that a new class weighs 1 / (number of new ones).
+        """
+        return self.past_weight * len(past) / len(self.learning)
 
 
 class ReplayAlignmentGAN(ReplayingGAN):
@@ -135,8 +164,14 @@ class ReplayAlignmentGAN(ReplayingGAN):
         """
         Args:
             args, kwargs: as for :class:`ReplayingGAN`.
-            ra_lambda: lambda_RA of :func:`alignment_loss`; in the authors' scripts 1e-3 on MNIST, 1e-2 on SVHN.
+            ra_lambda: lambda_RA of :func:`alignment_loss`, at least 0; in the authors' scripts 1e-3 on MNIST, 1e-2 on
+                SVHN.
+
+        Raises:
+            ValueError: ra_lambda below 0; as for :class:`ReplayingGAN`.
         """
+        if not ra_lambda >= 0:
+            raise ValueError(f"ra_lambda must be at least 0; got {ra_lambda}")
         self.ra_lambda = ra_lambda
         super().__init__(*args, **kwargs)
 
@@ -193,8 +228,9 @@ class MeRGAN(JudgedByClassifier, GeneratorTemplate):
         )
         self.generator = generator
 
-    def of_class(self, label: int, n: int) -> Tensor:
-        return self.generator.of_class(label, n)
+    def made_as(self, label: int, n: int) -> Tensor:
+        """A class that there is no room for yet is made as the last one that there is."""
+        return self.generator.of_class(min(label, self.generator.classes - 1), n)
 
     def check_model_and_optimizer(self, **kwargs):
         """The generator has its own optimisers, and grows by itself."""
@@ -223,17 +259,22 @@ class GANJointTraining(MeRGAN):
 class GANDeepGenerativeReplay(JudgedByClassifier, DeepGenerativeReplay):
     """The paper's DGR: an unconditional generator, whose images the solver labels.
 
-    So what is asked for as a class is what the solver takes for it among many images; where it takes none, any.
+    So what is asked for as a class is what the solver takes for it among as many images as all classes need: over and
+    over if they are few; where it takes none for it, any.
     """
 
-    def _before_eval(self, **kwargs):
-        self._labelled: tuple[Tensor, Tensor] | None = None
-        super()._before_eval(**kwargs)
+    _labelled: tuple[Tensor, Tensor] | None = None
 
-    def of_class(self, label: int, n: int) -> Tensor:
+    def _after_training_exp(self, **kwargs):
+        super()._after_training_exp(**kwargs)
+        self._labelled = None
+
+    @torch.no_grad()
+    def made_as(self, label: int, n: int) -> Tensor:
         if self._labelled is None:
-            x = self.generator.sample(n * max(1, len(self._past)))
+            x = self.generator.sample(n * max(1, len(self.classes_so_far)))
+            self.model.eval()  # training sets it back
             self._labelled = x, torch.cat([self.model(part).argmax(dim=1) for part in x.split(READ_AT_ONCE)])
         x, labels = self._labelled
         found = x[labels == label]
-        return found[:n] if len(found) else x[:n]
+        return found[torch.arange(n) % len(found)] if len(found) else x[:n]

@@ -226,6 +226,28 @@ def test_a_saved_gan_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert same(weights(unbroken), weights(resumed))
 
 
+def test_a_state_is_loaded_into_a_gan_that_has_learned_something_else(tmp_path):
+    saved, other = learn(gan(), 0, 1), learn(gan(seed=5), 0)
+    other.load_state_dict(saved.state_dict())
+    assert torch.equal(learn(saved, 2).sample(10), learn(other, 2).sample(10))
+    with pytest.raises(ValueError, match="a state of 1 classes cannot be loaded into a GAN of 3"):
+        saved.load_state_dict(learn(gan(), 0).state_dict())
+
+
+def test_weights_begin_as_in_the_authors_code():
+    """Standard deviation sqrt(4 / (fan_in + fan_out)), the stride's square taken off the thinned side; biases zero."""
+    generator = ACGAN(ImageSpec((1, 32, 32)), steps=1, classes=10)
+    for weight, fans in (
+        (generator.critic.features[2].weight, 25 * (32 + 64 / 4)),
+        (generator.critic.features[4].weight, 25 * (64 + 128 / 4)),
+        (generator.generator.convolutions[0].weight, 25 * (64 + 128 / 4)),
+        (generator.generator.linear.weight, 2 * (128 + 2048)),
+    ):
+        assert weight.std().item() == pytest.approx((4 / fans) ** 0.5, rel=0.02)
+        assert weight.abs().max() <= (3 * 4 / fans) ** 0.5
+    assert all(not p.any() for name, p in generator.named_parameters() if name.endswith("bias"))
+
+
 def test_no_random_number_is_taken_from_anyone_else():
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -235,12 +257,16 @@ def test_no_random_number_is_taken_from_anyone_else():
 
 
 def test_every_experience_begins_with_fresh_optimisers():
-    generator = learn(gan(), 0)
-    steps = {id(state["step"]): state["step"] for state in generator.critic_optimizer.state.values()}
-    assert {int(step) for step in steps.values()} == {6}, "2 of the critic for each of 3 steps"
-    learn(generator, 1)
-    assert {int(state["step"]) for state in generator.critic_optimizer.state.values()} == {6}
-    assert {int(state["step"]) for state in generator.generator_optimizer.state.values()} == {3}
+    steps = []
+
+    class Watched(ACGAN):
+        def end(self):
+            for optimizer in (self.critic_optimizer, self.generator_optimizer):
+                steps.append({int(state["step"]) for state in optimizer.state.values()})
+            super().end()
+
+    learn(learn(gan(Watched), 0), 1)
+    assert steps == [{6}, {3}] * 2, "2 of the critic for each of 3 of the generator"
 
 
 @pytest.mark.parametrize(

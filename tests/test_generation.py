@@ -10,7 +10,7 @@ from scipy import linalg
 from benchmarks import protocol
 from benchmarks.generation import SHOWN, GenerationObserver, frechet_distance
 from benchmarks.observer import classifier_for
-from benchmarks.run import Run, execute
+from benchmarks.run import Run, execute, make_strategy
 from benchmarks.streams import make_benchmark, prepared
 from reports import generation, store
 from strategies.generators import ACGAN, ImageSpec
@@ -117,6 +117,20 @@ def test_every_grid_has_the_same_latents_and_the_classes_so_far(known):
         assert grid[experience + 1 :].isnan().all()
         assert torch.equal(grid[: experience + 1], known.grids[-1][: experience + 1])
     assert torch.equal(known.grids[-1][3], known.grids[-1][8]), "in a column the latent vector is one for all classes"
+
+
+@pytest.mark.parametrize("strategy", ["mergan-ra", "gan-dgr"])
+def test_a_generator_that_does_not_change_is_shown_with_the_same_images(classifier, strategy, monkeypatch):
+    """Every grid has the same latents: what differs between two grids is what the generator has learned since."""
+    benchmark = make_benchmark(prepared("digits", DIGITS.images), DIGITS.stream, DIGITS.scenario, "test", seed=0)
+    entry = Run(SMALL, strategy, 0, SMALL.hyperparameters_of(strategy, QUICK.get(strategy, {})))
+    learner = make_strategy(entry, benchmark, "cpu", [], [], classifier)
+    learner.train(benchmark.train_stream[0])
+    observer = GenerationObserver(SMALL, classifier, "a title")
+    observer.look(learner)
+    learner.eval(benchmark.test_stream[:3])
+    observer.look(learner)
+    assert torch.equal(*(grid[0] for grid in observer.grids))
 
 
 def test_a_class_that_is_missing_shows_in_the_distance_and_in_the_reverse_accuracy(known):

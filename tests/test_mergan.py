@@ -195,6 +195,19 @@ def test_what_is_replayed_are_the_copy_s_images_of_these_latents(kind):
 
 
 @every_kind
+def test_the_share_of_replay_may_be_another(kind):
+    generator, _ = between(kind, 0, 1, new=(2,), replay_batch_size=30)
+    assert next(generator.replay).labels.tolist() == [[0] * 15, [1] * 15]
+
+
+@every_kind
+def test_what_an_interrupted_experience_replayed_is_not_replayed_in_the_next(kind):
+    generator, _ = between(kind, 0, new=(1,))
+    generator.begin([0])
+    assert generator.replay is None
+
+
+@every_kind
 def test_only_the_classes_that_are_wanted_are_replayed(kind):
     generator, _ = between(kind, 0, 1, 2, new=(3,), replayed_classes=(1, 9))
     assert next(generator.replay).labels.unique().tolist() == [1]
@@ -257,6 +270,14 @@ def test_ewc_with_lambda_0_is_fine_tuning_to_the_bit():
         assert same(weights(learn(ewc, label)), weights(learn(plain, label)))
 
 
+def test_a_loaded_penalty_is_its_own():
+    one, other = (learn(gan(EWCGAN, seed=seed, ewc_lambda=3.0, fisher_samples=24), 0) for seed in (0, 1))
+    other.load_state_dict(one.state_dict())
+    before = {name: value.clone() for name, value in other.ewc.importances.items()}
+    learn(one, 1)
+    assert same(before, other.ewc.importances)
+
+
 def test_a_saved_gan_with_ewc_goes_on_as_if_it_had_never_stopped(tmp_path):
     unbroken, stopped = (learn(gan(EWCGAN, ewc_lambda=3.0, fisher_samples=24), 0) for _ in range(2))
     torch.save(stopped.state_dict(), tmp_path / "gan.pt")
@@ -300,6 +321,22 @@ def evaluated():
     return EvaluationPlugin(accuracy_metrics(experience=True), loggers=[BaseLogger()])
 
 
+def test_past_and_new_classes_weigh_the_same_where_several_are_new():
+    """The new classes' loss is their mean: each of two weighs 1/2, and so must a past one."""
+    generator, twin = between(JointReplayGAN, 0, new=(1, 2))
+    plain = copy.deepcopy(twin)
+    plain.replay = None
+    [(new, old, of_old, of_new)] = past_terms(twin, (0,), BATCH, next(twin.replay))
+    x, labels = generator.as_learned(images(12)), torch.tensor([1, 2]).repeat(6)
+    assert generator.critic_loss(x, labels).item() == pytest.approx(
+        (plain.critic_loss(x, labels) + (new - old + of_old) / 2).item(), rel=1e-4
+    )
+    [(new, _, _, of_new)] = past_terms(twin, (0,), BATCH, next(twin.replay))
+    assert generator.generator_loss().item() == pytest.approx(
+        (plain.generator_loss() + (-new + of_new) / 2).item(), rel=1e-4
+    )
+
+
 class Constant(ACGAN):
     """Makes class 0 well, class 1 as class 2 half the time, class 2 never."""
 
@@ -324,6 +361,42 @@ def test_evaluation_is_the_share_of_what_was_asked_for():
     assert accuracies(strategy, experiences) == [1.0, 0.5, 0.0]
     assert accuracies(strategy, pictures([0, 1, 2])) == [0.5]
     assert strategy.classes_so_far == [0, 1, 2]
+
+
+def test_evaluation_changes_nothing_about_the_training():
+    ends = []
+    for judged in (True, False):
+        strategy = MeRGAN(generator=gan(JointReplayGAN), classifier=BrightestRow(), images_per_class=9, **silent())
+        experiences = pictures([0], [1], [2])
+        for experience in experiences:
+            strategy.train(experience)
+            if judged:
+                strategy.eval(experiences)  # of classes that have not been met, too
+        ends.append(weights(strategy.generator))
+    assert same(*ends)
+
+
+def silent():
+    return {"eval_mb_size": 5, "evaluator": evaluated()}
+
+
+def test_avalanches_own_evaluator_shows_it(capsys):
+    strategy = MeRGAN(generator=gan(), classifier=BrightestRow(), images_per_class=7, eval_mb_size=3)
+    experiences = pictures([0], [1])
+    strategy.train(experiences[0])
+    strategy.eval(experiences)
+    assert "Top1_Acc_Exp" in capsys.readouterr().out
+
+
+def test_the_classifier_is_in_eval_mode():
+    torch.manual_seed(0)
+    classifier = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(0.5), nn.Linear(64, 3))
+    before = weights(classifier)
+    strategy = MeRGAN(generator=gan(), classifier=classifier, images_per_class=50, **silent())
+    (experience,) = pictures([0, 1, 2])
+    strategy.train(experience)
+    assert accuracies(strategy, [experience]) == accuracies(strategy, [experience])
+    assert same(weights(classifier), before)
 
 
 def test_without_a_classifier_there_is_no_evaluation():
@@ -379,10 +452,31 @@ def test_of_an_unconditional_generator_is_had_what_the_solver_takes_for_the_clas
         optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1),
         evaluator=evaluated(),
     )
-    strategy._past = [None] * 3
+    strategy.classes_so_far = [0, 1, 2]
     assert accuracies(strategy, pictures([0], [1], [2])) == [1.0, 1.0, 1.0]
     assert strategy.of_class(1, 20)[:, 0, 1].min() == SPEC.high
     assert len(strategy.of_class(7, 20)) == 20, "of a class that it knows nothing of, any image"
+
+
+def test_an_unconditional_generator_is_asked_anew_after_every_experience():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    strategy = GANDeepGenerativeReplay(
+        generator=WGANGP(SPEC, epochs=1, batch_size=8, width=8),
+        classifier=BrightestRow(),
+        images_per_class=10,
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10,
+        **silent(),
+    )
+    first, second = pictures([0], [1])
+    strategy.train(first)
+    before = strategy.of_class(0, 10)
+    assert torch.equal(strategy.of_class(0, 10), before), "the same latents, the same generator"
+    strategy.train(second)
+    assert not torch.equal(strategy.of_class(0, 10), before)
 
 
 # --- as the memory of a solver ----------------------------------------------------------------------------------------
@@ -444,6 +538,9 @@ def test_memory_replay_keeps_old_classes(kind):
             "needs a generator that is conditional",
         ),
         (lambda: memory(gan(), new_scholar=lambda t: None), "one that replays by itself has no past then"),
+        (lambda: gan(JointReplayGAN, past_weight=-1.0), "past_weight must be at least 0"),
+        (lambda: gan(ReplayAlignmentGAN, ra_lambda=float("nan")), "ra_lambda must be at least 0"),
+        (lambda: gan(ReplayAlignmentGAN, replay_batch_size=0), "replay_batch_size must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

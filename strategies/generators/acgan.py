@@ -30,8 +30,9 @@ class ACGAN(NetworkGenerator):
     forgetting: this is the paper's sequential fine-tuning, or, shown all classes at once, its joint training.
 
     A batch of generated images holds one label, since batch norm takes its statistics from the batch, in training and
-    in sampling alike; where several labels are wanted in a step, so many batches go through the networks at once.
-    Images lie in [-1, 1].
+    in sampling alike; where several labels are wanted in a step, so many batches go through the networks at once. (So
+    the authors' code has it for one class after another; its joint training mixes labels in a batch.) Images lie in
+    [-1, 1].
     """
 
     black = -1.0
@@ -143,6 +144,7 @@ class ACGAN(NetworkGenerator):
     def end(self) -> None:
         """After an experience."""
         self.known = sorted({*self.known, *self.learning})
+        del self.generator_optimizer, self.critic_optimizer
 
     def grow(self, classes: int) -> None:
         """Have room for so many classes; what there is for the present ones stays as it is."""
@@ -274,8 +276,7 @@ class ACGAN(NetworkGenerator):
         return [*super()._not_copied(), self.replay_random]
 
     def get_extra_state(self) -> dict[str, Any]:
-        own = {"known": self.known, "replay_random": self.replay_random.get_state()}
-        return {**NetworkGenerator.get_extra_state(self), **own, "optimizers": {}}  # an experience begins with new ones
+        return {**super().get_extra_state(), "known": self.known, "replay_random": self.replay_random.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
@@ -283,7 +284,15 @@ class ACGAN(NetworkGenerator):
         self.replay_random.set_state(state["replay_random"].cpu())
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        self.grow(len(state_dict["critic.classifier.bias"]))
+        """As every module's; this GAN grows to the state's number of classes.
+
+        Raises:
+            ValueError: it has more already.
+        """
+        classes = len(state_dict["critic.classifier.bias"])
+        if classes < self.classes:
+            raise ValueError(f"a state of {classes} classes cannot be loaded into a GAN of {self.classes}")
+        self.grow(classes)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
@@ -327,6 +336,7 @@ class ConditionalNetwork(nn.Module):
             nn.ConvTranspose2d(wide, narrow, 5, stride=2, padding=2, output_padding=1)
             for wide, narrow in zip(widths, [*widths[1:], shape[0]], strict=True)
         )
+        initialise(self)
 
     def forward(self, z: Tensor, labels: Tensor) -> Tensor:
         """z [batches, n, latent] and labels [batches, n] -> [batches, n, *shape]; each batch has its own statistics."""
@@ -349,6 +359,7 @@ class Critic(nn.Module):
         self.features = convolutional_features(shape, width, smallest_side)
         self.head = nn.Linear(width * smallest_side**2, 1)
         self.classifier = nn.Linear(width * smallest_side**2, classes)
+        initialise(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[N, *shape] -> scores [N], logits [N, classes]."""
@@ -360,8 +371,30 @@ class Critic(nn.Module):
         return self.head(self.features(x))
 
     def grow(self, classes: int) -> None:
-        """Add classes, initialised as a linear layer is."""
+        """Add classes."""
         old, new = self.classifier, nn.Linear(self.classifier.in_features, classes).to(self.classifier.weight)
+        initialise(new)
         with torch.no_grad():
             new.weight[: old.out_features], new.bias[: old.out_features] = old.weight, old.bias
         self.classifier = new
+
+
+def initialise(network: nn.Module) -> None:
+    """Uniform weights and biases of zero, as the authors' code has them.
+
+    Linear layers as Glorot & Bengio 2010; convolutions with the standard deviation sqrt(4 / (fan_in + fan_out)), in
+    which the fan on the side that the stride thins out is divided by its square.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            # PyTorch has the thinned side first in both: a convolution's outputs, a transposed one's inputs.
+            thinned, other, height, width = layer.weight.shape
+            fans = height * width * (other + thinned / math.prod(layer.stride))
+            bound = math.sqrt(3 * 4 / fans)
+            nn.init.uniform_(layer.weight, -bound, bound)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

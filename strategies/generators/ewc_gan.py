@@ -5,7 +5,8 @@ A GAN has no likelihood, and EWC needs one. Here an image is its generator's out
 
     p(x | z, c, theta) = N(x; G(z, c), I),
 
-the observation model under which Wu et al. 2017 (arXiv 1611.04273, section 2.2) compute likelihoods of GANs. Its Fisher
+the observation model under which Wu et al. 2017 (arXiv 1611.04273) compute likelihoods of GANs. It is our choice, as is
+Huszár's sum of Fishers: how the two papers above estimate theirs has not been checked in their text. Its Fisher
 is the curvature of replay alignment: to second order, E[||G_t(z, c) - G_{t-1}(z, c)||^2] = sum of F_i (theta_i -
 theta*_i)^2 and products of different parameters, so EWC is what remains of ``ra`` when nothing is replayed.
 """
@@ -54,7 +55,8 @@ class EWCGAN(ACGAN):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        self.ewc.importances, self.ewc.anchors = state["importances"], state["anchors"]
+        for name in ("importances", "anchors"):
+            setattr(self.ewc, name, {key: value.to(self.low.device, copy=True) for key, value in state[name].items()})
 
 
 def generator_fisher(
