@@ -348,6 +348,8 @@ EWC_LAMBDAS = LogUniform(1e1, 1e6)
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
 AVALANCHE_EWC_LAMBDAS = LogUniform(1e2, 1e7)
+# To second order mergan-ra's lambda times the images replayed of a class is EWC's on a generator.
+GAN_EWC_LAMBDAS = LogUniform(1e-2, 1e4)
 
 CATALOGUE: dict[str, Strategy] = {
     "naive": Strategy(
@@ -455,7 +457,7 @@ CATALOGUE: dict[str, Strategy] = {
         build=_remembering(ReplayAlignmentGAN),
         generate=_generating(ReplayAlignmentGAN),
         hyperparameters=ReplayAlignmentGANHyperparameters,
-        search={"ra_lambda": LogUniform(1e-5, 1e0)},
+        search={"ra_lambda": LogUniform(1e-4, 1e1)},
         needs_images=True,
         has_gan=True,
     ),
@@ -478,7 +480,7 @@ CATALOGUE: dict[str, Strategy] = {
         summary="the same conditional GAN, EWC on its generator (Seff et al. 2017)",
         generate=_generating(EWCGAN),
         hyperparameters=EWCGANHyperparameters,
-        search={"ewc_lambda": EWC_LAMBDAS},
+        search={"ewc_lambda": GAN_EWC_LAMBDAS},
         needs_images=True,
         has_gan=True,
     ),

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from benchmarks import protocol
 from benchmarks.streams import make_benchmark, prepared
 from strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
+from strategies.catalogue import CATALOGUE
 from strategies.dgr import Scholar
 from strategies.generator_training import GeneratorPlugin
 from strategies.generators import VAE, ImageSpec, PastImages
@@ -328,3 +329,54 @@ def test_generator_and_solver_of_one_seed_have_nothing_in_common():
     solver_order = torch.randperm(30, generator=torch.Generator().manual_seed(4))
     for made in (generator, PastImages(SPEC, seed=4)):
         assert not torch.equal(torch.randperm(30, generator=made.random), solver_order)
+
+
+# --- from the catalogue -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        (
+            "dgr",
+            {
+                "r": 0.25,
+                "replay_labels": "soft",
+                "generator_epochs": 3,
+                "generator_batch_size": 7,
+                "generator_learning_rate": 0.02,
+                "generator_schedule": "linear",
+                "latent_size": 5,
+                "architecture": "conv",
+                "width": 6,
+                "critic_architecture": "mlp",
+                "critic_width": 9,
+                "critic_steps": 4,
+                "penalty": 3.0,
+                "betas": (0.1, 0.8),
+            },
+        ),
+        (
+            "dgr-vae",
+            {
+                "r": "classes",
+                "replay_labels": "soft",
+                "generator_epochs": 3,
+                "generator_batch_size": 7,
+                "generator_learning_rate": 0.02,
+                "generator_schedule": "linear",
+                "latent_size": 5,
+                "hidden_sizes": (11, 12),
+                "likelihood": "gaussian",
+            },
+        ),
+    ],
+)
+def test_every_hyperparameter_reaches_the_scholar(strategy, settings):
+    entry = CATALOGUE[strategy]
+    hyperparameters = entry.hyperparameters(**settings)
+    assert hyperparameters.model_fields_set == set(entry.hyperparameters.model_fields), "all of them, none by default"
+    made = entry.build(hyperparameters, {**arguments(mlp()), "images": ImageSpec((1, 8, 8)), "seed": 0})
+    for name, value in settings.items():
+        owner = made if name in ("r", "replay_labels") else made.generator
+        assert getattr(owner, name.removeprefix("generator_")) == value, name

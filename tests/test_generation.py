@@ -192,3 +192,20 @@ def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- as the memory of a solver ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra"])
+def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(tmp_path, strategy):
+    entry = protocol.get("split-digits/class")
+    entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": 5})})
+    one = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    found = execute(one, tmp_path, "cpu", "disabled", lambda epochs: None)
+    assert found.complete, found.reason
+    shares = np.array(found.generated.class_shares)
+    assert shares.shape == (5, 10)
+    assert found.generated.frechet_distance == []
+    assert found.hyperparameters["gan"]["steps"] == 5
+    assert "generation" not in found.hyperparameters
