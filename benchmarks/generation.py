@@ -6,20 +6,20 @@ from pathlib import Path
 
 import torch
 from avalanche.training.templates import SupervisedTemplate
-from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmarks.protocol import Protocol
 from benchmarks.real_classifier import RealClassifier, classes_of, train_classifier
 from benchmarks.streams import black_and_white, prepared
-from reports.figures import animation, sheet_figure
+from reports.figures import sheet_figure
 from reports.store import Generated
 from strategies.generator_training import JudgedByClassifier
 
 SHOWN = 20
 PICTURE, ANIMATION = "generated.png", "generated.gif"
-REVERSE_IMAGES_SEEN = 200_000
+REVERSE_IMAGES_SEEN = 60_000
 """In the training of the classifier that learns from generated images."""
 
 
@@ -44,8 +44,9 @@ class GenerationObserver:
         self.grids: list[Tensor] = []
         """After every experience [classes, images, *shape] in [0, 1]; NaN for classes that were not learned yet."""
         self.frechet_distance: list[float] = []
-        self.learned: list[int] = []
-        """How many classes, after every experience."""
+        self.learned = 0
+        """Classes."""
+        self.pictures: list[Image.Image] = []
 
     def look(self, strategy: SupervisedTemplate) -> None:
         """After an experience: sample every class so far."""
@@ -62,23 +63,24 @@ class GenerationObserver:
         least = min(int((self.test_y == label).sum()) for label in classes)
         real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
         self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
-        self.learned.append(len(classes))
+        self.learned = len(classes)
 
     def draw(self, folder: Path) -> Path:
         """Write the latest grid, rows the classes."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._figure(len(self.grids) - 1).savefig(folder / PICTURE)
+        grid = self.grids[-1].numpy()
+        title = f"{self.title}, {self.learned} of {len(grid)} classes learned"
+        sheet_figure(grid, title, "class").savefig(folder / PICTURE)
+        with Image.open(folder / PICTURE) as picture:
+            self.pictures.append(picture.convert("P"))
         return folder / PICTURE
 
     def animate(self, folder: Path) -> Path:
-        """Write the grids, one after another."""
-        animation([self._figure(experience) for experience in range(len(self.grids))], folder / ANIMATION)
+        """Write what was drawn after every experience, one after another; the last stays twice as long."""
+        first, *others = self.pictures
+        durations = [1000] * len(others) + [2000]
+        first.save(folder / ANIMATION, save_all=True, append_images=others, duration=durations, loop=0)
         return folder / ANIMATION
-
-    def _figure(self, experience: int) -> Figure:
-        grid = self.grids[experience].numpy()
-        title = f"{self.title}, {self.learned[experience]} of {len(grid)} classes learned"
-        return sheet_figure(grid, title, "class")
 
     def summary(self) -> Generated:
         """For the record; trains a classifier on what was generated last."""

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 
 def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: str) -> Figure:
@@ -61,13 +58,3 @@ def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
     axes.set_ylabel(row)
     axes.set_title(title, fontsize="medium")
     return figure
-
-
-def animation(figures: Sequence[Figure], path: Path) -> None:
-    """Write figures of one size, one after another, as a GIF that repeats; the last stays twice as long."""
-    frames = []
-    for figure in figures:
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("P"))
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[1000] * (len(frames) - 1) + [2000], loop=0)

@@ -95,6 +95,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
             raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
         super().__init__(**template)
+        if replay_labels == "asked" and isinstance(self.model, MultiTaskModule):
+            raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
         self.generator = generator.to(self.device)
         self.r = r
         self.replay_labels = replay_labels
@@ -149,8 +151,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (x', answers, task labels), without end; the answers S_{t-1}(x') [N, outputs], or labels [N]."""
         generator, solver = self.previous
-        if self.replay_labels == "asked" and isinstance(solver, MultiTaskModule):
-            raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
         known = torch.tensor(sorted({task for experience in self._past for task in experience.task_labels}))
         while True:
             n = BATCHES_AHEAD * self.train_mb_size

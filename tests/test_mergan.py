@@ -549,18 +549,6 @@ def test_what_cannot_be_is_refused(make, message):
 
 
 def test_asked_labels_need_one_head():
-    torch.manual_seed(0)
     model = as_multitask(SimpleMLP(num_classes=4, input_size=64, hidden_size=8, drop_rate=0), "classifier")
-    strategy = DeepGenerativeReplay(
-        generator=gan(steps=1),
-        replay_labels="asked",
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=10,
-        evaluator=quiet(),
-    )
-    first, second = pictures([0, 1], [2, 3], task_incremental=True)
-    strategy.train(first)
     with pytest.raises(ValueError, match="needs one head"):
-        strategy.train(second)
+        DeepGenerativeReplay(generator=gan(), replay_labels="asked", model=model, optimizer=None, evaluator=quiet())

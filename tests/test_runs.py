@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -73,13 +74,17 @@ def test_records_hold_what_is_promised(small_run):
 def test_every_strategy_runs(tmp_path, name, strategy):
     """With several heads and with one that grows; a single epoch, so what it learns is another test's."""
     entry = protocol.get(name)
-    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    training, gan = entry.training.model_copy(update={"epochs": 1}), entry.gan.model_copy(update={"steps": 5})
+    entry = entry.model_copy(update={"training": training, "gan": gan})
+    if CATALOGUE[strategy].build is None:
+        pytest.skip("generates only; test_generation.py has it")
     brief = {key: 2 for key in ("generator_epochs",) if key in CATALOGUE[strategy].hyperparameters.model_fields}
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy, brief))
     epochs = []
     record = execute(run, tmp_path, "cpu", "disabled", epochs.append)
-    if strategy.startswith("avalanche-generative-replay") and name.endswith("task"):
-        assert "cannot do several heads" in record.reason
+    if strategy.startswith(("avalanche-generative-replay", "mergan")) and name.endswith("task"):
+        assert re.search("cannot do several heads|needs one head", record.reason)
+        assert "Error" not in record.reason
         return
     assert record.complete, record.reason
     assert record.metrics["ACC"] > 0.05

@@ -130,7 +130,7 @@ def test_only_what_is_among_the_worst_is_pruned(tiny, monkeypatch, early, pruned
         study.tell(before, acc)
     study.ask()
 
-    def learn(run, device, loggers, report, after_experience, stream_from_disk):
+    def learn(run, device, loggers, report, after_experience, stream_from_disk, classifier):
         matrix = []
         for _ in range(5):
             matrix.append([early] * 5)
