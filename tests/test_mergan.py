@@ -25,18 +25,22 @@ from strategies.mergan import (
     ReplayAlignmentGAN,
     alignment_loss,
 )
-from tests.test_acgan import SPEC, began, gan, images, learn, made, minus_log, one_by_one, same, weights
+from tests.test_acgan import SPEC, gan, images, learn, made, minus_log, one_by_one, same, weights
 from tests.test_ewc import quiet
 
 BATCH = 12
 
 
 def between(kind, *past, new, **kwargs):
-    """A GAN that has learned some classes and begins with others, and its twin."""
+    """A GAN in the middle of an experience, no longer as its copy from before is, and its twin."""
     generator = gan(kind, **kwargs)
     for label in past:
         learn(generator, label)
-    return began(generator, *new)
+    generator.begin(list(new))
+    with torch.no_grad():
+        for parameter in generator.generator.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    return generator, copy.deepcopy(generator)
 
 
 def past_terms(twin, past, each, replayed):
@@ -115,9 +119,6 @@ def test_the_alignment_loss_and_its_gradient_are_the_equation():
 
 def test_ra_asks_both_generators_for_the_same_and_its_gradient_is_that_of_the_distance():
     generator, twin = between(ReplayAlignmentGAN, 0, 1, new=(2,), ra_lambda=0.3)
-    with torch.no_grad():  # away from the copy, where the distance is zero
-        for g in (generator, twin):
-            g.generator.linear.weight += 0.1
     plain = copy.deepcopy(twin)
     plain.replay = None
     replayed = next(twin.replay)
@@ -187,8 +188,9 @@ def test_every_past_class_is_drawn_in_the_share_that_is_promised(kind):
 
 @every_kind
 def test_what_is_replayed_are_the_copy_s_images_of_these_latents(kind):
-    generator, _ = between(kind, 0, 1, new=(2,))
-    before = copy.deepcopy(generator)  # has learned nothing of class 2 yet
+    generator = learn(learn(gan(kind, classes=3), 0), 1)
+    before = copy.deepcopy(generator)
+    generator.begin([2])
     next(generator.replay)
     z, labels, x = next(generator.replay)
     assert torch.allclose(x.flatten(0, 1), made(before, z, labels), atol=1e-6)
