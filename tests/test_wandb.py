@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from wandb.proto import wandb_internal_pb2
@@ -27,7 +28,12 @@ def offline_run(strategy, out, entry=SPLIT_DIGITS):
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
     record = execute(run, out, "cpu", "offline", lambda epochs: None)
     (path,) = run.folder(out).rglob("*.wandb")
-    return run, record, path, list(messages(path))
+    for _ in range(100):  # W&B's own process may write its last lines after the run was told that it is over
+        found = list(messages(path))
+        if any(message.HasField("exit") for message in found):
+            break
+        time.sleep(0.1)
+    return run, record, path, found
 
 
 def messages(path):
