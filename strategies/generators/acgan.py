@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
-from strategies.generators.wgan_gp import SMALLEST_SIDE, convolutional_features, gradient_penalty, widths_of_maps
+from strategies.generators.wgan_gp import (
+    SMALLEST_SIDE,
+    convolutional_features,
+    gradient_penalty,
+    step_alone,
+    widths_of_maps,
+)
 
 ROUND = 100
 """Generator steps between two signs of life."""
@@ -173,11 +179,7 @@ class ACGAN(NetworkGenerator):
             self.critic_optimizer.zero_grad()
             critic_loss.backward()
             self.critic_optimizer.step()
-        parameters = list(self.generator.parameters())
-        gradients = torch.autograd.grad(self.generator_loss(), parameters)  # and none of the critic's
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.generator_optimizer.step()
+        step_alone(self.generator_optimizer, self.generator, self.generator_loss())
         return critic_loss.detach()
 
     # --- the losses -----------------------------------------------------------------------------------------------

@@ -103,19 +103,12 @@ class WGANGP(TrainedGenerator):
         self.critic_optimizer.step()
         self.steps += 1
         if self.steps % self.critic_steps == 0:
-            self._generator_step()
+            step_alone(self.generator_optimizer, self.generator, -self.critic(self._fake()).mean())
         return loss.detach()
 
     def _fake(self) -> Tensor:
         """A whole minibatch, whatever is left of the real one: batch norm takes its statistics from it."""
         return self.generator(self.normal(self.batch_size, self.latent_size))
-
-    def _generator_step(self) -> None:
-        loss = -self.critic(self._fake()).mean()
-        parameters = list(self.generator.parameters())
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = gradient  # and none for the critic's
-        self.generator_optimizer.step()
 
     def make(self, n: int) -> Tensor:
         return self.generator(self.normal(n, self.latent_size))
@@ -126,6 +119,14 @@ class WGANGP(TrainedGenerator):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         self.steps = state["steps"]
+
+
+def step_alone(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:
+    """A step of one network on a loss that others have a part in, which get no gradient."""
+    parameters = list(network.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
 
 
 def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
