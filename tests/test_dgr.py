@@ -333,6 +333,15 @@ def test_generator_and_solver_of_one_seed_have_nothing_in_common():
 
 # --- from the catalogue -----------------------------------------------------------------------------------------------
 
+OF_EVERY_SCHOLAR = {
+    "replay_labels": "soft",
+    "generator_epochs": 3,
+    "generator_batch_size": 7,
+    "generator_learning_rate": 0.02,
+    "generator_schedule": "linear",
+    "latent_size": 5,
+}
+
 
 @pytest.mark.parametrize(
     ("strategy", "settings"),
@@ -341,12 +350,7 @@ def test_generator_and_solver_of_one_seed_have_nothing_in_common():
             "dgr",
             {
                 "r": 0.25,
-                "replay_labels": "soft",
-                "generator_epochs": 3,
-                "generator_batch_size": 7,
-                "generator_learning_rate": 0.02,
-                "generator_schedule": "linear",
-                "latent_size": 5,
+                **OF_EVERY_SCHOLAR,
                 "architecture": "conv",
                 "width": 6,
                 "critic_architecture": "mlp",
@@ -360,12 +364,7 @@ def test_generator_and_solver_of_one_seed_have_nothing_in_common():
             "dgr-vae",
             {
                 "r": "classes",
-                "replay_labels": "soft",
-                "generator_epochs": 3,
-                "generator_batch_size": 7,
-                "generator_learning_rate": 0.02,
-                "generator_schedule": "linear",
-                "latent_size": 5,
+                **OF_EVERY_SCHOLAR,
                 "hidden_sizes": (11, 12),
                 "likelihood": "gaussian",
             },
