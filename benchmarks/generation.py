@@ -72,7 +72,7 @@ class GenerationObserver:
         title = f"{self.title}, {self.learned} of {len(grid)} classes learned"
         sheet_figure(grid, title, "class").savefig(folder / PICTURE)
         with Image.open(folder / PICTURE) as picture:
-            self.pictures.append(picture.convert("P"))
+            self.pictures.append(picture.convert("RGB"))
         return folder / PICTURE
 
     def animate(self, folder: Path) -> Path:

@@ -243,7 +243,8 @@ class Protocol(Table):
 
         Raises:
             ProtocolError: it cannot be: it has no solver, or no generator that can be asked for a class, where it is
-                this that is judged; it trains a conditional GAN of which the protocol says nothing.
+                this that is judged; it trains a conditional GAN of which the protocol says nothing, or whose classes
+                do not tell the protocol's experiences apart.
         """
         entry = CATALOGUE[strategy]
         build = entry.generate if self.generation else entry.build
@@ -254,6 +255,8 @@ class Protocol(Table):
             raise ProtocolError(f"{self.name}: {strategy} has not got {what}{hint}")
         if entry.has_gan and self.gan is None:
             raise ProtocolError(f"{self.name}: {strategy} needs the settings of its GAN; add a table [gan]")
+        if entry.has_gan and self.scenario != "class":  # a class met again is a new one, and nothing of it is replayed
+            raise ProtocolError(f"{self.name}: {strategy} remembers classes: every experience must bring new ones")
         return build
 
     def deciding(self, strategy: str) -> dict[str, Any]:

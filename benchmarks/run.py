@@ -290,8 +290,16 @@ def make_strategy(
         shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
         template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
-        classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
-        template |= {"gan": run.protocol.gan, "classes": classes}
+        gan = run.protocol.gan
+        assert gan  # or there would be no hyperparameters
+        met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
+        classes = 1 + max(map(max, met))
+        if gan.batch_size < (at_once := classes if entry.whole_stream_at_once else max(map(len, met))):
+            raise ProtocolError(
+                f"{run.protocol.name}: gan.batch_size: {run.strategy} learns {at_once} classes at once, each of which "
+                f"must have an image in a minibatch of {gan.batch_size}"
+            )
+        template |= {"gan": gan, "classes": classes}
     if run.protocol.generation and classifier:
         template |= {
             "classifier": classifier.network,
@@ -337,14 +345,14 @@ class WatchScholar(GeneratorPlugin, Watch):
     def after_generator_epoch(self, strategy, **kwargs):
         if not torch.isfinite(strategy.generator_loss):
             raise Diverged(
-                f"the generator's loss became {strategy.generator_loss.item()} in experience "
-                f"{strategy.experience.current_experience}; lower its learning rate"
+                f"the loss of the generator's training became {strategy.generator_loss.item()} in experience "
+                f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
             )
         for name, parameter in strategy.generator.named_parameters():
             if not torch.isfinite(parameter).all():  # a GAN's generator has no part in the critic's loss
                 raise Diverged(
                     f"{name} of the generator is no finite number in experience "
-                    f"{strategy.experience.current_experience}; lower its learning rate"
+                    f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
                 )
         self.epochs += 1
         self.report(self.epochs)

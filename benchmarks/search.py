@@ -188,7 +188,7 @@ class Trial:
     """One point to try, as a process gets it."""
 
     run: Run
-    journal: Path
+    out: Path
     number: int
     before_pruning: int
     """Trials that have to reach the end before one is pruned."""
@@ -196,6 +196,10 @@ class Trial:
     @property
     def name(self) -> str:
         return self.run.name
+
+    @property
+    def journal(self) -> Path:
+        return _journal(self.out, self.run.protocol.name, self.run.strategy)
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,7 @@ def _owed(protocol: Protocol, studies: dict[str, optuna.Study], trials: int, out
                 study.tell(asked.number, state=TrialState.FAIL)
                 continue
             tried.append(point)
-            run, journal = _run(protocol, name, point), _journal(out, protocol.name, name)
-            yield Trial(run, journal, asked.number, before_pruning=_spread_over(trials))
+            yield Trial(_run(protocol, name, point), out, asked.number, before_pruning=_spread_over(trials))
 
 
 def _point(params: dict[str, float]) -> dict[str, float]:
@@ -257,7 +260,7 @@ def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) 
 
     try:
         generation = trial.run.protocol.generation
-        classifier = classifier_for(trial.run.protocol, device, trial.journal.parent) if generation else None
+        classifier = classifier_for(trial.run.protocol, device, trial.out) if generation else None
         matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk, classifier)
     except optuna.TrialPruned as stop:
         return Outcome(pruned=str(stop))

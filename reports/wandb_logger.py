@@ -88,8 +88,8 @@ class WandBLogger(BaseLogger):
     """Logs one row an experience and, at the end, the accuracy matrix, the metrics and the record.
 
     History (step metric ``experience``): ``accuracy/exp_00`` ..., in [0, 1]; ``ACC`` and ``forgetting`` over the
-    experiences trained on so far; ``seconds`` since the run began. Of a generator, one row more with ``generated``, a
-    picture of what it makes, and ``frechet_distance`` where the generator is judged itself. At the end:
+    experiences trained on so far; ``seconds`` since the run began. Of a generator, a row more with ``generated``, a
+    picture of what it makes, and one with ``frechet_distance`` where the generator is judged itself. At the end:
     ``accuracy_matrix`` and, of a solver's generator, ``class_shares`` as tables, ``accuracy_matrix_image`` as a
     picture, ``generated_animation``, the metrics in the summary, ``record.json`` as an artifact.
     """

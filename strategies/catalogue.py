@@ -348,7 +348,8 @@ EWC_LAMBDAS = LogUniform(1e1, 1e6)
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
 AVALANCHE_EWC_LAMBDAS = LogUniform(1e2, 1e7)
-# To second order mergan-ra's lambda times the images replayed of a class is EWC's on a generator.
+# To second order EWC's on a generator is mergan-ra's lambda times the images replayed of a class, divided by the number
+# of past classes: ra takes the mean over them, EWC the sum of their Fishers.
 GAN_EWC_LAMBDAS = LogUniform(1e-2, 1e4)
 
 CATALOGUE: dict[str, Strategy] = {

@@ -236,7 +236,7 @@ class MeRGAN(JudgedByClassifier, GeneratorTemplate):
         """The generator has its own optimisers, and grows by itself."""
 
     def model_adaptation(self, model=None):
-        return self.model
+        return self.model.to(self.device)
 
     def criterion(self) -> Tensor:
         return functional.cross_entropy(self.mb_output, self.mb_y)
@@ -264,15 +264,21 @@ class GANDeepGenerativeReplay(JudgedByClassifier, DeepGenerativeReplay):
     """
 
     _labelled: tuple[Tensor, Tensor] | None = None
+    """Since the generator and the solver last learned."""
+
+    def _before_training_exp(self, **kwargs):
+        super()._before_training_exp(**kwargs)
+        self._labelled = None
 
     def _after_training_exp(self, **kwargs):
+        self._labelled = None  # before it, for Avalanche may evaluate in it
         super()._after_training_exp(**kwargs)
-        self._labelled = None
 
     @torch.no_grad()
     def made_as(self, label: int, n: int) -> Tensor:
-        if self._labelled is None:
-            x = self.generator.sample(n * max(1, len(self.classes_so_far)))
+        wanted = n * max(1, len(self.classes_so_far))
+        if self._labelled is None or len(self._labelled[0]) != wanted:
+            x = self.generator.sample(wanted)
             self.model.eval()  # training sets it back
             self._labelled = x, torch.cat([self.model(part).argmax(dim=1) for part in x.split(READ_AT_ONCE)])
         x, labels = self._labelled

@@ -76,6 +76,22 @@ def test_the_same_seed_gives_the_same_matrix_to_the_bit(out, tmp_path):
     assert run(out, "mergan-jtr", seed=4).accuracy_matrix != again.accuracy_matrix
 
 
+def test_a_gan_that_diverges_is_recorded_with_its_reason(tmp_path):
+    found = run(tmp_path, "mergan-ra", ra_lambda=1e38)
+    assert found.status == "failed"
+    assert "lower its learning rate or the penalty's lambda" in found.reason
+
+
+def test_a_minibatch_too_small_for_the_classes_is_recorded_in_one_line(tmp_path):
+    entry = SMALL.model_copy(update={"gan": SMALL.gan.model_copy(update={"batch_size": 8})})
+    one = Run(entry, "gan-joint", 0, entry.hyperparameters_of("gan-joint", QUICK["gan-joint"]))
+    found = execute(one, tmp_path, "cpu", "disabled", lambda n: None)
+    assert found.reason == (
+        "generate-digits: gan.batch_size: gan-joint learns 10 classes at once, each of which must have an image in a "
+        "minibatch of 8"
+    )
+
+
 # --- a generator that is known ----------------------------------------------------------------------------------------
 
 
@@ -185,6 +201,8 @@ def test_means_over_seeds():
         ),
         (("split-digits/class", "gan-finetune"), "gan-finetune has not got a solver; it runs under the generate-*"),
         (("split-cifar10/class", "mergan-jtr"), "mergan-jtr needs the settings of its GAN; add a table [gan]"),
+        (("split-digits/domain", "mergan-jtr"), "mergan-jtr remembers classes: every experience must bring new ones"),
+        (("split-digits/task", "mergan-ra"), "mergan-ra remembers classes: every experience must bring new ones"),
     ],
 )
 def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):

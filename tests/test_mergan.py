@@ -8,7 +8,7 @@ from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from benchmarks.loading import TensorClassificationDataset
@@ -458,11 +458,18 @@ def test_of_an_unconditional_generator_is_had_what_the_solver_takes_for_the_clas
     assert accuracies(strategy, pictures([0], [1], [2])) == [1.0, 1.0, 1.0]
     assert strategy.of_class(1, 20)[:, 0, 1].min() == SPEC.high
     assert len(strategy.of_class(7, 20)) == 20, "of a class that it knows nothing of, any image"
+    assert len(strategy.of_class(7, 200)) == 200, "and as many as are asked for, whatever was asked for before"
 
 
 def test_an_unconditional_generator_is_asked_anew_after_every_experience():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    seen = []
+
+    class AtTheEnd(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            seen.append(strategy.of_class(0, 10))
+
     strategy = GANDeepGenerativeReplay(
         generator=WGANGP(SPEC, epochs=1, batch_size=8, width=8),
         classifier=BrightestRow(),
@@ -471,6 +478,7 @@ def test_an_unconditional_generator_is_asked_anew_after_every_experience():
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=10,
+        plugins=[AtTheEnd()],
         **silent(),
     )
     first, second = pictures([0], [1])
@@ -479,6 +487,7 @@ def test_an_unconditional_generator_is_asked_anew_after_every_experience():
     assert torch.equal(strategy.of_class(0, 10), before), "the same latents, the same generator"
     strategy.train(second)
     assert not torch.equal(strategy.of_class(0, 10), before)
+    assert not torch.equal(seen[1], before), "where Avalanche evaluates within the training, too"
 
 
 # --- as the memory of a solver ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import subprocess
 import sys
 import time
@@ -78,12 +77,14 @@ def test_every_strategy_runs(tmp_path, name, strategy):
     entry = entry.model_copy(update={"training": training, "gan": gan})
     if CATALOGUE[strategy].build is None:
         pytest.skip("generates only; test_generation.py has it")
+    if CATALOGUE[strategy].has_gan and entry.scenario != "class":
+        pytest.skip("refused; test_generation.py has it")
     brief = {key: 2 for key in ("generator_epochs",) if key in CATALOGUE[strategy].hyperparameters.model_fields}
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy, brief))
     epochs = []
     record = execute(run, tmp_path, "cpu", "disabled", epochs.append)
-    if strategy.startswith(("avalanche-generative-replay", "mergan")) and name.endswith("task"):
-        assert re.search("cannot do several heads|needs one head", record.reason)
+    if strategy.startswith("avalanche-generative-replay") and name.endswith("task"):
+        assert "cannot do several heads" in record.reason
         assert "Error" not in record.reason
         return
     assert record.complete, record.reason

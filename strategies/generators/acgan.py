@@ -374,8 +374,9 @@ class Critic(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Add classes."""
-        old, new = self.classifier, nn.Linear(self.classifier.in_features, classes).to(self.classifier.weight)
-        initialise(new)
+        old, new = self.classifier, nn.Linear(self.classifier.in_features, classes)
+        initialise(new)  # on the CPU, so that the same numbers are drawn wherever the networks are
+        new.to(old.weight)
         with torch.no_grad():
             new.weight[: old.out_features], new.bias[: old.out_features] = old.weight, old.bias
         self.classifier = new

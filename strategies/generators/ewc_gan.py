@@ -39,6 +39,10 @@ class EWCGAN(ACGAN):
         self.fisher_samples = fisher_samples
         super().__init__(*args, **kwargs)
 
+    def begin(self, classes: list[int]) -> None:
+        super().begin(classes)
+        self._keep(self.ewc.importances, self.ewc.anchors)  # on the device that the networks are on by now
+
     def generator_loss(self) -> Tensor:
         return super().generator_loss() + self.ewc.penalty(self.generator)
 
@@ -55,8 +59,12 @@ class EWCGAN(ACGAN):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
-        for name in ("importances", "anchors"):
-            setattr(self.ewc, name, {key: value.to(self.low.device, copy=True) for key, value in state[name].items()})
+        self._keep(state["importances"], state["anchors"])
+
+    def _keep(self, importances: dict[str, Tensor], anchors: dict[str, Tensor]) -> None:
+        self.ewc.importances, self.ewc.anchors = (
+            {name: value.to(self.low.device) for name, value in values.items()} for values in (importances, anchors)
+        )
 
 
 def generator_fisher(
