@@ -124,7 +124,5 @@ def _read(path: Path) -> dict[str, Any] | None:
     """What is kept, or None if nothing is, or it was cut short."""
     try:
         return torch.load(path, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception:  # whatever pickle and zip make of half a file: it is made anew
+    except Exception:  # there is no file, or it is whatever pickle and zip make of half of one: it is made anew
         return None

@@ -23,9 +23,11 @@ from strategies.generators.generator import perceptron
 
 def avalanche_generative_replay(
     images: ImageSpec,
+    *,
     latent_size: int,
     replay_size: int,
     hidden_sizes: tuple[int, ...],
+    generator_epochs: int,
     learning_rate: float,
     weight_decay: float,
     template: dict[str, Any],
@@ -37,8 +39,9 @@ def avalanche_generative_replay(
         replay_size: replayed images a step.
         hidden_sizes: of the encoder, and in reverse of the decoder, in place of Avalanche's own layers; empty to keep
             those.
+        generator_epochs: of the generator.
         learning_rate, weight_decay: of the generator's Adam.
-        template: the arguments of an Avalanche template, for the solver. The generator takes its minibatch and epochs.
+        template: the arguments of an Avalanche template, for the solver. The generator takes its minibatch.
 
     Raises:
         ValueError: the solver has several heads.
@@ -61,7 +64,8 @@ def avalanche_generative_replay(
         criterion=VAE_loss,
         plugins=[GenerativeReplayPlugin(replay_size=replay_size)],
         evaluator=EvaluationPlugin(loss_metrics(epoch=True), loggers=[BaseLogger()]),
-        **{key: template[key] for key in ("train_mb_size", "train_epochs", "eval_mb_size", "device")},
+        train_epochs=generator_epochs,
+        **{key: template[key] for key in ("train_mb_size", "eval_mb_size", "device")},
     )
     return GenerativeReplay(generator_strategy=generator, replay_size=replay_size, **template)
 

@@ -147,9 +147,6 @@ class VAEScholarHyperparameters(TrainedScholarHyperparameters):
 class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
     architecture: Architecture
     width: Positive
-    critic_architecture: Architecture | None = None
-    critic_width: Positive | None = None
-    """These two where they differ from the generator's."""
     critic_steps: Positive = 5
     penalty: Lambda = 10.0
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.0, 0.9)
@@ -197,7 +194,8 @@ class EWCGANHyperparameters(Hyperparameters):
 
 class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
     epochs: Positive
-    """Of the solver and, again, of the generator."""
+    vae_epochs: Positive | None = None
+    """Of the generator, where they are not the solver's."""
     batch_size: Positive
     replay_size: Positive
     latent_size: Positive
@@ -319,8 +317,6 @@ def _wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> W
         architecture=h.architecture,
         latent_size=h.latent_size,
         width=h.width,
-        critic_architecture=h.critic_architecture,
-        critic_width=h.critic_width,
         critic_steps=h.critic_steps,
         penalty=h.penalty,
         learning_rate=h.generator_learning_rate,
@@ -335,12 +331,13 @@ def _avalanche_generative_replay(h: AvalancheGenerativeReplayHyperparameters, te
     its_own = {"train_mb_size": h.batch_size, "train_epochs": h.epochs}
     return avalanche_generative_replay(
         images,
-        h.latent_size,
-        h.replay_size,
-        h.hidden_sizes,
-        h.generator_learning_rate,
-        h.generator_weight_decay,
-        template | its_own,
+        latent_size=h.latent_size,
+        replay_size=h.replay_size,
+        hidden_sizes=h.hidden_sizes,
+        generator_epochs=h.vae_epochs or h.epochs,
+        learning_rate=h.generator_learning_rate,
+        weight_decay=h.generator_weight_decay,
+        template=template | its_own,
     )
 
 
@@ -554,7 +551,7 @@ CATALOGUE: dict[str, Strategy] = {
         needs_images=True,
     ),
     "avalanche-generative-replay-large": Strategy(
-        summary="the same with a VAE of the size of dgr-vae's",
+        summary="the same with a VAE of the size and the epochs of dgr-vae's, and its solver's epochs",
         build=_avalanche_generative_replay,
         hyperparameters=AvalancheGenerativeReplayHyperparameters,
         needs_images=True,

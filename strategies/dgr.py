@@ -34,10 +34,18 @@ class Scholar(NamedTuple):
 
 
 class Met(NamedTuple):
-    """What is kept of a past experience, under the names by which Avalanche adapts a model to one."""
+    """What is kept of an experience, under the names by which Avalanche adapts a model to one."""
 
     classes_in_this_experience: Sequence[int]
     task_labels: Sequence[int]
+
+    @classmethod
+    def of(cls, experience: object) -> Met:
+        """Avalanche's plainest benchmarks know neither classes nor tasks."""
+        return cls(
+            getattr(experience, "classes_in_this_experience", ()),
+            getattr(experience, "task_labels", [0]),
+        )
 
 
 class DeepGenerativeReplay(GeneratorTemplate):
@@ -76,13 +84,15 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 conditional (an :class:`ACGAN`), and there must be one head.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
-                previous weights (EWC, MAS) has no meaning then, and is refused.
+                previous weights (EWC, MAS) has no meaning then, and this package's are refused.
             template: the arguments of Avalanche's ``SupervisedTemplate``; ``criterion`` must take class probabilities
                 as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does.
 
         Raises:
-            ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value; new_scholar together
-                with a quadratic penalty.
+            ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
+                generator that cannot be or a solver of several heads; new_scholar together with a quadratic penalty or
+                an :class:`ACGAN`. In training: experiences do not know the classes that r or the heads need, or images
+                lie beyond the generator's range.
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
@@ -114,11 +124,17 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if self.r == "experiences":
             return 1 / (len(self._past) + 1)
         if self.r == "classes":
-            counts = [len(experience.classes_in_this_experience) for experience in (*self._past, self.experience)]
+            counts = [len(met.classes_in_this_experience) for met in (*self._past, Met.of(self.experience))]
             return counts[-1] / sum(counts)
         return float(self.r)
 
     def _before_training_exp(self, **kwargs):
+        needs_classes = self.r == "classes" or isinstance(self.model, MultiTaskModule)
+        if needs_classes and not Met.of(self.experience).classes_in_this_experience:
+            raise ValueError(
+                "r='classes' and models of several heads need experiences that know their classes; "
+                "make the benchmark with Avalanche's with_classes_timeline"
+            )
         if self.previous is not None and self.new_scholar is not None:
             self._start_afresh(self.new_scholar(len(self._past)))
         super()._before_training_exp(**kwargs)
@@ -134,7 +150,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
         self._train_generator(self.previous.generator.sample if self.previous else None, self.new_share)
-        self._head_sizes = self._sizes_of_heads()
+        self._past_head_sizes = self._sizes_of_heads(self._past)
+        self._head_sizes = self._sizes_of_heads([*self._past, Met.of(self.experience)])
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
@@ -144,7 +161,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if not self.is_training or self._replay is None:
             return loss
         x, answers, tasks = next(self._replay)
-        outputs = self._outputs(self.model, x, tasks)
+        outputs = self._outputs(self.model, x, tasks, self._head_sizes)
         replay_loss = self._criterion(outputs, self._targets(answers, outputs.shape[1]))
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
@@ -164,18 +181,18 @@ class DeepGenerativeReplay(GeneratorTemplate):
             else:
                 with torch.no_grad():
                     parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-                    answers = torch.cat([self._outputs(solver, *part) for part in parts])
+                    answers = torch.cat([self._outputs(solver, *part, self._past_head_sizes) for part in parts])
             yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
 
-    def _sizes_of_heads(self) -> Tensor:
-        """Task label -> classes met under it, [tasks]."""
+    def _sizes_of_heads(self, experiences: list[Met]) -> Tensor:
+        """Task label -> classes met under it, [tasks]; only heads have them."""
         sizes: dict[int, int] = {}
-        for met in self._past:
+        for met in experiences if isinstance(self.model, MultiTaskModule) else ():
             for task in met.task_labels:
                 sizes[task] = max(sizes.get(task, 0), max(met.classes_in_this_experience) + 1)
         return torch.tensor([sizes.get(task, 0) for task in range(max(sizes, default=-1) + 1)], device=self.device)
 
-    def _outputs(self, solver: nn.Module, x: Tensor, tasks: Tensor) -> Tensor:
+    def _outputs(self, solver: nn.Module, x: Tensor, tasks: Tensor, head_sizes: Tensor) -> Tensor:
         """A solver's outputs [N, outputs].
 
         Where heads differ in size, Avalanche fills the rows of the smaller up with zeros, as if they were answers:
@@ -184,7 +201,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         outputs = avalanche_forward(solver, x, tasks)
         if not isinstance(solver, MultiTaskModule):
             return outputs
-        beyond = torch.arange(outputs.shape[1], device=outputs.device) >= self._head_sizes[tasks][:, None]
+        beyond = torch.arange(outputs.shape[1], device=outputs.device) >= head_sizes[tasks][:, None]
         return outputs.masked_fill(beyond, MASKED)
 
     def _targets(self, answers: Tensor, outputs: int) -> Tensor:
@@ -199,5 +216,5 @@ class DeepGenerativeReplay(GeneratorTemplate):
         super()._after_training_exp(**kwargs)
         solver = deepcopy(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
-        self._past.append(Met(self.experience.classes_in_this_experience, self.experience.task_labels))
+        self._past.append(Met.of(self.experience))
         self._replay = None

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from benchmarks import datasets, protocol
+from benchmarks import datasets, protocol, real_classifier
 from benchmarks.datasets import DataError, ImagesOnDisk, as_float, load
+from benchmarks.run import Run, execute
 from benchmarks.streams import make_benchmark, prepared
 from tests.conftest import RAW, colour_of
 
@@ -156,6 +157,21 @@ def test_mnist_then_svhn_is_two_experiences_of_the_same_ten_classes(svhn_files, 
         assert [len(e.dataset) for e in benchmark.train_stream] == sizes
         assert all(e.classes_in_this_experience == list(range(10)) for e in benchmark.train_stream)
         assert min(x.min() for x, *_ in benchmark.test_stream[0].dataset) == pytest.approx(-1, abs=0.02)
+
+
+def test_a_scholar_learns_mnist_and_then_svhn(svhn_files, idx_files, monkeypatch, tmp_path):
+    """From the files to the record; too short and too narrow to learn anything."""
+    monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 100)
+    idx_files(train=60, test=30)
+    entry = protocol.get("mnist-svhn")
+    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    one = Run(entry, "dgr", 0, entry.hyperparameters_of("dgr", {"generator_epochs": 1, "width": 16}))
+    found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda epochs: None)
+    assert found.complete, found.reason
+    assert np.array(found.accuracy_matrix).shape == (2, 2)
+    shares = np.array(found.generated.class_shares)
+    assert shares.shape == (2, 20), "a seven of MNIST's and one of SVHN's are told apart"
+    assert shares.sum(axis=1) == pytest.approx(1)
 
 
 def test_cifar10_from_pickled_batches(fresh_data, tmp_path):

@@ -125,10 +125,11 @@ class ACGAN(NetworkGenerator):
             After every 100 steps of the generator and after the last, the mean loss of the critic.
 
         Raises:
-            ValueError: there are no labels, or more classes than a minibatch has images.
+            ValueError: there are no labels, or more classes than a minibatch has images; images are not in [low, high].
         """
         if labels is None:
             raise ValueError("a conditional generator learns images with their labels")
+        self.check_range(images)
         self.begin(sorted(set(labels.tolist())))
         batches = self.minibatches(self.as_learned(images), labels)
         for first in range(0, self.steps, ROUND):

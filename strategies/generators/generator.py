@@ -83,7 +83,8 @@ class Generator(nn.Module, ABC):
             After every epoch, the mean loss of its steps; nothing if there are no epochs.
 
         Raises:
-            ValueError: r is out of range, or below 1 without a replay.
+            ValueError: r is out of range, or below 1 without a replay; images are not in [low, high] (where a kind of
+                generator minds).
         """
 
     @abstractmethod
@@ -152,6 +153,19 @@ class NetworkGenerator(Generator):
     def make(self, n: int) -> Tensor:
         """``n`` images in [black, white], [n, *shape]; called without gradients and in eval mode."""
 
+    def check_range(self, images: Tensor) -> None:
+        """
+        Raises:
+            ValueError: images lie beyond [low, high]; the networks could not make them.
+        """
+        slack = 1e-3 * (self.high - self.low)
+        if not ((images >= self.low - slack) & (images <= self.high + slack)).all():
+            raise ValueError(
+                f"images must lie between low and high of the generator's ImageSpec, which are the values of black and "
+                f"white as the stream has them after its transforms; got {images.min():.4g} to {images.max():.4g} for "
+                f"low = {self.low.min():.4g} and high = {self.high.max():.4g}"
+            )
+
     def as_learned(self, images: Tensor) -> Tensor:
         """[low, high] -> [black, white]."""
         return self.black + (images - self.low) / (self.high - self.low) * (self.white - self.black)
@@ -170,6 +184,13 @@ class NetworkGenerator(Generator):
         made = [self.make(size) for size in sizes] or [torch.empty(0, *self.shape, device=self.low.device)]
         self.train(was_training)
         return self.as_given(torch.cat(made))
+
+    def _apply(self, *args, **kwargs):
+        """A move to another device or type, which optimisers that have already stepped must follow."""
+        super()._apply(*args, **kwargs)
+        for optimizer in self._optimizers().values():
+            optimizer.load_state_dict(optimizer.state_dict())
+        return self
 
     def _not_copied(self) -> list[object]:
         return [*super()._not_copied(), *self._optimizers().values()]  # it is trained no more
@@ -234,6 +255,7 @@ class TrainedGenerator(NetworkGenerator):
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
+        self.check_range(images)
         self.train()
         for epoch in range(self.epochs):
             batches = self.as_learned(mixed(images, replay, r, self.random)).split(self.batch_size)

@@ -40,8 +40,6 @@ class WGANGP(TrainedGenerator):
         architecture: Architecture = "mlp",
         latent_size: int = 100,
         width: int = 512,
-        critic_architecture: Architecture | None = None,
-        critic_width: int | None = None,
         critic_steps: int = 5,
         penalty: float = 10.0,
         learning_rate: float = 1e-4,
@@ -57,7 +55,6 @@ class WGANGP(TrainedGenerator):
                 (section 4).
             latent_size: dimensions of z ~ N(0, I).
             width: units of a hidden layer, or channels of the 4x4 maps, halved with every doubling of the side.
-            critic_architecture, critic_width: where the critic's differ from the generator's.
             critic_steps: n_critic of algorithm 1, at least 1.
             penalty: lambda of eq. 3.
             learning_rate, betas: of both networks' Adam; algorithm 1 has 1e-4 and (0, 0.9).
@@ -66,12 +63,9 @@ class WGANGP(TrainedGenerator):
             ValueError: a size or critic_steps below 1, a minibatch of a single image, no such architecture, ``conv`` on
                 images that are not square with a side of 8, 16, 32, ....
         """
-        self.critic_architecture = critic_architecture or architecture
-        self.critic_width = width if critic_width is None else critic_width
-        at_least_one(latent_size=latent_size, width=width, critic_width=self.critic_width, critic_steps=critic_steps)
-        for named in (architecture, self.critic_architecture):
-            if named not in GENERATORS:
-                raise ValueError(f"architecture must be one of {tuple(GENERATORS)}; got {named!r}")
+        at_least_one(latent_size=latent_size, width=width, critic_steps=critic_steps)
+        if architecture not in GENERATORS:
+            raise ValueError(f"architecture must be one of {tuple(GENERATORS)}; got {architecture!r}")
         if batch_size == 1:
             raise ValueError("batch norm has no statistics of a single image; batch_size must be at least 2")
         self.architecture = architecture
@@ -84,7 +78,7 @@ class WGANGP(TrainedGenerator):
 
     def build(self) -> None:
         self.generator = GENERATORS[self.architecture](self.shape, self.latent_size, self.width)
-        self.critic = CRITICS[self.critic_architecture](self.shape, self.critic_width)
+        self.critic = CRITICS[self.architecture](self.shape, self.width)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
             for network in (self.generator, self.critic)

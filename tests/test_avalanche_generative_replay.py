@@ -1,0 +1,80 @@
+"""Avalanche's own generative replay, fitted to a stream: what it was told is what it has."""
+
+import torch
+from torch import nn
+
+from benchmarks import protocol
+from strategies import catalogue
+from strategies.generators import ImageSpec
+from tests.test_ewc import quiet
+
+SETTINGS = {
+    "epochs": 3,
+    "vae_epochs": 7,
+    "batch_size": 11,
+    "replay_size": 13,
+    "latent_size": 5,
+    "hidden_sizes": (17, 19),
+    "generator_learning_rate": 0.02,
+    "generator_weight_decay": 0.03,
+}
+LOW, HIGH = -0.5, 2.5
+
+
+def built(**settings):
+    h = protocol.get("split-digits/class").hyperparameters_of("avalanche-generative-replay-large", SETTINGS | settings)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    template = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": 128,
+        "train_epochs": 1,
+        "eval_mb_size": 100,
+        "device": torch.device("cpu"),
+        "evaluator": quiet(),
+        "images": ImageSpec((1, 8, 8), LOW, HIGH),
+        "seed": 0,
+    }
+    return catalogue.CATALOGUE["avalanche-generative-replay-large"].build(h, template)
+
+
+def sizes(network):
+    return [(layer.in_features, layer.out_features) for layer in network.modules() if isinstance(layer, nn.Linear)]
+
+
+def test_every_setting_arrives():
+    solver = built()
+    generator = solver.generator_strategy
+    assert (solver.train_epochs, generator.train_epochs) == (3, 7)
+    assert (solver.train_mb_size, generator.train_mb_size) == (11, 11)
+    assert [plugin.replay_size for one in (solver, generator) for plugin in one.plugins if replays(plugin)] == [13, 13]
+    vae = generator.model
+    assert sizes(vae.encoder) == [(64, 17), (17, 19)]
+    assert sizes(vae.calc_mean) == sizes(vae.calc_logvar) == [(19, 5)]
+    assert sizes(vae.decoder) == [(5, 19), (19, 17), (17, 64)]
+    [group] = generator.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.02, 0.03)
+    assert {id(p) for p in group["params"]} == {id(p) for p in vae.parameters()}
+
+
+def replays(plugin):
+    return hasattr(plugin, "replay_size")
+
+
+def test_as_released_the_generator_has_the_solver_s_epochs_and_its_own_layers():
+    generator = built(vae_epochs=None, hidden_sizes=()).generator_strategy
+    assert generator.train_epochs == 3
+    assert sizes(generator.model.encoder)[0] == (64, 400), "Avalanche's own"
+
+
+def test_what_it_makes_lies_in_the_range_of_the_stream():
+    vae = built().generator_strategy.model
+    with torch.no_grad():
+        for layer in vae.decoder.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight *= 100
+        made = vae.generate(200)
+    assert made.shape == (200, 1, 8, 8)
+    assert LOW <= made.min() < LOW + 0.01
+    assert HIGH - 0.01 < made.max() <= HIGH
