@@ -13,7 +13,7 @@ help:
 	@echo "make bench        digits: every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
-	@echo "make speed        what loading, penalties and importances cost, as ratios"
+	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's tables, parity board and figures, from the records in reports"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"

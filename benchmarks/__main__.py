@@ -219,7 +219,7 @@ def parity(
 
 @app.command()
 def speed() -> None:
-    """Measure, in one process and as ratios, what loading, penalties and importances cost. Needs MNIST."""
+    """Measure, as ratios, what loading, penalties, importances, generative replay and a GAN cost. Needs MNIST."""
     from benchmarks.speed import measure
 
     measure(console)

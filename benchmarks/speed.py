@@ -40,7 +40,7 @@ from strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
-GAN_PROTOCOL = "generate-mnist-reduced"
+GAN_PROTOCOL = "generate-mnist"
 
 
 def measure(console: Console) -> None:
