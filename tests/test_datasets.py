@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from benchmarks import datasets, protocol, real_classifier
+from benchmarks import datasets, generation, protocol, real_classifier
 from benchmarks.datasets import DataError, ImagesOnDisk, as_float, load
 from benchmarks.run import Run, execute
 from benchmarks.streams import make_benchmark, prepared
@@ -103,10 +103,10 @@ def checksum(path):
 
 @pytest.fixture
 def svhn_files(fresh_data, tmp_path):
-    """Write SVHN's .mat files with 20 images to learn and 10 to test; returns those to test, [32, 32, 3, 10]."""
+    """Write SVHN's .mat files with 20 images to learn and 20 to test; returns those to test, [32, 32, 3, 20]."""
     rng = np.random.default_rng(0)
     split_list = {}
-    for split, count in (("train", 20), ("test", 10)):
+    for split, count in (("train", 20), ("test", 20)):
         path = tmp_path / f"{split}_32x32.mat"
         x = rng.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
         savemat(path, {"X": x, "y": (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]})  # SVHN calls zero 10
@@ -136,7 +136,7 @@ def test_two_data_sets_one_after_another(svhn_files, idx_files, name, mnist_firs
     data, mnist = load(name), load("mnist")
     assert data.train_x.shape == (80, 1, 32, 32)
     assert data.classes == 20
-    of_mnist, of_svhn = (slice(0, 30), slice(30, 40)) if mnist_first else (slice(10, 40), slice(0, 10))
+    of_mnist, of_svhn = (slice(0, 30), slice(30, 50)) if mnist_first else (slice(20, 50), slice(0, 20))
     assert torch.equal(data.test_x[of_mnist][:, :, 2:-2, 2:-2], mnist.test_x)
     assert data.test_x[of_mnist].sum() == mnist.test_x.sum()
     for n, image in enumerate(data.test_x[of_svhn]):
@@ -172,6 +172,28 @@ def test_a_scholar_learns_mnist_and_then_svhn(svhn_files, idx_files, monkeypatch
     shares = np.array(found.generated.class_shares)
     assert shares.shape == (2, 20), "a seven of MNIST's and one of SVHN's are told apart"
     assert shares.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_memory_replay_gan_learns_svhn_digit_after_digit(svhn_files, monkeypatch, tmp_path):
+    """As the one before."""
+    monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 100)
+    monkeypatch.setattr(generation, "REVERSE_IMAGES_SEEN", 100)
+    entry = protocol.get("generate-svhn-reduced")
+    short = {"steps": 1, "width": 16}
+    entry = entry.model_copy(
+        update={
+            "gan": entry.gan.model_copy(update=short),
+            "generation": entry.generation.model_copy(update={"images_per_class": 64}),
+        }
+    )
+    one = Run(entry, "mergan-ra", 0, entry.hyperparameters_of("mergan-ra"))
+    found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda rounds: None)
+    assert found.complete, found.reason
+    assert np.array(found.accuracy_matrix).shape == (10, 10)
+    with Image.open(tmp_path / "runs" / "generate-svhn-reduced" / "mergan-ra" / "0" / "generated.png") as picture:
+        red, green, blue = picture.convert("RGB").split()
+        assert np.any(np.asarray(red) != np.asarray(blue)), "SVHN is coloured"
+        assert np.any(np.asarray(red) != np.asarray(green))
 
 
 def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
