@@ -44,7 +44,7 @@ GAN_PROTOCOL = "generate-mnist"
 
 
 def measure(console: Console) -> None:
-    """Measure everything and show it; takes about five minutes on two cores.
+    """Measure everything and show it; takes about seven minutes on two cores.
 
     Args:
         console: where the table is shown.

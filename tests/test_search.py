@@ -111,7 +111,8 @@ def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
         return built[-1]
 
     monkeypatch.setattr("benchmarks.run.make_benchmark", watch)
-    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny / "study.journal", 0, 6)
+    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny, 0, 6)
+    trial.journal.parent.mkdir(parents=True)
     optuna.create_study(storage=search._storage(trial.journal), study_name="l2").ask()
     assert search._try_out(trial, lambda epochs: None, "cpu", False).acc > 0
     assert [set(benchmark.streams) for benchmark in built] == [{"train", "validation"}]
@@ -121,7 +122,8 @@ def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
 
 @pytest.mark.parametrize(("early", "pruned"), [(0.1, True), (0.95, False)])
 def test_only_what_is_among_the_worst_is_pruned(tiny, monkeypatch, early, pruned):
-    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny / "study.journal", 4, 4)
+    trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny, 4, 4)
+    trial.journal.parent.mkdir(parents=True)
     study = optuna.create_study(storage=search._storage(trial.journal), study_name="l2", direction="maximize")
     for acc in (0.9, 0.8, 0.7, 0.6):
         before = study.ask()
