@@ -256,9 +256,11 @@ class TrainedGenerator(NetworkGenerator):
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
         self.check_range(images)
+        new = self.as_learned(images)
+        old = None if replay is None else lambda n: self.as_learned(replay(n))
         self.train()
         for epoch in range(self.epochs):
-            batches = self.as_learned(mixed(images, replay, r, self.random)).split(self.batch_size)
+            batches = mixed(new, old, r, self.random).split(self.batch_size)
             losses = []
             for done, batch in enumerate(batches):
                 if self.schedule == "linear":
