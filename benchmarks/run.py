@@ -331,12 +331,11 @@ class Watch(SupervisedPlugin):
 
     def after_training_exp(self, strategy, **kwargs):
         # The last step is taken after its loss was looked at.
-        for name, parameter in strategy.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise Diverged(
-                    f"{name} is no finite number after experience {strategy.experience.current_experience}; "
-                    f"lower the learning rate or the penalty's lambda"
-                )
+        if name := not_finite(strategy.model):
+            raise Diverged(
+                f"{name} is no finite number after experience {strategy.experience.current_experience}; "
+                f"lower the learning rate or the penalty's lambda"
+            )
 
 
 class WatchScholar(GeneratorPlugin, Watch):
@@ -348,14 +347,19 @@ class WatchScholar(GeneratorPlugin, Watch):
                 f"the loss of the generator's training became {strategy.generator_loss.item()} in experience "
                 f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
             )
-        for name, parameter in strategy.generator.named_parameters():
-            if not torch.isfinite(parameter).all():  # a GAN's generator has no part in the critic's loss
-                raise Diverged(
-                    f"{name} of the generator is no finite number in experience "
-                    f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
-                )
+        if name := not_finite(strategy.generator):  # a GAN's generator has no part in the critic's loss
+            raise Diverged(
+                f"{name} of the generator is no finite number in experience "
+                f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
+            )
         self.epochs += 1
         self.report(self.epochs)
+
+
+def not_finite(network: nn.Module) -> str | None:
+    """The first parameter with an infinite value or a NaN, by name."""
+    bad = (name for name, parameter in network.named_parameters() if not torch.isfinite(parameter).all())
+    return next(bad, None)
 
 
 def usual_device() -> str:

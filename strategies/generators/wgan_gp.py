@@ -64,8 +64,8 @@ class WGANGP(TrainedGenerator):
                 images that are not square with a side of 8, 16, 32, ....
         """
         at_least_one(latent_size=latent_size, width=width, critic_steps=critic_steps)
-        if architecture not in GENERATORS:
-            raise ValueError(f"architecture must be one of {tuple(GENERATORS)}; got {architecture!r}")
+        if architecture not in NETWORKS:
+            raise ValueError(f"architecture must be one of {tuple(NETWORKS)}; got {architecture!r}")
         if batch_size == 1:
             raise ValueError("batch norm has no statistics of a single image; batch_size must be at least 2")
         self.architecture = architecture
@@ -77,8 +77,9 @@ class WGANGP(TrainedGenerator):
         super().__init__(images, epochs, batch_size, seed, learning_rate, schedule)
 
     def build(self) -> None:
-        self.generator = GENERATORS[self.architecture](self.shape, self.latent_size, self.width)
-        self.critic = CRITICS[self.architecture](self.shape, self.width)
+        make_generator, make_critic = NETWORKS[self.architecture]
+        self.generator = make_generator(self.shape, self.latent_size, self.width)
+        self.critic = make_critic(self.shape, self.width)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
             for network in (self.generator, self.critic)
@@ -197,5 +198,7 @@ def widths_of_maps(shape: torch.Size, width: int, smallest_side: int = SMALLEST_
     return [max(width >> level, 1) for level in range(doublings)]
 
 
-GENERATORS = {"mlp": perceptron_generator, "conv": convolutional_generator}
-CRITICS = {"mlp": perceptron_critic, "conv": convolutional_critic}
+NETWORKS = {
+    "mlp": (perceptron_generator, perceptron_critic),
+    "conv": (convolutional_generator, convolutional_critic),
+}
