@@ -16,6 +16,7 @@ import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
+from avalanche.training import GenerativeReplay
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
@@ -36,7 +37,7 @@ from reports.matrix import accuracy_row, metrics
 from reports.store import Record
 from reports.wandb_logger import WandBLogger, WandBMode
 from strategies.catalogue import CATALOGUE, Hyperparameters
-from strategies.generator_training import GeneratorPlugin
+from strategies.generator_training import GeneratorPlugin, GeneratorTemplate
 from strategies.generators import ImageSpec
 from strategies.generators.acgan import ROUND
 
@@ -237,8 +238,11 @@ def learn(
     data = prepared(protocol.dataset, protocol.images, stream_from_disk)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
-    watch = WatchScholar(report) if run.generator_epochs else Watch(report)
-    strategy = make_strategy(run, benchmark, device, loggers, [watch], classifier)
+    strategy = make_strategy(run, benchmark, device, loggers, [], classifier)
+    watch = WatchScholar(report) if isinstance(strategy, GeneratorTemplate) else Watch(report)
+    strategy.plugins.append(watch)
+    if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
+        strategy.generator_strategy.plugins.append(watch)
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         matrix = [accuracy_row(strategy.eval(judged))]

@@ -204,6 +204,10 @@ class AvalancheGenerativeReplayHyperparameters(Hyperparameters):
     generator_weight_decay: Lambda = 0.0001
     """These two are what avalanche.training.GenerativeReplay has."""
 
+    @property
+    def generator_epochs(self) -> int:
+        return self.vae_epochs or self.epochs
+
 
 class LogUniform(NamedTuple):
     """What a search may choose from: any number between two, evenly spread on a logarithmic scale."""
@@ -334,7 +338,7 @@ def _avalanche_generative_replay(h: AvalancheGenerativeReplayHyperparameters, te
         latent_size=h.latent_size,
         replay_size=h.replay_size,
         hidden_sizes=h.hidden_sizes,
-        generator_epochs=h.vae_epochs or h.epochs,
+        generator_epochs=h.generator_epochs,
         learning_rate=h.generator_learning_rate,
         weight_decay=h.generator_weight_decay,
         template=template | its_own,
