@@ -181,9 +181,9 @@ class NetworkGenerator(Generator):
         was_training = self.training
         self.eval()
         sizes = [SAMPLES_AT_ONCE] * (n // SAMPLES_AT_ONCE) + [n % SAMPLES_AT_ONCE] * bool(n % SAMPLES_AT_ONCE)
-        made = [self.make(size) for size in sizes] or [torch.empty(0, *self.shape, device=self.low.device)]
+        made = [self.as_given(self.make(size)) for size in sizes]
         self.train(was_training)
-        return self.as_given(torch.cat(made))
+        return torch.cat(made) if made else torch.empty(0, *self.shape, device=self.low.device)
 
     def _apply(self, *args, **kwargs):
         """A move to another device or type, which optimisers that have already stepped must follow."""
