@@ -276,7 +276,8 @@ def make_strategy(
         optimizer = torch.optim.SGD(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
-    schedule = [LinearDecay()] if training.schedule == "linear" and run.has_solver else []
+    schedule = getattr(run.hyperparameters, "solver_schedule", None) or training.schedule
+    decay = [LinearDecay()] if schedule == "linear" and run.has_solver else []
     flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
     template: dict[str, Any] = {
         "model": model,
@@ -286,7 +287,7 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed), *flips, *schedule, *plugins],
+        "plugins": [InMemoryLoading(run.seed), *flips, *decay, *plugins],
         "evaluator": EvaluationPlugin(accuracy_metrics(experience=True), loggers=loggers or [BaseLogger()]),
     }
     entry = CATALOGUE[run.strategy]

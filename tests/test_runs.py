@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 
 from benchmarks import protocol
 from benchmarks.__main__ import main
@@ -320,6 +321,28 @@ def test_the_optimizer_is_the_protocols():
     optimizer = make_strategy(run, benchmark, "cpu", [], []).optimizer
     assert isinstance(optimizer, torch.optim.SGD)
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (1e-3, 0.9)
+
+
+@pytest.mark.parametrize(("own", "falls"), [(None, False), ("constant", False), ("linear", True)])
+def test_a_scholar_s_own_schedule_goes_before_the_protocols(own, falls):
+    entry = protocol.get("split-digits/class")
+    assert entry.training.schedule == "constant"
+    settings = {"solver_schedule": own, "generator_epochs": 1}
+    run = Run(entry, "dgr-vae", 0, entry.hyperparameters_of("dgr-vae", settings))
+    benchmark = make_benchmark(prepared("digits", entry.images), entry.stream, "class", "test", 0)
+    rates = []
+
+    class Rates(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    strategy = make_strategy(run, benchmark, "cpu", [], [Rates()])
+    for experience in benchmark.train_stream[:2]:
+        strategy.train(experience)
+    half = rates[: len(rates) // 2]
+    assert rates[0] == rates[len(half)] == entry.training.learning_rate, "every experience begins anew"
+    assert (half[-1] == pytest.approx(rates[0] / len(half), rel=0.05)) is falls
+    assert (half == [rates[0]] * len(half)) is not falls
 
 
 def test_an_image_that_breaks_during_a_run_is_its_reason(tmp_path, tiny_protocol, fresh_data, tiny_imagenet):
