@@ -143,8 +143,8 @@ class VAEScholarHyperparameters(TrainedScholarHyperparameters):
     hidden_sizes: Sizes
     likelihood: ImageLikelihood
     solver_schedule: Schedule | None = None
-    """In place of the protocol's. At a constant rate it hangs on the order of the last minibatches what is left of the
-    past: new images are sharper than a VAE's, and so easily told from them."""
+    """In place of the protocol's. At a constant rate, how much is left of the past depends on the order of the last
+    minibatches: see split-mnist's sources."""
 
 
 class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
