@@ -16,7 +16,7 @@ import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
-from avalanche.training import GenerativeReplay
+from avalanche.training import GenerativeReplay, VAETraining
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
@@ -79,10 +79,15 @@ class Run:
 
     @property
     def generator_epochs(self) -> int:
-        """Of one call of ``train``, before the solver's; of a conditional GAN, its rounds."""
+        """Of one call of ``train``, besides the solver's; of a conditional GAN, its rounds."""
         if CATALOGUE[self.strategy].has_gan and self.protocol.gan:
             return -(-getattr(self.hyperparameters, "steps", self.protocol.gan.steps) // ROUND)
         return getattr(self.hyperparameters, "generator_epochs", 0)
+
+    @property
+    def schedule(self) -> str:
+        """Of the solver's learning rate: the protocol's, or the strategy's own."""
+        return getattr(self.hyperparameters, "solver_schedule", None) or self.protocol.training.schedule
 
     @property
     def upper_limit_of_epochs(self) -> int:
@@ -240,9 +245,9 @@ def learn(
     judged = benchmark.streams[run.judge]
     strategy = make_strategy(run, benchmark, device, loggers, [], classifier)
     watch = WatchScholar(report) if isinstance(strategy, GeneratorTemplate) else Watch(report)
-    strategy.plugins.append(watch)
+    strategy.plugins.insert(0, watch)  # what went wrong is neither logged nor trained on
     if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
-        strategy.generator_strategy.plugins.append(watch)
+        strategy.generator_strategy.plugins.insert(0, watch)
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         matrix = [accuracy_row(strategy.eval(judged))]
@@ -276,8 +281,7 @@ def make_strategy(
         optimizer = torch.optim.SGD(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
-    schedule = getattr(run.hyperparameters, "solver_schedule", None) or training.schedule
-    decay = [LinearDecay()] if schedule == "linear" and run.has_solver else []
+    decay = [LinearDecay()] if run.schedule == "linear" and run.has_solver else []
     flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
     template: dict[str, Any] = {
         "model": model,
@@ -327,9 +331,10 @@ class Watch(SupervisedPlugin):
     def after_training_epoch(self, strategy, **kwargs):
         # A loss that is NaN or infinite leaves parameters that keep it so: once an epoch is often enough.
         if not torch.isfinite(strategy.loss).all():
+            of, too_high = whose(strategy)
             raise Diverged(
-                f"the loss became {strategy.loss.item()} in experience {strategy.experience.current_experience}; "
-                f"lower the learning rate or the penalty's lambda"
+                f"the loss{of} became {strategy.loss.item()} in experience "
+                f"{strategy.experience.current_experience}; lower {too_high}"
             )
         self.epochs += 1
         self.report(self.epochs)
@@ -337,9 +342,10 @@ class Watch(SupervisedPlugin):
     def after_training_exp(self, strategy, **kwargs):
         # The last step is taken after its loss was looked at.
         if name := not_finite(strategy.model):
+            of, too_high = whose(strategy)
             raise Diverged(
-                f"{name} is no finite number after experience {strategy.experience.current_experience}; "
-                f"lower the learning rate or the penalty's lambda"
+                f"{name}{of} is no finite number after experience {strategy.experience.current_experience}; "
+                f"lower {too_high}"
             )
 
 
@@ -359,6 +365,13 @@ class WatchScholar(GeneratorPlugin, Watch):
             )
         self.epochs += 1
         self.report(self.epochs)
+
+
+def whose(strategy: SupervisedTemplate) -> tuple[str, str]:
+    """Of which of two trainings a number is, and what to lower where it diverges."""
+    if isinstance(strategy, VAETraining):
+        return " of the generator's training", "its learning rate"
+    return "", "the learning rate or the penalty's lambda"
 
 
 def not_finite(network: nn.Module) -> str | None:

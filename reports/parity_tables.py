@@ -55,8 +55,8 @@ WRAPPED = ("method", "strategy", "published setting", "our setting")  # so that 
 
 DUEL_LEGEND = (
     "Ours minus Avalanche's strategy of the same method, paired over the seeds that both have, ± 95% confidence "
-    "interval; 'level': that interval holds 0. The protocol is the same; each has the hyperparameters that were chosen "
-    "for it."
+    "interval; 'level': that interval holds 0. Stream and network are the same; each has the hyperparameters that were "
+    "chosen for it, Avalanche's generative replay those of its baselines: other epochs, minibatches and a smaller VAE."
 )
 
 

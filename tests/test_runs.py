@@ -181,6 +181,17 @@ def test_a_loss_that_is_no_number_is_recorded_with_its_reason_and_the_others_go_
     assert "1 failed" in done.stdout
 
 
+def test_a_generator_of_avalanches_that_diverges_is_named(tmp_path):
+    entry = protocol.get("split-digits/class")
+    settings = {"generator_learning_rate": 1e30}
+    strategy = "avalanche-generative-replay"
+    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy, settings))
+    record = execute(run, tmp_path, "cpu", "disabled", _quiet)
+    assert record.status == "failed"
+    assert "of the generator's training" in record.reason
+    assert "in experience 0; lower its learning rate" in record.reason
+
+
 def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
     in_process(tmp_path, "ewc", ewc_lambda=12345.0)
     path = tmp_path / "split-digits" / "task" / "ewc" / "0" / "record.json"
@@ -323,26 +334,36 @@ def test_the_optimizer_is_the_protocols():
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (1e-3, 0.9)
 
 
-@pytest.mark.parametrize(("own", "falls"), [(None, False), ("constant", False), ("linear", True)])
-def test_a_scholar_s_own_schedule_goes_before_the_protocols(own, falls):
+@pytest.mark.parametrize(
+    ("the_protocols", "own", "falls"),
+    [
+        ("constant", None, False),
+        ("constant", "linear", True),
+        ("linear", None, True),
+        ("linear", "constant", False),
+    ],
+)
+def test_a_scholars_own_schedule_goes_before_the_protocols(the_protocols, own, falls):
     entry = protocol.get("split-digits/class")
-    assert entry.training.schedule == "constant"
+    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"schedule": the_protocols})})
     settings = {"solver_schedule": own, "generator_epochs": 1}
     run = Run(entry, "dgr-vae", 0, entry.hyperparameters_of("dgr-vae", settings))
     benchmark = make_benchmark(prepared("digits", entry.images), entry.stream, "class", "test", 0)
-    rates = []
 
     class Rates(SupervisedPlugin):
-        def before_update(self, strategy, **kwargs):
-            rates.append(strategy.optimizer.param_groups[0]["lr"])
+        def before_training_exp(self, strategy, **kwargs):
+            self.rates = []
 
-    strategy = make_strategy(run, benchmark, "cpu", [], [Rates()])
+        def before_update(self, strategy, **kwargs):
+            self.rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    plugin = Rates()
+    strategy = make_strategy(run, benchmark, "cpu", [], [plugin])
     for experience in benchmark.train_stream[:2]:
         strategy.train(experience)
-    half = rates[: len(rates) // 2]
-    assert rates[0] == rates[len(half)] == entry.training.learning_rate, "every experience begins anew"
-    assert (half[-1] == pytest.approx(rates[0] / len(half), rel=0.05)) is falls
-    assert (half == [rates[0]] * len(half)) is not falls
+        first, last = plugin.rates[0], plugin.rates[-1]
+        assert first == entry.training.learning_rate
+        assert last == pytest.approx(first / len(plugin.rates) if falls else first)
 
 
 def test_an_image_that_breaks_during_a_run_is_its_reason(tmp_path, tiny_protocol, fresh_data, tiny_imagenet):
