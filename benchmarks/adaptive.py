@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from avalanche.training.determinism.rng_manager import RNGManager
@@ -24,7 +23,7 @@ from benchmarks.names import UnknownName
 from benchmarks.processes import Report, in_processes
 from benchmarks.progress import Display
 from benchmarks.protocol import SplitStream
-from benchmarks.run import Diverged, Run, Watch, environment, make_strategy, usual_device
+from benchmarks.run import Diverged, Run, environment, make_strategy, usual_device, watch
 from benchmarks.streams import make_benchmark, prepared
 from benchmarks.studies import StudyError, Subsets
 from benchmarks.suite import SuiteError, check_startable, first_difference
@@ -167,11 +166,12 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     RNGManager.set_random_seeds(run.seed)
     data = prepared(protocol.dataset, protocol.images)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
-    plugins: list[Any] = [Watch(report)]
+    plugins: list[MASPlugin] = []
     if job.measured_on:
         images = _images_of(benchmark.train_stream[0], job.measured_on)
         plugins.append(MASPlugin(job.mas_lambda, importance_data=images))
     strategy = make_strategy(run, benchmark, device, [], plugins)
+    watch(strategy, report)
 
     def learn(experience) -> None:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)

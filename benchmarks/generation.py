@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from benchmarks.protocol import Protocol
 from benchmarks.real_classifier import RealClassifier, classes_of, train_classifier
-from benchmarks.streams import black_and_white, prepared
+from benchmarks.streams import brightness, prepared
 from reports.figures import sheet_figure
 from reports.store import Generated
 from strategies.generator_training import JudgedByClassifier
@@ -35,7 +35,7 @@ class GenerationObserver:
         """
         assert protocol.generation is not None
         self.images_per_class = protocol.generation.images_per_class
-        self.black, self.white = black_and_white(protocol.images)
+        self.images = protocol.images
         data = prepared(protocol.dataset, protocol.images)
         assert isinstance(data.test_x, Tensor)
         self.test_x, self.test_y = data.test_x, data.test_y
@@ -55,8 +55,7 @@ class GenerationObserver:
         made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
         shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
         for label, x in made.items():
-            for place, image in enumerate(x[:SHOWN].cpu()):
-                shown[label, place] = (image - self.black) / (self.white - self.black)
+            shown[label, : len(x)] = brightness(x[:SHOWN], self.images).cpu()
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
         # As many of every class, as of what is made.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.protocol import Protocol
 from benchmarks.real_classifier import RealClassifier, real_classifier
-from benchmarks.streams import black_and_white
+from benchmarks.streams import brightness
 from reports.figures import sheet_figure
 from reports.store import Generated
 from strategies.dgr import DeepGenerativeReplay
@@ -42,15 +42,14 @@ def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier
 class GeneratorObserver:
     """Looks at a generator after every experience."""
 
-    def __init__(self, protocol: Protocol, classifier: RealClassifier | None, title: str, device: str):
+    def __init__(self, protocol: Protocol, classifier: RealClassifier | None, title: str):
         """
         Args:
             protocol: of the run.
             classifier: of real images; without one there are no shares.
             title: above the picture.
-            device: torch's name of the device that the generator is on.
         """
-        self.black, self.white = (value.to(device) for value in black_and_white(protocol.images))
+        self.images = protocol.images
         self.title = title
         self.classifier = classifier
         self.rows: list[Tensor] = []
@@ -61,7 +60,7 @@ class GeneratorObserver:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             x = _sampler(strategy)(JUDGED)
-        self.rows.append(((x[:SHOWN] - self.black) / (self.white - self.black)).cpu())
+        self.rows.append(brightness(x[:SHOWN], self.images).cpu())
         if self.classifier:
             counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
             self.class_shares.append((counts.double() / len(x)).tolist())

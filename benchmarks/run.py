@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
-from avalanche.training import GenerativeReplay, VAETraining
+from avalanche.training import GenerativeReplay
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import datasets
 from benchmarks.augment import HorizontalFlips
@@ -175,7 +176,7 @@ def execute(
             if run.protocol.generation and classifier:
                 observer = GenerationObserver(run.protocol, classifier, run.name)
             else:
-                observer = GeneratorObserver(run.protocol, classifier, run.name, device)
+                observer = GeneratorObserver(run.protocol, classifier, run.name)
             looking += time.perf_counter() - began
         matrix, at_initialisation = learn(run, device, [logger], report, look, stream_from_disk, classifier)
         outcome = {
@@ -244,10 +245,7 @@ def learn(
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     judged = benchmark.streams[run.judge]
     strategy = make_strategy(run, benchmark, device, loggers, [], classifier)
-    watch = WatchScholar(report) if isinstance(strategy, GeneratorTemplate) else Watch(report)
-    strategy.plugins.insert(0, watch)  # what went wrong is neither logged nor trained on
-    if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
-        strategy.generator_strategy.plugins.insert(0, watch)
+    watch(strategy, report)
     if CATALOGUE[run.strategy].whole_stream_at_once:
         strategy.train(benchmark.train_stream)
         matrix = [accuracy_row(strategy.eval(judged))]
@@ -267,7 +265,7 @@ def make_strategy(
     benchmark: CLScenario,
     device: str,
     loggers: list[BaseLogger],
-    plugins: list[SupervisedPlugin],
+    plugins: Sequence[SupervisedPlugin],
     classifier: RealClassifier | None = None,
 ) -> SupervisedTemplate:
     """The Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
@@ -299,85 +297,93 @@ def make_strategy(
         shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
         template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
-        gan = run.protocol.gan
-        assert gan  # or there would be no hyperparameters
         met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
         classes = 1 + max(map(max, met))
-        if gan.batch_size < (at_once := classes if entry.whole_stream_at_once else max(map(len, met))):
-            raise ProtocolError(
-                f"{run.protocol.name}: gan.batch_size: {run.strategy} learns {at_once} classes at once, each of which "
-                f"must have an image in a minibatch of {gan.batch_size}"
-            )
-        template |= {"gan": gan, "classes": classes}
+        template |= {"gan": run.protocol.gan, "classes": classes}
     if run.protocol.generation and classifier:
         template |= {
             "classifier": classifier.network,
             "images_per_class": run.protocol.generation.images_per_class,
         }
     try:
-        return run.protocol.builder(run.strategy)(run.hyperparameters, template)
+        strategy = run.protocol.builder(run.strategy)(run.hyperparameters, template)
+        if entry.has_gan:  # now, not where the experience comes that it cannot learn
+            strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, met)))
     except ValueError as error:  # it cannot be done on this stream
         raise ProtocolError(f"{run.protocol.name}: {run.strategy}: {error}") from error
+    return strategy
 
 
-class Watch(SupervisedPlugin):
-    """Tells how far training is, and stops it once the loss is no number any more."""
+def watch(strategy: SupervisedTemplate, report: Callable[[int], None]) -> None:
+    """Tell the number of epochs done, the generator's among them, and stop what diverges."""
+    done = count(1)
 
-    def __init__(self, report: Callable[[int], None]):
+    def epoch_done() -> None:
+        report(next(done))
+
+    # First of the plugins: what went wrong is neither logged nor trained on.
+    strategy.plugins.insert(0, WatchTraining(epoch_done))
+    if isinstance(strategy, GeneratorTemplate):
+        generator = WatchGenerator(epoch_done, " of the generator", "its learning rate or the penalty's lambda")
+        strategy.plugins.insert(0, generator)
+    if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
+        generator = WatchTraining(epoch_done, " of the generator", "its learning rate")
+        strategy.generator_strategy.plugins.insert(0, generator)
+
+
+class Watch:
+    """Tells how far a training is, and stops it once a loss or a parameter is no number any more."""
+
+    def __init__(
+        self,
+        epoch_done: Callable[[], None],
+        of: str = "",
+        too_high: str = "the learning rate or the penalty's lambda",
+    ):
+        """
+        Args:
+            epoch_done: called after every epoch.
+            of: which network, where a strategy trains two.
+            too_high: what to lower where it diverges.
+        """
         super().__init__()
-        self.report = report
-        self.epochs = 0
+        self.epoch_done = epoch_done
+        self.of = of
+        self.too_high = too_high
+
+    def check_loss(self, strategy: SupervisedTemplate, loss: Tensor) -> None:
+        # A loss that is NaN or infinite leaves parameters that keep it so: once an epoch is often enough.
+        if not torch.isfinite(loss).all():
+            self._stop(strategy, f"the loss{self.of} became {loss.item()}")
+
+    def check_parameters(self, strategy: SupervisedTemplate, network: nn.Module) -> None:
+        bad = (name for name, parameter in network.named_parameters() if not torch.isfinite(parameter).all())
+        if name := next(bad, None):
+            self._stop(strategy, f"{name}{self.of} is no finite number any more")
+
+    def _stop(self, strategy: SupervisedTemplate, what: str) -> None:
+        raise Diverged(f"{what} in experience {strategy.experience.current_experience}; lower {self.too_high}")
+
+
+class WatchTraining(Watch, SupervisedPlugin):
+    """Of a strategy's model."""
 
     def after_training_epoch(self, strategy, **kwargs):
-        # A loss that is NaN or infinite leaves parameters that keep it so: once an epoch is often enough.
-        if not torch.isfinite(strategy.loss).all():
-            of, too_high = whose(strategy)
-            raise Diverged(
-                f"the loss{of} became {strategy.loss.item()} in experience "
-                f"{strategy.experience.current_experience}; lower {too_high}"
-            )
-        self.epochs += 1
-        self.report(self.epochs)
+        self.check_loss(strategy, strategy.loss)
+        self.epoch_done()
 
     def after_training_exp(self, strategy, **kwargs):
         # The last step is taken after its loss was looked at.
-        if name := not_finite(strategy.model):
-            of, too_high = whose(strategy)
-            raise Diverged(
-                f"{name}{of} is no finite number after experience {strategy.experience.current_experience}; "
-                f"lower {too_high}"
-            )
+        self.check_parameters(strategy, strategy.model)
 
 
-class WatchScholar(GeneratorPlugin, Watch):
-    """Watches the generator too."""
+class WatchGenerator(Watch, GeneratorPlugin):
+    """Of a scholar's generator."""
 
     def after_generator_epoch(self, strategy, **kwargs):
-        if not torch.isfinite(strategy.generator_loss):
-            raise Diverged(
-                f"the loss of the generator's training became {strategy.generator_loss.item()} in experience "
-                f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
-            )
-        if name := not_finite(strategy.generator):  # a GAN's generator has no part in the critic's loss
-            raise Diverged(
-                f"{name} of the generator is no finite number in experience "
-                f"{strategy.experience.current_experience}; lower its learning rate or the penalty's lambda"
-            )
-        self.epochs += 1
-        self.report(self.epochs)
-
-
-def whose(strategy: SupervisedTemplate) -> tuple[str, str]:
-    """Of which of two trainings a number is, and what to lower where it diverges."""
-    if isinstance(strategy, VAETraining):
-        return " of the generator's training", "its learning rate"
-    return "", "the learning rate or the penalty's lambda"
-
-
-def not_finite(network: nn.Module) -> str | None:
-    """The first parameter with an infinite value or a NaN, by name."""
-    bad = (name for name, parameter in network.named_parameters() if not torch.isfinite(parameter).all())
-    return next(bad, None)
+        self.check_loss(strategy, strategy.generator_loss)
+        self.check_parameters(strategy, strategy.generator)  # a GAN's generator has no part in the critic's loss
+        self.epoch_done()
 
 
 def usual_device() -> str:

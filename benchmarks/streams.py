@@ -57,6 +57,12 @@ def black_and_white(images: Images) -> tuple[Tensor, Tensor]:
     return (0 - mean) / std, (1 - mean) / std
 
 
+def brightness(x: Tensor, images: Images) -> Tensor:
+    """Of images as they go into the network, as pictures have it: 0 is black, 1 is white."""
+    black, white = (value.to(x.device) for value in black_and_white(images))
+    return (x - black) / (white - black)
+
+
 def _spread(value: float | tuple[float, ...]) -> float | Tensor:
     """One number for all pixels, or one a channel, [channels, 1, 1]."""
     return torch.tensor(value)[:, None, None] if isinstance(value, tuple) else value

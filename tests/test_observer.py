@@ -73,7 +73,7 @@ def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
     past = PastImages(ImageSpec((1, 8, 8)), seed=0)
     list(past.learn(data.train_x[data.train_y == 3]))
     list(past.learn(data.train_x[data.train_y == 5], past.sample, r=0.25))
-    seen = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", "cpu")
+    seen = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title")
     seen.look(Scholar(past))
     (shares,) = seen.class_shares
     assert shares[3] == pytest.approx(0.75, abs=0.03)
@@ -90,7 +90,7 @@ def test_looking_changes_nothing(kept, monkeypatch):
         list(past.learn(prepared("digits", DIGITS.images).train_x))
         torch.manual_seed(0)
         if look:
-            GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", "cpu").look(Scholar(past))
+            GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title").look(Scholar(past))
         generators.append((past.sample(5), torch.rand(2)))
     assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
 

@@ -138,8 +138,7 @@ class ACGAN(NetworkGenerator):
 
     def begin(self, classes: list[int]) -> None:
         """Before an experience with these classes."""
-        if len(classes) > self.batch_size:
-            raise ValueError(f"a minibatch of {self.batch_size} images cannot hold {len(classes)} classes")
+        self.check_minibatch(len(classes))
         self.train()
         self.grow(classes[-1] + 1)
         self.learning = classes
@@ -147,6 +146,18 @@ class ACGAN(NetworkGenerator):
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
             for network in (self.generator, self.critic)
         )
+
+    def check_minibatch(self, classes: int) -> None:
+        """Has it an image of each of so many classes, learned at once?
+
+        Raises:
+            ValueError: it has not.
+        """
+        if classes > self.batch_size:
+            raise ValueError(
+                f"a batch_size of {self.batch_size} is too small for {classes} classes at once, each of which "
+                "must have an image in a minibatch"
+            )
 
     def end(self) -> None:
         """After an experience."""
