@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.names import UnknownName
+from benchmarks.processes import start_server
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +99,7 @@ def run(
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run strategies under a protocol; runs that have a complete record already are not run again."""
+    start_server()
     wanted = [(protocol, strategy, seed) for strategy in strategies for seed in range(seeds)]
     _do(wanted, out, wandb, workers, stream_from_disk)
 
@@ -114,6 +116,7 @@ def suite(
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Run a whole suite and show its tables."""
+    start_server()  # before the imports that take seconds
     from benchmarks import suites
 
     _do(suites.runs_of(name, seeds), out, wandb, workers, stream_from_disk)
@@ -131,6 +134,7 @@ def search(
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol."""
+    start_server()
     from benchmarks import protocol as protocols
     from benchmarks.progress import Display
     from benchmarks.search import search as choose
@@ -153,6 +157,8 @@ def study(
     only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
 ) -> None:
     """Run a study, show its table and draw its figure; what is recorded already is not run again."""
+    if not only_draw:
+        start_server()
     from benchmarks import studies
 
     entry = studies.get(name)

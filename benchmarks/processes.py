@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 import joblib
-import torch
 
 
 class Job(Protocol):
@@ -27,6 +27,20 @@ J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 Report = Callable[[int], None]
 """Told the number of epochs done, as they are done."""
+
+
+# Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
+_context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+
+
+def start_server() -> None:
+    """Let the server of :func:`in_processes` read torch and Avalanche while this process does; a call of it is enough.
+
+    Reading them takes seconds, and there are two cores or more.
+    """
+    if os.name == "posix":
+        _context.set_forkserver_preload(["benchmarks.run"])
+        forkserver.ensure_running()
 
 
 class ProcessError(Exception):
@@ -51,17 +65,14 @@ def in_processes(
     Raises:
         ProcessError: a process was killed, or could not write its files.
     """
-    # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        context.set_forkserver_preload(["benchmarks.run"])
+    start_server()
     remaining = iter(jobs)
     started: list[J] = []
     pending: dict[Future, J] = {}
-    events = context.Queue()
+    events = _context.Queue()
     listener = Thread(target=_listen, args=(events, started, advanced), daemon=True)
     workers = workers or joblib.cpu_count()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (events,))
+    pool = ProcessPoolExecutor(workers, _context, _start_worker, (events,))
 
     def submit(count: int) -> None:
         for job in islice(remaining, count):
@@ -110,8 +121,11 @@ _events: Any = None
 
 
 def _start_worker(events) -> None:
+    import torch  # the server has it; who starts the server early has not
+
     global _events
     _events = events
+    gc.freeze()  # what the server has read stays: not to be looked through after each job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
