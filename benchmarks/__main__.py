@@ -376,7 +376,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:
         app()
-    except _expected_errors() as error:
+    except Exception as error:
+        if not isinstance(error, _expected_errors()):
+            raise
         Console(stderr=True).print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
 

@@ -55,7 +55,8 @@ class GenerationObserver:
         made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
         shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
         for label, x in made.items():
-            shown[label, : len(x)] = brightness(x[:SHOWN], self.images).cpu()
+            few = brightness(x[:SHOWN], self.images)
+            shown[label, : len(few)] = few
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
         # As many of every class, as of what is made.

@@ -15,8 +15,6 @@ from multiprocessing import forkserver
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
-import joblib
-
 
 class Job(Protocol):
     @property
@@ -34,13 +32,19 @@ _context = multiprocessing.get_context("forkserver" if os.name == "posix" else "
 
 
 def start_server() -> None:
-    """Let the server of :func:`in_processes` read torch and Avalanche while this process does; a call of it is enough.
+    """Start the server that processes are forked from, which reads torch and Avalanche: that takes seconds.
 
-    Reading them takes seconds, and there are two cores or more.
+    :func:`in_processes` does it too; called before, the server reads while this process does something else.
     """
-    if os.name == "posix":
-        _context.set_forkserver_preload(["benchmarks.run"])
+    if os.name != "posix":
+        return
+    _context.set_forkserver_preload(["benchmarks.run"])
+    # The server inherits this. An interrupt is this process's to answer: reading, it would end in a traceback.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class ProcessError(Exception):
@@ -65,6 +69,8 @@ def in_processes(
     Raises:
         ProcessError: a process was killed, or could not write its files.
     """
+    import joblib  # here, as torch below: the command line reads this file before it knows what it needs
+
     start_server()
     remaining = iter(jobs)
     started: list[J] = []
@@ -121,7 +127,7 @@ _events: Any = None
 
 
 def _start_worker(events) -> None:
-    import torch  # the server has it; who starts the server early has not
+    import torch
 
     global _events
     _events = events

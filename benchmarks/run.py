@@ -226,7 +226,7 @@ def learn(
     Args:
         run: what to do.
         device: torch's name of the device to train on.
-        loggers: Avalanche's, told of everything.
+        loggers: Avalanche's, told of evaluation; of training they hear nothing.
         report: called with the number of epochs done, as they are done.
         after_experience: called with the strategy and the accuracy matrix so far; may raise to stop the run.
         stream_from_disk: as for :func:`execute`.
@@ -315,10 +315,10 @@ def make_strategy(
 
 
 class SilentInTraining(EvaluationPlugin):
-    """Avalanche's, not asked while a strategy trains.
+    """Avalanche's, asked in evaluation only.
 
-    What is measured and logged here is measured in ``eval``. Avalanche would ask eight times a step all the same, with
-    a copy of the experience each time: a sixth of a small network's training.
+    A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the
+    experience each time, it takes a sixth of a small network's training.
     """
 
     def _update_metrics_and_loggers(self, strategy: SupervisedTemplate, callback: str) -> None:
@@ -336,10 +336,10 @@ def watch(strategy: SupervisedTemplate, report: Callable[[int], None]) -> None:
     # First of the plugins: what went wrong is neither logged nor trained on.
     strategy.plugins.insert(0, WatchTraining(epoch_done))
     if isinstance(strategy, GeneratorTemplate):
-        generator = WatchGenerator(epoch_done, " of the generator", "its learning rate or the penalty's lambda")
+        generator = WatchGenerator(epoch_done, "the generator's", "its learning rate or the penalty's lambda")
         strategy.plugins.insert(0, generator)
     if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
-        generator = WatchTraining(epoch_done, " of the generator", "its learning rate")
+        generator = WatchTraining(epoch_done, "the generator's", "its learning rate")
         strategy.generator_strategy.plugins.insert(0, generator)
 
 
@@ -349,36 +349,36 @@ class Watch:
     def __init__(
         self,
         epoch_done: Callable[[], None],
-        of: str = "",
+        whose: str = "the",
         too_high: str = "the learning rate or the penalty's lambda",
     ):
         """
         Args:
             epoch_done: called after every epoch.
-            of: which network, where a strategy trains two.
+            whose: the loss and the parameters are; what is said begins with it.
             too_high: what to lower where it diverges.
         """
         super().__init__()
         self.epoch_done = epoch_done
-        self.of = of
+        self.whose = whose
         self.too_high = too_high
 
     def check_loss(self, strategy: SupervisedTemplate, loss: Tensor) -> None:
         # A loss that is NaN or infinite leaves parameters that keep it so: once an epoch is often enough.
         if not torch.isfinite(loss).all():
-            self._stop(strategy, f"the loss{self.of} became {loss.item()}")
+            self._stop(strategy, f"{self.whose} training loss became {loss.item()}")
 
     def check_parameters(self, strategy: SupervisedTemplate, network: nn.Module) -> None:
         bad = (name for name, parameter in network.named_parameters() if not torch.isfinite(parameter).all())
         if name := next(bad, None):
-            self._stop(strategy, f"{name}{self.of} is no finite number any more")
+            self._stop(strategy, f"{self.whose} parameter {name} is no finite number any more")
 
     def _stop(self, strategy: SupervisedTemplate, what: str) -> None:
         raise Diverged(f"{what} in experience {strategy.experience.current_experience}; lower {self.too_high}")
 
 
 class WatchTraining(Watch, SupervisedPlugin):
-    """Of a strategy's model."""
+    """Watches a strategy's own training, that of its model."""
 
     def after_training_epoch(self, strategy, **kwargs):
         self.check_loss(strategy, strategy.loss)
@@ -390,7 +390,7 @@ class WatchTraining(Watch, SupervisedPlugin):
 
 
 class WatchGenerator(Watch, GeneratorPlugin):
-    """Of a scholar's generator."""
+    """Watches the training of the generator that a strategy has besides."""
 
     def after_generator_epoch(self, strategy, **kwargs):
         self.check_loss(strategy, strategy.generator_loss)

@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_matrix_to_the_bit(out, tmp_path):
 def test_a_gan_that_diverges_is_recorded_with_its_reason(tmp_path):
     found = run(tmp_path, "mergan-ra", ra_lambda=1e38)
     assert found.status == "failed"
-    assert " of the generator " in found.reason
+    assert found.reason.startswith("the generator's ")
     assert "in experience 1; lower its learning rate or the penalty's lambda" in found.reason
 
 
@@ -88,8 +88,8 @@ def test_a_minibatch_too_small_for_the_classes_is_recorded_in_one_line(tmp_path)
     one = Run(entry, "gan-joint", 0, entry.hyperparameters_of("gan-joint", QUICK["gan-joint"]))
     found = execute(one, tmp_path, "cpu", "disabled", lambda n: None)
     assert found.reason == (
-        "generate-digits: gan-joint: a batch_size of 8 is too small for 10 classes at once, each of which must have an "
-        "image in a minibatch"
+        "generate-digits: gan-joint: the conditional GAN's batch_size of 8 is too small for 10 classes at once, each "
+        "of which must have an image in a minibatch"
     )
 
 

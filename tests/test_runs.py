@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,11 +14,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.logging import BaseLogger
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 
 from benchmarks import protocol
 from benchmarks.__main__ import main
-from benchmarks.run import Run, execute, make_strategy
+from benchmarks.run import Run, execute, learn, make_strategy
 from benchmarks.streams import make_benchmark, prepared
 from reports import store
 from reports.matrix import METRICS, metrics
@@ -139,6 +142,28 @@ def test_naive_is_avalanches_naive_to_the_bit(tmp_path):
     assert ours.accuracy_matrix == theirs.accuracy_matrix
 
 
+def test_avalanches_evaluator_is_asked_in_evaluation_only(tmp_path, monkeypatch):
+    class Listening(BaseLogger):
+        def __init__(self):
+            super().__init__()
+            self.heard = set()
+
+        def __getattribute__(self, name):
+            if name.startswith(("before_", "after_")):
+                self.heard.add(name)
+            return super().__getattribute__(name)
+
+    entry = protocol.get("split-digits/task")
+    run = Run(entry, "replay", 0, entry.hyperparameters_of("replay"))
+    quiet, asked = Listening(), Listening()
+    matrix, _ = learn(run, "cpu", [quiet], _quiet)
+    assert "after_eval" in quiet.heard
+    assert not {name for name in quiet.heard if "training" in name or name.endswith("_update")}
+    monkeypatch.setattr("benchmarks.run.SilentInTraining", EvaluationPlugin)
+    assert learn(run, "cpu", [asked], _quiet)[0] == matrix
+    assert "after_training_iteration" in asked.heard
+
+
 @pytest.mark.parametrize("name", ["split-digits/class", "split-digits/domain"])
 @pytest.mark.parametrize("strategy", ["frozen", "ewc-separate", "avalanche-ewc", "avalanche-ewc-online", "l2"])
 def test_every_scenario_runs(tmp_path, name, strategy):
@@ -174,10 +199,10 @@ def test_a_loss_that_is_no_number_is_recorded_with_its_reason_and_the_others_go_
     assert done.returncode == 1, done.stdout + done.stderr
     failed = store.read(chosen / "split-digits" / "task" / "ewc" / "0" / "record.json")
     assert failed.status == "failed"
-    assert "the loss became" in failed.reason
+    assert "the training loss became" in failed.reason
     assert "lower the learning rate" in failed.reason
     assert store.read(chosen / "split-digits" / "task" / "naive" / "0" / "record.json").complete
-    assert "FAILED: the loss became" in done.stdout
+    assert "FAILED: the training loss became" in done.stdout
     assert "1 failed" in done.stdout
 
 
@@ -188,7 +213,7 @@ def test_a_generator_of_avalanches_that_diverges_is_named(tmp_path):
     run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy, settings))
     record = execute(run, tmp_path, "cpu", "disabled", _quiet)
     assert record.status == "failed"
-    assert "the loss of the generator became" in record.reason
+    assert "the generator's training loss became" in record.reason
     assert record.reason.endswith("in experience 0; lower its learning rate")
 
 
@@ -235,6 +260,23 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         store.write(record.model_copy(update={"seconds": 0.0}), folder)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
+def test_an_interrupt_before_the_first_run_ends_without_a_traceback(tmp_path, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", "run", "split-digits/task", "naive", "--out", str(tmp_path)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a terminal interrupts a whole group: the server of processes too
+    )
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode
+    assert "Traceback" not in output
 
 
 def test_stopped_in_the_middle_goes_on_from_there(tmp_path):

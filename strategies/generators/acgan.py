@@ -148,15 +148,14 @@ class ACGAN(NetworkGenerator):
         )
 
     def check_minibatch(self, classes: int) -> None:
-        """Has it an image of each of so many classes, learned at once?
-
+        """
         Raises:
-            ValueError: it has not.
+            ValueError: so many classes at once cannot each have an image in a minibatch.
         """
         if classes > self.batch_size:
             raise ValueError(
-                f"a batch_size of {self.batch_size} is too small for {classes} classes at once, each of which "
-                "must have an image in a minibatch"
+                f"the conditional GAN's batch_size of {self.batch_size} is too small for {classes} classes at once, "
+                "each of which must have an image in a minibatch"
             )
 
     def end(self) -> None:
