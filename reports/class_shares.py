@@ -9,8 +9,9 @@ import numpy as np
 from rich.table import Table
 
 from reports.store import Record
-from reports.tables import by_protocol, markdown_table, rich_table
+from reports.tables import markdown_tables, rich_tables
 
+TITLE = ": what the generators remember"
 LEGEND = (
     "Percentages of a generator's images at the end of the stream that a classifier trained on real data takes for "
     "each class, mean over seeds. 'least': the share of the class that is remembered least, mean over seeds. "
@@ -65,17 +66,9 @@ def _cells(row: ClassShares) -> dict[str, str]:
 
 def as_rich(rows: Iterable[ClassShares]) -> list[Table]:
     """One table a protocol, for a terminal."""
-    return [
-        rich_table(f"{protocol}: what the generators remember", [_cells(row) for row in group], left=("strategy",))
-        for protocol, group in by_protocol(rows).items()
-    ]
+    return rich_tables(rows, _cells, TITLE)
 
 
 def as_markdown(rows: Iterable[ClassShares]) -> str:
     """One table a protocol, with the legend below; empty if no strategy has a generator."""
-    parts = [
-        f"**{protocol}: what the generators remember**\n\n"
-        f"{markdown_table([_cells(row) for row in group], left=('strategy',))}\n"
-        for protocol, group in by_protocol(rows).items()
-    ]
-    return "\n".join([*parts, LEGEND, ""]) if parts else ""
+    return markdown_tables(rows, _cells, LEGEND, TITLE)

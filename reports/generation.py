@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from reports.store import Record
-from reports.tables import Estimate, by_protocol, grouped, markdown_table, rich_table
+from reports.tables import Estimate, grouped, markdown_tables, rich_tables
 
+TITLE = ": what is generated"
 LEGEND = (
     "At the end of the stream, mean ± 95% confidence interval over seeds. 'accuracy': of a classifier trained on real "
     "data on what was asked for (the ACC above). 'reverse': the other way round, of a classifier trained on what was "
@@ -72,16 +73,9 @@ def _cells(row: Generation) -> dict[str, str]:
 
 def as_rich(rows: Iterable[Generation]) -> list[Table]:
     """One table a protocol, for a terminal."""
-    return [
-        rich_table(f"{protocol}: what is generated", [_cells(row) for row in group], left=("strategy",))
-        for protocol, group in by_protocol(rows).items()
-    ]
+    return rich_tables(rows, _cells, TITLE)
 
 
 def as_markdown(rows: Iterable[Generation]) -> str:
     """One table a protocol, with the legend below; empty if no generator was judged."""
-    parts = [
-        f"**{protocol}: what is generated**\n\n{markdown_table([_cells(row) for row in group], left=('strategy',))}\n"
-        for protocol, group in by_protocol(rows).items()
-    ]
-    return "\n".join([*parts, LEGEND, ""]) if parts else ""
+    return markdown_tables(rows, _cells, LEGEND, TITLE)

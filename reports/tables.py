@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -213,38 +213,48 @@ def markdown_table(cells: Sequence[Mapping[str, str]], left: Collection[str]) ->
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def rich_table(
-    title: str, cells: Sequence[Mapping[str, str]], left: Collection[str], styles: Sequence[str | None] = ()
-) -> Table:
-    """The same for a terminal; ``styles`` are rich's, one a row, or none at all."""
-    table = Table(title=title, title_justify="left")
-    for heading in cells[0]:
-        table.add_column(heading, justify="left" if heading in left else "right", no_wrap=True)
-    for row, style in zip(cells, styles or [None] * len(cells), strict=True):
-        table.add_row(*row.values(), style=style)
-    return table
+def rich_tables(
+    rows: Iterable[R],
+    cells: Callable[[R], Mapping[str, str]],
+    what: str = "",
+    style: Callable[[R], str | None] = lambda row: None,
+) -> list[Table]:
+    """One table a protocol, for a terminal.
+
+    Args:
+        rows: of the tables.
+        cells: heading -> cell of a row; the heading ``strategy`` is aligned left, the others right.
+        what: follows the protocol's name in the title.
+        style: rich's, of a row.
+    """
+    tables = []
+    for protocol, group in by_protocol(rows).items():
+        table = Table(title=protocol + what, title_justify="left")
+        for heading in cells(group[0]):
+            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
+        for row in group:
+            table.add_row(*cells(row).values(), style=style(row))
+        tables.append(table)
+    return tables
+
+
+def markdown_tables(rows: Iterable[R], cells: Callable[[R], Mapping[str, str]], legend: str, what: str = "") -> str:
+    """As :func:`rich_tables`, in Markdown, with the legend below; empty if there are no rows."""
+    parts = [
+        f"**{protocol}{what}**\n\n{markdown_table([cells(row) for row in group], left=('strategy',))}\n"
+        for protocol, group in by_protocol(rows).items()
+    ]
+    return "\n".join([*parts, legend, ""]) if parts else ""
 
 
 def as_rich(rows: Iterable[Row]) -> list[Table]:
     """One table a protocol, for a terminal."""
-    return [
-        rich_table(
-            protocol,
-            [_cells(row) for row in group],
-            left=("strategy",),
-            styles=["bold" if row.best else "dim" if row.upper_bound else None for row in group],
-        )
-        for protocol, group in by_protocol(rows).items()
-    ]
+    return rich_tables(rows, _cells, style=lambda row: "bold" if row.best else "dim" if row.upper_bound else None)
 
 
 def as_markdown(rows: Iterable[Row]) -> str:
     """One table a protocol, with the legend below."""
-    parts = []
-    for protocol, group in by_protocol(rows).items():
-        body = markdown_table([_cells(row) for row in group], left=("strategy",))
-        parts.append(f"**{protocol}**\n\n{body}\n")
-    return "\n".join([*parts, LEGEND, ""])
+    return markdown_tables(rows, _cells, LEGEND)
 
 
 def as_latex(rows: Iterable[Row]) -> str:
