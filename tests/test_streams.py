@@ -6,7 +6,7 @@ import torch
 from benchmarks.datasets import ImageData, load
 from benchmarks.loading import tensors_of
 from benchmarks.protocol import Images, PermutedStream, ProtocolError, SplitStream
-from benchmarks.streams import make_benchmark, prepared
+from benchmarks.streams import brightness, make_benchmark, prepared
 
 DATA = load("digits")
 PERMUTED = PermutedStream(kind="permuted", experiences=4, validation_fraction=0.2)
@@ -106,6 +106,7 @@ def test_a_mean_for_every_channel(idx_files, fresh_data, tiny_imagenet):
     for channel in range(3):
         expected = (raw.train_x[:, channel] / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(data.train_x[:, channel], expected)
+    torch.testing.assert_close(brightness(data.train_x, Images(mean=mean, std=std)), raw.train_x / 255)
     with pytest.raises(ProtocolError, match=r"images.std: 2 values, but tiny-imagenet has 3 channel"):
         prepared("tiny-imagenet", Images(std=(0.2, 0.3)))
 
