@@ -46,7 +46,7 @@ readme: $(READY)
 	test ! -d $(STUDIES)/split-mnist/task/mas || $(BIN)/python -m benchmarks study mas --out $(STUDIES) --only-draw
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
