@@ -10,7 +10,7 @@ STUDIES := reports/studies
 .PHONY: help bench bench-mnist study speed readme test lint clean
 
 help:
-	@echo "make bench        digits: nearly every strategy, mostly 3 seeds, no network needed; ends with the tables"
+	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"

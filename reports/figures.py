@@ -17,8 +17,10 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
         title: above the picture.
     """
     rows, columns = len(accuracy_matrix), len(accuracy_matrix[0])
-    figure = Figure(figsize=(1.8 + 0.5 * columns, 1.4 + 0.42 * rows), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    width, height = 1.8 + 0.5 * columns, 1.4 + 0.42 * rows
+    figure = Figure(figsize=(width, height), dpi=110)  # every run has one: a layout engine would draw it twice
+    bottom, up = 0.6 / height, (height - 1.0) / height
+    axes = figure.add_axes((0.7 / width, bottom, (width - 1.5) / width, up))
     picture = axes.imshow(accuracy_matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for i, row in enumerate(accuracy_matrix):
         for j, accuracy in enumerate(row):
@@ -30,7 +32,12 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
     axes.set_xlabel("accuracy (%) on experience")
     axes.set_ylabel("after training on")
     axes.set_title(title, fontsize="medium")
-    figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
+    figure.colorbar(
+        picture,
+        cax=figure.add_axes((1 - 0.7 / width, bottom, 0.15 / width, up)),
+        ticks=[0, 0.5, 1],
+        format=lambda value, _: f"{100 * value:.0f}",
+    )
     return figure
 
 
