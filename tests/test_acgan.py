@@ -279,7 +279,7 @@ def test_every_experience_begins_with_fresh_optimisers():
         (lambda: ACGAN(ImageSpec((1, 28, 28)), steps=1), "square images with a side of 8, 16"),
         (lambda: gan(smallest_side=8), "square images with a side of 16, 32, 64, "),
         (lambda: list(gan().learn(images())), "images with their labels"),
-        (lambda: learn(gan(batch_size=2), 0, 1, 2), "a batch_size of 2 is too small for 3 classes at once"),
+        (lambda: learn(gan(batch_size=2), 0, 1, 2), "batch_size of 2 is too small for 3 classes at once"),
         (lambda: learn(gan(), 0).of_class(1, 3), "the class below 1; got 3 and 1"),
         (lambda: gan().sample_labelled(3), "images must have been learned"),
         (lambda: gan().sample(3), "images must have been learned"),
