@@ -21,22 +21,22 @@ from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP
 from avalanche.training import EWC, GenerativeReplay, Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.loading import InMemoryLoading, tensors_of
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.protocols.schema import Images, PermutedStream
+from engrams.benchmarks.training.run import Run, make_strategy
+from engrams.strategies import EWCPlugin
+from engrams.strategies.catalogue import GANSettings
+from engrams.strategies.generators import ACGAN, ImageSpec
+from engrams.strategies.generators.acgan import ConditionalNetwork, Critic
+from engrams.strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
+from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
-
-from benchmarks import datasets, protocol
-from benchmarks.loading import InMemoryLoading, tensors_of
-from benchmarks.protocol import Images, PermutedStream
-from benchmarks.run import Run, make_strategy
-from benchmarks.streams import make_benchmark, prepared
-from strategies import EWCPlugin
-from strategies.catalogue import GANSettings
-from strategies.generators import ACGAN, ImageSpec
-from strategies.generators.acgan import ConditionalNetwork, Critic
-from strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
-from strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0

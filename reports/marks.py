@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reports.store import replace_file
+from engrams.reports.store import replace_file
 
 
 class MarkError(Exception):

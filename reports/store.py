@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engrams.reports.matrix import METRICS
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -16,8 +17,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-
-from reports.matrix import METRICS
 
 RECORD = "record.json"
 Model = TypeVar("Model", bound=BaseModel)

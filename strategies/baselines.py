@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-
-from strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
 
 
 class L2Plugin(QuadraticPenaltyPlugin):

@@ -22,27 +22,26 @@ from avalanche.training import (
     Replay,
 )
 from avalanche.training.templates import SupervisedTemplate
-from pydantic import BaseModel, ConfigDict, Field
-
-from strategies.avalanche_faults import WorkingSynapticIntelligencePlugin
-from strategies.avalanche_generative_replay import avalanche_generative_replay
-from strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
-from strategies.dgr import DeepGenerativeReplay, NewShare, ReplayLabels
-from strategies.ewc import EWCPlugin
-from strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
-from strategies.generators.ewc_gan import EWCGAN
-from strategies.generators.generator import Schedule
-from strategies.generators.vae import ImageLikelihood
-from strategies.generators.wgan_gp import Architecture
-from strategies.importance import Fisher, MASVariant
-from strategies.mas import MASPlugin
-from strategies.mergan import (
+from engrams.strategies.avalanche.faults import WorkingSynapticIntelligencePlugin
+from engrams.strategies.avalanche.generative_replay import avalanche_generative_replay
+from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from engrams.strategies.dgr import DeepGenerativeReplay, NewShare, ReplayLabels
+from engrams.strategies.ewc import EWCPlugin
+from engrams.strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators.ewc_gan import EWCGAN
+from engrams.strategies.generators.generator import Schedule
+from engrams.strategies.generators.vae import ImageLikelihood
+from engrams.strategies.generators.wgan_gp import Architecture
+from engrams.strategies.importance import Fisher, MASVariant
+from engrams.strategies.mas import MASPlugin
+from engrams.strategies.mergan import (
     GANDeepGenerativeReplay,
     GANJointTraining,
     JointReplayGAN,
     MeRGAN,
     ReplayAlignmentGAN,
 )
+from pydantic import BaseModel, ConfigDict, Field
 
 Lambda = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]

@@ -10,12 +10,11 @@ import torch
 from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation
+from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
+from engrams.strategies.generators import ACGAN, Generator
+from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from torch import Tensor, nn
 from torch.nn import functional
-
-from strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
-from strategies.generators import ACGAN, Generator
-from strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 ReplayLabels = Literal["hard", "soft", "asked"]
 NewShare = Literal["experiences", "classes"]

@@ -14,10 +14,9 @@ and what becomes of it with more than two tasks:
 
 from __future__ import annotations
 
+from engrams.strategies.importance import Fisher, Likelihood, check_fisher_options, diagonal_fisher
+from engrams.strategies.quadratic_penalty import Consolidation, QuadraticPenaltyPlugin
 from torch import Tensor
-
-from strategies.importance import Fisher, Likelihood, check_fisher_options, diagonal_fisher
-from strategies.quadratic_penalty import Consolidation, QuadraticPenaltyPlugin
 
 
 class EWCPlugin(QuadraticPenaltyPlugin):

@@ -11,11 +11,7 @@ from __future__ import annotations
 from typing import Literal, Protocol, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import Dataset
-
-from strategies.per_sample_gradients import (
+from engrams.strategies.per_sample_gradients import (
     SAMPLES_AT_ONCE,
     add_convolution,
     add_linear,
@@ -30,6 +26,9 @@ from strategies.per_sample_gradients import (
     short_cut_layers,
     trainable_parameters,
 )
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 Likelihood = Literal["categorical", "gaussian"]

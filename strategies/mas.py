@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from avalanche.benchmarks.utils import AvalancheDataset
+from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
+from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from strategies.importance import MASVariant, check_mas_variant, mas_importance
-from strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 
 class MASPlugin(QuadraticPenaltyPlugin):

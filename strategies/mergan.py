@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from avalanche.benchmarks.utils.utils import concat_datasets
+from engrams.strategies.dgr import DeepGenerativeReplay
+from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate, JudgedByClassifier
+from engrams.strategies.generators.acgan import ACGAN
+from engrams.strategies.generators.generator import at_least_one
 from torch import Tensor, nn
 from torch.nn import functional
-
-from strategies.dgr import DeepGenerativeReplay
-from strategies.generator_training import READ_AT_ONCE, GeneratorTemplate, JudgedByClassifier
-from strategies.generators.acgan import ACGAN
-from strategies.generators.generator import at_least_one
 
 BATCHES_AHEAD = 20
 

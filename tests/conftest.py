@@ -81,7 +81,7 @@ def tiny_imagenet(whole_tiny_imagenet, tmp_path):
 @pytest.fixture
 def fresh_data(monkeypatch, tmp_path):
     """No data set is loaded, none is in Avalanche's folder, and none can be downloaded."""
-    from benchmarks import datasets, streams
+    from engrams.benchmarks.data import datasets, streams
 
     datasets.load.cache_clear()
     streams.prepared.cache_clear()

@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
+from engrams.strategies.generators import ACGAN, ImageSpec
+from engrams.strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork
 from torch.nn import functional
-
-from strategies.generators import ACGAN, ImageSpec
-from strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 

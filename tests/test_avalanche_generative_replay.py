@@ -1,11 +1,11 @@
 """Avalanche's own generative replay, fitted to a stream: what it was told is what it has."""
 
 import torch
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.strategies import catalogue
+from engrams.strategies.generators import ImageSpec
 from torch import nn
 
-from benchmarks import protocol
-from strategies import catalogue
-from strategies.generators import ImageSpec
 from tests.test_ewc import quiet
 
 SETTINGS = {

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.datasets import DataError, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.judging import generation, real_classifier
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.training.run import Run, execute
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from benchmarks import datasets, generation, protocol, real_classifier
-from benchmarks.datasets import DataError, ImagesOnDisk, as_float, load
-from benchmarks.run import Run, execute
-from benchmarks.streams import make_benchmark, prepared
 from tests.conftest import RAW, colour_of
 
 

@@ -12,12 +12,11 @@ from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.data.streams import labelled
+from engrams.strategies import EWCPlugin
 from torch import nn
 from torch.utils.data import TensorDataset
-
-from benchmarks.loading import TensorClassificationDataset
-from benchmarks.streams import labelled
-from strategies import EWCPlugin
 
 TASKS, SAMPLES, FEATURES = 5, 64, 4
 
@@ -262,7 +261,7 @@ from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.models import SimpleMLP
 from avalanche.training import Naive
-from strategies import EWCPlugin
+from engrams.strategies import EWCPlugin
 def data(y): return make_avalanche_dataset(torch.utils.data.TensorDataset(torch.randn(len(y), 8), y),
     data_attributes=[DataAttribute(y.tolist(), "targets"), TaskLabels([0] * len(y))])
 benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(

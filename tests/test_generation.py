@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver, frechet_distance
+from engrams.benchmarks.judging.observer import classifier_for
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.training.run import Run, execute, make_strategy
+from engrams.reports import store
+from engrams.reports.pages import generation
+from engrams.strategies.generators import ACGAN, ImageSpec
+from engrams.strategies.mergan import MeRGAN
 from PIL import Image
 from scipy import linalg
 
-from benchmarks import protocol
-from benchmarks.generation import SHOWN, GenerationObserver, frechet_distance
-from benchmarks.observer import classifier_for
-from benchmarks.run import Run, execute, make_strategy
-from benchmarks.streams import make_benchmark, prepared
-from reports import generation, store
-from strategies.generators import ACGAN, ImageSpec
-from strategies.mergan import MeRGAN
 from tests.test_runs import engrams
 from tests.test_tables import record
 

@@ -9,15 +9,13 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from torch import nn
-
-from benchmarks.loading import TensorClassificationDataset
-from benchmarks.streams import labelled
-from strategies import DeepGenerativeReplay, MeRGAN
-from strategies.generator_training import GeneratorPlugin
-from strategies.generators import ACGAN, WGANGP
-from strategies.generators.ewc_gan import EWCGAN, generator_fisher
-from strategies.mergan import (
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.data.streams import labelled
+from engrams.strategies import DeepGenerativeReplay, MeRGAN
+from engrams.strategies.generator_training import GeneratorPlugin
+from engrams.strategies.generators import ACGAN, WGANGP
+from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
+from engrams.strategies.mergan import (
     BATCHES_AHEAD,
     GANDeepGenerativeReplay,
     GANJointTraining,
@@ -25,6 +23,8 @@ from strategies.mergan import (
     ReplayAlignmentGAN,
     alignment_loss,
 )
+from torch import nn
+
 from tests.test_acgan import SPEC, gan, images, learn, made, minus_log, one_by_one, same, weights
 from tests.test_ewc import quiet
 

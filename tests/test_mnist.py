@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
-from benchmarks import datasets, protocol
-from benchmarks.run import Run, execute
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.training.run import Run, execute
 
 pytestmark = pytest.mark.skipif(datasets.find("mnist") is None, reason="MNIST is not here; nothing is downloaded")
 

@@ -4,14 +4,16 @@ import json
 
 import pytest
 import torch
+from engrams.benchmarks.data.streams import prepared
+from engrams.benchmarks.judging import real_classifier
+from engrams.benchmarks.judging.observer import JUDGED, GeneratorObserver, classifier_for
+from engrams.benchmarks.judging.real_classifier import real_classifier as classifier_of
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.reports import store
+from engrams.reports.pages import class_shares
+from engrams.strategies.generators import ImageSpec, PastImages
 from PIL import Image
 
-from benchmarks import protocol, real_classifier
-from benchmarks.observer import JUDGED, GeneratorObserver, classifier_for
-from benchmarks.real_classifier import real_classifier as classifier_of
-from benchmarks.streams import prepared
-from reports import class_shares, store
-from strategies.generators import ImageSpec, PastImages
 from tests.test_runs import engrams
 from tests.test_tables import record
 
@@ -68,7 +70,7 @@ class Scholar:
 
 def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
     """A generator that shows only real threes and, a quarter of the time, fives."""
-    monkeypatch.setattr("benchmarks.observer.DeepGenerativeReplay", Scholar)
+    monkeypatch.setattr("engrams.benchmarks.judging.observer.DeepGenerativeReplay", Scholar)
     data = prepared("digits", DIGITS.images)
     past = PastImages(ImageSpec((1, 8, 8)), seed=0)
     list(past.learn(data.train_x[data.train_y == 3]))
@@ -83,7 +85,7 @@ def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
 
 
 def test_looking_changes_nothing(kept, monkeypatch):
-    monkeypatch.setattr("benchmarks.observer.DeepGenerativeReplay", Scholar)
+    monkeypatch.setattr("engrams.benchmarks.judging.observer.DeepGenerativeReplay", Scholar)
     generators = []
     for look in (True, False):
         past = PastImages(ImageSpec((1, 8, 8)), seed=0)

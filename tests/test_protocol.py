@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-
-from benchmarks import protocol, suites
-from benchmarks.names import UnknownName
-from benchmarks.protocol import ProtocolError
-from reports import store
-from strategies.catalogue import CATALOGUE
+from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.jobs import suites
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.reports import store
+from engrams.strategies.catalogue import CATALOGUE
 
 GOOD = (protocol.FOLDER / "split-digits.toml").read_text(encoding="utf-8")
 
@@ -37,7 +37,7 @@ def test_every_strategy_of_the_suites_has_its_hyperparameters(suite):
 
 def test_the_reported_records_are_of_the_settings_that_the_protocols_have_now():
     """A field that comes later, or another kind of network, must not make old records those of other settings."""
-    records = store.read_all(Path(__file__).parent.parent / "reports" / "records")
+    records = store.read_all(Path(__file__).parent.parent / "reports" / "results" / "records")
     assert records
     for record in records:
         settings = protocol.get(record.protocol).deciding(record.strategy)

@@ -16,14 +16,13 @@ import pytest
 import torch
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-
-from benchmarks import protocol
-from benchmarks.__main__ import main
-from benchmarks.run import Run, execute, learn, make_strategy
-from benchmarks.streams import make_benchmark, prepared
-from reports import store
-from reports.matrix import METRICS, metrics
-from strategies.catalogue import CATALOGUE
+from engrams.benchmarks.cli.app import main
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.training.run import Run, execute, learn, make_strategy
+from engrams.reports import store
+from engrams.reports.matrix import METRICS, metrics
+from engrams.strategies.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,7 +158,7 @@ def test_avalanches_evaluator_is_asked_in_evaluation_only(tmp_path, monkeypatch)
     matrix, _ = learn(run, "cpu", [quiet], _quiet)
     assert "after_eval" in quiet.heard
     assert not {name for name in quiet.heard if "training" in name or name.endswith("_update")}
-    monkeypatch.setattr("benchmarks.run.SilentInTraining", EvaluationPlugin)
+    monkeypatch.setattr("engrams.benchmarks.training.run.SilentInTraining", EvaluationPlugin)
     assert learn(run, "cpu", [asked], _quiet)[0] == matrix
     assert "after_training_iteration" in asked.heard
 
@@ -468,6 +467,6 @@ def test_the_readmes_generated_parts_are_those_of_the_records(tmp_path, part):
     readme = tmp_path / "README.md"
     original = (ROOT / "README.md").read_text(encoding="utf-8")
     readme.write_text(original, encoding="utf-8")
-    done = engrams(part, ROOT / "reports" / "records", "--into", readme)
+    done = engrams(part, ROOT / "reports" / "results" / "records", "--into", readme)
     assert done.returncode == 0, done.stderr
     assert readme.read_text(encoding="utf-8") == original, "run: make readme"

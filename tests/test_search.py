@@ -11,10 +11,11 @@ from pathlib import Path
 import optuna
 import psutil
 import pytest
+from engrams.benchmarks.data.streams import make_benchmark
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.studies import search
+from engrams.strategies.catalogue import CATALOGUE
 
-from benchmarks import protocol, search
-from benchmarks.streams import make_benchmark
-from strategies.catalogue import CATALOGUE
 from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +111,7 @@ def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
         data.append(images)
         return built[-1]
 
-    monkeypatch.setattr("benchmarks.run.make_benchmark", watch)
+    monkeypatch.setattr("engrams.benchmarks.training.run.make_benchmark", watch)
     trial = search.Trial(search._run(protocol.get("tiny"), "l2", {"l2_lambda": 1.0}), tiny, 0, 6)
     trial.journal.parent.mkdir(parents=True)
     optuna.create_study(storage=search._storage(trial.journal), study_name="l2").ask()

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-
-from benchmarks.datasets import ImageData, load
-from benchmarks.loading import tensors_of
-from benchmarks.protocol import Images, PermutedStream, ProtocolError, SplitStream
-from benchmarks.streams import brightness, make_benchmark, prepared
+from engrams.benchmarks.data.datasets import ImageData, load
+from engrams.benchmarks.data.loading import tensors_of
+from engrams.benchmarks.data.streams import brightness, make_benchmark, prepared
+from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 
 DATA = load("digits")
 PERMUTED = PermutedStream(kind="permuted", experiences=4, validation_fraction=0.2)

@@ -4,18 +4,19 @@ import struct
 from pathlib import Path
 
 import pytest
+from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
+from engrams.benchmarks.studies import adaptive
+from engrams.benchmarks.studies import sweeps as studies
+from engrams.benchmarks.training.run import Run
+from engrams.reports import store
+from engrams.reports.pages.comparison import Estimate
+from engrams.reports.studies import adaptive as results
+from engrams.reports.studies.curves import Curve, Curves, Point
+from engrams.reports.studies.figures import curves_figure
+from engrams.strategies.mas import MASPlugin
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from benchmarks import adaptive, studies
-from benchmarks.loading import TensorClassificationDataset, tensors_of
-from benchmarks.run import Run
-from reports import adaptive as results
-from reports import store
-from reports.curves import Curve, Curves, Point
-from reports.study_figures import curves_figure
-from reports.tables import Estimate
-from strategies.mas import MASPlugin
 from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent
@@ -297,7 +298,7 @@ def test_importance_data_may_be_a_dataset_of_avalanches_without_labels():
 
 def test_the_committed_figures_are_those_of_the_studies():
     for name in ("adaptive", "adaptive-task"):
-        found = adaptive.recorded(name, studies.get(name), ROOT / "reports" / "studies")
+        found = adaptive.recorded(name, studies.get(name), ROOT / "reports" / "results" / "studies")
         assert found is not None
         assert {len(found.under(on)) for on in found.conditions.values()} == {studies.get(name).seeds}
 
@@ -305,7 +306,7 @@ def test_the_committed_figures_are_those_of_the_studies():
 @pytest.mark.parametrize("name", ["fisher", "mas"])
 def test_the_committed_sweeps_are_whole(name):
     """Every point of every line, and both references, over all seeds, under the protocol as it is now."""
-    folder = ROOT / "reports" / "studies"
+    folder = ROOT / "reports" / "results" / "studies"
     sweep = studies.get(name)
     points = studies.points_of(name, sweep)
     found = studies.curves_of(sweep, points, studies.recorded(points, folder))

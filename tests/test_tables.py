@@ -4,12 +4,12 @@ import io
 
 import pandas as pd
 import pytest
+from engrams.reports import marks
+from engrams.reports.matrix import METRICS
+from engrams.reports.pages import comparison as tables
+from engrams.reports.store import Record, RecordError
 from rich.console import Console
 from scipy import stats
-
-from reports import marks, tables
-from reports.matrix import METRICS
-from reports.store import Record, RecordError
 
 ENVIRONMENT = {"versions": {}}
 

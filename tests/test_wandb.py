@@ -7,12 +7,12 @@ import sys
 import time
 
 import pytest
+from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.training.run import Run, execute
+from engrams.reports.matrix import METRICS
+from engrams.reports.wandb import logger as wandb_logger
 from wandb.proto import wandb_internal_pb2
 
-from benchmarks import protocol
-from benchmarks.run import Run, execute
-from reports import wandb_logger
-from reports.matrix import METRICS
 from tests.test_generation import SMALL
 
 SPLIT_DIGITS = protocol.get("split-digits/task")

@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-
-from strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
-from strategies.generators.wgan_gp import (
+from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
+from engrams.strategies.generators.wgan_gp import (
     SMALLEST_SIDE,
     convolutional_features,
     gradient_penalty,
     step_alone,
     widths_of_maps,
 )
+from torch import Tensor, nn
+from torch.nn import functional
 
 ROUND = 100
 """Generator steps between two signs of life."""

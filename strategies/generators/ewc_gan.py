@@ -16,10 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from engrams.strategies.ewc import EWCPlugin
+from engrams.strategies.generators.acgan import ACGAN, ConditionalNetwork
 from torch import Tensor
-
-from strategies.ewc import EWCPlugin
-from strategies.generators.acgan import ACGAN, ConditionalNetwork
 
 
 class EWCGAN(ACGAN):

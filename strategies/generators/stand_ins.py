@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 from torch import Tensor
-
-from strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 
 
 class PastImages(Generator):

@@ -1,0 +1,93 @@
+"""What is seen while runs go on: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from engrams.benchmarks.training.run import Run
+
+
+SECONDS_BETWEEN_LINES = 30
+"""Without a terminal: a run that takes long says that often where it is."""
+
+
+class Display:
+    """One bar for all runs and one for each that is going on; a line for each that has ended."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._bars: dict[Run, TaskID] = {}
+        self._told: dict[Run, float] = {}
+        self._over: set[Run] = set()
+        self._total = self._ended = 0
+
+    @contextmanager
+    def showing(self, total: int, already_done: int) -> Iterator[None]:
+        """Show the progress of ``total`` runs while the block lasts."""
+        self._total, self._ended = total, already_done
+        if already_done:
+            self.console.print(f"{already_done} of {total} runs have a complete record already", highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._overall = self._progress.add_task("all runs", total=total, completed=already_done, unit="runs")
+        try:
+            with self._progress:
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            self.console.print("interrupted: what is finished is kept, the same command goes on from there")
+            raise
+
+    def advanced(self, run: Run, epochs: int) -> None:
+        """A run has begun (0 epochs) or has done so many."""
+        if run in self._over:
+            return  # told late, by another process
+        if run not in self._bars:
+            self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
+            self._told[run] = time.monotonic()
+        per_experience = run.epochs
+        parts = max(1, run.upper_limit_of_epochs // per_experience)
+        text = f"{run.name}, experience {min(epochs // per_experience + 1, parts)} of {parts}"
+        self._progress.update(self._bars[run], completed=epochs, description=text)
+        if not self.console.is_terminal and time.monotonic() - self._told[run] > SECONDS_BETWEEN_LINES:
+            self._told[run] = time.monotonic()
+            self.console.print(f"    {text}, {epochs} of {run.upper_limit_of_epochs} epochs", highlight=False)
+
+    def finished(self, run: Run, outcome: str) -> None:
+        """A run has ended well."""
+        self._ended_with(run, outcome, None)
+
+    def failed(self, run: Run, reason: str) -> None:
+        """A run has ended without a result."""
+        self._ended_with(run, reason, "red")
+
+    def _ended_with(self, run: Run, outcome: str, style: str | None) -> None:
+        self._ended += 1
+        self._over.add(run)
+        if run in self._bars:
+            self._progress.remove_task(self._bars.pop(run))
+        self._progress.update(self._overall, completed=self._ended)
+        text = f"[{self._ended}/{self._total}] {run.name}: {outcome}"
+        self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)

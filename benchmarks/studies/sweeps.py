@@ -1,0 +1,215 @@
+"""Studies: a question each, asked by many runs and answered by one figure; ``studies.toml`` lists them.
+
+A *sweep* shows a strategy's accuracy against one of its hyperparameters, one line each for several ways of doing it.
+What runs under which protocol and how it is recorded is that of any run; only where the records lie differs: below
+the strategy, each point of the figure has a folder named by its hyperparameters, so that two studies that share a
+folder can only meet where they ask for the same run. (A study of *subsets* is in ``adaptive.py``.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.jobs.progress import Display
+from engrams.benchmarks.jobs.suite import finished, run_all
+from engrams.benchmarks.protocols import schema as protocols
+from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem, read_toml
+from engrams.benchmarks.training.run import Run
+from engrams.reports.store import Record, RecordError
+from engrams.reports.studies.curves import Curve, Curves, Point
+from engrams.reports.wandb.logger import WandBMode
+from engrams.strategies.catalogue import CATALOGUE
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+FILE = Path(__file__).parent / "studies.toml"
+
+
+class StudyError(Exception):
+    """A study cannot be done as it is written; the message is one line that names the study and the key."""
+
+
+def _ascending(grid: list[float]) -> list[float]:
+    if any(low >= high for low, high in pairwise(grid)):
+        raise ValueError("the values must ascend")
+    return grid
+
+
+Grid = Annotated[
+    list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=2), AfterValidator(_ascending)
+]
+
+
+class Line(Table):
+    """One line of a figure: a way of doing what the strategy does. ``grid``: where it is not the sweep's."""
+
+    label: str
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    grid: Grid | None = None
+
+
+class Sweep(Table):
+    """A strategy's ACC against one of its hyperparameters; ``references``: strategies shown as levels."""
+
+    kind: Literal["sweep"]
+    title: str
+    protocol: str
+    strategy: str
+    seeds: Positive
+    hyperparameter: str
+    grid: Grid
+    lines: Annotated[list[Line], Field(min_length=1)]
+    references: list[str] = Field(default_factory=list)
+    source: str
+
+    @field_validator("lines")
+    @classmethod
+    def _labels_differ(cls, lines: list[Line]) -> list[Line]:
+        if len({line.label for line in lines}) < len(lines):
+            raise ValueError("two lines have the same label")
+        return lines
+
+
+class Subsets(Table):
+    """Importance measured on two subsets of the first experience's classes; see ``adaptive.py``."""
+
+    kind: Literal["subsets"]
+    title: str
+    protocol: str
+    classes_per_experience: Annotated[int, Field(ge=2)]
+    mas_lambda: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    subsets: Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=2, max_length=2)]
+    seeds: Positive
+    source: str
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Subsets:
+        classes = [index for subset in self.subsets for index in subset]
+        if len(set(classes)) < len(classes) or not all(0 <= i < self.classes_per_experience for i in classes):
+            raise ValueError(f"subsets must be disjoint and of 0 ... {self.classes_per_experience - 1}")
+        return self
+
+
+Study = Annotated[Sweep | Subsets, Field(discriminator="kind")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]  # figures and results are files of this name
+
+
+def read(path: Path) -> dict[str, Sweep | Subsets]:
+    """Every study of a file, by name.
+
+    Raises:
+        ProtocolError: it is no TOML.
+        StudyError: it has an unknown key, or a value of the wrong type or out of range.
+    """
+    try:
+        return TypeAdapter(dict[Name, Study]).validate_python(read_toml(path))
+    except ValidationError as error:
+        raise StudyError(f"{path}: {first_problem(error, ('sweep', 'subsets'))}") from error
+
+
+def get(name: str) -> Sweep | Subsets:
+    """A study by name.
+
+    Raises:
+        UnknownName: there is no such study; a near name is suggested.
+        ProtocolError, StudyError: as :func:`read`.
+    """
+    studies = read(FILE)
+    if name not in studies:
+        raise UnknownName("study", name, studies)
+    return studies[name]
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One point of the figure, or a reference (``x`` is None), and the runs that it is the mean of."""
+
+    label: str
+    x: float | None
+    runs: list[Run]
+
+
+def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
+    """Every point of a sweep's figure, line by line, then the references.
+
+    Args:
+        name: of the study, for messages.
+        sweep: the study.
+        seeds: how many; None for the study's own number.
+
+    Raises:
+        StudyError: a protocol or strategy does not exist, or a hyperparameter does not or is out of range.
+    """
+    try:
+        protocol = protocols.get(sweep.protocol)
+        for strategy in (sweep.strategy, *sweep.references):
+            if strategy not in CATALOGUE:
+                raise UnknownName("strategy", strategy, CATALOGUE)
+    except UnknownName as error:
+        raise StudyError(f"{FILE}: {name}: {error}") from error
+
+    def asked(label: str, strategy: str, x: float | None, values: dict[str, Any]) -> Asked:
+        try:
+            hyperparameters = protocol.hyperparameters_of(strategy, values)
+        except ProtocolError as error:
+            raise StudyError(f"{FILE}: {name}: {label}: {error}") from error
+        variant = ",".join(f"{key}={value}" for key, value in values.items())
+        runs = [Run(protocol, strategy, s, hyperparameters, variant=variant) for s in range(seeds or sweep.seeds)]
+        return Asked(label, x, runs)
+
+    points = [
+        asked(line.label, sweep.strategy, x, {**line.hyperparameters, sweep.hyperparameter: float(x)})
+        for line in sweep.lines
+        for x in line.grid or sweep.grid
+    ]
+    return points + [asked(strategy, strategy, None, {}) for strategy in sweep.references]
+
+
+def run_sweep(
+    points: Sequence[Asked], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display
+) -> dict[Run, Record]:
+    """Do the runs that have no complete record yet, all points of one seed before the next seed.
+
+    Raises:
+        As :func:`engrams.benchmarks.jobs.suite.run_all`.
+    """
+    runs = sorted((run for point in points for run in point.runs), key=lambda run: run.seed)
+    return dict(zip(runs, run_all(runs, out, wandb_mode, workers, display), strict=True))
+
+
+def recorded(points: Sequence[Asked], out: Path) -> dict[Run, Record]:
+    """The complete records that are there.
+
+    Raises:
+        RecordError: there is none, or one cannot be read.
+        SuiteError: one is of other settings.
+    """
+    found = {run: record for point in points for run in point.runs if (record := finished(run, out)) is not None}
+    if not found:
+        raise RecordError(f"there are no records of this study in {out}; leave out --only-draw to run it")
+    return found
+
+
+def curves_of(sweep: Sweep, points: Sequence[Asked], records: dict[Run, Record]) -> Curves:
+    """What the records say, as the figure shows it."""
+
+    def point(asked: Asked) -> Point:
+        return Point.of(asked.x, [records[run] for run in asked.runs if run in records], len(asked.runs))
+
+    lines: dict[str, list[Point]] = {}
+    for asked in points:
+        if asked.x is not None:
+            lines.setdefault(asked.label, []).append(point(asked))
+    return Curves(
+        title=sweep.title,
+        hyperparameter=sweep.hyperparameter,
+        curves=[Curve(label, found) for label, found in lines.items()],
+        references={asked.label: point(asked) for asked in points if asked.x is None},
+    )

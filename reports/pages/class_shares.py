@@ -1,0 +1,73 @@
+"""What generators remember: the share of each class among their images at the end of the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from engrams.reports.pages.comparison import markdown_tables, rich_tables
+from engrams.reports.store import Record
+from rich.table import Table
+
+TITLE = ": what the generators remember"
+LEGEND = (
+    "Percentages of a generator's images at the end of the stream that a classifier trained on real data takes for "
+    "each class, mean over seeds. 'least': the share of the class that is remembered least, mean over seeds. "
+    "'classifier': its accuracy on real test images."
+)
+
+
+@dataclass(frozen=True)
+class ClassShares:
+    """One strategy under one protocol; fractions in [0, 1]."""
+
+    protocol: str
+    strategy: str
+    seeds: int
+    shares: tuple[float, ...]
+    least: float
+    classifier_accuracy: float
+
+
+def compare(records: Iterable[Record]) -> list[ClassShares]:
+    """The complete records of strategies with a generator, best remembered first."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.complete and record.generated and record.generated.class_shares and record.on_test_data:
+            groups.setdefault((record.protocol, record.strategy), []).append(record)
+    found = []
+    for (protocol, strategy), group in groups.items():
+        generated = [record.generated for record in group if record.generated]
+        last = np.array([one.class_shares[-1] for one in generated])
+        found.append(
+            ClassShares(
+                protocol,
+                strategy,
+                len(group),
+                tuple(last.mean(axis=0).tolist()),
+                float(last.min(axis=1).mean()),
+                float(np.mean([one.classifier_accuracy for one in generated])),
+            )
+        )
+    return sorted(found, key=lambda one: (one.protocol, -one.least))
+
+
+def _cells(row: ClassShares) -> dict[str, str]:
+    return {
+        "strategy": row.strategy,
+        **{str(label): f"{100 * share:.1f}" for label, share in enumerate(row.shares)},
+        "least": f"{100 * row.least:.1f}",
+        "classifier": f"{100 * row.classifier_accuracy:.1f}",
+        "seeds": str(row.seeds),
+    }
+
+
+def as_rich(rows: Iterable[ClassShares]) -> list[Table]:
+    """One table a protocol, for a terminal."""
+    return rich_tables(rows, _cells, TITLE)
+
+
+def as_markdown(rows: Iterable[ClassShares]) -> str:
+    """One table a protocol, with the legend below; empty if no strategy has a generator."""
+    return markdown_tables(rows, _cells, LEGEND, TITLE)

@@ -1,0 +1,281 @@
+"""Records -> comparison tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+from engrams.reports.matrix import METRICS
+from engrams.reports.store import Record, RecordError
+from rich.table import Table
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half-width of its 95% confidence interval (Student's t); None for a single seed."""
+
+    mean: float
+    half_width: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        sample = np.asarray(values, dtype=float)
+        if len(sample) < 2:
+            return cls(float(sample.mean()), None)
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(sample) - 1)
+        return cls(float(sample.mean()), float(quantile * stats.sem(sample)))
+
+    def percent(self) -> str:
+        interval = "" if self.half_width is None else f" ± {100 * self.half_width:.2f}"
+        return f"{100 * self.mean:.2f}{interval}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strategy under one protocol, over its seeds."""
+
+    protocol: str
+    strategy: str
+    metrics: dict[str, Estimate]
+    seeds: int
+    failed: int
+    seconds: float | None
+    """Mean over seeds."""
+    upper_bound: bool
+    best: bool
+    """The highest mean ACC of the rows that are no upper bound and have at least half as many seeds as any."""
+    compared: bool
+    """Whether it could be tested against the best row: no upper bound, and two seeds or more in common."""
+    below_best: float | None
+    """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
+
+
+def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> list[Row]:
+    """The rows of the comparison tables, by protocol, best first, upper bounds last.
+
+    Whether a row differs from the best is decided by a paired t-test over the seeds that both have (two-sided, 5%,
+    not corrected for the number of rows); with fewer than two common seeds nothing is supported.
+
+    Args:
+        records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged, and trials
+            of a search, which are judged on validation data, are left out.
+        upper_bounds: strategies that see data that a continual learner would no longer have.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+    """
+    rows = []
+    for protocol, by_strategy in sorted(grouped(records).items()):
+        acc = {
+            strategy: {record.seed: record.acc for record in group if record.complete}
+            for strategy, group in by_strategy.items()
+        }
+        most_seeds = max(map(len, acc.values()))
+        learners = {
+            name: list(by_seed.values())
+            for name, by_seed in acc.items()
+            if len(by_seed) >= most_seeds / 2 > 0 and name not in upper_bounds
+        }
+        best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
+        rows += sorted(
+            (
+                _row(protocol, strategy, group, strategy in upper_bounds, best, acc)
+                for strategy, group in by_strategy.items()
+            ),
+            key=lambda row: (row.upper_bound, -row.metrics["ACC"].mean if row.metrics else 1.0),
+        )
+    return rows
+
+
+def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
+    """Protocol -> strategy -> the records, failed ones too, that were judged on test data.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+    """
+    by_protocol: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        if record.on_test_data:
+            by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
+    for protocol, by_strategy in by_protocol.items():
+        for strategy, group in by_strategy.items():
+            _check_one_row(protocol, strategy, group)
+    return by_protocol
+
+
+def _row(
+    protocol: str,
+    strategy: str,
+    group: list[Record],
+    upper_bound: bool,
+    best: str | None,
+    acc: dict[str, dict[int, float]],
+) -> Row:
+    complete = [record for record in group if record.complete]
+    estimates = {}
+    for name in METRICS:
+        values = [value for record in complete if (value := record.metrics[name]) is not None]
+        if values:
+            estimates[name] = Estimate.of(values)
+    against = acc[best] if best is not None and not upper_bound and strategy != best else {}
+    compared = len(acc[strategy].keys() & against.keys()) >= 2
+    return Row(
+        protocol,
+        strategy,
+        estimates,
+        seeds=len(complete),
+        failed=len(group) - len(complete),
+        seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
+        upper_bound=upper_bound,
+        best=strategy == best,
+        compared=compared,
+        below_best=_supported_difference(acc[strategy], against) if compared else None,
+    )
+
+
+def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
+    seeds = [record.seed for record in group]
+    if len(set(seeds)) < len(seeds):
+        raise RecordError(f"{protocol} {strategy}: a seed is there twice; keep one set of records in the folder")
+    if any(record.hyperparameters != group[0].hyperparameters for record in group):
+        raise RecordError(
+            f"{protocol} {strategy}: its seeds were run with different hyperparameters; run them again into one folder"
+        )
+
+
+def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
+    differences = np.array([ours[seed] - best[seed] for seed in sorted(ours.keys() & best.keys())])
+    if np.ptp(differences) == 0:  # the test's statistic is not defined where every seed says the same
+        return float(differences[0]) or None
+    supported = stats.ttest_1samp(differences, 0.0).pvalue < 1 - CONFIDENCE
+    return float(differences.mean()) if supported else None
+
+
+# --- shown ------------------------------------------------------------------------------------------------------------
+
+HEADINGS = {
+    "ACC": "ACC",
+    "BWT": "BWT",
+    "FWT": "FWT",
+    "forgetting": "forgetting",
+    "learning_accuracy": "learning acc.",
+}
+LEGEND = (
+    "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
+    "paired t-test over the seeds supports one at 5%; '=' where it does not. Rows marked ‡ see data that a continual "
+    "learner would no longer have and do not compete."
+)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    if row.best:
+        to_best = "*"
+    elif not row.compared:
+        to_best = ""
+    else:
+        to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"
+    return {
+        "strategy": row.strategy + (" ‡" if row.upper_bound else ""),
+        **{heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()},
+        "to best": to_best,
+        "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
+        "s a run": "" if row.seconds is None else f"{row.seconds:.1f}",
+    }
+
+
+class OfProtocol(Protocol):
+    @property
+    def protocol(self) -> str: ...
+
+
+R = TypeVar("R", bound=OfProtocol)
+
+
+def by_protocol(rows: Iterable[R]) -> dict[str, list[R]]:
+    """Protocol -> its rows, both in the order given."""
+    grouped: dict[str, list[R]] = {}
+    for row in rows:
+        grouped.setdefault(row.protocol, []).append(row)
+    return grouped
+
+
+def markdown_table(cells: Sequence[Mapping[str, str]], left: Collection[str]) -> str:
+    """A Markdown table of rows (heading -> cell), the headings in ``left`` aligned left and the others right."""
+    frame = pd.DataFrame(cells)
+    align = ["left" if heading in left else "right" for heading in frame]
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def rich_tables(
+    rows: Iterable[R],
+    cells: Callable[[R], Mapping[str, str]],
+    what: str = "",
+    style: Callable[[R], str | None] = lambda row: None,
+) -> list[Table]:
+    """One table a protocol, for a terminal.
+
+    Args:
+        rows: of the tables.
+        cells: heading -> cell of a row; the heading ``strategy`` is aligned left, the others right.
+        what: follows the protocol's name in the title.
+        style: rich's, of a row.
+    """
+    tables = []
+    for protocol, group in by_protocol(rows).items():
+        table = Table(title=protocol + what, title_justify="left")
+        for heading in cells(group[0]):
+            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
+        for row in group:
+            table.add_row(*cells(row).values(), style=style(row))
+        tables.append(table)
+    return tables
+
+
+def markdown_tables(rows: Iterable[R], cells: Callable[[R], Mapping[str, str]], legend: str, what: str = "") -> str:
+    """As :func:`rich_tables`, in Markdown, with the legend below; empty if there are no rows."""
+    parts = [
+        f"**{protocol}{what}**\n\n{markdown_table([cells(row) for row in group], left=('strategy',))}\n"
+        for protocol, group in by_protocol(rows).items()
+    ]
+    return "\n".join([*parts, legend, ""]) if parts else ""
+
+
+def as_rich(rows: Iterable[Row]) -> list[Table]:
+    """One table a protocol, for a terminal."""
+    return rich_tables(rows, _cells, style=lambda row: "bold" if row.best else "dim" if row.upper_bound else None)
+
+
+def as_markdown(rows: Iterable[Row]) -> str:
+    """One table a protocol, with the legend below."""
+    return markdown_tables(rows, _cells, LEGEND)
+
+
+def as_latex(rows: Iterable[Row]) -> str:
+    """One tabular (booktabs) a protocol."""
+    parts = []
+    for protocol, group in by_protocol(rows).items():
+        frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
+        body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
+        parts.append(f"% {protocol}\n{body}")
+    return "\n".join([*parts, f"% {LEGEND.replace('%', chr(92) + '%')}", ""])
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """One line a row, numbers as fractions: mean and half-width of the interval of every metric."""
+    lines = []
+    for row in rows:
+        line: dict[str, object] = {"protocol": row.protocol, "strategy": row.strategy}
+        for name in METRICS:
+            estimate = row.metrics.get(name)
+            line[name] = estimate.mean if estimate else None
+            line[f"{name}_half_width"] = estimate.half_width if estimate else None
+        line |= {"best": row.best, "supported_difference_to_best": row.below_best, "upper_bound": row.upper_bound}
+        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds}
+        lines.append(line)
+    return pd.DataFrame(lines).to_csv(index=False)

@@ -1,0 +1,370 @@
+"""Published figures beside ours: ``published.toml`` read and checked, and a verdict on each from both spreads."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from engrams.reports.pages.comparison import CONFIDENCE, Estimate, grouped
+from engrams.reports.store import Record, RecordError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from scipy import stats
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+PUBLISHED = Path(__file__).parent / "published.toml"
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class PublishedError(Exception):
+    """The file of published figures says something that cannot be; the message is one line naming the key."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Source(_Table):
+    """A paper or project. ``checked``: someone has read its numbers there. ``runs``: what its spreads are over."""
+
+    title: str
+    where: str
+    checked: bool
+    metric: Literal["ACC", "generated ACC"]
+    runs: Annotated[int, Field(ge=2)] | None = None
+
+
+class FigureRow(_Table):
+    """What the source reports for one method, in percent, a number a column; ``strategy`` is our name for it."""
+
+    method: str
+    strategy: str
+    mean: list[Percent]
+    sd: list[Percent] | None = None
+    setting: list[str] = []
+
+
+class Figure(_Table):
+    """One table of a source.
+
+    ``protocols``: ours for each column. ``after``: how many experiences it is taken after, if not at the end; over
+    these alone.
+    """
+
+    source: str
+    protocols: Annotated[list[str], Field(min_length=1)]
+    after: list[Annotated[int, Field(ge=1)]] = []
+    note: str = ""
+    setting: dict[str, str] = {}
+    rows: Annotated[list[FigureRow], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_number_a_column(self) -> Figure:
+        columns = len(self.protocols)
+        if self.after and len(self.after) != columns:
+            raise ValueError(f"after: {len(self.after)} for {columns} protocols")
+        for index, row in enumerate(self.rows):
+            for key, values in (("mean", row.mean), ("sd", row.sd)):
+                if values is not None and len(values) != columns:
+                    raise ValueError(f"rows.{index}.{key}: {len(values)} numbers for {columns} protocols")
+            if len(row.setting) not in (0, 1, columns):
+                raise ValueError(f"rows.{index}.setting: {len(row.setting)} texts for {columns} protocols")
+        return self
+
+
+class Published(_Table):
+    """The whole file."""
+
+    sources: dict[str, Source]
+    figures: list[Figure]
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Published:
+        for index, figure in enumerate(self.figures):
+            if figure.source not in self.sources:
+                raise ValueError(f"figures.{index}.source: no source is called {figure.source!r}")
+            if self.sources[figure.source].runs is None and any(row.sd is not None for row in figure.rows):
+                raise ValueError(
+                    f"sources.{figure.source}.runs: missing; figures.{index} reports sd, over how many runs?"
+                )
+        return self
+
+
+def read(path: Path) -> Published:
+    """The published figures.
+
+    Raises:
+        PublishedError: the file cannot be read, is no TOML, or has a key or a value that cannot be.
+    """
+    try:
+        return Published.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PublishedError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        raise PublishedError(f"{path}: {key}: {message}" if key else f"{path}: {message}") from error
+
+
+class Verdict(str, Enum):
+    reproduced = "reproduced"
+    above = "above"
+    short = "short"
+    not_run = "not run"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One published number, a fraction; ``sd`` and ``runs`` are None where the source gives no spread."""
+
+    mean: float
+    sd: float | None = None
+    runs: int | None = None
+    digits: int = 2
+    """After the point, of the percentage, as the source has them."""
+
+    @property
+    def rounding(self) -> float:
+        """By how much the number may differ from what was measured."""
+        return 0.5 * 10.0 ** -(self.digits + 2)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published number beside ours; fractions. ``difference`` is ours minus published."""
+
+    method: str
+    strategy: str
+    protocol: str
+    reported: Reported
+    ours: Estimate | None
+    seeds: int
+    failed: int
+    difference: Estimate | None
+    verdict: Verdict
+    published_setting: str
+    our_setting: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """A figure compared. ``settings``: what holds for all its rows, as (name, the source's, ours)."""
+
+    source_name: str
+    source: Source
+    note: str
+    rows: list[Comparison]
+    settings: list[tuple[str, str, str]]
+
+
+def compare(published: Published, records: Iterable[Record]) -> list[Board]:
+    """Every published figure beside ours, in the file's order.
+
+    Args:
+        published: the figures.
+        records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged, and trials of
+            a search, which are judged on validation data, are left out.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+    """
+    groups = grouped(records)
+    return [_board(figure, published.sources[figure.source], groups) for figure in published.figures]
+
+
+def difference(ours: Sequence[float], reported: Reported) -> Estimate:
+    """Ours minus published, with the half-width of its 95% confidence interval.
+
+    Welch's, where both have a spread. Without a published one, its number is taken as exact; a single seed of ours
+    is taken to spread as the source's runs do. With neither there is no interval.
+
+    Args:
+        ours: one value a seed, fractions.
+        reported: the published number.
+    """
+    seeds, mean = len(ours), float(np.mean(ours)) - reported.mean
+    spread = float(np.var(ours, ddof=1)) / seeds if seeds > 1 else None
+    if reported.sd is None or reported.runs is None:
+        if spread is None:
+            return Estimate(mean, None)
+        variance, freedom = spread, float(seeds - 1)
+    else:
+        theirs = reported.sd**2 / reported.runs
+        if spread is None:
+            variance, freedom = reported.sd**2 + theirs, float(reported.runs - 1)
+        else:
+            variance = spread + theirs
+            # Welch and Satterthwaite; without any variance the interval is a point whatever the degrees of freedom
+            within = spread**2 / (seeds - 1) + theirs**2 / (reported.runs - 1)
+            freedom = variance**2 / within if within else 1.0
+    return Estimate(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)))
+
+
+def judge(difference: Estimate, rounding: float) -> Verdict:
+    """The verdict on a difference (fractions; higher is better).
+
+    ``reproduced`` where its interval holds 0 or where it is no larger than what the published number was rounded by;
+    else ``above`` or ``short``.
+    """
+    if abs(difference.mean) <= max(rounding, difference.half_width or 0.0):
+        return Verdict.reproduced
+    return Verdict.above if difference.mean > 0 else Verdict.short
+
+
+OF_DUELS: Mapping[Verdict, Literal["better", "level", "worse"]] = {
+    Verdict.above: "better",
+    Verdict.reproduced: "level",
+    Verdict.short: "worse",
+}
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A strategy of ours beside Avalanche's of the same method; ``difference`` is ours minus theirs, a fraction."""
+
+    protocol: str
+    strategy: str
+    counterpart: str
+    ours: Estimate
+    theirs: Estimate
+    seeds: int
+    difference: Estimate
+    verdict: Literal["better", "level", "worse"]
+
+
+def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]) -> list[Duel]:
+    """Strategies of ours beside Avalanche's under the same protocol, paired over the seeds that both have.
+
+    ``level`` where the interval of the paired difference (Student's t) holds 0. A pair with fewer than two complete
+    seeds in common is left out.
+
+    Args:
+        records: of any number of protocols, strategies and seeds.
+        counterparts: our strategy -> Avalanche's.
+
+    Raises:
+        RecordError: as :func:`compare`; or the two were run under different settings of the protocol.
+    """
+    duels = []
+    for protocol, by_strategy in grouped(records).items():
+        for strategy, counterpart in counterparts.items():
+            ours, theirs = by_strategy.get(strategy, []), by_strategy.get(counterpart, [])
+            acc, their_acc = ({r.seed: r.acc for r in group if r.complete} for group in (ours, theirs))
+            seeds = sorted(acc.keys() & their_acc.keys())
+            if len(seeds) < 2:
+                continue
+            if _without_strategy(ours[0]) != _without_strategy(theirs[0]):
+                raise RecordError(
+                    f"{protocol}: {strategy} and {counterpart} were run under different settings; "
+                    f"run them again into one folder"
+                )
+            difference = Estimate.of([acc[seed] - their_acc[seed] for seed in seeds])
+            duels.append(
+                Duel(
+                    protocol,
+                    strategy,
+                    counterpart,
+                    Estimate.of([acc[seed] for seed in seeds]),
+                    Estimate.of([their_acc[seed] for seed in seeds]),
+                    len(seeds),
+                    difference,
+                    OF_DUELS[judge(difference, rounding=0.0)],
+                )
+            )
+    return duels
+
+
+def _without_strategy(record: Record) -> dict[str, Any]:
+    return {key: value for key, value in record.hyperparameters.items() if key != "strategy"}
+
+
+def tally(boards: Iterable[Board]) -> dict[Verdict, int]:
+    """How many figures have which verdict."""
+    counted = Counter(row.verdict for board in boards for row in board.rows)
+    return {verdict: counted[verdict] for verdict in Verdict}
+
+
+def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, list[Record]]]) -> Board:
+    digits = 0 if all(mean.is_integer() for row in figure.rows for mean in row.mean) else 2
+    rows, hyperparameters = [], {}
+    for column, protocol in enumerate(figure.protocols):
+        after = figure.after[column] if figure.after else None
+        for row in figure.rows:
+            group = [
+                record
+                for record in groups.get(protocol, {}).get(row.strategy, [])
+                if ("generation" in record.hyperparameters) == (source.metric == "generated ACC")
+            ]
+            complete = [record for record in group if record.complete]
+            sd = None if row.sd is None else row.sd[column] / 100
+            reported = Reported(row.mean[column] / 100, sd, None if sd is None else source.runs, digits)
+            values = [_acc(record, after) for record in complete]
+            gap = difference(values, reported) if values else None
+            if complete:
+                hyperparameters[f"{row.strategy} on {protocol}"] = complete[0].hyperparameters
+            rows.append(
+                Comparison(
+                    row.method + (f", after {after} tasks" if after else ""),
+                    row.strategy,
+                    protocol,
+                    reported,
+                    ours=Estimate.of(values) if values else None,
+                    seeds=len(complete),
+                    failed=len(group) - len(complete),
+                    difference=gap,
+                    verdict=judge(gap, reported.rounding) if gap else Verdict.not_run,
+                    # one text stands for every column
+                    published_setting=row.setting[column % len(row.setting)] if row.setting else "",
+                    our_setting=_words(complete[0].hyperparameters.get("strategy", {})) if complete else "",
+                )
+            )
+    return Board(figure.source, source, figure.note, rows, _settings(figure.setting, hyperparameters))
+
+
+def _acc(record: Record, after: int | None) -> float:
+    """At the end, or after some experiences; what is trained on all at once is judged on as many in the end."""
+    if after is None:
+        return record.acc
+    row = record.accuracy_matrix[min(after, len(record.accuracy_matrix)) - 1]
+    return float(np.mean(row[:after]))
+
+
+def _settings(published: Mapping[str, str], ours: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    # The scenario is in the protocol's name, a strategy's own hyperparameters are in its row, 'judge' is always test.
+    recorded = [key for values in ours.values() for key in values if key not in ("scenario", "strategy", "judge")]
+    return [
+        (key, published.get(key, ""), _shared({run: _words(values.get(key, "")) for run, values in ours.items()}))
+        for key in dict.fromkeys([*published, *recorded])
+    ]
+
+
+def _shared(texts: Mapping[str, str]) -> str:
+    """What most runs have, then what others have instead, with their names."""
+    by_text: dict[str, list[str]] = {}
+    for run, text in texts.items():
+        by_text.setdefault(text, []).append(run)
+    usual, *others = sorted(by_text, key=lambda text: -len(by_text[text])) or [""]
+    if not others:
+        return usual
+    return "; ".join([usual or "none", *(f"{text or 'none'} ({', '.join(by_text[text])})" for text in others)])
+
+
+def _words(value: Any) -> str:
+    """A recorded value as a reader has it: ``hidden size 400, hidden layers 2``."""
+    if isinstance(value, dict):
+        # Runs that are judged on test data train on everything: nothing is held out for validation.
+        shown = {key: inner for key, inner in value.items() if inner is not None and key != "validation_fraction"}
+        return ", ".join(f"{key.replace('_', ' ')} {_words(inner)}" for key, inner in shown.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

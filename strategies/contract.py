@@ -1,0 +1,164 @@
+"""What a strategy is to the benchmarks: ours, Avalanche's and anybody's keep the same contract.
+
+Twenty lines make a row of a comparison table::
+
+    from engrams.strategies import Hyperparameters, LogUniform, Strategy
+
+    class MyHyperparameters(Hyperparameters):
+        strength: float
+
+    my_strategy = Strategy(
+        summary="what it does, in one line",
+        hyperparameters=MyHyperparameters,
+        search={"strength": LogUniform(1e-2, 1e2)},
+        plugin=lambda h: MyPlugin(h.strength),
+    )
+
+``engrams run split-digits/class my_module:my_strategy --set strength=1`` runs it. This file imports neither torch nor
+Avalanche, so that what only names strategies stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
+
+Lambda = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+Schedule = Literal["constant", "linear"]
+
+
+class Hyperparameters(BaseModel):
+    """A strategy's own hyperparameters, checked; a field without a default must come from the protocol or the user."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns them as a record has them: name -> a value of JSON's kinds."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class NoHyperparameters(Hyperparameters):
+    """The strategy has nothing to set."""
+
+
+class LogUniform(NamedTuple):
+    """What a search may choose from: any number between two, evenly spread on a logarithmic scale."""
+
+    low: float
+    high: float
+
+
+class GANSettings(Hyperparameters):
+    """The conditional GAN that a protocol's strategies share: the arguments of :class:`ACGAN`."""
+
+    steps: Positive
+    batch_size: Positive
+    latent_size: Positive
+    width: Positive
+    learning_rate: LearningRate
+    smallest_side: Positive = 4
+    critic_steps: Positive = 5
+    penalty: Lambda = 10.0
+    classifier_weight: Lambda = 1.0
+    betas: Betas = (0.0, 0.9)
+    """These five are Wu et al. 2018's, public code."""
+
+
+class Budget(NamedTuple):
+    """What one call of ``train`` takes where that is the strategy's to say and not the protocol's."""
+
+    epochs: int | None = None
+    """The solver's epochs; None for the protocol's."""
+    generator_epochs: int = 0
+    """The epochs (a conditional GAN's rounds) of a generator that is trained besides."""
+    schedule: Schedule | None = None
+    """The schedule of the solver's learning rate; None for the protocol's."""
+
+
+Build = Callable[[Any, dict[str, Any]], "SupervisedTemplate"]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One row of a comparison table: what it is, what can be set and searched, and how it is built.
+
+    Exactly one of ``plugin`` and ``build`` makes what learns (a strategy of the ``generate-*`` protocols alone has
+    neither, and ``generate``). A strategy that has a ``plugin`` can be joined with others: ``ewc+replay``.
+    """
+
+    summary: str = ""
+    """One line for lists. Those in the catalogue have it there."""
+    plugin: Callable[[Any], Any] | None = None
+    """Hyperparameters -> the Avalanche plugin that is added to plain training."""
+    first_of_plugins: bool = False
+    """The plugin goes before all others: what is done to a minibatch (flips) is done to what it adds, too."""
+    build: Build | None = None
+    """Hyperparameters and the arguments of an Avalanche template (model, optimizer, criterion, train_mb_size,
+    train_epochs, eval_mb_size, device, plugins, evaluator) -> the Avalanche strategy. The arguments also have, where
+    ``needs_images`` is set, ``images``, the :class:`ImageSpec` of the stream, and ``seed``; where ``has_gan`` is,
+    ``gan``, the protocol's :class:`GANSettings`, and ``classes``, how many there are."""
+    generate: Build | None = None
+    """The same where it is a generator that is judged; None if it cannot be asked for a class. Its arguments also have
+    ``classifier`` and ``images_per_class`` of :class:`JudgedByClassifier`."""
+    hyperparameters: type[Hyperparameters] = NoHyperparameters
+    search: Mapping[str, LogUniform] = field(default_factory=dict)
+    """Hyperparameter -> the range in which one is chosen on the validation stream."""
+    budget: Callable[[Any, GANSettings | None], Budget] = lambda h, gan: Budget()
+    """Hyperparameters and the protocol's GAN -> what is not the protocol's to say."""
+    counterpart: str = ""
+    """The name of Avalanche's strategy of the same method, to compare with."""
+    upper_bound: bool = False
+    """It sees data that a continual learner would no longer have; tables keep it apart."""
+    whole_stream_at_once: bool = False
+    """It is trained once, on all experiences together."""
+    needs_images: bool = False
+    """It makes images, and must know what they look like."""
+    has_gan: bool = False
+    """It trains the protocol's conditional GAN."""
+    name: str = ""
+    """By which it was found; see :func:`engrams.strategies.catalogue.get`."""
+    code: str = ""
+    """A fingerprint of the file that an own strategy was read from; empty for those of the catalogue."""
+
+    def __post_init__(self):
+        if self.plugin is not None and self.build is not None:
+            raise ValueError("a strategy has a plugin or a way to build it, not both")
+        if self.plugin is None and self.build is None and self.generate is None:
+            raise ValueError("a strategy needs a plugin (plugin=...) or a way to build it (build=...)")
+
+    @property
+    def has_solver(self) -> bool:
+        """Whether it can learn to classify."""
+        return self.plugin is not None or self.build is not None
+
+    def make(self, hyperparameters: Hyperparameters, template: dict[str, Any]) -> SupervisedTemplate:
+        """Returns the Avalanche strategy, ready to be trained.
+
+        Args:
+            hyperparameters: an instance of :attr:`hyperparameters`.
+            template: the arguments of ``build``, above.
+        """
+        if self.plugin is None:
+            assert self.build is not None
+            return self.build(hyperparameters, template)
+        from avalanche.training import Naive
+
+        return Naive(**template | {"plugins": self.with_plugin(hyperparameters, template["plugins"])})
+
+    def with_plugin(self, hyperparameters: Hyperparameters, plugins: list[Any]) -> list[Any]:
+        """Returns ``plugins`` with this strategy's own among them."""
+        assert self.plugin is not None
+        own = [self.plugin(hyperparameters)]
+        return own + plugins if self.first_of_plugins else plugins + own
