@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -21,8 +21,6 @@ from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP
 from avalanche.training import EWC, GenerativeReplay, Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +31,7 @@ from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
 from engrams.benchmarks.training.run import make_strategy
+from engrams.reports.render import Sheet
 from engrams.strategies import EWCPlugin
 from engrams.strategies.contract import GANSettings
 from engrams.strategies.generators import ACGAN, ImageSpec
@@ -45,11 +44,11 @@ LAMBDA = 100.0
 GAN_PROTOCOL = "generate-mnist"
 
 
-def measure(console: Console) -> None:
+def measure(show: Callable[[list[Sheet]], None]) -> None:
     """Measure everything and show it; takes about seven minutes on two cores.
 
     Args:
-        console: where the table is shown.
+        show: is given each table when it is measured.
 
     Raises:
         DataError: MNIST is not here and cannot be downloaded.
@@ -59,20 +58,15 @@ def measure(console: Console) -> None:
     ours = make_benchmark(data, stream, "domain", "test", seed=0)
     root = datasets.find("mnist")
     theirs = PermutedMNIST(n_experiences=2, seed=0, dataset_root=root)
-    table = Table("measured", "time", "ratio", title=f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}")
-    for part in (_loading(ours, theirs), _consolidations(), _importances(ours)):
-        for row in part:
-            table.add_row(*row)
-        table.add_section()
-    console.print(table)
-    table = Table("measured", "time", "ratio", title="Speed: generative replay on Split MNIST, class-incremental")
-    for row in _scholars(root):
-        table.add_row(*row)
-    console.print(table)
-    table = Table("measured", "real images a second", "ratio", title=f"Speed: a conditional GAN on {GAN_PROTOCOL}")
-    for row in _gans():
-        table.add_row(*row)
-    console.print(table)
+    rows = [row for part in (_loading(ours, theirs), _consolidations(), _importances(ours)) for row in part]
+    show([_sheet(f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}", "time", rows)])
+    show([_sheet("Speed: generative replay on Split MNIST, class-incremental", "time", _scholars(root))])
+    show([_sheet(f"Speed: a conditional GAN on {GAN_PROTOCOL}", "real images a second", _gans())])
+
+
+def _sheet(title: str, second: str, rows: Iterable[tuple[str, str, str]]) -> Sheet:
+    headings = ("measured", second, "ratio")
+    return Sheet(title, [dict(zip(headings, row, strict=True)) for row in rows], headings, words=headings)
 
 
 # --- (a), (b): a strategy against Avalanche's loading and against plain PyTorch ---------------------------------------

@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
@@ -22,6 +21,9 @@ from pydantic import (
 
 from engrams.reports.errors import UserError
 from engrams.reports.matrix import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RECORD = "record.json"
 Model = TypeVar("Model", bound=BaseModel)
@@ -178,6 +180,8 @@ class Records(list[Record]):
 
     def frame(self) -> pd.DataFrame:
         """Returns one row a run: what it was, how it ended, its metrics (fractions, NaN where not defined), seconds."""
+        import pandas as pd  # here: a table in the terminal does without, and comes sooner
+
         return pd.DataFrame(
             [
                 {

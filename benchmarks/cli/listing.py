@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from engrams.benchmarks.cli.app import app
-from engrams.benchmarks.cli.options import ProtocolName, Set, settings_of
-from engrams.benchmarks.cli.shown import console
+from engrams.benchmarks.cli.options import ProtocolName, Set, Wide, settings_of
+from engrams.benchmarks.cli.shown import show
 
 
 @app.command("list")
-def list_() -> None:
+def list_(wide: Wide = False) -> None:
     """Show the protocols, the strategies and the studies."""
     from engrams.benchmarks.jobs import suites
     from engrams.benchmarks.protocols import registry
     from engrams.benchmarks.studies import listing
+    from engrams.reports.render import Sheet
     from engrams.strategies import catalogue
 
-    protocols = Table("protocol", "what it is", "data", title="Protocols", title_justify="left")
-    for name, title, data in registry.listed():
-        protocols.add_row(name, title, data)
-    strategies = Table("strategy", "what it does", title="Strategies", title_justify="left")
-    for name, entry in catalogue.CATALOGUE.items():
-        strategies.add_row(name, entry.summary)
+    def sheet(title: str, *rows: dict[str, str]) -> Sheet:
+        name, *words = rows[0]
+        return Sheet(title, rows, left=(name, *words), words=words)
+
+    protocols = ({"protocol": name, "what it is": title, "data": data} for name, title, data in registry.listed())
+    strategies = {name: entry.summary for name, entry in catalogue.CATALOGUE.items()}
     for name, point in catalogue.registered().items():
         brought_by = point.dist.name if point.dist else "an installed package"
-        strategies.add_row(name, f"of {brought_by}: {point.value}")
-    studies = Table("study", "what it asks", title="Studies", title_justify="left")
-    for name, title in listing.titles().items():
-        studies.add_row(name, title)
-    chosen = Table("suite", "what it runs", title="Suites", title_justify="left")
-    for name, runs in ((name, suites.runs_of(name)) for name in suites.names()):
-        protocols_of = dict.fromkeys(protocol for protocol, _, _ in runs)
-        chosen.add_row(name, f"{len(runs)} runs on {', '.join(protocols_of)}")
-    for table in (protocols, strategies, studies, chosen):
-        console.print(table)
+        strategies[name] = f"of {brought_by}: {point.value}"
+    sheets = [
+        sheet("Protocols", *protocols),
+        sheet("Strategies", *({"strategy": name, "what it does": text} for name, text in strategies.items())),
+        sheet("Studies", *({"study": name, "what it asks": text} for name, text in listing.titles().items())),
+        sheet("Suites", *({"suite": name, "what it runs": suites.summary(name)} for name in suites.names())),
+    ]
+    show(sheets, wide=wide)
 
 
 @app.command()
@@ -46,13 +43,14 @@ def protocol(name: ProtocolName, set: Set = None) -> None:
 
 
 @app.command()
-def data() -> None:
+def data(wide: Wide = False) -> None:
     """Show where the data sets are looked for, and which are here."""
     from engrams.benchmarks.data import datasets
+    from engrams.reports.render import Sheet
 
-    table = Table("data", "where", title="Data", title_justify="left")
-    table.add_row("digits", "comes with scikit-learn")
+    rows = [{"data": "digits", "where": "comes with scikit-learn"}]
     for name in datasets.SOURCES:
         root = datasets.find(name)
-        table.add_row(name, str(root) if root else "not here; looked for in ENGRAMS_DATA, downloaded when first used")
-    console.print(table)
+        where = str(root) if root else "not here; looked for in ENGRAMS_DATA, downloaded when first used"
+        rows.append({"data": name, "where": where})
+    show([Sheet("Data", rows, left=("data", "where"), words=("where",))], wide=wide)

@@ -62,6 +62,8 @@ Set = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Run nothing: say what would run and what is there already.")]
 
+Wide = Annotated[bool, typer.Option("--wide", help="Show every column, however narrow the terminal is.")]
+
 
 class OptionError(UserError):
     """An option says something that cannot be; the message is one line."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import (
@@ -19,6 +18,7 @@ from engrams.benchmarks.cli.options import (
     StreamFromDisk,
     WandB,
     WandBOption,
+    Wide,
     Workers,
     settings_of,
 )
@@ -44,6 +44,7 @@ def run(
     workers: Workers = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
+    wide: Wide = False,
 ) -> None:
     """Run strategies under a protocol; runs that have a complete record already are not run again."""
     from engrams.benchmarks.names import check_strategy_name
@@ -57,7 +58,7 @@ def run(
     from engrams.benchmarks.jobs.plan import plan, seeds_of
 
     runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
-    _do(runs, out, wandb, workers, stream_from_disk, dry_run)
+    _do(runs, out, wandb, workers, stream_from_disk, dry_run, wide)
 
 
 @app.command()
@@ -71,6 +72,7 @@ def suite(
     workers: Workers = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
+    wide: Wide = False,
 ) -> None:
     """Run a whole suite and show its tables."""
     from engrams.benchmarks.jobs import suites
@@ -80,7 +82,7 @@ def suite(
     from engrams.benchmarks.jobs.plan import plan
 
     runs = [one for protocol, strategy, seed in wanted for one in plan(protocol, [strategy], [seed])]
-    _do(runs, out, wandb, workers, stream_from_disk, dry_run)
+    _do(runs, out, wandb, workers, stream_from_disk, dry_run, wide)
 
 
 @app.command()
@@ -119,6 +121,7 @@ def study(
     wandb: WandBOption = None,
     workers: Workers = None,
     only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
+    wide: Wide = False,
 ) -> None:
     """Run a study, show its table and draw its figure; what is recorded already is not run again."""
     from engrams.benchmarks.studies import listing
@@ -129,9 +132,9 @@ def study(
 
     entry = sweeps.get(name)
     if isinstance(entry, sweeps.Sweep):
-        _sweep(name, entry, seeds, out, wandb, workers, only_draw)
+        _sweep(name, entry, seeds, out, wandb, workers, only_draw, wide)
     else:
-        _subsets(name, entry, seeds, out, workers, only_draw)
+        _subsets(name, entry, seeds, out, workers, only_draw, wide)
 
 
 @app.command()
@@ -139,7 +142,7 @@ def speed() -> None:
     """Measure, as ratios, what loading, penalties, importances, generative replay and a GAN cost. Needs MNIST."""
     from engrams.benchmarks.speed import measure
 
-    measure(console)
+    measure(show)
 
 
 def start_server(nothing_to_do: bool = False) -> None:
@@ -151,7 +154,13 @@ def start_server(nothing_to_do: bool = False) -> None:
 
 
 def _do(
-    runs: list[Run], out: Path, wandb: WandB | None, workers: int | None, stream_from_disk: bool, dry_run: bool
+    runs: list[Run],
+    out: Path,
+    wandb: WandB | None,
+    workers: int | None,
+    stream_from_disk: bool,
+    dry_run: bool,
+    wide: bool,
 ) -> None:
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.jobs.suite import run_all
@@ -160,11 +169,11 @@ def _do(
         if line:
             say(line, style="yellow")
     if dry_run:
-        _show_plan(runs, out)
+        _show_plan(runs, out, wide)
         return
     mode = _wandb_mode(wandb)
     records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
-    show_pages(records)
+    show_pages(records, wide)
     say(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json")
     if mode != "disabled":
         say(
@@ -174,17 +183,21 @@ def _do(
     stop_if_failed(records)
 
 
-def _show_plan(runs: list[Run], out: Path) -> None:
+def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
     from engrams.benchmarks.jobs.suite import finished
+    from engrams.reports.render import Sheet
 
-    table = Table("run", "epochs", "what is there", title=f"{len(runs)} runs", title_justify="left")
-    owed = 0
-    for run in runs:
-        done = finished(run, out) is not None
-        owed += not done
-        table.add_row(run.name, str(run.upper_limit_of_epochs), "complete" if done else "to be run")
-    console.print(table)
-    say(f"{owed} of {len(runs)} to be run; records go to {out}")
+    done = [finished(run, out) is not None for run in runs]
+    rows = [
+        {
+            "run": run.name,
+            "epochs": str(run.upper_limit_of_epochs),
+            "what is there": "complete" if complete else "to be run",
+        }
+        for run, complete in zip(runs, done, strict=True)
+    ]
+    show([Sheet(f"{len(runs)} runs", rows, left=("run", "what is there"), spare=("epochs",))], wide=wide)
+    say(f"{done.count(False)} of {len(runs)} to be run; records go to {out}")
 
 
 def _wandb_mode(wandb: WandB | None) -> WandBMode:
@@ -201,6 +214,7 @@ def _sweep(
     wandb: WandB | None,
     workers: int | None,
     only_draw: bool,
+    wide: bool,
 ) -> None:
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies import sweeps
@@ -213,13 +227,15 @@ def _sweep(
     else:
         records = sweeps.run_sweep(points, out, _wandb_mode(wandb), workers, Display(console))
     found = sweeps.curves_of(sweep, points, records)
-    show([curves.as_rich(found)], curves.LEGEND)
+    show([curves.sheet(found)], curves.LEGEND, wide)
     if any(record.complete for record in records.values()):
         draw(curves_figure(found), out / f"{name}.png")
     stop_if_failed(records.values())
 
 
-def _subsets(name: str, entry: Subsets, seeds: int | None, out: Path, workers: int | None, only_draw: bool) -> None:
+def _subsets(
+    name: str, entry: Subsets, seeds: int | None, out: Path, workers: int | None, only_draw: bool, wide: bool
+) -> None:
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies import adaptive
     from engrams.reports.store import RecordError
@@ -233,6 +249,6 @@ def _subsets(name: str, entry: Subsets, seeds: int | None, out: Path, workers: i
         found = recorded
     else:
         found = adaptive.run_subsets(name, entry, seeds, out, workers, Display(console))
-    show(results.as_rich(found), results.LEGEND)
+    show(results.sheets(found), results.LEGEND, wide)
     draw(adaptive_figure(found), out / f"{name}.png")
     say(f"results: {adaptive.results_path(name, out)}")

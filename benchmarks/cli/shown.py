@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from engrams.reports.render import Sheet
     from engrams.reports.store import Record
 
 console = Console()
 
 
-def show(tables: Iterable[Table], legend: str) -> None:
-    """Prints tables and what their columns mean."""
-    # A table that is piped or logged is as wide as it needs to be.
-    shown = console if console.is_terminal else Console(width=160)
-    for one in tables:
-        shown.print(one)
-    shown.print(legend, style="dim", highlight=False)
+def show(sheets: Sequence[Sheet], legend: str = "", wide: bool = False) -> None:
+    """Prints tables and what their columns mean.
+
+    On a terminal columns are left out where they do not fit, and a line says which; piped, or if ``wide``, a table is
+    as wide as it needs to be.
+    """
+    fit = console.is_terminal and not wide
+    width = console.width if fit else max([console.width, *(sheet.needs(console) for sheet in sheets)])
+    shown = console if fit else Console(width=width)
+    left_out: dict[str, None] = {}
+    for sheet in sheets:
+        table, missing = sheet.fitted(shown, width)
+        left_out |= dict.fromkeys(missing)
+        shown.print(table)
+        shown.print()
+    if left_out:
+        shown.print(f"left out for want of room: {', '.join(left_out)}; --wide shows all", style="dim", highlight=False)
+    if legend:
+        shown.print(legend, style="dim", highlight=False, markup=False)
+        shown.print()
 
 
-def show_pages(records: list[Record]) -> None:
+def show_pages(records: list[Record], wide: bool = False) -> None:
     """Prints every table that records make."""
     from engrams.reports.pages import PAGES
 
     for page in PAGES:
-        if rows := page.rows(records):
-            show(page.as_rich(rows), page.legend)
+        if sheets := page.sheets(records):
+            show(sheets, page.legend, wide)
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from engrams.benchmarks.cli.app import app
-from engrams.benchmarks.cli.shown import console, draw, show, show_pages
+from engrams.benchmarks.cli.options import Wide
+from engrams.benchmarks.cli.shown import draw, say, show, show_pages
 
 
 class Format(str, Enum):
@@ -32,21 +33,17 @@ Folders = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders 
 def table(
     runs: Folders,
     format: Annotated[Format, typer.Option(help="How to show it.")] = Format.text,
-    into: Annotated[
-        Path | None, typer.Option(help="Put the Markdown tables into this file, between its two marks.")
-    ] = None,
+    wide: Wide = False,
 ) -> None:
     """Show the comparison tables of the records below some folders."""
-    from engrams.reports import marks, pages, store
+    from engrams.reports import pages, store
     from engrams.reports.pages import comparison
 
     records = store.read_records(*runs)
-    if into is not None:
-        marks.replace_between(into, "tables", pages.as_markdown(records))
-    elif format is Format.text:
-        show_pages(records)
+    if format is Format.text:
+        show_pages(records, wide)
     elif format is Format.md:
-        typer.echo(pages.as_markdown(records), nl=False)
+        typer.echo(pages.markdown(records), nl=False)
     else:
         written = {Format.csv: comparison.as_csv, Format.tex: comparison.as_latex}[format]
         typer.echo(written(comparison.compare(records)), nl=False)
@@ -56,12 +53,10 @@ def table(
 def parity(
     runs: Folders,
     format: Annotated[BoardFormat, typer.Option(help="How to show it.")] = BoardFormat.text,
-    into: Annotated[
-        Path | None, typer.Option(help="Put the Markdown board into this file, between its two marks.")
-    ] = None,
+    wide: Wide = False,
 ) -> None:
     """Show published figures, and Avalanche's strategies, beside ours in the records of some folders, with verdicts."""
-    from engrams.reports import marks, store
+    from engrams.reports import store
     from engrams.reports.parity import board, tables
     from engrams.strategies.catalogue import CATALOGUE
 
@@ -69,13 +64,11 @@ def parity(
     boards = board.compare(board.read(board.PUBLISHED), records)
     counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
     duels = board.against_avalanche(records, counterparts)
-    if into is not None:
-        marks.replace_between(into, "parity", tables.as_markdown(boards, duels))
-    elif format is BoardFormat.text:
-        show(tables.as_rich(boards), tables.LEGEND)
+    if format is BoardFormat.text:
+        show(tables.sheets(boards), tables.LEGEND, wide)
         if duels:
-            show([tables.duels_as_rich(duels)], tables.DUEL_LEGEND)
-        console.print(tables.summary(boards), highlight=False)
+            show(tables.duel_sheets(duels), tables.DUEL_LEGEND, wide)
+        say(tables.summary(boards))
     elif format is BoardFormat.md:
         typer.echo(tables.as_markdown(boards, duels), nl=False)
     else:
@@ -97,4 +90,4 @@ def matrix(
     found = matrices.of(store.read_records(*runs), protocol, strategy)
     draw(matrices.figure(found), out)
     matrices.write_csv(found, out.with_suffix(".csv"))
-    console.print(f"numbers: {out.with_suffix('.csv')}", highlight=False, soft_wrap=True)
+    say(f"numbers: {out.with_suffix('.csv')}")

@@ -36,3 +36,9 @@ def runs_of(name: str, seeds: int | None = None) -> list[tuple[str, str, int]]:
         for seed in range(seeds or part.get("seeds", suite["seeds"]))
         for strategy in part["strategies"]
     ]
+
+
+def summary(name: str) -> str:
+    """Returns in a line what a suite runs."""
+    runs = runs_of(name)
+    return f"{len(runs)} runs on {', '.join(dict.fromkeys(protocol for protocol, _, _ in runs))}"

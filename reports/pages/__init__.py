@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from engrams.reports.pages import class_shares, comparison, generation
+from engrams.reports.render import Sheet, as_markdown
 from engrams.reports.store import Record
 
 
 class Page(NamedTuple):
-    """How one kind of table is made of records and shown."""
+    """One kind of table."""
 
-    rows: Callable[[Sequence[Record]], Sequence[Any]]
+    compare: Callable[[Iterable[Record]], Sequence[Any]]
     """Records -> rows; none where the page has nothing to say of them."""
-    as_rich: Callable[[Sequence[Any]], list[Table]]
-    as_markdown: Callable[[Sequence[Any]], str]
+    shown: Callable[[Sequence[Any]], list[Sheet]]
+    """Rows -> tables, one a protocol."""
     legend: str
 
-
-PAGES = [
-    Page(module.compare, module.as_rich, module.as_markdown, module.LEGEND)
-    for module in (comparison, class_shares, generation)
-]
+    def sheets(self, records: Sequence[Record]) -> list[Sheet]:
+        """Returns the tables that some records make."""
+        return self.shown(self.compare(records))
 
 
-def as_markdown(records: Sequence[Record]) -> str:
-    """Returns every page that has something to say, one after another."""
-    return "\n".join(page.as_markdown(rows) for page in PAGES if (rows := page.rows(records)))
+PAGES = [Page(module.compare, module.sheets, module.LEGEND) for module in (comparison, class_shares, generation)]
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """Returns every table that some records make, one page after another."""
+    parts = (as_markdown(page.sheets(records), page.legend) for page in PAGES)
+    return "\n".join(part for part in parts if part)

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from rich.table import Table
 
-from engrams.reports.pages.comparison import markdown_tables, rich_tables
+from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
-TITLE = ": what the generators remember"
 LEGEND = (
     "Percentages of a generator's images at the end of the stream that a classifier trained on real data takes for "
     "each class, mean over seeds. 'least': the share of the class that is remembered least, mean over seeds. "
@@ -57,18 +56,21 @@ def compare(records: Iterable[Record]) -> list[ClassShares]:
 def _cells(row: ClassShares) -> dict[str, str]:
     return {
         "strategy": row.strategy,
-        **{str(label): f"{100 * share:.1f}" for label, share in enumerate(row.shares)},
+        **{str(label): f"{100 * share:.0f}" for label, share in enumerate(row.shares)},
         "least": f"{100 * row.least:.1f}",
         "classifier": f"{100 * row.classifier_accuracy:.1f}",
         "seeds": str(row.seeds),
     }
 
 
-def as_rich(rows: Iterable[ClassShares]) -> list[Table]:
-    """One table a protocol, for a terminal."""
-    return rich_tables(rows, _cells, TITLE)
-
-
-def as_markdown(rows: Iterable[ClassShares]) -> str:
-    """One table a protocol, with the legend below; empty if no strategy has a generator."""
-    return markdown_tables(rows, _cells, LEGEND, TITLE)
+def sheets(rows: Iterable[ClassShares]) -> list[Sheet]:
+    """Returns one table a protocol; none if no strategy has a generator."""
+    return [
+        Sheet(
+            f"{protocol}: what the generators remember",
+            [_cells(row) for row in group],
+            # The share that is remembered least stands for what has no room.
+            spare=("seeds", "classifier", *map(str, reversed(range(len(group[0].shares))))),
+        )
+        for protocol, group in by_protocol(rows).items()
+    ]

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-import pandas as pd
-from rich.table import Table
-from scipy import stats
 
+from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
+from engrams.reports.render import Sheet
 from engrams.reports.store import Record, RecordError
 
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and the half-width of its 95% confidence interval (Student's t); None for a single seed."""
-
-    mean: float
-    half_width: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        sample = np.asarray(values, dtype=float)
-        if len(sample) < 2:
-            return cls(float(sample.mean()), None)
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(sample) - 1)
-        return cls(float(sample.mean()), float(quantile * stats.sem(sample)))
-
-    def percent(self) -> str:
-        interval = "" if self.half_width is None else f" ± {100 * self.half_width:.2f}"
-        return f"{100 * self.mean:.2f}{interval}"
+LEVEL_FROM = 3
+"""Seeds in common from which on it says something that a test finds no difference."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +31,15 @@ class Row:
     upper_bound: bool
     best: bool
     """The highest mean ACC of the rows that are no upper bound and have at least half as many seeds as any."""
-    compared: bool
-    """Whether it could be tested against the best row: no upper bound, and two seeds or more in common."""
+    common_seeds: int
+    """With the best row; 0 for an upper bound, which is not tested against it."""
     below_best: float | None
     """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether it could be tested against the best row."""
+        return self.common_seeds >= 2
 
 
 def compare(records: Iterable[Record]) -> list[Row]:
@@ -125,7 +110,7 @@ def _row(
         if values:
             estimates[name] = Estimate.of(values)
     against = acc[best] if best is not None and not upper_bound and strategy != best else {}
-    compared = len(acc[strategy].keys() & against.keys()) >= 2
+    common = len(acc[strategy].keys() & against.keys())
     return Row(
         protocol,
         strategy,
@@ -135,8 +120,8 @@ def _row(
         seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
         upper_bound=upper_bound,
         best=strategy == best,
-        compared=compared,
-        below_best=_supported_difference(acc[strategy], against) if compared else None,
+        common_seeds=common,
+        below_best=_supported_difference(acc[strategy], against) if common >= 2 else None,
     )
 
 
@@ -152,10 +137,10 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
 
 def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
     differences = np.array([ours[seed] - best[seed] for seed in sorted(ours.keys() & best.keys())])
-    if np.ptp(differences) == 0:  # the test's statistic is not defined where every seed says the same
+    p = p_value(differences)
+    if p is None:  # every seed says the same
         return float(differences[0]) or None
-    supported = stats.ttest_1samp(differences, 0.0).pvalue < 1 - CONFIDENCE
-    return float(differences.mean()) if supported else None
+    return float(differences.mean()) if p < 1 - CONFIDENCE else None
 
 
 # --- shown ------------------------------------------------------------------------------------------------------------
@@ -167,20 +152,21 @@ HEADINGS = {
     "forgetting": "forgetting",
     "learning_accuracy": "learning acc.",
 }
+SPARE = ("s a run", "FWT", "learning acc.", "BWT", "seeds", "to best")
 LEGEND = (
     "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
-    "paired t-test over the seeds supports one at 5%; '=' where it does not. Rows marked ‡ see data that a continual "
-    "learner would no longer have and do not compete."
+    "paired t-test over the seeds supports one at 5%; '=' where it does not, with three seeds or more in common. Rows "
+    "marked ‡ see data that a continual learner would no longer have and do not compete."
 )
 
 
 def _cells(row: Row) -> dict[str, str]:
     if row.best:
         to_best = "*"
-    elif not row.compared:
-        to_best = ""
+    elif row.below_best is not None:
+        to_best = f"{100 * row.below_best:+.2f}"
     else:
-        to_best = "=" if row.below_best is None else f"{100 * row.below_best:+.2f}"
+        to_best = "=" if row.common_seeds >= LEVEL_FROM else ""
     return {
         "strategy": row.strategy + (" ‡" if row.upper_bound else ""),
         **{heading: row.metrics[name].percent() if name in row.metrics else "" for name, heading in HEADINGS.items()},
@@ -206,59 +192,23 @@ def by_protocol(rows: Iterable[R]) -> dict[str, list[R]]:
     return grouped
 
 
-def markdown_table(cells: Sequence[Mapping[str, str]], left: Collection[str]) -> str:
-    """A Markdown table of rows (heading -> cell), the headings in ``left`` aligned left and the others right."""
-    frame = pd.DataFrame(cells)
-    align = ["left" if heading in left else "right" for heading in frame]
-    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-
-
-def rich_tables(
-    rows: Iterable[R],
-    cells: Callable[[R], Mapping[str, str]],
-    what: str = "",
-    style: Callable[[R], str | None] = lambda row: None,
-) -> list[Table]:
-    """One table a protocol, for a terminal.
-
-    Args:
-        rows: of the tables.
-        cells: heading -> cell of a row; the heading ``strategy`` is aligned left, the others right.
-        what: follows the protocol's name in the title.
-        style: rich's, of a row.
-    """
-    tables = []
-    for protocol, group in by_protocol(rows).items():
-        table = Table(title=protocol + what, title_justify="left")
-        for heading in cells(group[0]):
-            table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
-        for row in group:
-            table.add_row(*cells(row).values(), style=style(row))
-        tables.append(table)
-    return tables
-
-
-def markdown_tables(rows: Iterable[R], cells: Callable[[R], Mapping[str, str]], legend: str, what: str = "") -> str:
-    """As :func:`rich_tables`, in Markdown, with the legend below; empty if there are no rows."""
-    parts = [
-        f"**{protocol}{what}**\n\n{markdown_table([cells(row) for row in group], left=('strategy',))}\n"
+def sheets(rows: Iterable[Row]) -> list[Sheet]:
+    """Returns one table a protocol."""
+    return [
+        Sheet(
+            protocol,
+            [_cells(row) for row in group],
+            spare=SPARE,
+            styles=["bold" if row.best else "dim" if row.upper_bound else None for row in group],
+        )
         for protocol, group in by_protocol(rows).items()
     ]
-    return "\n".join([*parts, legend, ""]) if parts else ""
-
-
-def as_rich(rows: Iterable[Row]) -> list[Table]:
-    """One table a protocol, for a terminal."""
-    return rich_tables(rows, _cells, style=lambda row: "bold" if row.best else "dim" if row.upper_bound else None)
-
-
-def as_markdown(rows: Iterable[Row]) -> str:
-    """One table a protocol, with the legend below."""
-    return markdown_tables(rows, _cells, LEGEND)
 
 
 def as_latex(rows: Iterable[Row]) -> str:
     """One tabular (booktabs) a protocol."""
+    import pandas as pd  # here: a table in the terminal does without, and comes sooner
+
     parts = []
     for protocol, group in by_protocol(rows).items():
         frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
@@ -269,6 +219,8 @@ def as_latex(rows: Iterable[Row]) -> str:
 
 def as_csv(rows: Iterable[Row]) -> str:
     """One line a row, numbers as fractions: mean and half-width of the interval of every metric."""
+    import pandas as pd
+
     lines = []
     for row in rows:
         line: dict[str, object] = {"protocol": row.protocol, "strategy": row.strategy}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rich.table import Table
-
-from engrams.reports.pages.comparison import Estimate, grouped, markdown_tables, rich_tables
+from engrams.reports.estimates import Estimate
+from engrams.reports.pages.comparison import by_protocol, grouped
+from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
-TITLE = ": what is generated"
 LEGEND = (
     "At the end of the stream, mean ± 95% confidence interval over seeds. 'accuracy': of a classifier trained on real "
     "data on what was asked for (the ACC above). 'reverse': the other way round, of a classifier trained on what was "
@@ -71,11 +70,13 @@ def _cells(row: Generation) -> dict[str, str]:
     }
 
 
-def as_rich(rows: Iterable[Generation]) -> list[Table]:
-    """One table a protocol, for a terminal."""
-    return rich_tables(rows, _cells, TITLE)
-
-
-def as_markdown(rows: Iterable[Generation]) -> str:
-    """One table a protocol, with the legend below; empty if no generator was judged."""
-    return markdown_tables(rows, _cells, LEGEND, TITLE)
+def sheets(rows: Iterable[Generation]) -> list[Sheet]:
+    """Returns one table a protocol; none if no generator was judged."""
+    return [
+        Sheet(
+            f"{protocol}: what is generated",
+            [_cells(row) for row in group],
+            spare=("classifier", "seeds", "Frechet", "reverse"),
+        )
+        for protocol, group in by_protocol(rows).items()
+    ]

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from scipy import stats
 
 from engrams.reports.errors import UserError
-from engrams.reports.pages.comparison import CONFIDENCE, Estimate, grouped
+from engrams.reports.estimates import Estimate, quantile
+from engrams.reports.pages.comparison import grouped
 from engrams.reports.store import Record, RecordError
 
 if sys.version_info >= (3, 11):
@@ -209,7 +209,7 @@ def difference(ours: Sequence[float], reported: Reported) -> Estimate:
             # Welch and Satterthwaite; without any variance the interval is a point whatever the degrees of freedom
             within = spread**2 / (seeds - 1) + theirs**2 / (reported.runs - 1)
             freedom = variance**2 / within if within else 1.0
-    return Estimate(mean, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(variance)))
+    return Estimate(mean, quantile(freedom) * float(np.sqrt(variance)))
 
 
 def judge(difference: Estimate, rounding: float) -> Verdict:

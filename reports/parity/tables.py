@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import pandas as pd
-from rich.table import Table
 from rich.text import Text
 
-from engrams.reports.pages.comparison import Estimate, by_protocol, markdown_table
+from engrams.reports import render
+from engrams.reports.estimates import Estimate
+from engrams.reports.pages.comparison import by_protocol
 from engrams.reports.parity.board import Board, Comparison, Duel, Verdict, tally
+from engrams.reports.render import Sheet
 
 COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
 LEGEND = (
@@ -33,7 +34,7 @@ def _signed(estimate: Estimate) -> str:
     return ("+" if estimate.mean >= 0 else "") + estimate.percent()
 
 
-def _cells(row: Comparison, checked: bool) -> dict[str, str]:
+def _cells(row: Comparison, checked: bool) -> dict[str, str | Text]:
     reported = row.reported
     spread = "" if reported.sd is None else f" (sd {100 * reported.sd:.2f})"
     return {
@@ -43,14 +44,10 @@ def _cells(row: Comparison, checked: bool) -> dict[str, str]:
         "ours": row.ours.percent() if row.ours else "",
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
         "difference": _signed(row.difference) if row.difference else "",
-        "verdict": row.verdict.value,
+        "verdict": Text(row.verdict.value, COLOURS[row.verdict]),
         "published setting": row.published_setting,
         "our setting": row.our_setting,
     }
-
-
-LEFT = ("method", "strategy", "verdict", "published setting", "our setting")
-WRAPPED = ("method", "strategy", "published setting", "our setting")  # so that a narrow terminal cuts no number
 
 
 DUEL_LEGEND = (
@@ -60,9 +57,46 @@ DUEL_LEGEND = (
 )
 
 
+def sheets(boards: Iterable[Board]) -> list[Sheet]:
+    """Returns a table for each protocol of a figure, then what the source and we set for all its rows."""
+    return [sheet for board in boards for sheet in _of_board(board)]
+
+
+def _of_board(board: Board) -> list[Sheet]:
+    found = [
+        Sheet(
+            f"{protocol} beside {board.source_name}",
+            [_cells(row, board.source.checked) for row in rows],
+            left=("method", "strategy", "verdict", "published setting", "our setting"),
+            words=("method", "published setting", "our setting"),
+            spare=("our setting", "published setting", "seeds", "difference", "published", "ours"),
+            styles=["dim" if row.verdict is Verdict.not_run else None for row in rows],
+        )
+        for protocol, rows in by_protocol(board.rows).items()
+    ]
+    headings = ("setting", "published", "ours")
+    settings = [dict(zip(headings, line, strict=True)) for line in board.settings]
+    title = f"settings of {board.source_name} and ours"
+    return [*found, Sheet(title, settings, headings, words=headings, note=board.note)] if settings else found
+
+
+def duel_sheets(duels: Iterable[Duel]) -> list[Sheet]:
+    """Returns a table a protocol, ours beside Avalanche's own."""
+    colours = {"better": "green", "level": None, "worse": "red"}
+    return [
+        Sheet(
+            f"{protocol}: ours beside Avalanche's own",
+            [_duel_cells(duel) for duel in group],
+            left=("strategy", "Avalanche's", "ours is"),
+            spare=("seeds", "difference", "its ACC"),
+            styles=[colours[duel.verdict] for duel in group],
+        )
+        for protocol, group in by_protocol(duels).items()
+    ]
+
+
 def _duel_cells(duel: Duel) -> dict[str, str]:
     return {
-        "protocol": duel.protocol,
         "strategy": duel.strategy,
         "Avalanche's": duel.counterpart,
         "ACC": duel.ours.percent(),
@@ -73,83 +107,18 @@ def _duel_cells(duel: Duel) -> dict[str, str]:
     }
 
 
-DUEL_LEFT = ("protocol", "strategy", "Avalanche's", "ours is")
-
-
-def duels_as_rich(duels: Iterable[Duel]) -> Table:
-    """For a terminal: one row a protocol and strategy."""
-    table = Table(title="ours beside Avalanche's own", title_justify="left")
-    colours = {"better": "green", "level": "", "worse": "red"}
-    for index, duel in enumerate(duels):
-        cells = _duel_cells(duel)
-        if index == 0:
-            for heading in cells:
-                table.add_column(heading, justify="left" if heading in DUEL_LEFT else "right")
-        table.add_row(*cells.values(), style=colours[duel.verdict])
-    return table
-
-
-def _duels_as_markdown(duels: Sequence[Duel]) -> str:
-    body = markdown_table([_duel_cells(duel) for duel in duels], DUEL_LEFT)
-    return f"**Ours beside Avalanche's own**\n\n{body}\n\n{DUEL_LEGEND}"
-
-
-def as_rich(boards: Iterable[Board]) -> list[Table]:
-    """For a terminal: a table for each protocol of a figure, then what the source and we set for all its rows."""
-    tables = []
-    for board in boards:
-        for protocol, rows in by_protocol(board.rows).items():
-            table = Table(title=f"{protocol} beside {board.source_name}", title_justify="left")
-            for heading in _cells(rows[0], board.source.checked):
-                table.add_column(
-                    heading,
-                    justify="left" if heading in LEFT else "right",
-                    no_wrap=heading not in WRAPPED,
-                    overflow="fold",
-                )
-            for row in rows:
-                cells = _cells(row, board.source.checked)
-                table.add_row(
-                    *(
-                        Text(cell, COLOURS[row.verdict] if heading == "verdict" else "")
-                        for heading, cell in cells.items()
-                    ),
-                    style="dim" if row.verdict is Verdict.not_run else None,
-                )
-            tables.append(table)
-        settings = Table(
-            title=f"settings of {board.source_name} and ours",
-            caption=board.note or None,
-            title_justify="left",
-            caption_justify="left",
-        )
-        for heading in ("setting", "published", "ours"):
-            settings.add_column(heading)
-        for line in board.settings:
-            settings.add_row(*map(Text, line))
-        tables.append(settings)
-    return tables
-
-
 def as_markdown(boards: Sequence[Board], duels: Sequence[Duel] = ()) -> str:
-    """The summary, then as in the terminal, then the legend and the sources."""
-    parts = [f"{summary(boards)}.\n"]
-    for board in boards:
-        for protocol, rows in by_protocol(board.rows).items():
-            body = markdown_table([_cells(row, board.source.checked) for row in rows], LEFT)
-            parts.append(f"**{protocol}** beside {board.source_name}\n\n{body}\n")
-        settings = pd.DataFrame(board.settings, columns=["setting", "published", "ours"])
-        parts.append(settings.to_markdown(index=False, disable_numparse=True) + "\n")
-        if board.note:
-            parts.append(f"{board.note}\n")
+    """Returns the summary, then as in the terminal, then the legend and the sources."""
     sources = {board.source_name: board.source for board in boards}
-    listed = [f"- {name}: {source.title}; {source.where}" for name, source in sources.items()]
-    beside_avalanche = [f"\n{_duels_as_markdown(duels)}"] if duels else []
-    return "\n".join([*parts, f"{LEGEND}\n", *listed, *beside_avalanche, ""])
+    listed = "\n".join(f"- {name}: {source.title}; {source.where}" for name, source in sources.items())
+    parts = [f"{summary(boards)}.\n", render.as_markdown(sheets(boards), LEGEND), f"{listed}\n"]
+    return "\n".join([*parts, render.as_markdown(duel_sheets(duels), DUEL_LEGEND)]).rstrip() + "\n"
 
 
 def as_csv(boards: Iterable[Board]) -> str:
     """One line a published number, numbers as fractions. (Ours beside Avalanche's is in the other two formats.)"""
+    import pandas as pd  # here: a board in the terminal does without, and comes sooner
+
     lines = []
     for board in boards:
         for row in board.rows:

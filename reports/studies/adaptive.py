@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from rich.table import Table
-from scipy import stats
 
-from engrams.reports.pages.comparison import Estimate
+from engrams.reports.estimates import Estimate, p_value
+from engrams.reports.render import Sheet
 from engrams.reports.store import read_json, write_json
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Classes = tuple[int, ...]
 NOTHING: Classes = ()
 """Importance measured on nothing: no penalty."""
+SECOND = "accuracy on the second experience"
 LEGEND = (
     "Percentage points and percent, mean ± 95% confidence interval over seeds. Forgetting: accuracy on the test images "
     "of these classes before the second experience minus after it. Output change: mean squared change of the outputs "
@@ -127,9 +127,7 @@ class Difference:
 
     @classmethod
     def of(cls, differences: Sequence[float]) -> Difference:
-        testable = len(differences) > 1 and np.ptp(differences) > 0
-        p = float(stats.ttest_1samp(differences, 0.0).pvalue) if testable else None
-        return cls(Estimate.of(differences), p)
+        return cls(Estimate.of(differences), p_value(differences))
 
 
 Measure = Callable[[Outcome, Classes], float]
@@ -164,36 +162,38 @@ def _paired(results: Results, measure: Measure, own: Classes, other: Classes) ->
     return {seed: on_other[seed] - on_own[seed] for seed in sorted(on_other.keys() & on_own.keys())}
 
 
-def as_rich(results: Results) -> list[Table]:
-    """What is forgotten under each condition, and what the subsets' own importance protects them from."""
-    table = Table(title=results.title, title_justify="left")
-    table.add_column("importance measured on", no_wrap=True)
-    for heading in ("forgetting of", "output change on"):
-        for group in results.groups:
-            table.add_column(f"{heading}\n{group}", justify="right", no_wrap=True)
-    table.add_column("accuracy on the\nsecond experience", justify="right", no_wrap=True)
+def sheets(results: Results) -> list[Sheet]:
+    """Returns what is forgotten under each condition, and what the subsets' own importance protects them from."""
+    rows = []
     for name, measured_on in results.conditions.items():
-        outcomes = results.under(measured_on)
-        if outcomes:
-            cells = [Estimate.of([o.forgetting(c) for o in outcomes]) for c in results.groups.values()]
-            cells += [Estimate.of([o.change(c) for o in outcomes]) for c in results.groups.values()]
-            cells.append(Estimate.of([o.second for o in outcomes]))
-            table.add_row(name, *(cell.percent() for cell in cells))
-    return [table, _protection_table(results)]
+        if outcomes := results.under(measured_on):
+            row = {"importance measured on": name}
+            for heading, measure in (("forgetting of", Outcome.forgetting), ("output change on", Outcome.change)):
+                for group, classes in results.groups.items():
+                    cell = Estimate.of([measure(outcome, classes) for outcome in outcomes])
+                    row[f"{heading} {group}"] = cell.percent()
+            row[SECOND] = Estimate.of([outcome.second for outcome in outcomes]).percent()
+            rows.append(row)
+    changes = [f"output change on {group}" for group in results.groups]
+    by_condition = Sheet(results.title, rows, ["importance measured on"], spare=[*reversed(changes), SECOND])
+    return [by_condition, *_protection_sheet(results)]
 
 
-def _protection_table(results: Results) -> Table:
-    table = Table(
-        title="How much less they lose if the importance is measured on them than on the other subset",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    for heading in ("forgetting", "paired t-test", "output change", "paired t-test"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _protection_sheet(results: Results) -> list[Sheet]:
     forgetting, change = (protection(results, measure) for measure in (Outcome.forgetting, Outcome.change))
-    for name in forgetting:
-        cells = []
-        for difference in (forgetting[name], change[name]):
-            cells += [difference.estimate.percent(), "" if difference.p is None else f"p = {difference.p:.1g}"]
-        table.add_row(name, *cells)
-    return table
+    title = "How much less they lose if the importance is measured on them than on the other subset"
+    rows = [
+        {
+            "classes": name,
+            "forgetting": forgetting[name].estimate.percent(),
+            "paired t-test": _p(forgetting[name]),
+            "output change": change[name].estimate.percent(),
+            "its paired t-test": _p(change[name]),
+        }
+        for name in forgetting
+    ]
+    return [Sheet(title, rows, ["classes"], spare=["its paired t-test", "output change"])] if rows else []
+
+
+def _p(difference: Difference) -> str:
+    return "" if difference.p is None else f"p = {difference.p:.1g}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
+from rich.text import Text
 
-from engrams.reports.pages.comparison import Estimate
+from engrams.reports.estimates import Estimate
+from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
 LEGEND = (
@@ -65,21 +66,25 @@ class Curves:
     """Strategies without this hyperparameter: levels to compare with."""
 
 
-def as_rich(found: Curves) -> Table:
-    """A row for each value of the hyperparameter and each reference, a column for each curve."""
-    table = Table(title=found.title, title_justify="left")
-    table.add_column(found.hyperparameter, justify="right", no_wrap=True)
-    for curve in found.curves:
-        table.add_column(curve.label, justify="right", no_wrap=True)
-    for x in sorted({point.x for curve in found.curves for point in curve.points if point.x is not None}):
-        table.add_row(f"{x:g}", *(_cell(curve, x) for curve in found.curves))
+def sheet(found: Curves) -> Sheet:
+    """Returns a row for each value of the hyperparameter and each reference, a column for each curve."""
+    levels = sorted({point.x for curve in found.curves for point in curve.points if point.x is not None})
+    rows: list[dict[str, str | Text]] = [
+        {found.hyperparameter: f"{x:g}", **{curve.label: _cell(curve, x) for curve in found.curves}} for x in levels
+    ]
     for label, point in found.references.items():
-        table.add_row(label, *[point.cell()] * len(found.curves), style="dim")
-    return table
+        rows.append({found.hyperparameter: label, **{curve.label: point.cell() for curve in found.curves}})
+    return Sheet(
+        found.title,
+        rows,
+        left=(),
+        spare=[curve.label for curve in reversed(found.curves[1:])],
+        styles=[None] * len(levels) + ["dim"] * len(found.references),
+    )
 
 
-def _cell(curve: Curve, x: float) -> str:
+def _cell(curve: Curve, x: float) -> str | Text:
     point = next((point for point in curve.points if point.x == x), None)
     if point is None:
         return ""
-    return f"[bold]{point.cell()}[/bold]" if point is curve.best else point.cell()
+    return Text(point.cell(), "bold") if point is curve.best else point.cell()

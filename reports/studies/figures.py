@@ -7,7 +7,7 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from engrams.reports.pages.comparison import Estimate
+from engrams.reports.estimates import Estimate
 from engrams.reports.studies.adaptive import Classes, Outcome, Results
 from engrams.reports.studies.curves import Curves
 
