@@ -234,7 +234,7 @@ def test_ours_beside_avalanches_is_paired_over_common_seeds():
 
 def test_ours_beside_avalanches_is_shown(folder_of_duels):
     text = engrams("parity", folder_of_duels)
-    assert re.search(r"mas\s+│ avalanche-mas\s+│.*│ better", text.stdout)
+    assert re.search(r"mas +avalanche-mas .* better", text.stdout)
     assert "| avalanche-mas |" in engrams("parity", folder_of_duels, "--format", "md").stdout
 
 
@@ -298,21 +298,17 @@ def test_settings_stand_side_by_side(published):
 # --- shown ------------------------------------------------------------------------------------------------------------
 
 
-def test_markdown_between_the_marks(published, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- parity -->\nstale\n<!-- end of parity -->\nb\n", encoding="utf-8")
-    done = engrams("parity", runs_of(tmp_path, RECORDS), "--into", readme)
+def test_markdown_has_the_count_every_row_and_the_sources(published, tmp_path):
+    done = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "md")
     assert done.returncode == 0, done.stderr
-    text = readme.read_text(encoding="utf-8")
-    assert text.startswith("a\n<!-- parity -->\n1 reproduced, 1 above, 2 short, 8 not run.\n")
-    assert text.endswith("<!-- end of parity -->\nb\n")
-    assert "stale" not in text
+    text = done.stdout
+    assert text.startswith("1 reproduced, 1 above, 2 short, 8 not run.\n")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     gap = parity.difference([0.80, 0.81, 0.78], SPREAD)
     ewc = ["EWC", "ewc", "80.00 (sd 1.00)", "79.67 ± 3.79", "3", f"-0.33 ± {100 * gap.half_width:.2f}"]
     assert [*ewc, "reproduced", "lambda 100", "ewc lambda 3000"] in lines
     assert ["MAS", "mas", "70.00 (sd 1.00)", "", "0 (1 failed)", "", "not run", "lambda 1", ""] in lines
-    assert "**p/class** beside read2018" in text
+    assert "**p/class beside read2018**" in text
     assert "A remark." in text
     assert "- unread2019: Somebody else 2019; Table 1" in text
 
@@ -351,10 +347,9 @@ def test_csv_has_fractions_that_read_back(published, tmp_path):
 def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS))
     assert done.stdout.splitlines()[-1] == "1 reproduced, 1 above, 2 short, 8 not run"
-    assert all(len(line) <= 160 for line in done.stdout.splitlines())
     console = Console(width=160, file=io.StringIO(), force_terminal=True, no_color=False, color_system="standard")
-    for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
-        console.print(table)
+    for sheet in parity_tables.sheets(parity.compare(parity.read(published), RECORDS)):
+        console.print(sheet.fitted(console, 160)[0])
     shown = console.file.getvalue()
     for verdict, code in (("reproduced", "32"), ("above", "32"), ("short", "31"), ("not run", "2")):
         assert f"\x1b[{code}m{verdict}" in shown
@@ -362,8 +357,8 @@ def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_pa
 
 def test_a_narrow_terminal_cuts_no_number(published):
     console = Console(width=100, file=io.StringIO())
-    for table in parity_tables.as_rich(parity.compare(parity.read(published), RECORDS)):
-        console.print(table)
+    for sheet in parity_tables.sheets(parity.compare(parity.read(published), RECORDS)):
+        console.print(sheet.fitted(console, 100)[0])
     for cell in ("80.00 (sd 1.00)", "79.67 ± 3.79", "reproduced", "0 (1 failed)"):
         assert cell in console.file.getvalue()
 

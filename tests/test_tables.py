@@ -9,7 +9,9 @@ from scipy import stats
 
 from engrams.reports import marks
 from engrams.reports.matrix import METRICS
+from engrams.reports.estimates import p_value, quantile
 from engrams.reports.pages import comparison as tables
+from engrams.reports.render import as_markdown
 from engrams.reports.store import Record, RecordError
 
 ENVIRONMENT = {"versions": {}}
@@ -105,7 +107,7 @@ def test_failed_runs_are_counted_and_not_averaged():
 
 def test_every_format_says_the_same():
     compared = tables.compare(RECORDS)
-    markdown = tables.as_markdown(compared)
+    markdown = as_markdown(tables.sheets(compared), tables.LEGEND)
     line = next(line for line in markdown.splitlines() if line.startswith("| below"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[0] == "below"
@@ -122,9 +124,29 @@ def test_every_format_says_the_same():
     assert csv.loc["below", "supported_difference_to_best"] == pytest.approx(-0.05)
     assert bool(csv.loc["joint", "upper_bound"])
     console = Console(width=160, file=io.StringIO())
-    for table in tables.as_rich(compared):
-        console.print(table)
+    for sheet in tables.sheets(compared):
+        console.print(sheet.fitted(console, 160)[0])
     assert "75.00 ± " in console.file.getvalue()
+
+
+def test_no_difference_is_said_from_three_seeds_on():
+    def to_best(*accs):
+        two = group("near", *accs)
+        [sheet] = tables.sheets(tables.compare([*group("good", 0.9, 0.8, 0.7), *two]))
+        return {row["strategy"]: row["to best"] for row in sheet.rows}["near"]
+
+    assert to_best(0.89, 0.81, 0.69) == "="
+    assert to_best(0.88, 0.70) == "", "two seeds do not say that there is no difference"
+    assert to_best(0.84, 0.7401).startswith("-"), "but may say that there is one"
+
+
+def test_the_statistics_are_scipys():
+    differences = [0.3, -0.1, 0.2, 0.05]
+    assert p_value(differences) == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue)
+    assert p_value([-x for x in differences]) == pytest.approx(p_value(differences))
+    assert p_value([0.1]) is None
+    assert p_value([0.1, 0.1]) is None
+    assert quantile(6.5) == pytest.approx(stats.t.ppf(0.975, 6.5))
 
 
 def test_marks(tmp_path):
