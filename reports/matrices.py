@@ -26,13 +26,13 @@ class MeanMatrix(NamedTuple):
     matrix: NDArray[np.float64]
 
 
-def of(records: Records, protocol: str | None = None, strategies: Sequence[str] | None = None) -> list[MeanMatrix]:
-    """Returns the mean matrix of every row, in the order of ``strategies`` or else of the records.
+def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str] = ()) -> list[MeanMatrix]:
+    """Returns the mean matrix of every row, by protocol.
 
     Args:
         records: of any number of rows; failed runs are left out.
-        protocol: only of this one; None for all.
-        strategies: only these rows, as tables name them; None for all.
+        protocols: only these, in this order; none for all.
+        strategies: only these rows, as tables name them, in this order; none for all.
 
     Raises:
         RecordError: no complete record is left.
@@ -40,39 +40,49 @@ def of(records: Records, protocol: str | None = None, strategies: Sequence[str] 
     rows = dict.fromkeys(
         (one.protocol, one.row)
         for one in records
-        if one.complete and one.on_test_data and protocol in (None, one.protocol)
+        if one.complete
+        and one.on_test_data
+        and (not protocols or one.protocol in protocols)
+        and (not strategies or one.row in strategies)
     )
-    if strategies:
-        chosen = [row for row in rows if row[1] in strategies]
-        rows = dict.fromkeys(sorted(chosen, key=lambda row: (row[0], strategies.index(row[1]))))
     if not rows:
         raise RecordError("there is no complete record of what is asked for")
+
+    def order(row: tuple[str, str]) -> tuple[int, int]:
+        protocol, strategy = row
+        return (protocols.index(protocol) if protocols else 0, strategies.index(strategy) if strategies else 0)
+
     found = []
-    for of_protocol, strategy in rows:
-        matrices = records.matrices(of_protocol, strategy)
-        found.append(MeanMatrix(of_protocol, strategy, len(matrices), matrices.mean(axis=0)))
+    for protocol, strategy in sorted(rows, key=order):
+        matrices = records.matrices(protocol, strategy)
+        found.append(MeanMatrix(protocol, strategy, len(matrices), matrices.mean(axis=0)))
     return found
 
 
 def figure(matrices: Sequence[MeanMatrix]) -> Figure:
-    """Returns the matrices as heat maps, at most four in a line, in one range of colours."""
-    columns = min(COLUMNS, len(matrices))
-    lines = -(-len(matrices) // columns)
-    side = max(2.2, 0.9 + 0.42 * max(one.matrix.shape[1] for one in matrices))
-    # A matrix of one row (trained once on everything) is as flat as it is; its place is not.
-    picture = Figure(figsize=(side * columns + 0.6, (side + 0.35) * lines), dpi=110, layout="constrained")
-    grid = picture.subplots(lines, columns, squeeze=False)
-    several = len({one.protocol for one in matrices}) > 1
-    for axes in grid.flat[len(matrices) :]:
-        axes.set_visible(False)
-    for axes, one in zip(grid.flat, matrices, strict=False):
-        image = draw_accuracy_matrix(axes, one.matrix)
-        seeds = f"{one.seeds} seed" + ("s" if one.seeds > 1 else "")
-        title = f"{one.protocol}\n{one.strategy}" if several else one.strategy
-        axes.set_title(f"{title}: ACC {100 * one.matrix[-1].mean():.1f} ({seeds})", fontsize="medium")
-    if not several:
-        picture.suptitle(matrices[0].protocol)
-    picture.colorbar(image, ax=grid, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}", shrink=0.8)
+    """Returns the matrices as heat maps in one range of colours, protocol by protocol, at most four in a line."""
+    groups: dict[str, list[MeanMatrix]] = {}
+    for one in matrices:
+        groups.setdefault(one.protocol, []).append(one)
+    columns = min(COLUMNS, max(map(len, groups.values())))
+    lines = [-(-len(group) // columns) for group in groups.values()]
+    side = 0.7 + 0.3 * max(5, *(one.matrix.shape[1] for one in matrices))
+    size = (side * columns + 0.4, (side + 0.2) * sum(lines) + 0.3 * len(lines))
+    picture = Figure(figsize=size, dpi=130, layout="constrained")
+    parts = picture.subfigures(len(groups), height_ratios=lines, squeeze=False)
+    for part, count, (protocol, group) in zip(parts.flat, lines, groups.items(), strict=True):
+        part.suptitle(protocol, fontsize="medium", fontweight="bold")
+        grid = part.subplots(count, columns, squeeze=False)
+        for axes in grid.flat[len(group) :]:
+            axes.set_visible(False)
+        for index, (axes, one) in enumerate(zip(grid.flat, group, strict=False)):
+            draw_accuracy_matrix(axes, one.matrix)
+            seeds = f"{one.seeds} seed" + ("s" if one.seeds > 1 else "")
+            axes.set_title(f"{one.strategy}: {100 * one.matrix[-1].mean():.1f} % ({seeds})", fontsize="small")
+            if index % columns:
+                axes.set_ylabel("")
+            if index + columns < len(group):
+                axes.set_xlabel("")
     return picture
 
 

@@ -78,7 +78,9 @@ def parity(
 @app.command()
 def matrix(
     runs: Folders,
-    protocol: Annotated[str | None, typer.Option(help="Only of this protocol.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Only of this protocol; can be given several times.")
+    ] = None,
     strategy: Annotated[list[str] | None, typer.Option(help="Only of this row; can be given several times.")] = None,
     out: Annotated[Path, typer.Option(help="The picture; the same name with .csv has the numbers.")] = Path(
         "matrices.png"
@@ -87,7 +89,7 @@ def matrix(
     """Draw the accuracy matrices of records side by side, the mean over seeds, and write them as CSV."""
     from engrams.reports import matrices, store
 
-    found = matrices.of(store.read_records(*runs), protocol, strategy)
+    found = matrices.of(store.read_records(*runs), protocol or (), strategy or ())
     draw(matrices.figure(found), out)
     matrices.write_csv(found, out.with_suffix(".csv"))
     say(f"numbers: {out.with_suffix('.csv')}")
