@@ -35,10 +35,10 @@ class Sheet:
     note: str = ""
 
     def as_markdown(self) -> str:
-        """Returns all of it, without styles; title and note are paragraphs of their own."""
+        """Returns all of it, bold cells bold; title and note are paragraphs of their own."""
         headings = list(self.rows[0])
         body = tabulate(
-            [[str(row[heading]) for heading in headings] for row in self.rows],
+            [[_marked(row[heading]) for heading in headings] for row in self.rows],
             headings,
             tablefmt="pipe",
             disable_numparse=True,
@@ -96,6 +96,10 @@ class Sheet:
             cells = [cell if isinstance(cell := row[heading], Text) else Text(cell) for heading in headings]
             table.add_row(*cells, style=self.styles[index] if self.styles else None)
         return table
+
+
+def _marked(cell: str | Text) -> str:
+    return f"**{cell}**" if isinstance(cell, Text) and cell.style == "bold" else str(cell)
 
 
 def as_markdown(sheets: Sequence[Sheet], legend: str) -> str:

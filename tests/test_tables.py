@@ -8,8 +8,8 @@ from rich.console import Console
 from scipy import stats
 
 from engrams.reports import marks
-from engrams.reports.matrix import METRICS
 from engrams.reports.estimates import p_value, quantile
+from engrams.reports.matrix import METRICS
 from engrams.reports.pages import comparison as tables
 from engrams.reports.render import as_markdown
 from engrams.reports.store import Record, RecordError

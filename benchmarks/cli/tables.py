@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import Wide
 from engrams.benchmarks.cli.shown import draw, say, show, show_pages
+
+if TYPE_CHECKING:
+    from engrams.reports.parity.board import Board, Duel
+    from engrams.reports.store import Records
 
 
 class Format(str, Enum):
@@ -57,13 +61,10 @@ def parity(
 ) -> None:
     """Show published figures, and Avalanche's strategies, beside ours in the records of some folders, with verdicts."""
     from engrams.reports import store
-    from engrams.reports.parity import board, tables
-    from engrams.strategies.catalogue import CATALOGUE
+    from engrams.reports.parity import tables
 
     records = store.read_records(*runs)
-    boards = board.compare(board.read(board.PUBLISHED), records)
-    counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
-    duels = board.against_avalanche(records, counterparts)
+    boards, duels = compared(records)
     if format is BoardFormat.text:
         show(tables.sheets(boards), tables.LEGEND, wide)
         if duels:
@@ -73,6 +74,15 @@ def parity(
         typer.echo(tables.as_markdown(boards, duels), nl=False)
     else:
         typer.echo(tables.as_csv(boards), nl=False)
+
+
+def compared(records: Records) -> tuple[list[Board], list[Duel]]:
+    """Returns every published figure, and Avalanche's strategies, beside ours."""
+    from engrams.reports.parity import board
+    from engrams.strategies.catalogue import CATALOGUE
+
+    counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
+    return board.compare(board.read(board.PUBLISHED), records), board.against_avalanche(records, counterparts)
 
 
 @app.command()

@@ -7,11 +7,13 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import forkserver
+from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
@@ -137,7 +139,26 @@ def _start_worker(events) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    silence_avalanches_own_calls()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism on a GPU asks for
+
+
+def silence_avalanches_own_calls() -> None:
+    """Keeps Avalanche 0.6.0 from saying that functions are deprecated which it calls itself (replay, GDumb).
+
+    No filter can: at every such call Avalanche puts its own in front of all others (``avalanche/_annotations.py``).
+    What anybody else calls, and every other warning, is still said.
+    """
+    import avalanche
+
+    folder = str(Path(avalanche.__file__).parent)
+    show = warnings.showwarning
+
+    def shown(message, category, filename, lineno, file=None, line=None) -> None:
+        if not (issubclass(category, DeprecationWarning) and filename.startswith(folder)):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = shown
 
 
 def _end_with_parent() -> None:

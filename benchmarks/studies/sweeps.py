@@ -67,6 +67,8 @@ class Sweep(Table):
     lines: Annotated[list[Line], Field(min_length=1)]
     references: list[str] = Field(default_factory=list)
     source: str
+    finding: str = ""
+    """What the committed results say, for the page that shows them."""
 
     @field_validator("lines")
     @classmethod
@@ -87,6 +89,8 @@ class Subsets(Table):
     subsets: Annotated[list[Annotated[list[int], Field(min_length=1)]], Field(min_length=2, max_length=2)]
     seeds: Positive
     source: str
+    finding: str = ""
+    """As a sweep's."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Subsets:

@@ -66,6 +66,8 @@ class Figure(_Table):
     protocols: Annotated[list[str], Field(min_length=1)]
     after: list[Annotated[int, Field(ge=1)]] = []
     note: str = ""
+    findings: list[str] = []
+    """What is known of rows where ours is short, for the page that shows the committed records."""
     setting: dict[str, str] = {}
     rows: Annotated[list[FigureRow], Field(min_length=1)]
 
@@ -167,6 +169,7 @@ class Board:
     note: str
     rows: list[Comparison]
     settings: list[tuple[str, str, str]]
+    findings: list[str]
 
 
 def compare(published: Published, records: Iterable[Record]) -> list[Board]:
@@ -330,7 +333,7 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
                     our_setting=_words(complete[0].hyperparameters.get("strategy", {})) if complete else "",
                 )
             )
-    return Board(figure.source, source, figure.note, rows, _settings(figure.setting, hyperparameters))
+    return Board(figure.source, source, figure.note, rows, _settings(figure.setting, hyperparameters), figure.findings)
 
 
 def _acc(record: Record, after: int | None) -> float:

@@ -111,8 +111,13 @@ def as_markdown(boards: Sequence[Board], duels: Sequence[Duel] = ()) -> str:
     """Returns the summary, then as in the terminal, then the legend and the sources."""
     sources = {board.source_name: board.source for board in boards}
     listed = "\n".join(f"- {name}: {source.title}; {source.where}" for name, source in sources.items())
-    parts = [f"{summary(boards)}.\n", render.as_markdown(sheets(boards), LEGEND), f"{listed}\n"]
-    return "\n".join([*parts, render.as_markdown(duel_sheets(duels), DUEL_LEGEND)]).rstrip() + "\n"
+    parts = [
+        f"{summary(boards)}.",
+        render.as_markdown(sheets(boards), LEGEND).rstrip(),
+        listed,
+        render.as_markdown(duel_sheets(duels), DUEL_LEGEND).rstrip(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def as_csv(boards: Iterable[Board]) -> str:

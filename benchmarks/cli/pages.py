@@ -1,0 +1,87 @@
+"""``pages``: the committed pages of results, written from records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engrams.benchmarks.cli.app import app
+from engrams.benchmarks.cli.shown import say
+
+if TYPE_CHECKING:
+    from engrams.reports.publish import Described, StudyPage
+
+SHOWN = ("split-mnist/task", "split-mnist/domain", "split-mnist/class")
+"""The protocols of the README's table."""
+ROWS = ("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "avalanche-si", "avalanche-lwf", "replay")
+ROWS += ("dgr-vae", "avalanche-generative-replay", "joint")
+PICTURED = ("naive", "ewc", "mas", "dgr-vae")
+"""The strategies of the README's picture, under the first and the last of the protocols."""
+
+
+@app.command()
+def pages(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of records.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("pages"),
+    studies: Annotated[Path | None, typer.Option(help="Folder of the studies' records, if there is one.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="A Markdown file with the marks <!-- overview --> and <!-- end of overview -->.")
+    ] = None,
+) -> None:
+    """Write the results as pages: one a protocol, the parity board, the studies, a list of them."""
+    from engrams.benchmarks.cli.tables import compared
+    from engrams.reports import marks, matrices, publish, render, store
+    from engrams.reports.pages.comparison import by_protocol
+
+    records = store.read_records(runs)
+    described = _described()
+    listed = []
+    for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
+        pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
+        publish.write(out / publish.page_of(name), publish.protocol_page(name, described.get(name), group, pictures))
+        listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
+    publish.write(out / "parity.md", publish.parity_page(*compared(records)))
+    others = [("parity", "every published figure beside ours, and Avalanche's strategies beside ours")]
+    if studies is not None:
+        publish.write(out / "studies.md", publish.studies_page(_studies(studies), out))
+        others.append(("studies", "questions that many runs answer with one figure"))
+    publish.write(out / "README.md", publish.index(listed, others))
+    if readme is not None:
+        marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
+        found = matrices.of(records, (SHOWN[0], SHOWN[-1]), PICTURED)
+        matrices.figure(found).savefig(out / "matrices.png", metadata={"Software": None})
+    say(f"pages: {out / 'README.md'}")
+
+
+def _described() -> dict[str, Described]:
+    from engrams.benchmarks.protocols import registry
+    from engrams.reports.publish import Described
+
+    return {name: Described(title, registry.as_toml(registry.get(name))) for name, title, _ in registry.listed()}
+
+
+def _studies(folder: Path) -> Iterator[StudyPage]:
+    """Every study that has results in the folder; its figure is drawn beside them."""
+    from engrams.benchmarks.studies import adaptive, listing, sweeps
+    from engrams.reports.publish import StudyPage
+    from engrams.reports.store import RecordError
+    from engrams.reports.studies import adaptive as results
+    from engrams.reports.studies import curves
+    from engrams.reports.studies.figures import adaptive_figure, curves_figure
+
+    for name, study in sweeps.read(listing.FILE).items():
+        figure = folder / f"{name}.png"
+        if isinstance(study, sweeps.Sweep):
+            points = sweeps.points_of(name, study)
+            try:
+                found = sweeps.curves_of(study, points, sweeps.recorded(points, folder))
+            except RecordError:
+                continue
+            curves_figure(found).savefig(figure, metadata={"Software": None})
+            yield StudyPage(name, [curves.sheet(found)], curves.LEGEND, figure, study.source, study.finding)
+        elif outcomes := adaptive.recorded(name, study, folder):
+            adaptive_figure(outcomes).savefig(figure, metadata={"Software": None})
+            yield StudyPage(name, results.sheets(outcomes), results.LEGEND, figure, study.source, study.finding)
