@@ -14,7 +14,7 @@ help:
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
-	@echo "make readme       the README's tables, parity board and figures, from the records in reports"
+	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
 	@echo "make test         the tests"
 	@echo "make lint         ruff and mypy"
 
@@ -38,12 +38,7 @@ speed: $(READY)
 	$(BIN)/python -m benchmarks speed
 
 readme: $(READY)
-	$(BIN)/python -m benchmarks table reports/results/records --into README.md
-	$(BIN)/python -m benchmarks parity reports/results/records --into README.md
-	$(BIN)/python -m benchmarks study adaptive --out $(STUDIES) --only-draw
-	$(BIN)/python -m benchmarks study adaptive-task --out $(STUDIES) --only-draw
-	test ! -d $(STUDIES)/split-mnist/task/ewc || $(BIN)/python -m benchmarks study fisher --out $(STUDIES) --only-draw
-	test ! -d $(STUDIES)/split-mnist/task/mas || $(BIN)/python -m benchmarks study mas --out $(STUDIES) --only-draw
+	$(BIN)/python -m benchmarks pages reports/results/records --studies $(STUDIES) --out reports/results/pages --readme README.md
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -44,7 +44,7 @@ class Sheet:
             disable_numparse=True,
             colalign=["left" if heading in self.left else "right" for heading in headings],
         )
-        return "\n\n".join(part for part in (f"**{self.title}**", body, self.note) if part)
+        return "\n\n".join(part for part in (f"**{self.title}**" if self.title else "", body, self.note) if part)
 
     def needs(self, console: Console) -> int:
         """Returns how many characters a line has if nothing is left out."""
@@ -104,4 +104,5 @@ def _marked(cell: str | Text) -> str:
 
 def as_markdown(sheets: Sequence[Sheet], legend: str) -> str:
     """Returns some tables with what their columns mean below; empty if there is no table."""
-    return "\n\n".join([*(sheet.as_markdown() for sheet in sheets), legend]) + "\n" if sheets else ""
+    parts = [*(sheet.as_markdown() for sheet in sheets), legend]
+    return "\n\n".join(filter(None, parts)) + "\n" if sheets else ""

@@ -450,13 +450,3 @@ def test_table_formats(small_run, format, sign):
     done = engrams("table", small_run[0], "--format", format)
     assert done.returncode == 0
     assert sign in done.stdout
-
-
-@pytest.mark.parametrize("part", ["table", "parity"])
-def test_the_readmes_generated_parts_are_those_of_the_records(tmp_path, part):
-    readme = tmp_path / "README.md"
-    original = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme.write_text(original, encoding="utf-8")
-    done = engrams(part, ROOT / "reports" / "results" / "records", "--into", readme)
-    assert done.returncode == 0, done.stderr
-    assert readme.read_text(encoding="utf-8") == original, "run: make readme"

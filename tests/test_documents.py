@@ -1,0 +1,135 @@
+"""The README files: what they show runs, and what is generated in them is that of the records."""
+
+import io
+import re
+import shlex
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import matplotlib.image
+import pytest
+
+from engrams.benchmarks import example
+from engrams.benchmarks.cli.app import main
+from engrams.reports.store import read_records
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "benchmarks" / "README.md", ROOT / "strategies" / "README.md"]
+RESULTS = ROOT / "reports" / "results"
+NOT_RUN = re.compile(r"<!-- not run by the tests: (.+) -->\n$")
+OTHER = {"bibtex"}
+"""What nothing runs."""
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    reason: str
+    """Why it is not run; empty for one that is."""
+
+
+def blocks_of(path):
+    text = path.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        mark = NOT_RUN.search(text[: found.start()])
+        yield Block(found[1], found[2], mark[1] if mark else "")
+
+
+def engrams(arguments):
+    output = io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output), patch.object(sys, "argv", ["engrams", *arguments]):
+        try:
+            main()
+        except SystemExit as stop:
+            if stop.code:
+                pytest.fail(f"engrams {shlex.join(arguments)}:\n{output.getvalue()}")
+    return output.getvalue()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_every_block_runs(tmp_path, monkeypatch, document):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    variables: dict = {}
+    for block in blocks_of(document):
+        first = re.match(r"# (\w+\.(?:py|toml))\n", block.text)
+        if block.reason or block.language in OTHER:
+            continue
+        if first:  # the file that it is
+            Path(first[1]).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            with redirect_stdout(io.StringIO()):
+                exec(compile(block.text, f"{document.name}, {block.text.splitlines()[0]!r}", "exec"), variables)
+        else:
+            assert block.language == "sh"
+            for line in block.text.splitlines():
+                command = shlex.split(line, comments=True)
+                if not command or "make" in command:  # the Makefile's targets are what the suites and tests run
+                    continue
+                assert command[0] == "engrams", line
+                engrams(command[1:] + (["--wandb", "disabled"] if command[1] == "run" else []))
+    runs = Path("runs")
+    if document == README:
+        rows = {(one.protocol, one.row) for one in read_records(runs)}
+        assert ("split-digits/class", "my_strategy:slow_weights step=0.2") in rows
+        assert {strategy for protocol, strategy in rows if protocol == "my"} == {
+            "naive",
+            "ewc",
+            "my_strategy:slow_weights",
+        }
+        assert all(one.complete for one in read_records(runs)), "nothing that is shown fails"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_every_link_leads_to_a_file(document):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (document.parent / link).exists(), link
+
+
+def test_every_link_into_a_page_leads_to_a_heading():
+    for document in DOCUMENTS:
+        for link, anchor in re.findall(r"\]\(([^)#]*)#([^)]+)\)", document.read_text(encoding="utf-8")):
+            text = ((document.parent / link) if link else document).read_text(encoding="utf-8")
+            headings = [line.lstrip("# ").lower().replace(" ", "-") for line in text.splitlines() if line[:1] == "#"]
+            assert anchor in headings, f"{document}: {link}#{anchor}"
+
+
+def test_the_readme_is_short():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 250
+    assert max(map(len, lines)) <= 120
+
+
+def test_what_is_generated_is_that_of_the_records(tmp_path, monkeypatch):
+    """All pages, and the README's table; the pictures are there."""
+    for name in ("records", "studies"):
+        (tmp_path / name).symlink_to(RESULTS / name)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **kwargs: None)
+    readme = tmp_path / "README.md"
+    readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
+    folders = [str(tmp_path / "records"), "--studies", str(tmp_path / "studies"), "--out", str(tmp_path / "pages")]
+    engrams(["pages", *folders, "--readme", str(readme)])
+    assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), "run: make readme"
+    made, committed = (
+        {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+        for folder in (tmp_path / "pages", RESULTS / "pages")
+    )
+    assert made == committed, "run: make readme"
+    assert {"parity.md", "studies.md", "README.md"} < set(made)
+    assert (RESULTS / "pages" / "matrices.png").exists()
+    for page in (RESULTS / "pages").glob("*.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_example_runs(tmp_path, capsys):
+    example.main(tmp_path)
+    said = capsys.readouterr().out
+    table = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line[:6] in ("naive ", "replay")}
+    assert float(table["replay"][0]) > float(table["naive"][0]) + 50, "class-incremental: only rehearsal helps"
+    for name in ("matrices.png", "so-far.png"):
+        assert matplotlib.image.imread(tmp_path / name).std() > 0.05, "something is drawn"
