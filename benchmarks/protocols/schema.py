@@ -233,15 +233,13 @@ class Protocol(Table):
         """
         self.check(strategy)
         parts = strategy.name.split("+")
-        values = self._values_of(strategy.name)
-        if len(parts) > 1:
-            values = {part: self._values_of(part) | values.get(part, {}) for part in parts}
-        for key, value in (settings or {}).items():
-            part, _, rest = key.rpartition(".")
-            if part in values and len(parts) > 1:
-                values[part] = values[part] | {rest: value}
-            else:
-                values = values | {key: value}
+        if len(parts) == 1:
+            values = self._values_of(strategy.name) | dict(settings or {})
+        else:
+            values = {part: self._values_of(part) for part in parts}
+            for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
+                part, _, rest = key.rpartition(".")
+                values[part] = values.get(part, {}) | {rest: value}
         try:
             return strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
