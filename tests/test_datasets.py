@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.datasets import DataError, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImagesOnDisk, as_float
+from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.judging import generation, real_classifier
 from engrams.benchmarks.protocols import schema as protocol

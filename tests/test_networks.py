@@ -4,7 +4,7 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import avalanche_forward
-from engrams.benchmarks.data.datasets import ImageData
+from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import schema as protocol
 from engrams.benchmarks.protocols.schema import CNN, MLP, SplitStream

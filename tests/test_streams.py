@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from engrams.benchmarks.data.datasets import ImageData, load
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.data.streams import brightness, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream

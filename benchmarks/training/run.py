@@ -23,7 +23,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
-from engrams.benchmarks.data.streams import Judge, black_and_white, make_benchmark, prepared
+from engrams.benchmarks.data.streams import Judge, bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
 from engrams.benchmarks.judging.real_classifier import RealClassifier
@@ -169,7 +169,7 @@ def execute(
         looking += time.perf_counter() - began
 
     try:
-        if CATALOGUE[run.strategy].needs_images:
+        if CATALOGUE[run.strategy].needs_images and not datasets.load(run.protocol.dataset).vectors:
             began = time.perf_counter()
             classifier = classifier_for(run.protocol, device, out)
             if run.protocol.generation and classifier:
@@ -269,6 +269,9 @@ def make_strategy(
 ) -> SupervisedTemplate:
     """The Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
     training = run.protocol.training
+    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
+    if training.horizontal_flips and len(shape) != 3:
+        raise ProtocolError(f"{run.protocol.name}: training.horizontal_flips is for images; these are vectors")
     model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
     optimizer: torch.optim.Optimizer
@@ -293,8 +296,7 @@ def make_strategy(
     }
     entry = CATALOGUE[run.strategy]
     if entry.needs_images:
-        shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-        template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
+        template |= {"images": ImageSpec(shape, *bounds(shape, run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
         met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
         classes = 1 + max(map(max, met))
