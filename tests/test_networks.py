@@ -4,15 +4,16 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, SlimResNet18
 from avalanche.models.utils import avalanche_forward
+from torch import nn
+
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import make_benchmark
-from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolError, ReducedResNet18, SplitStream
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
 from engrams.strategies import per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher
-from torch import nn
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
 RESNET = ReducedResNet18(kind="resnet18-reduced", width=2)

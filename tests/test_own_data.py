@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImagesOnDisk
 from engrams.benchmarks.data.names import DataError, absolute, fingerprint, short
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (30, 6, 5), dtype=np.uint8)

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
 from engrams.strategies.references import BadReference, absolute, fingerprint, resolve
 
 
@@ -28,6 +29,7 @@ def write(path, text):
 
 
 def test_a_module_of_the_current_folder_and_an_installed_one(here):
+    write(here / "mine" / "__init__.py", "")
     write(here / "mine" / "inner.py", "class A:\n    @staticmethod\n    def method(): return 7\n")
     assert resolve("mine.inner:A.method")() == 7
     assert resolve("json:dumps") is __import__("json").dumps

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import tensors_of

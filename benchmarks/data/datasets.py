@@ -16,9 +16,6 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks.datasets import TinyImagenet, default_dataset_location
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import DataError, is_own
-from engrams.benchmarks.data.own import load_own
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -28,6 +25,10 @@ from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import rgb_to_grayscale
+
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.names import DataError, is_own
+from engrams.benchmarks.data.own import load_own
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from engrams.reports.errors import UserError
 from engrams.strategies import references
 from engrams.strategies.references import BadReference
 
@@ -17,7 +18,7 @@ SPLITS = ("train", "test")
 """The two folders in a folder of images."""
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A data set is missing or broken; the message is one line that says which file and what to do."""
 
 

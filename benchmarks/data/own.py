@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import FOLDER, NPZ, SPLITS, DataError, path_of
-from engrams.strategies.references import BadReference, resolve
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
+
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.names import FOLDER, NPZ, SPLITS, DataError, path_of
+from engrams.strategies.references import BadReference, resolve
 
 ARRAYS = (
     ("train_images", "x_train"),
