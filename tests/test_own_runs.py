@@ -1,7 +1,11 @@
 """Runs on data and networks of one's own, from a protocol file to the record."""
 
 import json
+import os
+import re
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,18 +132,16 @@ def test_permuted_vectors_are_learned(folder, tmp_path, strategy):
             "naive",
             "images.pad and a mean or std for each channel are for images, but npz:.*features.npz has vectors",
         ),
-        ("title", "title", "avalanche-generative-replay", "Avalanche's VAE makes values between two bounds"),
+        ("epochs = 3", "epochs = 1", "avalanche-generative-replay", "Avalanche's VAE makes values between two bounds"),
     ],
 )
 def test_what_vectors_cannot_have_is_said_in_one_line(folder, tmp_path, old, new, strategy, reason):
     (folder / "other.toml").write_text(PROTOCOL.replace(old, new, 1))
-    settings = dict.fromkeys(("generator_epochs", "epochs"), 1) | {"replay_size": 8, "latent_size": 2}
-    settings |= {"learning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 20}
-    found = {} if strategy == "naive" else settings
-    record = record_of(folder / "other.toml/class", strategy, tmp_path / "runs", **found)
+    settings = {"epochs": 1, "batch_size": 20, "replay_size": 8, "latent_size": 2} if "avalanche" in strategy else {}
+    record = record_of(folder / "other.toml/class", strategy, tmp_path / "runs", **settings)
     assert not record.complete
     assert "\n" not in record.reason
-    pytest.importorskip("re").search(reason, record.reason) or pytest.fail(record.reason)
+    assert re.search(reason, record.reason)
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
@@ -153,8 +155,10 @@ def test_a_reduced_resnet_learns_with_penalties_and_replay(folder, tmp_path, sce
     np.savez(folder / "images.npz", x_train=x, y_train=y, x_test=x[:60], y_test=y[:60])
     text = PROTOCOL.replace("features.npz", "images.npz").replace('standardise = "first-experience"', "")
     text = text.replace("hidden_size = 32\nhidden_layers = 1", 'kind = "resnet18-reduced"\nwidth = 4')
-    (folder / "bright.toml").write_text(text.replace("batch_size = 20", "batch_size = 8"))
-    for strategy in ("ewc", "mas", "replay", "avalanche-lwf"):
+    (folder / "bright.toml").write_text(
+        text.replace("batch_size = 20", "batch_size = 8").replace("epochs = 3", "epochs = 6")
+    )
+    for strategy in ("ewc", "replay"):
         record = record_of(folder / f"bright.toml/{scenario}", strategy, tmp_path / "runs")
         assert record.complete, record.reason
         assert record.accuracy_matrix[0][0] > 0.8
@@ -165,6 +169,7 @@ def test_a_reduced_resnet_learns_with_penalties_and_replay(folder, tmp_path, sce
 
 def test_one_command_from_a_file_to_the_record(folder, tmp_path, monkeypatch):
     """From another folder: every path is relative to the file that it stands in."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(place).absolute()) for place in sys.path if place))
     monkeypatch.chdir(tmp_path)
     done = engrams("run", "mine/own-net.toml", "naive", "ewc", "--seeds", 1, "--wandb", "disabled")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -185,14 +190,14 @@ def test_one_command_from_a_file_to_the_record(folder, tmp_path, monkeypatch):
     net = tmp_path / "moved" / "net.py"
     net.write_text(NETWORK.replace("32", "48"))
     changed = engrams("run", "moved/own-net.toml", "ewc", "--seeds", 1, "--wandb", "disabled")
-    assert changed.returncode == 1
+    assert changed.returncode == 2
     assert "was made with other settings (network.fingerprint was" in changed.stderr
     net.write_text(NETWORK)
     features = dict(np.load(tmp_path / "moved" / "features.npz"))
     features["train_images"] += 1e-6
     np.savez(tmp_path / "moved" / "features.npz", **features)
     changed = engrams("run", "moved/own-net.toml", "ewc", "--seeds", 1, "--wandb", "disabled")
-    assert changed.returncode == 1
+    assert changed.returncode == 2
     assert "was made with other settings (dataset_fingerprint was" in changed.stderr
 
 
@@ -210,7 +215,7 @@ def test_data_that_are_missing_or_wrong_are_one_line_before_anything_runs(folder
         (":f", "dataset: ':f' names no function or class"),
     ):
         done = engrams("run", "features.toml/class", "naive", "--set", f"dataset={dataset}", "--wandb", "disabled")
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert message in done.stderr.replace("\n", " ")
         assert "Traceback" not in done.stdout + done.stderr
         assert not (folder / "runs").exists()
