@@ -24,6 +24,8 @@ NOT_RUN = re.compile(r"<!-- not run by the tests: (.+) -->\n$")
 OTHER = {"bibtex"}
 """What nothing runs."""
 
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
 
 class Block(NamedTuple):
     language: str
@@ -50,7 +52,7 @@ def engrams(arguments):
     return output.getvalue()
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+@each_document
 def test_every_block_runs(tmp_path, monkeypatch, document):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -84,7 +86,7 @@ def test_every_block_runs(tmp_path, monkeypatch, document):
         assert all(one.complete for one in read_records(runs)), "nothing that is shown fails"
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+@each_document
 def test_every_link_leads_to_a_file(document):
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (document.parent / link).exists(), link
