@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 SHOWN = ("split-mnist/task", "split-mnist/domain", "split-mnist/class")
 """The protocols of the README's table."""
-ROWS = ("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "avalanche-si", "avalanche-lwf", "replay")
-ROWS += ("dgr-vae", "avalanche-generative-replay", "joint")
+ROWS = (
+    *("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "avalanche-si", "avalanche-lwf"),
+    *("replay", "dgr-vae", "avalanche-generative-replay", "joint"),
+)
 PICTURED = ("naive", "ewc", "mas", "dgr-vae")
 """The strategies of the README's picture, under the first and the last of the protocols."""
 
