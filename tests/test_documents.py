@@ -21,6 +21,8 @@ README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "benchmarks" / "README.md", ROOT / "strategies" / "README.md"]
 RESULTS = ROOT / "reports" / "results"
 NOT_RUN = re.compile(r"<!-- not run by the tests: (.+) -->\n$")
+SMALL = ["--experiences", "2", "--wandb", "disabled"]
+"""What is shown with 'run' is run like this."""
 OTHER = {"bibtex"}
 """What nothing runs."""
 
@@ -73,17 +75,15 @@ def test_every_block_runs(tmp_path, monkeypatch, document):
                 if not command or "make" in command:  # the Makefile's targets are what the suites and tests run
                     continue
                 assert command[0] == "engrams", line
-                engrams(command[1:] + (["--wandb", "disabled"] if command[1] == "run" else []))
-    runs = Path("runs")
+                engrams(command[1:] + (SMALL if command[1] == "run" else []))
     if document == README:
-        rows = {(one.protocol, one.row) for one in read_records(runs)}
-        assert ("split-digits/class", "my_strategy:slow_weights step=0.2") in rows
-        assert {strategy for protocol, strategy in rows if protocol == "my"} == {
-            "naive",
-            "ewc",
-            "my_strategy:slow_weights",
-        }
-        assert all(one.complete for one in read_records(runs)), "nothing that is shown fails"
+        records = read_records("runs")
+        assert all(one.complete for one in records), "nothing that is shown fails"
+        rows = {(one.protocol, one.strategy, one.variant.removesuffix("experiences=2").rstrip(",")) for one in records}
+        slow = "my_strategy:slow_weights"
+        assert {("split-digits/class", slow, ""), ("split-digits/class", slow, "step=0.2"), ("my", slow, "")} < rows
+        assert ("split-digits/class", "ewc+replay", "ewc.ewc_lambda=10,replay.mem_size=50") in rows
+        assert {("wine", "naive", ""), ("wine", "replay", "mem_size=10")} < rows
 
 
 @each_document

@@ -2,17 +2,18 @@
 
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 from scipy import stats
 
-from engrams.reports import marks
+from engrams.reports import marks, matrices
 from engrams.reports.estimates import p_value, quantile
 from engrams.reports.matrix import METRICS
 from engrams.reports.pages import comparison as tables
 from engrams.reports.render import as_markdown
-from engrams.reports.store import Record, RecordError
+from engrams.reports.store import Record, RecordError, Records
 
 ENVIRONMENT = {"versions": {}}
 
@@ -158,3 +159,38 @@ def test_marks(tmp_path):
     with pytest.raises(marks.MarkError, match="has no place for the tables"):
         marks.replace_between(path, "tables", "new")
     assert path.read_text(encoding="utf-8") == "nothing"
+
+
+def test_matrices_side_by_side(tmp_path):
+    def runs(protocol, strategy, *matrices):
+        return [
+            record(strategy, seed, 0.5, protocol).model_copy(update={"accuracy_matrix": matrix})
+            for seed, matrix in enumerate(matrices)
+        ]
+
+    records = Records(
+        [
+            *runs("p", "ewc", [[1.0, 0.0], [0.8, 0.6]], [[1.0, 0.0], [0.6, 1.0]]),
+            *runs("p", "naive", [[1.0, 0.0], [0.0, 1.0]]),
+            *runs("q", "naive", [[0.9, 0.1], [0.1, 0.9]]),
+            record("naive", 7, 0.5, "p", status="failed"),
+        ]
+    )
+    found = matrices.of(records, ("q", "p"), ("naive", "ewc"))
+    assert [(one.protocol, one.strategy, one.seeds) for one in found] == [
+        ("q", "naive", 1),
+        ("p", "naive", 1),
+        ("p", "ewc", 2),
+    ]
+    np.testing.assert_allclose(found[-1].matrix, [[1.0, 0.0], [0.7, 0.8]])
+    shown = [axes for part in matrices.figure(found).subfigs for axes in part.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [
+        "naive: 50.0 % (1 seed)",
+        "naive: 50.0 % (1 seed)",
+        "ewc: 75.0 % (2 seeds)",
+    ]
+    matrices.write_csv(found, tmp_path / "found.csv")
+    cells = pd.read_csv(tmp_path / "found.csv").set_index(["protocol", "strategy", "trained", "judged"])["accuracy"]
+    assert cells["p", "ewc", 1, 0] == pytest.approx(0.7)
+    with pytest.raises(RecordError, match="there is no complete record of what is asked for"):
+        matrices.of(records, ("r",))

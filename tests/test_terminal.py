@@ -64,7 +64,7 @@ COMMANDS = {
     "parity": (("parity", RECORDS), ()),
     "study of a curve": (("study", "fisher", "--out", STUDIES, "--only-draw"), ("ewc_lambda", "exact", "sampled")),
     "study of subsets": (("study", "adaptive", "--out", STUDIES, "--only-draw"), ("forgetting", "output")),
-    "plan": (("run", "split-digits/task", "naive", "ewc", "--set", "training.epochs=2", "--dry-run"), ("run",)),
+    "plan": (("run", "split-digits/task", "naive", "ewc", "--experiences", "2", "--dry-run"), ("run",)),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -35,6 +36,7 @@ class Display:
         self._told: dict[Run, float] = {}
         self._over: set[Run] = set()
         self._total = self._ended = 0
+        self._lock = Lock()  # a run may end in one thread while another is told how far it is
 
     @contextmanager
     def showing(self, total: int, already_done: int) -> Iterator[None]:
@@ -62,8 +64,11 @@ class Display:
 
     def advanced(self, run: Run, epochs: int) -> None:
         """A run has begun (0 epochs) or has done so many."""
-        if run in self._over:
-            return  # told late, by another process
+        with self._lock:
+            if run not in self._over:  # else told late, by another process
+                self._advanced(run, epochs)
+
+    def _advanced(self, run: Run, epochs: int) -> None:
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
             self._told[run] = time.monotonic()
@@ -84,10 +89,11 @@ class Display:
         self._ended_with(run, reason, "red")
 
     def _ended_with(self, run: Run, outcome: str, style: str | None) -> None:
-        self._ended += 1
-        self._over.add(run)
-        if run in self._bars:
-            self._progress.remove_task(self._bars.pop(run))
-        self._progress.update(self._overall, completed=self._ended)
+        with self._lock:
+            self._ended += 1
+            self._over.add(run)
+            if run in self._bars:
+                self._progress.remove_task(self._bars.pop(run))
+            self._progress.update(self._overall, completed=self._ended)
         text = f"[{self._ended}/{self._total}] {run.name}: {outcome}"
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)
