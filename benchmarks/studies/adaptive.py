@@ -28,7 +28,7 @@ from engrams.benchmarks.training.run import Diverged, Run, environment, make_str
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
 from engrams.strategies.mas import MASPlugin
-from engrams.strategies.per_sample_gradients import evaluation_mode, forward
+from engrams.strategies.minibatches import evaluation_mode, forward
 from torch import Tensor, nn
 
 NO_LABEL = -1
