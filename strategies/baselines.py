@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
+from engrams.strategies.minibatches import named_parameters
+from engrams.strategies.quadratic_penalty import (
+    ByName,
+    Excluded,
+    PenaltyStep,
+    QuadraticPenaltyPlugin,
+    refuse_negative,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -16,20 +23,29 @@ class L2Plugin(QuadraticPenaltyPlugin):
     experiences there have been. Heads that have not been trained are left alone.
     """
 
-    def __init__(self, l2_lambda: float):
+    def __init__(
+        self,
+        l2_lambda: float,
+        *,
+        penalty_step: PenaltyStep = "gradient",
+        exclude: Excluded = (),
+        consolidate_every: int | None = None,
+    ):
         """
         Args:
             l2_lambda: lambda above, >= 0.
+            penalty_step, exclude, consolidate_every: see :class:`QuadraticPenaltyPlugin`.
 
         Raises:
-            ValueError: l2_lambda below 0.
+            ValueError: an argument outside its range; after an experience, parameters that are not finite.
         """
-        super().__init__(l2_lambda / 2)
+        refuse_negative("l2_lambda", l2_lambda)
+        super().__init__(l2_lambda / 2, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         self.l2_lambda = l2_lambda
 
     def importance(self, strategy) -> dict[str, Tensor]:
         """1 for every parameter that the last step gave a gradient to."""
-        return {name: torch.ones_like(p) for name, p in strategy.model.named_parameters() if p.grad is not None}
+        return {name: torch.ones_like(p) for name, p in named_parameters(strategy.model).items() if p.grad is not None}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances.update(importances)

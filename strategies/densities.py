@@ -241,7 +241,9 @@ def left_out(criterion: object) -> list[str]:
     if isinstance(criterion, nn.Module):
         options = {**options, **criterion._buffers}
     said = [f"{name}" for name in ("weight", "pos_weight") if options.get(name) is not None]
-    found = [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []
+    found = (
+        [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []
+    )
     if options.get("label_smoothing"):
         found.append(
             "label smoothing, which the Fisher leaves out: p(y|x) is the softmax, whose exact and sampled Fisher is "

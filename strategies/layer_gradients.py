@@ -68,9 +68,7 @@ def has_rule(layer: nn.Module) -> bool:
     return type(layer) in RULES
 
 
-def add_layer(
-    sums: Gradients, layer: nn.Module, inputs: Tensor, signals: list[Tensor], statistic: Statistic
-) -> None:
+def add_layer(sums: Gradients, layer: nn.Module, inputs: Tensor, signals: list[Tensor], statistic: Statistic) -> None:
     """Adds the statistic of every sample's gradient under every signal, written out a chunk at a time.
 
     Args:

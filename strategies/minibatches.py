@@ -54,6 +54,17 @@ class AskedThroughStrategy(nn.Module):
         with self._minibatch_of(columns):
             return self._strategy[0].mb_y if len(columns) > 1 else None
 
+    def loss(self, columns: list, outputs: Tensor) -> Tensor:
+        """The strategy's own loss of some outputs."""
+        strategy = self._strategy[0]
+        before = getattr(strategy, "mb_output", None)
+        with self._minibatch_of(columns):
+            strategy.mb_output = outputs
+            try:
+                return strategy.criterion()
+            finally:
+                strategy.mb_output = before
+
     @contextmanager
     def _minibatch_of(self, columns: list) -> Iterator[None]:
         strategy = self._strategy[0]

@@ -500,9 +500,7 @@ def _vectorised(
     batched = tuple(0 if isinstance(leaf, Tensor) and leaf.dim() else None for leaf in leaves)
 
     def gradients_of_one(v_n, *leaves_n):
-        one = [
-            leaf.unsqueeze(0) if axis == 0 else leaf for leaf, axis in zip(leaves_n, batched, strict=True)
-        ]
+        one = [leaf.unsqueeze(0) if axis == 0 else leaf for leaf, axis in zip(leaves_n, batched, strict=True)]
 
         def outputs_of_one(parameters):
             placed = {place: parameters[name] for place, name in places.items()}
