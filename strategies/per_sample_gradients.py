@@ -316,7 +316,7 @@ def _explained(layers: dict[str, nn.Module], calls: dict[str, list[Run]], output
         # Of one sample only: where dimensions are swapped or samples mixed, its gradient is not found in its row.
         signal = torch.zeros_like(v)
         signal[sample] = v[sample]
-        expected = dict(zip(owned, gradients_of(outputs, list(owned.values()), signal, keep=True), strict=True))
+        expected = dict(zip(owned, gradients_of(outputs, list(owned.values()), signal), strict=True))
         try:
             at_layers = torch.autograd.grad(
                 outputs, [run.output for run in runs.values()], signal, retain_graph=True, allow_unused=True
@@ -526,18 +526,16 @@ def _add_one_by_one(
     for n in range(len(v)):
         _, outputs = outputs_of(model, part(batch.inputs, slice(n, n + 1)), batch.task)
         for signal in v[n]:
-            found = gradients_of(outputs, list(parameters.values()), signal.unsqueeze(0), keep=True)
+            found = gradients_of(outputs, list(parameters.values()), signal.unsqueeze(0))
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
                     sums[name] += statistic(gradient.to_dense() if gradient.is_sparse else gradient)
 
 
-def gradients_of(
-    outputs: Tensor, parameters: Sequence[Tensor], signal: Tensor, keep: bool = False
-) -> Sequence[Tensor | None]:
+def gradients_of(outputs: Tensor, parameters: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor | None]:
     """The gradients of the outputs under a signal; None where the outputs do not depend on a parameter."""
     try:
-        return torch.autograd.grad(outputs, parameters, signal, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(outputs, parameters, signal, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         if "checkpoint" not in str(error).lower():
             raise
@@ -545,7 +543,7 @@ def gradients_of(
     try:
         for p in parameters:
             p.grad = None
-        torch.autograd.backward(outputs, signal, retain_graph=keep)
+        torch.autograd.backward(outputs, signal, retain_graph=True)
         return [p.grad for p in parameters]
     finally:
         for p, gradient in zip(parameters, before, strict=True):

@@ -222,7 +222,10 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         """Whether an experience ends with this one, which may be a part of it."""
         if self.consolidate_every is not None:
             return sum(len(data) for data in self._since) >= self.consolidate_every  # type: ignore[arg-type]
-        return _is_last(experience, type(self).__name__)
+        if _is_last(experience, type(self).__name__):
+            return True
+        # Avalanche 0.6 marks no sub-experience as the last where their size divides the experience's: they are counted.
+        return len(self._since) >= experience.sub_stream_length
 
     def data_since(self, strategy) -> Dataset:
         """What was trained on since the last consolidation, with the transformations of evaluation."""
