@@ -68,7 +68,8 @@ class Categorical:
         return functional.one_hot(y, outputs.shape[1]) - p
 
     def draw(self, outputs: Tensor) -> Tensor:
-        return torch.multinomial(outputs.softmax(1), 1).squeeze(1)
+        # Outputs that are not finite draw something, and their score says so.
+        return torch.multinomial(outputs.softmax(1).nan_to_num(1.0), 1).squeeze(1)
 
     def expectation(self, outputs: Tensor) -> Tensor:
         # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2
@@ -89,7 +90,7 @@ class Bernoulli:
         return _like(y, outputs) - outputs.sigmoid()
 
     def draw(self, outputs: Tensor) -> Tensor:
-        return torch.bernoulli(outputs.sigmoid())
+        return torch.bernoulli(outputs.sigmoid().nan_to_num(0.5))
 
     def expectation(self, outputs: Tensor) -> Tensor:
         # E_y [(J'(y - s))^2] = sum_k (J' sqrt(s_k (1 - s_k)) e_k)^2: the outputs are independent.
@@ -111,7 +112,7 @@ class BernoulliProbabilities:
         return self._over((_like(y, outputs) - outputs), outputs * (1 - outputs))
 
     def draw(self, outputs: Tensor) -> Tensor:
-        return torch.bernoulli(outputs)
+        return torch.bernoulli(outputs.nan_to_num(0.5))
 
     def expectation(self, outputs: Tensor) -> Tensor:
         variance = outputs * (1 - outputs)
@@ -167,7 +168,7 @@ def _rows(outputs: Tensor) -> str:
     return "shape [" + ", ".join(["N", *map(str, outputs.shape[1:])]) + "]"
 
 
-# --- which density a criterion is of -----------------------------------------------------------------------------------
+# --- which density a criterion is of ----------------------------------------------------------------------------------
 
 OF_MODULES: dict[type[nn.Module], Likelihood] = {
     nn.CrossEntropyLoss: "categorical",
@@ -227,7 +228,7 @@ def likelihood_by_gradient(loss: Callable[[Tensor], Tensor], outputs: Tensor, y:
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(loss(then(leaf)), leaf)
             score = kind.score(at.reshape(len(at), -1), y).reshape(at.shape)
-        except Exception:  # noqa: BLE001  (whatever it raises, it is not a loss of these targets and this density)
+        except Exception:  # whatever it raises: it is no loss of these targets
             continue
         scale = -(gradient * score).sum() / score.square().sum()
         if scale > 0 and torch.allclose(gradient, -scale * score, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()):
@@ -240,7 +241,7 @@ def left_out(criterion: object) -> list[str]:
     options = criterion.keywords if isinstance(criterion, functools.partial) else vars(criterion)
     if isinstance(criterion, nn.Module):
         options = {**options, **criterion._buffers}
-    said = [f"{name}" for name in ("weight", "pos_weight") if options.get(name) is not None]
+    said = [name for name in ("weight", "pos_weight") if options.get(name) is not None]
     found = (
         [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []
     )

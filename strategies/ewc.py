@@ -37,6 +37,7 @@ from engrams.strategies.quadratic_penalty import (
     QuadraticPenaltyPlugin,
     first_samples,
     refuse_negative,
+    shown,
 )
 from torch import Tensor, nn
 from torch.nn import functional
@@ -148,7 +149,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        whole = getattr(strategy.experience, "origin_experience", None)
+        whole = shown(strategy.experience, "origin_experience", None)
         self._present_samples = len(whole.dataset if whole is not None else self._since[-1])  # type: ignore[arg-type]
 
     @property
@@ -209,7 +210,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 with torch.no_grad():
                     outputs = model(batch.inputs)
                 return likelihood_by_gradient(lambda f: model.loss(batch.inputs, f), outputs, batch.y)
-            except Exception:  # noqa: BLE001  (it is not known then, and that is said)
+            except Exception:  # it is not known then, and that is said
                 return None
 
 

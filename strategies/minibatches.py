@@ -262,10 +262,10 @@ def chosen_samples(available: int, wanted: int | None) -> Tensor | None:
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
     """What is drawn within (by torch, NumPy or Python) is drawn again afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what transformations draw from)
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)
+            np.random.set_state(numpy)  # noqa: NPY002

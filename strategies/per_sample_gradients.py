@@ -564,7 +564,7 @@ def _can_vectorise(model: nn.Module, probe: Inputs, task: int, rest: dict[str, n
             if not _same(found[name].sum((0, 1)), torch.zeros_like(rest[name]) if gradient is None else gradient):
                 raise ValueError("it then finds other gradients")
         return True
-    except Exception as error:  # noqa: BLE001  (whatever torch cannot vectorise; the slow way asks the network itself)
+    except Exception as error:  # whatever torch cannot vectorise; the slow way asks the network itself
         reason = str(error).strip().split("\n")[0][:120]
     began = time.perf_counter()
     _, outputs = outputs_of(model, part(probe, slice(0, 1)), task)

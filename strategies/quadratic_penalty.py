@@ -140,7 +140,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
     def before_training_exp(self, strategy, **kwargs):
         self._meet(strategy)
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
-        if self.consolidate_every is None and _is_first(strategy.experience):
+        if self.consolidate_every is None and shown(strategy.experience, "is_first_subexp", True):
             self._since = []
         self._since.append(_data_of(strategy))
         if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
@@ -222,10 +222,8 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         """Whether an experience ends with this one, which may be a part of it."""
         if self.consolidate_every is not None:
             return sum(len(data) for data in self._since) >= self.consolidate_every  # type: ignore[arg-type]
-        if _is_last(experience, type(self).__name__):
-            return True
         # Avalanche 0.6 marks no sub-experience as the last where their size divides the experience's: they are counted.
-        return len(self._since) >= experience.sub_stream_length
+        return len(self._since) >= shown(experience, "sub_stream_length", 1)
 
     def data_since(self, strategy) -> Dataset:
         """What was trained on since the last consolidation, with the transformations of evaluation."""
@@ -246,8 +244,11 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         }
 
     def _refuse_what_cannot_work(self, strategy) -> None:
-        if self.consolidate_every is None:
-            _is_last(strategy.experience, type(self).__name__)
+        if self.consolidate_every is None and shown(strategy.experience, "sub_stream_length", 1) is None:
+            raise ValueError(
+                f"{type(self).__name__}: the stream hides where an experience ends: give consolidate_every, the number "
+                f"of samples after which to consolidate"
+            )
         with same_random_numbers():
             self._left_out(strategy.model, refuse_unused=True)
             try:
@@ -437,22 +438,12 @@ def _data_of(strategy) -> Dataset:
     return strategy.adapted_dataset if isinstance(strategy, JointTraining) else strategy.experience.dataset
 
 
-def _is_first(experience) -> bool:
+def shown(experience, attribute: str, missing: Any, hidden: Any = None) -> Any:
+    """An experience's attribute; ``missing`` where it has none, ``hidden`` where the stream does not show it."""
     try:
-        return getattr(experience, "is_first_subexp", True)
+        return getattr(experience, attribute, missing)
     except ValueError:  # Avalanche's MaskedAttributeError
-        return False
-
-
-def _is_last(experience, name: str) -> bool:
-    """Whether an experience ends with this one; a ValueError if the stream hides it."""
-    try:
-        return getattr(experience, "is_last_subexp", True)
-    except ValueError as error:  # Avalanche's MaskedAttributeError
-        raise ValueError(
-            f"{name}: the stream hides where an experience ends (access_task_boundaries=False): give "
-            f"consolidate_every, the number of samples after which to consolidate"
-        ) from error
+        return hidden
 
 
 def first_samples(dataset: Dataset, count: int = 3) -> Dataset:

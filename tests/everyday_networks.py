@@ -246,9 +246,7 @@ class Counts(nn.Module):
 
 def checkpointed():
     body = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
-    return Of(
-        lambda m, x: m.head(checkpoint(m.body, x, use_reentrant=False)), body=body, head=nn.Linear(5, CLASSES)
-    )
+    return Of(lambda m, x: m.head(checkpoint(m.body, x, use_reentrant=False)), body=body, head=nn.Linear(5, CLASSES))
 
 
 def checkpointed_reentrant():

@@ -145,7 +145,12 @@ LABELS = torch.arange(SAMPLES) % 3
 CRITERIA = {
     "cross-entropy": (network(3), nn.CrossEntropyLoss(), LABELS, "categorical"),
     "a function": (network(3), functional.cross_entropy, LABELS, "categorical"),
-    "somebody's cross-entropy": (network(3), lambda f, y: functional.cross_entropy(2 * f / 2, y), LABELS, "categorical"),
+    "somebody's cross-entropy": (
+        network(3),
+        lambda f, y: functional.cross_entropy(2 * f / 2, y),
+        LABELS,
+        "categorical",
+    ),
     "NLL": (network(3, nn.LogSoftmax(1)), nn.NLLLoss(), LABELS, "categorical"),
     "somebody's NLL": (network(3, nn.LogSoftmax(1)), lambda f, y: functional.nll_loss(f, y), LABELS, "categorical"),
     "one logit": (network(1), nn.BCEWithLogitsLoss(), numbers(1).round(), "bernoulli"),
@@ -180,7 +185,9 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
     y = LABELS if isinstance(criterion, Focal | nn.MultiMarginLoss) else numbers(3)
     model = network(3)
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match=f"the criterion \\({type(criterion).__name__}\\) is none whose density is known"):
+    with pytest.raises(
+        ValueError, match=f"the criterion \\({type(criterion).__name__}\\) is none whose density is known"
+    ):
         train(model, data_of(y), criterion, EWCPlugin(1.0))
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert likelihood_of(criterion) is None
@@ -197,7 +204,9 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
 )  # fmt: skip
 def test_a_density_that_contradicts_the_criterion_is_refused(case, given):
     model, criterion, y, likelihood = CRITERIA[case]
-    with pytest.raises(ValueError, match=f"likelihood='{given}' contradicts the criterion, whose density is '{likelihood}'"):
+    with pytest.raises(
+        ValueError, match=f"likelihood='{given}' contradicts the criterion, whose density is '{likelihood}'"
+    ):
         train(model, data_of(y), criterion, EWCPlugin(1.0, likelihood=given))
 
 

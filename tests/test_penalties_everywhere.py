@@ -90,9 +90,7 @@ class Reference(SupervisedPlugin):
     def __init__(self, data, multi_task, joint):
         super().__init__()
         self.fisher, self.omega, self.parts = [], [], 0
-        self.tasks = [
-            [(x, y, task * multi_task) for x, y in zip(*part, strict=True)] for task, part in enumerate(data)
-        ]
+        self.tasks = [[(x, y, task * multi_task) for x, y in zip(*part, strict=True)] for task, part in enumerate(data)]
         if joint:
             self.tasks = [sum(self.tasks, [])]
 
@@ -171,9 +169,7 @@ def assert_same(found, expected):
     for name, value in expected.items():
         tight = 1.0 if value.dtype == torch.float64 else 1000.0
         atol = tight * (1e-7 * value.abs().max().item() + 1e-12)
-        torch.testing.assert_close(
-            found[name], value, rtol=tight * 1e-6, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(found[name], value, rtol=tight * 1e-6, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 class Outputs(nn.Module):
@@ -215,7 +211,9 @@ def test_what_cannot_work_is_refused_by_name_before_anything_is_trained(network,
     else:
         plugins = [EWCPlugin(1.0)]
     for plugin in plugins:
-        with pytest.raises(ValueError, match=f"{type(plugin).__name__} cannot work here, and nothing was trained: .*{message}"):
+        with pytest.raises(
+            ValueError, match=f"{type(plugin).__name__} cannot work here, and nothing was trained: .*{message}"
+        ):
             learn(model, stream(benchmark(ROWS, "plain"), False), [plugin])
         assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
