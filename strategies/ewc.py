@@ -19,6 +19,11 @@ from typing import get_args
 
 import torch
 from avalanche.training.templates.problem_type import SupervisedProblem
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.densities import Likelihood, left_out, likelihood_by_gradient, likelihood_of
 from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher
 from engrams.strategies.minibatches import (
@@ -39,9 +44,6 @@ from engrams.strategies.quadratic_penalty import (
     refuse_negative,
     shown,
 )
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import Dataset
 
 
 class EWCPlugin(QuadraticPenaltyPlugin):
@@ -53,10 +55,10 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     (A penalised parameter has a gradient, if only of zero, so an optimiser that keeps its momentum from one experience
     to the next moves an old head a little, where without a penalty it would not touch it.)
 
-    The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy Bernoulli,
-    squared error Gaussian. F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K outputs is
-    the mean negative log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K outputs is 1/K of
-    it. Before anything is trained, three samples are measured, and what cannot work is refused.
+    The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy
+    Bernoulli, squared error Gaussian. F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K
+    outputs is the mean negative log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K
+    outputs is 1/K of it. Before anything is trained, three samples are measured, and what cannot work is refused.
 
     Memory and time a step are O(parameters) for ``corrected`` and ``online``, O(parameters x experiences) for
     ``separate``.
@@ -101,15 +103,15 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             penalty_step: ``gradient`` or ``proximal``, which is stable for every lambda; see
                 :class:`QuadraticPenaltyPlugin`.
             exclude: parameters that are not penalised, by name, pattern or kind of module; likewise.
-            consolidate_every: number of samples after which to consolidate, for streams that hide where experiences end.
+            consolidate_every: samples after which to consolidate, for streams that hide where experiences end.
             batch_size: samples in one pass of the Fisher (for ``batched``, in a mini-batch). None: for ``batched``, the
                 strategy's training mini-batch; else as many as take no more memory than two training steps.
             num_workers: processes that load the data for the Fisher; None: as many as ``strategy.train`` was given.
 
         Raises:
             ValueError: an argument outside its range; before the first experience is trained, what cannot work with
-                this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample has
-                no gradient of its own); after an experience, parameters or importances that are not finite.
+                this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample
+                has no gradient of its own); after an experience, parameters or importances that are not finite.
         """
         refuse_negative("ewc_lambda", ewc_lambda)
         super().__init__(
@@ -209,7 +211,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 batch = next(minibatches(model, first_samples(self.data_since(strategy)), 3))
                 with torch.no_grad():
                     outputs = model(batch.inputs)
-                return likelihood_by_gradient(lambda f: model.loss(batch.inputs, f), outputs, batch.y)
+                y = torch.empty(0) if batch.y is None else batch.y
+                return likelihood_by_gradient(lambda f: model.loss(batch.inputs, f), outputs, y)
             except Exception:  # it is not known then, and that is said
                 return None
 
@@ -222,5 +225,45 @@ def _refuse_unnormalised(model: nn.Module, data: Dataset) -> None:
             if sums.isfinite().all() and sums.abs().max() > 1e-2:
                 raise ValueError(
                     f"nn.NLLLoss needs log-probabilities; the exponentials of the network's outputs add up to "
-                    f"{sums.exp()[0].item():.3g}, not 1. End the network with a log-softmax, or take nn.CrossEntropyLoss"
+                    f"{sums.exp()[0].item():.3g}, not 1. End the network with a log-softmax, or take "
+                    f"nn.CrossEntropyLoss"
                 )
+
+
+# --- in the catalogue -------------------------------------------------------------------------------------------------
+
+
+EWC_LAMBDAS = LogUniform(1e1, 1e6)
+
+
+class EWCHyperparameters(Hyperparameters):
+    """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
+
+    ewc_lambda: Lambda
+    fisher: Fisher = "exact"
+    fisher_samples: Positive | None = None
+
+
+class OnlineEWCHyperparameters(EWCHyperparameters):
+    """The same, and the decay of the running sum."""
+
+    gamma: Fraction
+
+
+ENTRIES = {
+    "ewc-separate": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples),
+        hyperparameters=EWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "ewc": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples),
+        hyperparameters=EWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "ewc-online": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma),
+        hyperparameters=OnlineEWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+}

@@ -11,12 +11,14 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
 from engrams.strategies.densities import Likelihood, density
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
 from engrams.strategies.minibatches import (
     chosen_samples,
     evaluation_mode,
-    minibatches,
     rows,
     trainable_parameters,
     unwrapped,
@@ -29,8 +31,6 @@ from engrams.strategies.per_sample_gradients import (
     outputs_of,
     plan,
 )
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
@@ -147,11 +147,11 @@ def mas_importance(
             negative; images and outputs may be, and importance may not.) A convolution's products are summed over the
             positions at which it uses a weight, within a sample and before the absolute value is taken. Every layer but
             the last that runs is taken to be followed by a ReLU; one that is called as a function cannot be seen, nor
-            that there is none. It is *half* of |d ||f||^2 / d theta_ij| of the layer alone, which for a ReLU is 2 f_i f_j:
-            the lambda that goes with ``global`` on one linear layer is half of the one that goes with ``local``.
-            ``batched``: the absolute gradient of a *mini-batch mean*, averaged over mini-batches. It shrinks as ``batch_size``
-            grows, since gradients of different samples cancel; it is what many libraries compute, and is kept so that
-            the difference can be shown.
+            that there is none. It is *half* of |d ||f||^2 / d theta_ij| of the layer alone, which for a ReLU is 2 f_i
+            f_j: on one linear layer ``local`` with twice the lambda is ``global``.
+            ``batched``: the absolute gradient of a *mini-batch mean*, averaged over mini-batches. It shrinks as
+            ``batch_size`` grows, since gradients of different samples cancel; it is what many libraries compute, and is
+            kept so that the difference can be shown.
         batch_size: mini-batch size of ``batched``; the other two do not depend on it.
         samples_at_once: samples in one forward pass; None: as many as take no more memory than two training steps of
             ``batch_size`` samples (or 64 MiB), 1,000 at most. ``batched`` does not read it.

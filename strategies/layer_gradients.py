@@ -1,15 +1,16 @@
 """Per-sample gradients of single layers, from what went into a layer and the signal that came back to its output.
 
 No per-sample gradient is stored where a layer is linear on rows: sample n's gradient is the outer product d_n a_n' of
-the back-propagated signal d_n and the layer's input a_n, so the sum of its squares over samples is (d*d)' (a*a) and that
-of its absolute values |d|' |a|, one matrix product a layer and batch. Everywhere else positions are summed before the
-statistic is taken, and each sample's gradient is written out, a chunk at a time.
+the back-propagated signal d_n and the layer's input a_n, so the sum of its squares over samples is (d*d)' (a*a) and
+that of its absolute values |d|' |a|, one matrix product a layer and batch. Everywhere else positions are summed before
+the statistic is taken, and each sample's gradient is written out, a chunk at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,14 +114,14 @@ def _numbers(layer: nn.Module, inputs: Tensor, d: Tensor) -> int:
 # --- one rule a kind of layer -----------------------------------------------------------------------------------------
 
 
-def _linear(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
+def _linear(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """Rows [N, ..., in] of one weight: their outer products are summed within a sample."""
     d = torch.stack([d.flatten(1, -2) if d.dim() > 2 else d.unsqueeze(1) for d in signals], 1)  # [N, terms, rows, out]
     a = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs.unsqueeze(1)
     return _only(wanted, weight=lambda: d.transpose(2, 3) @ a.unsqueeze(1), bias=lambda: d.sum(2))
 
 
-def _convolution(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
+def _convolution(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     return _only(
         wanted,
         weight=lambda: _weights_of_convolution(layer, inputs, signals),
@@ -128,7 +129,7 @@ def _convolution(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted
     )
 
 
-def _weights_of_convolution(layer: nn.Module, inputs: Tensor, signals: list[Tensor]) -> Tensor:
+def _weights_of_convolution(layer: Any, inputs: Tensor, signals: list[Tensor]) -> Tensor:
     """A convolution is linear on its patches: [N, I * kernel, positions], the same for all signals."""
     padding = layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
@@ -150,7 +151,7 @@ def _weights_of_convolution(layer: nn.Module, inputs: Tensor, signals: list[Tens
 def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
     if len(kernel) == 1:  # torch unfolds images only; a sequence is an image of height 1
         inputs = inputs.unsqueeze(2)
-        kernel, dilation, padding, stride = ((one, *value) for one, value in zip((1, 1, 0, 1), (kernel, dilation, padding, stride), strict=True))  # fmt: skip
+        kernel, dilation, padding, stride = (1, *kernel), (1, *dilation), (0, *padding), (1, *stride)
     if len(kernel) == 2:
         return functional.unfold(inputs, kernel, dilation=dilation, padding=padding, stride=stride)
     inputs = functional.pad(inputs, [side for size in reversed(padding) for side in (size, size)])
@@ -162,7 +163,7 @@ def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
     return inputs.permute(order).flatten(1, 1 + axes).flatten(2)
 
 
-def _normalised(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
+def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
         x = functional.batch_norm(inputs, layer.running_mean, layer.running_var, None, None, False, 0.0, layer.eps)
@@ -184,7 +185,7 @@ def _normalised(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted:
     )
 
 
-def _prelu(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
+def _prelu(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     negative = inputs.clamp(max=0)
 
     def summed(t: Tensor) -> Tensor:
@@ -195,19 +196,19 @@ def _prelu(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[
     return _only(wanted, weight=lambda: torch.stack([summed(d * negative) for d in signals], 1))
 
 
-def _embedding(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
+def _embedding(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """The whole table for every sample; :func:`_add_embedding` writes out the rows that are used only."""
     index = inputs.reshape(len(inputs), -1)
     found = signals[0].new_zeros(len(inputs), len(signals), *layer.weight.shape)
     for term, d in enumerate(signals):
         d = d.flatten(1, -2) if d.dim() > 2 else d.unsqueeze(1)
         if layer.padding_idx is not None:
-            d = d.masked_fill((index == layer.padding_idx).unsqueeze(2), 0)
+            d = d.masked_fill(index.eq(layer.padding_idx).unsqueeze(2), 0)
         found[:, term].scatter_add_(1, index.unsqueeze(2).expand_as(d), d)
     return {"weight": found}
 
 
-def _add_embedding(total: Tensor, layer: nn.Embedding, inputs: Tensor, d: Tensor, statistic: Statistic) -> None:
+def _add_embedding(total: Tensor, layer: Any, inputs: Tensor, d: Tensor, statistic: Statistic) -> None:
     """Signals are summed where a sample uses a row of the table more than once."""
     index = inputs.reshape(len(inputs), -1)
     samples = torch.arange(len(index), device=index.device).unsqueeze(1).expand_as(index)
@@ -223,7 +224,7 @@ def _only(wanted: set[str], **makers: Callable[[], Tensor]) -> Gradients:
     return {attribute: make() for attribute, make in makers.items() if attribute in wanted}
 
 
-Rule = Callable[[nn.Module, Tensor, list[Tensor], set[str]], Gradients]
+Rule = Callable[[Any, Tensor, list[Tensor], set[str]], Gradients]
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,

@@ -12,6 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from avalanche.benchmarks.utils import AvalancheDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Strategy
 from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
 from engrams.strategies.minibatches import asked
 from engrams.strategies.quadratic_penalty import (
@@ -22,8 +26,6 @@ from engrams.strategies.quadratic_penalty import (
     first_samples,
     refuse_negative,
 )
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 
 class MASPlugin(QuadraticPenaltyPlugin):
@@ -60,7 +62,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
             penalty_step: ``gradient`` or ``proximal``, which is stable for every lambda; see
                 :class:`QuadraticPenaltyPlugin`.
             exclude: parameters that are not penalised, by name, pattern or kind of module; likewise.
-            consolidate_every: number of samples after which to consolidate, for streams that hide where experiences end.
+            consolidate_every: samples after which to consolidate, for streams that hide where experiences end.
             batch_size: samples in one pass (for ``batched``, in a mini-batch). None: for ``batched``, the strategy's
                 training mini-batch; else as many as take no more memory than two training steps.
             num_workers: processes that load the data; None: as many as ``strategy.train`` was given.
@@ -156,3 +158,32 @@ def _refuse_what_is_no_dataset(data: object) -> None:
     for entry in data if isinstance(data, list | tuple) else ():
         if isinstance(entry, DataLoader | Tensor):
             raise ValueError(f"importance_data has a {type(entry).__name__} among its entries; give data sets")
+
+
+# --- in the catalogue -------------------------------------------------------------------------------------------------
+
+
+class MASLocalHyperparameters(Hyperparameters):
+    """What the local form of :class:`MASPlugin` takes."""
+
+    mas_lambda: Lambda
+
+
+class MASHyperparameters(MASLocalHyperparameters):
+    """What :class:`MASPlugin` takes, but for the data that importance is measured on."""
+
+    variant: MASVariant = "global"
+
+
+ENTRIES = {
+    "mas": Strategy(
+        plugin=lambda h: MASPlugin(h.mas_lambda, h.variant),
+        hyperparameters=MASHyperparameters,
+        search={"mas_lambda": LogUniform(1e-4, 1e5)},
+    ),
+    "mas-local": Strategy(
+        plugin=lambda h: MASPlugin(h.mas_lambda, "local"),
+        hyperparameters=MASLocalHyperparameters,
+        search={"mas_lambda": LogUniform(1e-5, 1e4)},
+    ),
+}

@@ -1,8 +1,8 @@
 """Sums over samples of a statistic of per-sample gradients: their squares (Fisher) or absolute values (MAS).
 
 One forward pass and one backward pass of signals serve all layers that :mod:`layer_gradients` has a rule for. What
-parameters are left (of a recurrent layer, of a weight that is used twice) take the general way, ``torch.func``'s vmap of
-grad for those parameters alone; and where torch cannot vectorise the network, one sample after another.
+parameters are left (of a recurrent layer, of a weight that is used twice) take the general way, ``torch.func``'s vmap
+of grad for those parameters alone; and where torch cannot vectorise the network, one sample after another.
 
 Which parameter goes which way is found out, not assumed: three samples are run, and a rule holds where it gives the
 gradient of each that autograd finds.
@@ -17,6 +17,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
 from engrams.strategies.layer_gradients import (
     Run,
     Statistic,
@@ -38,11 +44,6 @@ from engrams.strategies.minibatches import (
     same_random_numbers,
     trainable_parameters,
 )
-from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.data import Dataset
-from tqdm import tqdm
 
 SAMPLES_AT_ONCE = 1000
 """Samples in one forward pass, at most. The result does not depend on it."""

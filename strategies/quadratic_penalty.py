@@ -17,10 +17,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
-from engrams.strategies.minibatches import named_parameters, same_random_numbers
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from engrams.strategies.minibatches import named_parameters, same_random_numbers
 
 Consolidation = Literal["separate", "corrected", "online"]
 PenaltyStep = Literal["gradient", "proximal"]
@@ -44,8 +45,8 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
     fresh one has none, and a warning names it. Used for a second strategy, the plugin goes on if the model is the
     one that it left, and otherwise starts afresh, with a warning.
 
-    An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what is
-    measured is the data of all of them.
+    An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what
+    is measured is the data of all of them.
 
     Attributes:
         importances: parameter name -> non-negative tensor of its shape; empty before the first experience has ended.
@@ -80,8 +81,9 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
                 its steps does not reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
                 and kinds of modules (``nn.BatchNorm2d``) with all that is below them.
-            consolidate_every: for streams that hide where experiences end: consolidate at the end of the (sub-)experience
-                with which this many samples have come since the last time. None: where an experience ends.
+            consolidate_every: for streams that hide where experiences end: consolidate at the end of the
+                (sub-)experience with which this many samples have come since the last time. None: where an experience
+                ends.
 
         Raises:
             ValueError: an argument outside its range.
@@ -204,7 +206,8 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         if not as_left:
             warnings.warn(
                 f"{type(self).__name__} was made for another strategy, and this one's model is not the one that it "
-                f"left: it starts afresh, and what it held of the other is forgotten. Make one plugin for each strategy",
+                f"left: it starts afresh, and what it held of the other is forgotten. Make one plugin for each "
+                f"strategy",
                 stacklevel=2,
             )
             self._start_afresh()
@@ -326,6 +329,10 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
             return list(zip(self.importances, self.anchors, strict=True))
         return [(self.importances, self.anchors)]
 
+    def _by_name(self) -> list[dict[str, Any]]:
+        """All that is kept by a parameter's name."""
+        return [*(kept for pair in self._pairs() for kept in pair), self._owners]
+
     def _matched(self, model: nn.Module) -> tuple[list[Term], list[str]]:
         """The terms of every penalised parameter, in its present shape; and the names that nothing continues."""
         parameters = named_parameters(model)
@@ -354,26 +361,27 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
             if owner is not None and id(owner) in present:
                 if present[id(owner)] != name:
                     renamed[name] = present[id(owner)]
-            elif here is None or not (
-                _may_grow(self._anchor(name), here) if owner is None else _continues(here, owner)
-            ):
+            elif here is None or not self._continued(name, here):
                 lost.append(name)
             elif owner is not None:
                 self._owners[name] = here
         if renamed:
-            for of_name in [*(part for pair in self._pairs() for part in pair), self._owners]:
-                moved = {new: of_name.pop(old) for old, new in renamed.items() if old in of_name}  # type: ignore[attr-defined]
+            for of_name in self._by_name():
+                moved = {new: of_name.pop(old) for old, new in renamed.items() if old in of_name}
                 of_name.update(moved)
         return lost
 
-    def _anchor(self, name: str) -> Tensor:
-        return next(anchors[name] for _, anchors in self._pairs() if name in anchors)
+    def _continued(self, name: str, here: nn.Parameter) -> bool:
+        owner = self._owners.get(name)
+        if owner is not None:
+            return _continues(here, owner)
+        return _may_grow(next(anchors[name] for _, anchors in self._pairs() if name in anchors), here)
 
     def _give_up(self, lost: list[str], parameters: dict[str, nn.Parameter]) -> None:
         """Forget the anchors of parameters that are gone, and say which."""
-        for of_name in [*(part for pair in self._pairs() for part in pair), self._owners]:
+        for of_name in self._by_name():
             for name in lost:
-                of_name.pop(name, None)  # type: ignore[attr-defined]
+                of_name.pop(name, None)
         exchanged = [name for name in lost if name in parameters]
         gone = [name for name in lost if name not in parameters]
         said = []

@@ -5,13 +5,13 @@ import functools
 import pytest
 import torch
 from avalanche.training.templates import SupervisedTemplate
-from engrams.strategies import EWCPlugin, MASPlugin
-from engrams.strategies.densities import likelihood_of
-from engrams.strategies.importance import diagonal_fisher
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from engrams.strategies import EWCPlugin, MASPlugin
+from engrams.strategies.densities import likelihood_of
+from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
 
 SAMPLES = 12
@@ -122,7 +122,7 @@ def test_probabilities_as_labels_and_labels_that_are_none():
     )
 
 
-# --- which density a strategy's criterion is of ------------------------------------------------------------------------
+# --- which density a strategy's criterion is of -----------------------------------------------------------------------
 
 
 def train(model, dataset, criterion, plugin, template=SupervisedTemplate):
@@ -199,8 +199,8 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
 
 @pytest.mark.parametrize(
     ("case", "given"),
-    [("cross-entropy", "gaussian"), ("one logit", "categorical"), ("numbers", "bernoulli"), ("probabilities", "bernoulli"),
-     ("half the squares", "categorical")],
+    [("cross-entropy", "gaussian"), ("one logit", "categorical"), ("numbers", "bernoulli"),
+     ("probabilities", "bernoulli"), ("half the squares", "categorical")],
 )  # fmt: skip
 def test_a_density_that_contradicts_the_criterion_is_refused(case, given):
     model, criterion, y, likelihood = CRITERIA[case]
@@ -230,7 +230,7 @@ def test_weights_and_smoothing_are_said():
 
 
 def test_nll_of_what_is_no_log_probability_is_refused():
-    with pytest.raises(ValueError, match="nn.NLLLoss needs log-probabilities"):
+    with pytest.raises(ValueError, match=r"nn\.NLLLoss needs log-probabilities"):
         train(network(3), data_of(LABELS), nn.NLLLoss(), EWCPlugin(1.0))
 
 

@@ -3,7 +3,8 @@
 import copy
 import pickle
 import warnings
-from types import SimpleNamespace
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
@@ -12,13 +13,13 @@ from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.models import IncrementalClassifier
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
-from engrams.strategies.baselines import L2Plugin
-from engrams.strategies.importance import diagonal_fisher, mas_importance
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 
+from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
+from engrams.strategies.baselines import L2Plugin
+from engrams.strategies.importance import diagonal_fisher, mas_importance
 from tests.test_ewc import joint_least_squares, learn, mlp, quiet, stream
 
 PLUGINS = {
@@ -49,7 +50,7 @@ def anchors_of(plugin):
     return plugin.anchors[-1] if plugin.consolidation == "separate" else plugin.anchors
 
 
-# --- whose anchors they are --------------------------------------------------------------------------------------------
+# --- whose anchors they are -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -59,7 +60,7 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     strategy = learn(Net(3), [experiences[0]], plugin)
     strategy.model.fc = nn.Linear(5, classes)
     with pytest.warns(UserWarning, match="'fc.weight', 'fc.bias': exchanged for a fresh one, which is not penalised"):
-        plugin.before_training_exp(SimpleNamespaceOf(strategy, experiences[1]))
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     with torch.no_grad():
         strategy.model.fc.weight.add_(3.0)
     assert plugin.penalty(strategy.model).item() == 0
@@ -70,7 +71,7 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     assert anchors_of(plugin)["fc.weight"].shape == (classes, 5)
 
 
-def SimpleNamespaceOf(strategy, experience):
+def at_the_start_of(strategy, experience):
     """The strategy as it is at the start of an experience."""
     strategy.experience = experience
     return strategy
@@ -188,7 +189,7 @@ def test_a_plugin_and_its_model_survive_pickling():
     assert plugin.consolidated == 2
 
 
-# --- where an experience ends ------------------------------------------------------------------------------------------
+# --- where an experience ends -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [7, 8])  # 8 divides 40: Avalanche marks no sub-experience as the last
@@ -222,7 +223,7 @@ def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
     assert len(plugin.anchors) == 4  # 80 samples
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -268,11 +269,10 @@ def test_a_sample_that_is_no_number_is_named(fisher, position):
     x, y = torch.randn(1200, 6), torch.arange(1200) % 2
     x[position, 2] = float("nan")
     where = "the mini-batch of samples" if fisher == "batched" else f"sample {position}"
+    data = TensorDataset(x, y)
+    measure = partial(mas_importance, Net(), data) if fisher is None else partial(diagonal_fisher, Net(), data, fisher)
     with pytest.raises(ValueError, match=f"of 'body.weight' is not finite (for|in) {where}"):
-        if fisher is None:
-            mas_importance(Net(), TensorDataset(x, y))
-        else:
-            diagonal_fisher(Net(), TensorDataset(x, y), fisher)
+        measure()
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -287,7 +287,7 @@ def test_parameters_that_are_no_numbers_any_more_are_named(kind):
     assert not plugin.importances
 
 
-# --- what samples are made of ------------------------------------------------------------------------------------------
+# --- what samples are made of -----------------------------------------------------------------------------------------
 
 
 def test_a_third_column_is_no_task_label_unless_the_model_has_several_heads():
@@ -371,7 +371,7 @@ def test_samples_of_unequal_length_are_measured_one_by_one():
         torch.testing.assert_close(found[name], value)
 
 
-# --- memory and loading ------------------------------------------------------------------------------------------------
+# --- memory and loading -----------------------------------------------------------------------------------------------
 
 
 class Largest(nn.Sequential):
@@ -418,7 +418,7 @@ def test_num_workers_of_train_reach_the_importance(monkeypatch):
     strategy = learn(Net(), [], EWCPlugin(1.0), MASPlugin(1.0, num_workers=3))
     experience = stream([[0, 1]])[0]
     for plugin in strategy.plugins[:2]:
-        plugin.before_training_exp(SimpleNamespaceOf(strategy, experience), num_workers=2)
+        plugin.before_training_exp(at_the_start_of(strategy, experience), num_workers=2)
         seen.clear()
         plugin.importance(strategy)
         assert max(seen) == (2 if isinstance(plugin, EWCPlugin) else 3)
@@ -430,7 +430,7 @@ def test_what_takes_long_suggests_fewer_samples(monkeypatch):
         diagonal_fisher(Net(), TensorDataset(torch.randn(9, 6)))
 
 
-# --- the penalty's derivatives and steps -------------------------------------------------------------------------------
+# --- the penalty's derivatives and steps ------------------------------------------------------------------------------
 
 
 def test_the_penalty_has_second_derivatives():
@@ -484,10 +484,8 @@ def test_where_gradient_steps_on_the_penalty_diverge_proximal_ones_do_not(kind):
         torch.manual_seed(0)
         strategy = learn(Net(), [experiences[0]], plugin)
         anchors = dict(plugin.anchors)
-        try:
+        with suppress(ValueError):  # parameters that are not finite
             strategy.train(experiences[1])
-        except ValueError as error:
-            assert "not finite" in str(error)
         away = torch.stack([(p - anchors[n]).abs().max() for n, p in strategy.model.named_parameters()])
         return away.max().item(), plugin  # NaN, if one is
 
@@ -510,7 +508,7 @@ def test_a_small_proximal_penalty_ends_where_the_gradients_does():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-# --- options -----------------------------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 def unequal_regression_tasks():
@@ -561,9 +559,12 @@ def test_normalised_fishers_count_alike():
 @pytest.mark.parametrize("kind", PLUGINS)
 @pytest.mark.parametrize(
     ("exclude", "left"),
-    [("fc.*", {"0.weight", "0.bias", "1.weight", "1.bias"}), (nn.BatchNorm1d, {"0.weight", "0.bias", "fc.weight", "fc.bias"}),
-     (["*.bias", nn.BatchNorm1d], {"0.weight", "fc.weight"})],
-)  # fmt: skip
+    [
+        ("fc.*", {"0.weight", "0.bias", "1.weight", "1.bias"}),
+        (nn.BatchNorm1d, {"0.weight", "0.bias", "fc.weight", "fc.bias"}),
+        (["*.bias", nn.BatchNorm1d], {"0.weight", "fc.weight"}),
+    ],
+)
 def test_parameters_are_left_out_by_name_or_kind(kind, exclude, left):
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
     model.add_module("fc", nn.Linear(5, 2))

@@ -9,12 +9,12 @@ from avalanche.logging import BaseLogger
 from avalanche.models.utils import avalanche_forward
 from avalanche.training import JointTraining, Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import nn
+
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.strategies import EWCPlugin, MASPlugin
 from engrams.strategies.baselines import L2Plugin
-from torch import nn
-
 from tests import everyday_networks
 from tests.everyday_networks import CLASSES, NETWORKS, ROWS, inputs
 
@@ -92,7 +92,7 @@ class Reference(SupervisedPlugin):
         self.fisher, self.omega, self.parts = [], [], 0
         self.tasks = [[(x, y, task * multi_task) for x, y in zip(*part, strict=True)] for task, part in enumerate(data)]
         if joint:
-            self.tasks = [sum(self.tasks, [])]
+            self.tasks = [[sample for task in self.tasks for sample in task]]
 
     def after_training_exp(self, strategy, **kwargs):
         self.parts += 1
