@@ -18,8 +18,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-NUMBERS_WRITTEN_OUT = 2**24
-"""Per-sample gradient entries (and unfolded patches) held at once: 64 MiB of float32."""
+NUMBERS_WRITTEN_OUT = 2**21
+"""Per-sample gradient entries (and unfolded patches) held at once: 8 MiB of float32, which a processor's cache holds.
+
+A reduced ResNet-18's exact Fisher of 10 classes took 1.6 times as long with eight times as many."""
 
 Statistic = Callable[[Tensor], Tensor]
 """``torch.square`` or ``torch.abs``: of a product it is the product of the factors' own, which linear layers need."""

@@ -222,6 +222,7 @@ def minibatches(
             if len(labels) == 1:
                 yield Minibatch(inputs, y, label, first)
             else:
+                assert tasks is not None
                 chosen = tasks.eq(label)
                 yield Minibatch(part(inputs, chosen), None if y is None else y[chosen], label, first)
         first += size
