@@ -14,6 +14,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
@@ -163,6 +164,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module.named_buffers(recurse=False)
+        if not is_lazy(buffer)
     ]
     model.eval()
     with ExitStack() as stack:
