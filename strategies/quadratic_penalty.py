@@ -134,8 +134,14 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         """Raises a ValueError for what cannot work, before the first experience of a strategy is trained."""
 
     def penalty(self, model: nn.Module) -> Tensor:
-        """The penalty at the model's present parameters, a scalar that carries gradients."""
-        return self._penalty(self._matched(model)[0])
+        """The penalty at the model's present parameters, a scalar that carries gradients.
+
+        Another model than the one that the anchors belong to is compared with them by its parameters' names.
+        """
+        terms, lost = self._matched(model)
+        if lost and not terms:
+            terms = self._terms_of(named_parameters(model), lost=[])
+        return self._penalty(terms)
 
     # --- Avalanche's hooks ----------------------------------------------------------------------------------------
 
@@ -337,13 +343,16 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         """The terms of every penalised parameter, in its present shape; and the names that nothing continues."""
         parameters = named_parameters(model)
         lost = self._follow(parameters)
-        terms = []
-        for importances, anchors in self._pairs():
-            for name, importance in importances.items():
-                if name not in lost:
-                    p = parameters[name]
-                    terms.append(Term(p, _grown(importance.to(p), p), _grown(anchors[name].to(p), p)))
-        return terms, lost
+        return self._terms_of(parameters, lost), lost
+
+    def _terms_of(self, parameters: dict[str, nn.Parameter], lost: list[str]) -> list[Term]:
+        return [
+            Term(p, _grown(importance.to(p), p), _grown(anchors[name].to(p), p))
+            for importances, anchors in self._pairs()
+            for name, importance in importances.items()
+            if name not in lost
+            for p in [parameters[name]]
+        ]
 
     def _follow(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Follow every anchored parameter to where it is now; returns the names of those that are nowhere.
