@@ -33,9 +33,9 @@ from engrams.strategies.generators.generator import Schedule
 from engrams.strategies.generators.vae import ImageLikelihood
 from engrams.strategies.generators.wgan_gp import Architecture
 from engrams.strategies.importance import Fisher, MASVariant
+from engrams.strategies.judged import GANDeepGenerativeReplay
 from engrams.strategies.mas import MASPlugin
 from engrams.strategies.mergan import (
-    GANDeepGenerativeReplay,
     GANJointTraining,
     JointReplayGAN,
     MeRGAN,

@@ -15,9 +15,9 @@ from engrams.strategies import DeepGenerativeReplay, MeRGAN
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, WGANGP
 from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
+from engrams.strategies.judged import GANDeepGenerativeReplay
 from engrams.strategies.mergan import (
     BATCHES_AHEAD,
-    GANDeepGenerativeReplay,
     GANJointTraining,
     JointReplayGAN,
     ReplayAlignmentGAN,
