@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from engrams.strategies.experiences import ends
+from engrams.strategies.experiences import Pieces
 from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
@@ -56,11 +56,13 @@ class FrozenBackbonePlugin(SupervisedPlugin):
         """
         super().__init__()
         self.classifier = classifier
+        self._pieces = Pieces()
         self._freezes = False
 
     def before_training_exp(self, strategy, **kwargs):
         if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._freezes = False
+        self._pieces.begin(strategy.experience)
         names = [name for name, _ in strategy.model.named_parameters()]
         if not any(self._learns(name) for name in names):
             raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
@@ -75,7 +77,7 @@ class FrozenBackbonePlugin(SupervisedPlugin):
                 module.eval()
 
     def after_training_exp(self, strategy, **kwargs):
-        self._freezes = self._freezes or ends(strategy.experience)
+        self._freezes = self._freezes or self._pieces.end(strategy.experience)
 
     def _learns(self, name: str) -> bool:
         return name.startswith(f"{self.classifier}.")
@@ -108,11 +110,14 @@ class ReplayPlugin(SupervisedPlugin):
     def _forget(self) -> None:
         self._kept: list[list[Tensor]] = []
         self._buffer: list[Tensor] = []
-        self._pieces: list[Any] = []
+        self._pieces = Pieces()
+        self._met: list[Any] = []
 
     def before_training_exp(self, strategy, **kwargs):
         if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._forget()
+        if self._pieces.begin(strategy.experience):
+            self._met = []
 
     def before_training_iteration(self, strategy, **kwargs):
         if not self._buffer:
@@ -124,17 +129,17 @@ class ReplayPlugin(SupervisedPlugin):
         strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, old, strict=True)]
 
     def after_training_exp(self, strategy, **kwargs):
-        self._pieces.append(strategy.experience.dataset.eval())
-        if not ends(strategy.experience):
+        self._met.append(strategy.experience.dataset.eval())
+        if not self._pieces.end(strategy.experience):
             return
-        dataset: ConcatDataset = ConcatDataset(self._pieces)
+        dataset: ConcatDataset = ConcatDataset(self._met)
         experiences = len(self._kept) + 1
         share = self.mem_size // experiences
         if not share:
             raise ValueError(f"a buffer of {self.mem_size} cannot hold a sample of each of {experiences} experiences")
         chosen = torch.randperm(len(dataset))[:share].tolist()
-        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._pieces[0].collate_fn)
+        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._met[0].collate_fn)
         self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
-        self._pieces = []
+        self._met = []
         self._kept = [[column[:share] for column in kept] for kept in self._kept]
         self._buffer = [torch.cat(columns) for columns in zip(*self._kept, strict=True)]

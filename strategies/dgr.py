@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
-from engrams.strategies.experiences import Met, ends
+from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads
@@ -97,8 +97,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self.previous: Scholar | None = None
         """The last experience's, frozen."""
         self._past: list[Met] = []
-        self._present = Met((), ())
-        """Of the experience being learned, as far as it has been met."""
+        self._pieces = Pieces()
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
@@ -109,9 +108,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if self.r == "experiences":
             return 1 / (len(self._past) + 1)
         if self.r == "classes":
-            past = sum(len(met.classes_in_this_experience) for met in self._past)
-            new = len(self._present.classes_in_this_experience)
-            return new / (past + new)
+            counts = [len(met.classes_in_this_experience) for met in (*self._past, Met.of(self.experience))]
+            return counts[-1] / sum(counts)
         return float(self.r)
 
     def _before_training_exp(self, **kwargs):
@@ -121,9 +119,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 "r='classes' and models of several heads need experiences that know their classes; "
                 "make the benchmark with Avalanche's with_classes_timeline"
             )
-        begins = not self._present.task_labels
-        self._present = self._present.and_of(self.experience)
-        if begins and self.previous is not None and self.new_scholar is not None:
+        if self._pieces.begin(self.experience) and self.previous is not None and self.new_scholar is not None:
             self._start_afresh(self.new_scholar(len(self._past)))
         super()._before_training_exp(**kwargs)
 
@@ -139,7 +135,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def _train_exp(self, experience, eval_streams=None, **kwargs):
         replay = self.previous.generator.sample if self.previous else None
         self._train_generator(replay, self.new_share, **kwargs)
-        self._heads = Heads([*self._past, self._present], self.model, self.device)
+        self._heads = Heads([*self._past, Met.of(self.experience)], self.model, self.device)
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
@@ -181,9 +177,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
         self._replay = None
-        if not ends(self.experience):
+        if not self._pieces.end(self.experience):
             return
         solver = deepcopy(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
-        self._past.append(self._present)
-        self._present = Met((), ())
+        self._past.append(Met.of(self.experience))

@@ -17,23 +17,47 @@ class Met(NamedTuple):
 
     @classmethod
     def of(cls, experience: Any) -> Met:
-        """Returns what an experience says; no classes and task 0 where it says nothing."""
-        return cls(getattr(experience, "classes_in_this_experience", ()), getattr(experience, "task_labels", [0]))
-
-    def and_of(self, experience: Any) -> Met:
-        """Returns this and what another piece of the same experience says."""
-        other = Met.of(experience)
-        return Met(*(list(dict.fromkeys([*mine, *its])) for mine, its in zip(self, other, strict=True)))
+        """Returns what an experience, or the one that this is a piece of, says: where it says nothing, no classes and
+        task 0."""
+        whole = getattr(experience, "origin_experience", experience)
+        return cls(getattr(whole, "classes_in_this_experience", ()), getattr(whole, "task_labels", [0]))
 
 
-def ends(experience: Any) -> bool:
-    """Tells whether this is a whole experience, or the last piece of one (of ``split_online_stream``)."""
-    return getattr(experience, "is_last_subexp", True)
+class Pieces:
+    """Tells where experiences begin and end in a stream that comes in pieces (of ``split_online_stream``).
+
+    An experience that is no piece begins and ends with itself. Pieces are counted, since Avalanche (0.6.0) calls none
+    the last where their size divides the experience.
+    """
+
+    def __init__(self) -> None:
+        self.met = 0
+        """Pieces of the present experience, so far."""
+
+    def begin(self, experience: Any) -> bool:
+        """Tells whether an experience begins with this piece; called once, before it is learned.
+
+        Raises:
+            ValueError: the stream hides it.
+        """
+        try:
+            first = getattr(experience, "is_first_subexp", True)
+        except ValueError as error:  # Avalanche's MaskedAttributeError
+            raise ValueError(
+                "the stream hides where an experience ends; make it with split_online_stream(..., "
+                "access_task_boundaries=True)"
+            ) from error
+        self.met = 1 if first else self.met + 1
+        return first
+
+    def end(self, experience: Any) -> bool:
+        """Tells whether the experience ends with the piece that began last."""
+        return getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
 
 
 def classes_of(experience: Any) -> list[int]:
     """Returns the classes of an experience: as it says, or else those of its data."""
-    if said := getattr(experience, "classes_in_this_experience", None):
+    if said := Met.of(experience).classes_in_this_experience:
         return list(said)
     targets = getattr(experience.dataset, "targets", None)
     if targets is None:

@@ -39,7 +39,19 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTED = ROOT / "tests" / "mutants.toml"
-TESTS = ("acgan", "avalanche_generative_replay", "baselines", "dgr", "ewc", "generators", "importance", "mas", "mergan")
+TESTS = (
+    "acgan",
+    "avalanche_generative_replay",
+    "baselines",
+    "dgr",
+    "ewc",
+    "generators",
+    "importance",
+    "mas",
+    "mergan",
+    "promises",
+    "replay_streams",
+)
 """Of ``tests/test_*.py``: those that reach ``strategies/`` in their own process, and quickly."""
 NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py")
 """Lists and contracts, which have tests of their own kind."""

@@ -241,6 +241,36 @@ def test_the_generator_s_fisher_is_the_sum_of_squares_of_its_jacobian():
         assert torch.allclose(found[name], expected[name], rtol=0.15, atol=1e-4 * expected[name].max() + 1e-9), name
 
 
+def test_the_fisher_of_an_experience_is_of_all_its_classes_alike():
+    """A label's own scale and shift matter only where images of that label are measured."""
+    generator = learn(gan(EWCGAN, classes=4, ewc_lambda=1.0, fisher_samples=2400), 0, 2)
+    for name in ("norms.0.scale", "norms.0.shift"):
+        of_class = generator.ewc.importances[name].sum(dim=1)
+        assert of_class[1] == of_class[3] == 0, name
+        assert 0.2 < of_class[0] / of_class[2] < 5, name
+    twin = learn(gan(EWCGAN, classes=4, ewc_lambda=1.0, fisher_samples=24), 0, 2)
+    alone = {}
+    for label in (0, 2):
+        z, labels = twin.latents([label] * 400, 12, torch.Generator().manual_seed(label))
+        alone[label] = generator_fisher(twin.generator, z, labels, torch.Generator().manual_seed(7 + label))
+    for name, found in generator.ewc.importances.items():
+        expected = (alone[0][name] + alone[2][name]) / 2
+        torch.testing.assert_close(found.sum(), expected.sum(), rtol=0.25, atol=1e-6)
+
+
+def test_the_fisher_is_measured_on_as_many_images_as_were_asked_for(monkeypatch):
+    measured = []
+
+    def counted(generator, z, labels, random):
+        measured.append(labels.flatten().bincount().tolist())
+        return generator_fisher(generator, z, labels, random)
+
+    monkeypatch.setattr("engrams.strategies.generators.ewc_gan.generator_fisher", counted)
+    for samples in (36, 41, 1):
+        learn(gan(EWCGAN, ewc_lambda=1.0, fisher_samples=samples), 0, 1)
+    assert measured == [[36, 36], [36, 36], [12, 12]], "in whole batches, at least one"
+
+
 def test_ewc_s_penalty_is_held_against_the_last_optimum_with_all_fishers():
     generator = gan(EWCGAN, ewc_lambda=5.0, fisher_samples=24)
     learn(generator, 0)
