@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
 import importlib
 import importlib.machinery
 import os
@@ -57,6 +58,13 @@ NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py")
 """Lists and contracts, which have tests of their own kind."""
 SHORTEST_LIMIT = 40.0
 """Seconds that a change's tests may take at least before it counts as noticed: it loops, or crawls."""
+QUICKLY = [
+    "-x",
+    "-q",
+    "--assert=plain",
+    *(f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "anyio")),
+]
+"""What pytest need not do in every one of many processes."""
 
 # --- changes ----------------------------------------------------------------------------------------------------------
 
@@ -318,7 +326,8 @@ def notices(mutant: Mutant, tests: Sequence[str]) -> int:
         return original(self, fullname)
 
     importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    gc.disable()
+    return int(pytest.main([*QUICKLY, *tests]))
 
 
 def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[Mutant]:
@@ -366,6 +375,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="of strategies/; default: all")
     parser.add_argument("--list", action="store_true", help="show the changes and run nothing")
+    parser.add_argument(
+        "--tests", nargs="+", default=TESTS, help="which tests/test_*.py are to notice; default: all that could"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     files = [path.resolve() for path in options.files] or [
@@ -378,7 +390,7 @@ def main() -> None:
     for slow in ("avalanche.training", "pandas", "sklearn.datasets", "torchvision"):
         importlib.import_module(slow)  # once, not in every process
     os.chdir(ROOT)
-    reach = reach_of([f"tests/test_{name}.py" for name in TESTS])
+    reach = reach_of([f"tests/test_{name}.py" for name in options.tests])
     listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["equivalent"]
     found = []
     for mutant in survivors(mutants, reach, options.processes):

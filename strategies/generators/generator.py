@@ -227,7 +227,8 @@ class NetworkGenerator(Generator):
         if not self.bounded and self.mean.isnan().any():
             self.mean.copy_(images.mean(dim=0))
             deviation = images.std(dim=0, correction=0)
-            self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
+            constant = deviation <= 1e-6 * self.mean.abs()  # but for rounding
+            self.deviation.copy_(torch.where(constant, 1.0, deviation))
 
     def as_learned(self, images: Tensor) -> Tensor:
         """[low, high] -> the networks' own range."""
