@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from avalanche.models import avalanche_forward
 from avalanche.models.utils import is_multi_task_module
-from engrams.strategies.experiences import Met
 from torch import Tensor, nn
+
+from engrams.strategies.experiences import Met
 
 MASKED = -1000.0
 """An output that is no answer, as Avalanche's own heads have it."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
 from engrams.strategies.dgr import DeepGenerativeReplay
 from engrams.strategies.experiences import classes_of
 from engrams.strategies.generator_training import READ_AT_ONCE
 from engrams.strategies.generators import Generator
-from torch import Tensor, nn
 
 EVALUATION_SEED = 0
 

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.generators.generator import TrainedGenerator
-from torch import nn
 
 IMAGES = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 BOUNDED = ImageSpec((5,), low=-3.0, high=7.0)

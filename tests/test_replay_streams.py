@@ -17,6 +17,9 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+from torch.utils.data import TensorDataset
+
 from engrams.strategies import DeepGenerativeReplay, MeRGAN
 from engrams.strategies.baselines import FrozenBackbonePlugin, ReplayPlugin
 from engrams.strategies.dgr import Scholar
@@ -24,8 +27,6 @@ from engrams.strategies.experiences import Met, Pieces, classes_of
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.mergan import GANJointTraining, JointReplayGAN
-from torch import nn
-from torch.utils.data import TensorDataset
 
 SPEC = ImageSpec((1, 8, 8))
 SAMPLES = 30
