@@ -54,8 +54,8 @@ TESTS = (
     "replay_streams",
 )
 """Of ``tests/test_*.py``: those that reach ``strategies/`` in their own process, and quickly."""
-NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py")
-"""Lists and contracts, which have tests of their own kind."""
+NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py", "entries.py", "joined.py", "own.py", "references.py")
+"""How strategies are named and listed, which has tests of its own kind: command lines."""
 SHORTEST_LIMIT = 40.0
 """Seconds that a change's tests may take at least before it counts as noticed: it loops, or crawls."""
 QUICKLY = [
@@ -154,7 +154,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 def _changeable(node: ast.AST, names: tuple[str, ...], lines: range) -> Iterator[tuple[str, range, ast.AST]]:
     """Yields (function, lines of the statement, node) of everything below a node that may be changed."""
-    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr) or _only_for_types(node):
+    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr) or _left_alone(node):
         return
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         names = (*names, node.name)
@@ -171,8 +171,12 @@ def _changeable(node: ast.AST, names: tuple[str, ...], lines: range) -> Iterator
                     yield from _changeable(child, names, lines)
 
 
-def _only_for_types(node: ast.AST) -> bool:
-    """Tells whether it is a type alias, a warning, or what only a type checker reads."""
+def _left_alone(node: ast.AST) -> bool:
+    """Tells whether it is a type, a warning, what only a type checker reads, or what lists a strategy."""
+    if isinstance(node, ast.ClassDef):
+        return any("Hyperparameters" in ast.unparse(base) for base in node.bases)
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("ENTRIES", "_LAMBDAS")):
+        return True
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "TYPE_CHECKING"
     if isinstance(node, ast.Assign):
@@ -383,7 +387,7 @@ def main() -> None:
     files = [path.resolve() for path in options.files] or [
         path for path in sorted((ROOT / "strategies").rglob("*.py")) if path.name not in NOT_CHANGED
     ]
-    mutants = [mutant for path in files for mutant in mutants_of(path)]
+    mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
     if options.list:
         print("\n".join(mutant.key for mutant in mutants))
         return
@@ -398,7 +402,7 @@ def main() -> None:
             found.append(mutant)
             print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
     unlisted = len(mutants) - sum(mutant.key in listed for mutant in mutants)
-    stale = set(listed) - {mutant.key for mutant in mutants} if not options.files else set()
+    stale = set(listed) - {mutant.key for mutant in mutants} if not options.files and options.every == 1 else set()
     for key in sorted(stale):
         print(f"listed, but there is no such change any more: {key}")
     noticed = unlisted - len(found)
