@@ -382,6 +382,7 @@ def main() -> None:
     parser.add_argument(
         "--tests", nargs="+", default=TESTS, help="which tests/test_*.py are to notice; default: all that could"
     )
+    parser.add_argument("--every", type=int, default=1, help="take only every n-th change, for a quick estimate")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     files = [path.resolve() for path in options.files] or [
