@@ -89,9 +89,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
         Raises:
             ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
-                generator that cannot be or a solver of several heads; new_scholar together with a quadratic penalty or
-                a conditional generator. In the first experience, before anything is trained: it does not know the
-                classes that r or the heads need, or its images are not what the generator was promised.
+                generator that cannot be or a solver of several heads, or ``soft`` with NLLLoss; new_scholar together
+                with a quadratic penalty or a conditional generator. In the first experience, before anything is
+                trained: it does not know the classes that r or the heads need, or its images are not what the generator
+                was promised.
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
@@ -103,6 +104,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
             raise ValueError("new_scholar starts a generator afresh; one that replays by itself has no past then")
         if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
             raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
+        if replay_labels == "soft" and isinstance(template.get("criterion"), nn.NLLLoss):
+            raise ValueError(
+                "replay_labels='soft' needs a criterion that takes class probabilities; NLLLoss takes none"
+            )
         super().__init__(**template)
         if replay_labels == "asked" and is_multi_task_module(self.model):
             raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
@@ -177,6 +182,11 @@ class DeepGenerativeReplay(GeneratorTemplate):
             else:
                 x = generator.sample(n)
                 tasks = heads.draw(n, generator.random)
+                if x.shape[1:] != generator.shape:
+                    raise ValueError(
+                        f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes some of "
+                        f"shape {tuple(x.shape[1:])}"
+                    )
                 with torch.no_grad():
                     parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
                     answers = torch.cat([heads.outputs(solver, *part) for part in parts])

@@ -70,6 +70,7 @@ class GeneratorTemplate(SupervisedTemplate):
                 "generative replay is for classification: labels must be classes, integers [N]; the experience's are "
                 f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
             )
+        self.generator.check(images)  # as its own learn does, if it is one of ours
         for loss in self.generator.learn(images, replay, r, labels):
             self.generator_loss = loss
             trigger_plugins(self, "after_generator_epoch")

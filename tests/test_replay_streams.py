@@ -428,6 +428,34 @@ def test_a_conditional_generator_of_ones_own_is_a_memory():
         DeepGenerativeReplay(generator=Rows(SPEC), new_scholar=lambda t: None, **template(solver()))
 
 
+class Own(Generator):
+    """One of one's own, which checks nothing and makes flat images."""
+
+    def learn(self, images, replay=None, r=1.0, labels=None):
+        yield from ()
+
+    def sample(self, n):
+        return torch.zeros(n, 64)
+
+
+def test_what_ones_own_generator_is_shown_and_makes_is_checked():
+    strategy = DeepGenerativeReplay(generator=Own(ImageSpec((64,))), **template(solver(), Untouched()))
+    with pytest.raises(ValueError, match=r"of shape \(64,\); the stream's have shape \(1, 8, 8\)"):
+        strategy.train(streams()["nothing"][0])
+    strategy = DeepGenerativeReplay(generator=Own(SPEC), **template(solver()))
+    first, second, _ = streams()["nothing"]
+    strategy.train(first)
+    with pytest.raises(ValueError, match=r"of shape \(1, 8, 8\); it makes some of shape \(64,\)"):
+        strategy.train(second)
+
+
+def test_soft_labels_need_a_criterion_that_takes_probabilities():
+    with pytest.raises(ValueError, match="NLLLoss takes none"):
+        DeepGenerativeReplay(
+            generator=PastImages(SPEC), replay_labels="soft", **template(solver()) | {"criterion": nn.NLLLoss()}
+        )
+
+
 def test_growing_heads_learn_in_pieces_too():
     model = SimpleMLP(num_classes=2, input_size=64, hidden_size=8, drop_rate=0)
     model.classifier = IncrementalClassifier(8, initial_out_features=2)
