@@ -184,8 +184,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 tasks = heads.draw(n, generator.random)
                 if x.shape[1:] != generator.shape:
                     raise ValueError(
-                        f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes some of "
-                        f"shape {tuple(x.shape[1:])}"
+                        f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes "
+                        f"some of shape {tuple(x.shape[1:])}"
                     )
                 with torch.no_grad():
                     parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
