@@ -116,7 +116,7 @@ class Record(BaseModel):
         return self.hyperparameters.get("judge", "test") == "test"
 
 
-def folder_of(out: Path, protocol: str, strategy: str, variant: str, seed: int) -> Path:
+def folder_of(out: Path, protocol: str, strategy: str, seed: int, variant: str = "") -> Path:
     """Returns where a run's record and its W&B files lie."""
     return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
 

@@ -143,8 +143,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
         raise ProtocolError(f"{path}: {first_problem(error)}") from error
     _check_strategies(path, file.strategies)
     if comes_with_engrams and not changed:
-        _check_every_number_has_a_source(path, file)
-    _check_sources(path, file)
+        _check_sources(path, file)
     sources = file.sources | dict.fromkeys(changed, SET_BY_HAND)
     protocols = []
     for scenario in file.stream.scenarios:
@@ -280,23 +279,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_every_number_has_a_source(path: Path, file: ProtocolFile) -> None:
-    """An entry for its dotted key or for a table above it."""
-    for key in _numbers(_tables(file)):
+def _check_sources(path: Path, file: ProtocolFile) -> None:
+    """Every number has a source, an entry for its dotted key or for a table above it; and every source a number."""
+    numbers = list(_numbers(file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)))
+    for key in numbers:
         if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
             raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
-
-
-def _check_sources(path: Path, file: ProtocolFile) -> None:
-    """A source is that of a number."""
-    numbers = [*_numbers(_tables(file)), "dataset"]
     for source in file.sources:
-        if not any(key == source or key.startswith(f"{source}.") for key in numbers):
+        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, "dataset"]):
             raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
-
-
-def _tables(file: ProtocolFile) -> dict[str, Any]:
-    return file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[str]:

@@ -95,7 +95,7 @@ class Run:
         return count if self.first is None else min(self.first, count)
 
     def folder(self, out: Path) -> Path:
-        return store.folder_of(out, self.protocol.name, self.strategy.name, self.variant, self.seed)
+        return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
 
     def deciding(self) -> dict[str, Any]:
         """Returns everything that decides the result but the seed, for the record."""
