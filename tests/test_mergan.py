@@ -13,7 +13,8 @@ from torch import nn
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
-from engrams.strategies import DeepGenerativeReplay, MeRGAN
+from engrams.strategies import DeepGenerativeReplay, MeRGAN, catalogue
+from engrams.strategies.contract import GANSettings
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, WGANGP
 from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
@@ -593,3 +594,30 @@ def test_asked_labels_need_one_head():
     model = as_multitask(SimpleMLP(num_classes=4, input_size=64, hidden_size=8, drop_rate=0), "classifier")
     with pytest.raises(ValueError, match="needs one head"):
         DeepGenerativeReplay(generator=gan(), replay_labels="asked", model=model, optimizer=None, evaluator=quiet())
+
+
+# --- from the catalogue -----------------------------------------------------------------------------------------------
+
+OWN = {
+    "mergan-jtr": {"past_weight": 0.25, "replayed_classes": (1,), "replay_batch_size": 9},
+    "mergan-ra": {"ra_lambda": 0.5, "replayed_classes": (1,), "replay_batch_size": 9},
+    "gan-joint": {"steps": 11},
+    "gan-finetune": {},
+    "gan-ewc": {"ewc_lambda": 2.0, "fisher_samples": 13},
+}
+SETTINGS = {"steps": 7, "batch_size": 5, "latent_size": 3, "width": 6, "learning_rate": 0.02, "smallest_side": 2}
+SETTINGS |= {"critic_steps": 4, "penalty": 3.0, "classifier_weight": 0.5, "betas": (0.1, 0.8)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_gan_is_made_with_everything_that_was_said(name):
+    entry = catalogue.get(name)
+    h = entry.hyperparameters(**OWN[name])
+    for build in filter(None, (entry.build, entry.generate)):
+        model = nn.Linear(1, 1)
+        template = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1), "criterion": None}
+        template |= {"images": SPEC, "seed": 17, "classes": 3, "gan": GANSettings(**SETTINGS), "evaluator": quiet()}
+        generator = build(h, template).generator
+        for setting, value in {**SETTINGS, **OWN[name], "seed": 17, "classes": 3}.items():
+            owner = generator.ewc if setting == "ewc_lambda" else generator
+            assert getattr(owner, setting) == value, setting

@@ -1,14 +1,18 @@
 """What a generator is promised of its images, and what it does with them: shape, type, bounds, seed, replay."""
 
 import copy
+import inspect
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from engrams.strategies import MeRGAN
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators.ewc_gan import EWCGAN
 from engrams.strategies.generators.generator import TrainedGenerator
+from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 IMAGES = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 BOUNDED = ImageSpec((5,), low=-3.0, high=7.0)
@@ -287,3 +291,38 @@ def test_minibatches_are_of_the_size_that_was_set_and_epochs_as_many():
     one, other = (torch.cat(generator.seen[first : first + 3]) for first in (0, 3))
     assert not torch.equal(one, other), "in another order every time"
     assert {x.sum().item() for x in one} == {x.sum().item() for x in other}
+
+
+# --- what is not said -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Gulrajani et al. 2017, algorithm 1: lambda, n_critic, learning rate and Adam's betas; the rest is ours.
+        (
+            WGANGP,
+            {"penalty": 10.0, "critic_steps": 5, "learning_rate": 1e-4, "betas": (0.0, 0.9), "batch_size": 64}
+            | {"latent_size": 100, "width": 512, "architecture": "mlp", "schedule": "constant"},
+        ),
+        # Wu et al. 2018, public code.
+        (
+            ACGAN,
+            {"penalty": 10.0, "critic_steps": 5, "learning_rate": 1e-4, "betas": (0.0, 0.9), "batch_size": 64}
+            | {"latent_size": 128, "width": 128, "smallest_side": 4, "classifier_weight": 1.0, "classes": 1},
+        ),
+        (
+            VAE,
+            {"batch_size": 128, "latent_size": 100, "hidden_sizes": (400, 400), "learning_rate": 1e-3}
+            | {"likelihood": "bernoulli", "schedule": "constant"},
+        ),
+        (JointReplayGAN, {"past_weight": 1.0, "replayed_classes": None, "replay_batch_size": None}),
+        (ReplayAlignmentGAN, {"ra_lambda": 1e-3}),
+        (EWCGAN, {"fisher_samples": 6400}),
+        (MeRGAN, {"images_per_class": 6400, "classifier": None}),
+    ],
+)
+def test_what_is_not_said_is_the_papers(kind, expected):
+    signatures = [inspect.signature(one.__dict__["__init__"]) for one in kind.__mro__ if "__init__" in one.__dict__]
+    defaults = {name: p.default for signature in reversed(signatures) for name, p in signature.parameters.items()}
+    assert {name: defaults[name] for name in expected} == expected
