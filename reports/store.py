@@ -221,7 +221,7 @@ class Records(list[Record]):
 def read_records(*folders: str | Path) -> Records:
     """Returns every record below some folders, by protocol, strategy and seed.
 
-    Where there are several folders, each row says in brackets which one it is of.
+    Where there are several folders, each row says in parentheses which one it is of.
 
     Raises:
         RecordError: there is no such folder, none has a record, or a record cannot be read.
@@ -230,7 +230,7 @@ def read_records(*folders: str | Path) -> Records:
     for folder in folders:
         found = read_all(Path(folder))
         if len(folders) > 1:
-            mark = f"[{folder}]"
+            mark = f"({folder})"
             found = [one.model_copy(update={"variant": f"{one.variant} {mark}".strip()}) for one in found]
         records += found
     if not records:

@@ -84,7 +84,11 @@ CNN = (protocol.FOLDER / "split-cifar10.toml").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "cnn"', 'kind = "resnet"', "network: there is no such kind of network; there are 'mlp' and 'cnn'"),
+        (
+            'kind = "cnn"',
+            'kind = "resnet"',
+            "network: there is no such kind of network; there are 'mlp', 'cnn' and 'resnet18-reduced', and one's own",
+        ),
         ('kind = "cnn"', 'kind = "mlp"', "network.convolutions: unknown key"),
         ("[32, 32", "[32, 0", r"network.convolutions.1.*\(got 0\)"),
         ('64, "M"]', '64, "m"]', r"network.convolutions.5.*\(got 'm'\)"),
@@ -125,6 +129,8 @@ def test_what_was_chosen_is_the_best_of_its_evidence():
         ("epochs = 10", "epoch = 10", r"training.epochs: missing|training.epoch: unknown key"),
         ("epochs = 10", "epochs = 10\nwarmup = 3", "training.warmup: unknown key"),
         ("epochs = 10", "epochs = = 10", r"not valid TOML: .*line \d+"),
+        ('dataset = "digits"', 'dataset = ""', r"dataset: .*at least 1 character"),
+        ('dataset = "digits"', 'dataset = "mine.py:"', r"'mine.py:' names no function or class"),
         ('kind = "split"', 'kind = "splits"', r"stream: .*'splits'"),
         ("learning_rate = 1e-3", "learning_rate = nan", r"training.learning_rate: .*finite number"),
         ("gamma = 0.9", "gamma = 1.9", r"strategies.ewc-online.gamma: .*less than or equal to 1 \(got 1.9\)"),
