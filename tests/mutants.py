@@ -183,6 +183,8 @@ def _left_alone(node: ast.AST) -> bool:
         return ast.unparse(node.value).startswith(("Literal[", "Callable[", "dict[", "Annotated["))
     if isinstance(node, ast.Expr):
         return ast.unparse(node).startswith(("warnings.warn(", "super().__init__()"))
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
     return isinstance(node, ast.Assert)
 
 
@@ -214,7 +216,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield but(test=ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.Call):
         for place, keyword in enumerate(node.keywords):
-            if keyword.arg:
+            if keyword.arg and keyword.arg != "strict":  # of zip: an assertion
                 yield but(keywords=node.keywords[:place] + node.keywords[place + 1 :])
         if isinstance(node.func, ast.Attribute):
             if node.func.attr in COUNTERPARTS:
@@ -279,7 +281,7 @@ class Reach:
     def of(self, mutant: Mutant) -> list[str]:
         """Returns the tests that reach a change, the quickest first."""
         if any((mutant.file, line) in self.lines[""] for line in mutant.lines):  # a default, a constant: all may
-            reaching = [test for test in self.seconds if any(file == mutant.file for file, _ in self.lines[test])]
+            reaching = list(self.seconds)
         else:
             wanted = {(mutant.file, line) for line in mutant.lines}
             reaching = [test for test in self.seconds if wanted & self.lines[test]]

@@ -521,6 +521,37 @@ def test_an_unconditional_generator_is_asked_anew_after_every_experience():
     assert not torch.equal(seen[1], before), "where Avalanche evaluates within the training, too"
 
 
+@pytest.mark.parametrize(("images_per_class", "size"), [(20, 7), (21, 7), (3, 7)])
+def test_the_number_of_minibatches_is_known_before(images_per_class, size):
+    """Avalanche's progress bar asks for it."""
+    strategy = MeRGAN(
+        generator=gan(classes=3),
+        classifier=BrightestRow(),
+        images_per_class=images_per_class,
+        eval_mb_size=size,
+        evaluator=evaluated(),
+    )
+    (strategy.experience,) = pictures([0, 2])
+    strategy.make_eval_dataloader()
+    assert len(strategy.dataloader) == len(list(strategy.dataloader)) == 2 * -(-images_per_class // size)
+
+
+def test_asking_the_solver_for_labels_leaves_it_as_it_was():
+    torch.manual_seed(0)
+    solver = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2))
+    strategy = GANDeepGenerativeReplay(
+        generator=WGANGP(SPEC, epochs=1, batch_size=8, width=8),
+        classifier=BrightestRow(),
+        images_per_class=10,
+        model=solver,
+        optimizer=torch.optim.SGD(solver.parameters(), lr=0.1),
+        evaluator=evaluated(),
+    )
+    before = weights(solver.train())
+    strategy.of_class(0, 10)
+    assert same(weights(solver), before), "its running statistics"
+
+
 # --- as the memory of a solver ----------------------------------------------------------------------------------------
 
 
