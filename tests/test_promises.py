@@ -293,6 +293,12 @@ def test_minibatches_are_of_the_size_that_was_set_and_epochs_as_many():
     assert {x.sum().item() for x in one} == {x.sum().item() for x in other}
 
 
+def test_noise_is_standard_normal_before_anything_was_learned():
+    made = NoiseImages(IMAGES, 0).sample(500)
+    assert made.mean().item() == pytest.approx(0, abs=0.03)
+    assert made.std().item() == pytest.approx(1, abs=0.03)
+
+
 # --- what is not said -------------------------------------------------------------------------------------------------
 
 
