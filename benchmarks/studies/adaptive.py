@@ -33,7 +33,7 @@ from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
 from engrams.strategies import catalogue
 from engrams.strategies.mas import MASPlugin
-from engrams.strategies.per_sample_gradients import evaluation_mode, forward
+from engrams.strategies.minibatches import evaluation_mode, forward
 
 NO_LABEL = -1
 
