@@ -21,22 +21,24 @@ from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP
 from avalanche.training import EWC, GenerativeReplay, Naive
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.loading import InMemoryLoading, tensors_of
-from engrams.benchmarks.data.streams import make_benchmark, prepared
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.benchmarks.protocols.schema import Images, PermutedStream
-from engrams.benchmarks.training.run import Run, make_strategy
-from engrams.strategies import EWCPlugin
-from engrams.strategies.catalogue import GANSettings
-from engrams.strategies.generators import ACGAN, ImageSpec
-from engrams.strategies.generators.acgan import ConditionalNetwork, Critic
-from engrams.strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
-from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
+
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.loading import InMemoryLoading, tensors_of
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.benchmarks.protocols.schema import Images, PermutedStream
+from engrams.benchmarks.training.run import make_strategy
+from engrams.strategies import EWCPlugin
+from engrams.strategies.contract import GANSettings
+from engrams.strategies.generators import ACGAN, ImageSpec
+from engrams.strategies.generators.acgan import ConditionalNetwork, Critic
+from engrams.strategies.importance import Fisher, MASVariant, diagonal_fisher, mas_importance
+from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
@@ -295,10 +297,10 @@ def _scholars(root: Path | None) -> list[tuple[str, str, str]]:
     which on all have replay alike.
     """
     entry = protocol.get("split-mnist/class")
-    run = Run(entry, "dgr-vae", 0, entry.hyperparameters_of("dgr-vae"))
-    own = entry.hyperparameters_of("avalanche-generative-replay").model_dump()
+    run = run_of(entry, "dgr-vae", 0)
+    own = run_of(entry, "avalanche-generative-replay").hyperparameters.model_dump()
     benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, run.judge, run.seed)
-    strategy = make_strategy(run, benchmark, "cpu", [], [])
+    strategy = make_strategy(run, benchmark, "cpu", [])
     ours = sum(_seconds(strategy, experience) for experience in benchmark.train_stream)
     model = SimpleMLP(hidden_size=400, hidden_layers=2, drop_rate=0)
     theirs = GenerativeReplay(

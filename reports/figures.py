@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 
@@ -21,6 +23,20 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
     figure = Figure(figsize=(width, height), dpi=110)  # every run has one: a layout engine would draw it twice
     bottom, up = 0.6 / height, (height - 1.0) / height
     axes = figure.add_axes((0.7 / width, bottom, (width - 1.5) / width, up))
+    picture = draw_accuracy_matrix(axes, accuracy_matrix)
+    axes.set_title(title, fontsize="medium")
+    figure.colorbar(
+        picture,
+        cax=figure.add_axes((1 - 0.7 / width, bottom, 0.15 / width, up)),
+        ticks=[0, 0.5, 1],
+        format=lambda value, _: f"{100 * value:.0f}",
+    )
+    return figure
+
+
+def draw_accuracy_matrix(axes: Axes, accuracy_matrix: Sequence[Sequence[float]] | NDArray[np.floating]) -> AxesImage:
+    """Draws the heat map into axes, a percentage in every cell; returns the image, for a bar of its colours."""
+    rows, columns = np.shape(accuracy_matrix)
     picture = axes.imshow(accuracy_matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for i, row in enumerate(accuracy_matrix):
         for j, accuracy in enumerate(row):
@@ -31,14 +47,7 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
     axes.set_yticks(range(rows), [str(i) for i in range(rows)] if rows > 1 else ["all"])
     axes.set_xlabel("accuracy (%) on experience")
     axes.set_ylabel("after training on")
-    axes.set_title(title, fontsize="medium")
-    figure.colorbar(
-        picture,
-        cax=figure.add_axes((1 - 0.7 / width, bottom, 0.15 / width, up)),
-        ticks=[0, 0.5, 1],
-        format=lambda value, _: f"{100 * value:.0f}",
-    )
-    return figure
+    return picture
 
 
 def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engrams.reports.errors import UserError
 from engrams.reports.store import replace_file
 
 
-class MarkError(Exception):
+class MarkError(UserError):
     """The file has no place for the generated part; the message is one line."""
 
 

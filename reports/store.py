@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from engrams.reports.matrix import METRICS
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,11 +20,14 @@ from pydantic import (
     model_validator,
 )
 
+from engrams.reports.errors import UserError
+from engrams.reports.matrix import METRICS
+
 RECORD = "record.json"
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class RecordError(Exception):
+class RecordError(UserError):
     """A record cannot be read; the message is one line that names the file and says what to do."""
 
 
@@ -52,15 +57,18 @@ class Record(BaseModel):
     """Everything one run leaves: what decided it, what came out, and on what it ran.
 
     ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
-    then says why. ``generated`` is there where the strategy has a generator. ``seconds`` is the wall-clock time of
-    training and evaluation.
+    then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
+    is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
+    strategy has a generator. ``seconds`` is the wall-clock time of training and evaluation.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     protocol: str
     strategy: str
+    variant: str = ""
     seed: int
+    upper_bound: bool = False
     status: str
     reason: str | None = None
     accuracy_matrix: list[list[float]] = []
@@ -81,6 +89,16 @@ class Record(BaseModel):
             raise ValueError("a complete record has an accuracy matrix and all metrics")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_what_there_is_not(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        left_out = {"variant": "", "upper_bound": False, "generated": None}
+        return {key: value for key, value in serialize(self).items() if left_out.get(key, ...) != value}
+
+    @property
+    def row(self) -> str:
+        """What tables call the strategy with these settings."""
+        return f"{self.strategy} {self.variant}".strip()
+
     @property
     def complete(self) -> bool:
         return self.status == "complete"
@@ -98,17 +116,16 @@ class Record(BaseModel):
         return self.hyperparameters.get("judge", "test") == "test"
 
 
-def folder_of(out: Path, protocol: str, strategy: str, seed: int) -> Path:
-    """Where a run's record and its W&B files lie."""
-    return out / protocol / strategy / str(seed)
+def folder_of(out: Path, protocol: str, strategy: str, variant: str, seed: int) -> Path:
+    """Returns where a run's record and its W&B files lie."""
+    return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
 
 
 def write(record: Record, folder: Path) -> Path:
     """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
-    # Records of strategies that generate nothing say nothing of it.
-    write_json(path, record.model_dump(exclude={"generated"} if record.generated is None else None))
+    write_json(path, record.model_dump())
     return path
 
 
@@ -156,15 +173,80 @@ def read_json(path: Path, model: type[Model], is_none: str) -> Model:
         raise RecordError(f"{path} {is_none} ({key + ': ' if key else ''}{problem['msg']}); delete it") from error
 
 
+class Records(list[Record]):
+    """Records of runs, as a table and as arrays."""
+
+    def frame(self) -> pd.DataFrame:
+        """Returns one row a run: what it was, how it ended, its metrics (fractions, NaN where not defined), seconds."""
+        return pd.DataFrame(
+            [
+                {
+                    "protocol": record.protocol,
+                    "strategy": record.row,
+                    "seed": record.seed,
+                    "status": record.status,
+                    **{name: record.metrics.get(name) for name in METRICS},
+                    "seconds": record.seconds,
+                    "upper_bound": record.upper_bound,
+                    "reason": record.reason,
+                }
+                for record in self
+            ],
+            columns=[
+                *("protocol", "strategy", "seed", "status"),
+                *METRICS,
+                *("seconds", "upper_bound", "reason"),
+            ],
+        ).astype(dict.fromkeys(METRICS, float))
+
+    def matrices(self, protocol: str, strategy: str) -> NDArray[np.float64]:
+        """Returns the accuracy matrices of the complete runs of one row, [seeds, trained, judged], by seed.
+
+        Args:
+            protocol: of the runs.
+            strategy: as :meth:`frame` names it.
+
+        Raises:
+            RecordError: there is no complete record of it.
+        """
+        chosen = [one for one in self if (one.protocol, one.row) == (protocol, strategy) and one.complete]
+        if not chosen:
+            raise RecordError(f"there is no complete record of {strategy} on {protocol}")
+        return np.array([one.accuracy_matrix for one in sorted(chosen, key=lambda one: one.seed)])
+
+    def _repr_html_(self) -> str:
+        return self.frame().to_html()
+
+
+def read_records(*folders: str | Path) -> Records:
+    """Returns every record below some folders, by protocol, strategy and seed.
+
+    Where there are several folders, each row says in brackets which one it is of.
+
+    Raises:
+        RecordError: there is no such folder, none has a record, or a record cannot be read.
+    """
+    records = Records()
+    for folder in folders:
+        found = read_all(Path(folder))
+        if len(folders) > 1:
+            mark = f"[{folder}]"
+            found = [one.model_copy(update={"variant": f"{one.variant} {mark}".strip()}) for one in found]
+        records += found
+    if not records:
+        raise RecordError(f"there are no records in {', '.join(map(str, folders))}")
+    return records
+
+
 def read_all(out: Path) -> list[Record]:
-    """Every record below a folder, by protocol, strategy and seed.
+    """Returns every record below a folder, by protocol, strategy and seed.
 
     Raises:
         RecordError: there is no such folder, or a record in it cannot be read.
     """
     if not out.is_dir():
-        raise RecordError(f"there is no folder {out}; 'python -m benchmarks run' makes one")
-    return sorted(_all(out), key=lambda record: (record.protocol, record.strategy, record.seed))
+        raise RecordError(f"there is no folder {out}; 'engrams run' makes one")
+    return sorted(_all(out), key=lambda record: (record.protocol, record.strategy, record.variant, record.seed))
 
 
 def _all(out: Path) -> Iterator[Record]:

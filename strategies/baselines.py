@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
+from avalanche.training import Cumulative, JointTraining
 from avalanche.training.plugins import SupervisedPlugin
-from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
+from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
+
+from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
 
 
 class L2Plugin(QuadraticPenaltyPlugin):
@@ -109,3 +113,34 @@ class ReplayPlugin(SupervisedPlugin):
         self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
         self._kept = [[column[:share] for column in kept] for kept in self._kept]
         self._buffer = [torch.cat(columns) for columns in zip(*self._kept, strict=True)]
+
+
+# --- in the catalogue -------------------------------------------------------------------------------------------------
+
+
+class L2Hyperparameters(Hyperparameters):
+    """What :class:`L2Plugin` takes."""
+
+    l2_lambda: Lambda
+
+
+class ReplayHyperparameters(Hyperparameters):
+    """What :class:`ReplayPlugin` takes."""
+
+    mem_size: Positive
+
+
+ENTRIES = {
+    "naive": Strategy(build=lambda _, template: SupervisedTemplate(**template)),
+    "joint": Strategy(build=lambda _, template: JointTraining(**template), upper_bound=True, whole_stream_at_once=True),
+    "cumulative": Strategy(build=lambda _, template: Cumulative(**template), upper_bound=True),
+    "frozen": Strategy(plugin=lambda _: FrozenBackbonePlugin()),
+    "l2": Strategy(
+        plugin=lambda h: L2Plugin(h.l2_lambda),
+        hyperparameters=L2Hyperparameters,
+        search={"l2_lambda": LogUniform(1e-3, 1e3)},
+    ),
+    "replay": Strategy(
+        plugin=lambda h: ReplayPlugin(h.mem_size), first_of_plugins=True, hyperparameters=ReplayHyperparameters
+    ),
+}

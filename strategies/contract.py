@@ -128,7 +128,9 @@ class Strategy:
     has_gan: bool = False
     """It trains the protocol's conditional GAN."""
     name: str = ""
-    """By which it was found; see :func:`engrams.strategies.catalogue.get`."""
+    """By which tables and records call it."""
+    reference: str = ""
+    """By which :func:`engrams.strategies.catalogue.get` finds it."""
     code: str = ""
     """A fingerprint of the file that an own strategy was read from; empty for those of the catalogue."""
 

@@ -14,9 +14,11 @@ and what becomes of it with more than two tasks:
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.importance import Fisher, Likelihood, check_fisher_options, diagonal_fisher
 from engrams.strategies.quadratic_penalty import Consolidation, QuadraticPenaltyPlugin
-from torch import Tensor
 
 
 class EWCPlugin(QuadraticPenaltyPlugin):
@@ -78,3 +80,42 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             noise_std=self.noise_std,
             batch_size=strategy.train_mb_size,
         )
+
+
+# --- in the catalogue -------------------------------------------------------------------------------------------------
+
+
+EWC_LAMBDAS = LogUniform(1e1, 1e6)
+
+
+class EWCHyperparameters(Hyperparameters):
+    """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
+
+    ewc_lambda: Lambda
+    fisher: Fisher = "exact"
+    fisher_samples: Positive | None = None
+
+
+class OnlineEWCHyperparameters(EWCHyperparameters):
+    """The same, and the decay of the running sum."""
+
+    gamma: Fraction
+
+
+ENTRIES = {
+    "ewc-separate": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples),
+        hyperparameters=EWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "ewc": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples),
+        hyperparameters=EWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "ewc-online": Strategy(
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma),
+        hyperparameters=OnlineEWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+}

@@ -10,10 +10,11 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import trigger_plugins
-from engrams.strategies.generators import Generator
-from engrams.strategies.generators.generator import Sampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from engrams.strategies.generators import Generator
+from engrams.strategies.generators.generator import Sampler
 
 READ_AT_ONCE = 1000
 EVALUATION_SEED = 0

@@ -11,6 +11,10 @@ from __future__ import annotations
 from typing import Literal, Protocol, get_args
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
+
 from engrams.strategies.per_sample_gradients import (
     SAMPLES_AT_ONCE,
     add_convolution,
@@ -26,9 +30,6 @@ from engrams.strategies.per_sample_gradients import (
     short_cut_layers,
     trainable_parameters,
 )
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import Dataset
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 Likelihood = Literal["categorical", "gaussian"]

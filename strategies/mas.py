@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from avalanche.benchmarks.utils import AvalancheDataset
-from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
-from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Strategy
+from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
+from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 
 class MASPlugin(QuadraticPenaltyPlugin):
@@ -73,3 +75,32 @@ class MASPlugin(QuadraticPenaltyPlugin):
             entry = self.importance_data[index]
             data = getattr(entry, "dataset", entry)
         return data.eval() if hasattr(data, "eval") else data
+
+
+# --- in the catalogue -------------------------------------------------------------------------------------------------
+
+
+class MASLocalHyperparameters(Hyperparameters):
+    """What the local form of :class:`MASPlugin` takes."""
+
+    mas_lambda: Lambda
+
+
+class MASHyperparameters(MASLocalHyperparameters):
+    """What :class:`MASPlugin` takes, but for the data that importance is measured on."""
+
+    variant: MASVariant = "global"
+
+
+ENTRIES = {
+    "mas": Strategy(
+        plugin=lambda h: MASPlugin(h.mas_lambda, h.variant),
+        hyperparameters=MASHyperparameters,
+        search={"mas_lambda": LogUniform(1e-4, 1e5)},
+    ),
+    "mas-local": Strategy(
+        plugin=lambda h: MASPlugin(h.mas_lambda, "local"),
+        hyperparameters=MASLocalHyperparameters,
+        search={"mas_lambda": LogUniform(1e-5, 1e4)},
+    ),
+}

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from torch.nn import functional
+
 from engrams.strategies.generators import ACGAN, ImageSpec
 from engrams.strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork
-from torch.nn import functional
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 

@@ -1,11 +1,11 @@
 """Avalanche's own generative replay, fitted to a stream: what it was told is what it has."""
 
 import torch
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.strategies import catalogue
-from engrams.strategies.generators import ImageSpec
 from torch import nn
 
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.strategies import catalogue
+from engrams.strategies.generators import ImageSpec
 from tests.test_ewc import quiet
 
 SETTINGS = {
@@ -22,7 +22,8 @@ LOW, HIGH = -0.5, 2.5
 
 
 def built(**settings):
-    h = protocol.get("split-digits/class").hyperparameters_of("avalanche-generative-replay-large", SETTINGS | settings)
+    entry = catalogue.get("avalanche-generative-replay-large")
+    h = protocol.get("split-digits/class").hyperparameters_of(entry, SETTINGS | settings)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     template = {
         "model": model,
@@ -36,7 +37,7 @@ def built(**settings):
         "images": ImageSpec((1, 8, 8), LOW, HIGH),
         "seed": 0,
     }
-    return catalogue.CATALOGUE["avalanche-generative-replay-large"].build(h, template)
+    return entry.make(h, template)
 
 
 def sizes(network):

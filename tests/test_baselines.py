@@ -4,9 +4,9 @@ import pytest
 import torch
 from avalanche.models import as_multitask
 from avalanche.training.plugins import SupervisedPlugin, SynapticIntelligencePlugin
+
 from engrams.strategies.avalanche.faults import WorkingSynapticIntelligencePlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
-
 from tests.test_ewc import learn, mlp, stream
 
 

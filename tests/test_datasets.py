@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.datasets import DataError, ImagesOnDisk, as_float, load
-from engrams.benchmarks.data.streams import make_benchmark, prepared
-from engrams.benchmarks.judging import generation, real_classifier
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.benchmarks.training.run import Run, execute
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.datasets import DataError, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.judging import generation, real_classifier
+from engrams.benchmarks.protocols import registry as protocol
 from tests.conftest import RAW, colour_of
 
 
@@ -167,7 +168,7 @@ def test_a_scholar_learns_mnist_and_then_svhn(svhn_files, idx_files, monkeypatch
     idx_files(train=60, test=30)
     entry = protocol.get("mnist-svhn")
     entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
-    one = Run(entry, "dgr", 0, entry.hyperparameters_of("dgr", {"generator_epochs": 1, "width": 16}))
+    one = run_of(entry, "dgr", 0, {"generator_epochs": 1, "width": 16})
     found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda epochs: None)
     assert found.complete, found.reason
     assert np.array(found.accuracy_matrix).shape == (2, 2)
@@ -188,7 +189,7 @@ def test_a_memory_replay_gan_learns_svhn_digit_after_digit(svhn_files, monkeypat
             "generation": entry.generation.model_copy(update={"images_per_class": 64}),
         }
     )
-    one = Run(entry, "mergan-ra", 0, entry.hyperparameters_of("mergan-ra"))
+    one = run_of(entry, "mergan-ra", 0)
     found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda rounds: None)
     assert found.complete, found.reason
     assert np.array(found.accuracy_matrix).shape == (10, 10)

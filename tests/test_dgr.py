@@ -10,17 +10,16 @@ from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask, avalanche_forward
 from avalanche.training.plugins import LwFPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
-from engrams.benchmarks.data.streams import make_benchmark, prepared
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
-from engrams.strategies.catalogue import CATALOGUE
-from engrams.strategies.dgr import Scholar
-from engrams.strategies.generator_training import GeneratorPlugin
-from engrams.strategies.generators import VAE, WGANGP, ImageSpec, PastImages
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, catalogue
+from engrams.strategies.dgr import Scholar
+from engrams.strategies.generator_training import GeneratorPlugin
+from engrams.strategies.generators import VAE, WGANGP, ImageSpec, PastImages
 from tests.test_ewc import mlp, quiet, stream
 
 SPEC = ImageSpec((6,), low=-8.0, high=8.0)
@@ -419,7 +418,7 @@ OF_EVERY_SCHOLAR = {
     ],
 )
 def test_every_hyperparameter_reaches_the_scholar(strategy, settings):
-    entry = CATALOGUE[strategy]
+    entry = catalogue.get(strategy)
     hyperparameters = entry.hyperparameters(**settings)
     not_the_scholars = {"solver_schedule"}  # make_strategy's
     the_scholars = set(entry.hyperparameters.model_fields) - not_the_scholars

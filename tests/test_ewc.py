@@ -12,11 +12,12 @@ from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.utils.data import TensorDataset
+
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.strategies import EWCPlugin
-from torch import nn
-from torch.utils.data import TensorDataset
 
 TASKS, SAMPLES, FEATURES = 5, 64, 4
 

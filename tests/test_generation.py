@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from PIL import Image
+from scipy import linalg
+
 from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver, frechet_distance
 from engrams.benchmarks.judging.observer import classifier_for
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.benchmarks.training.run import Run, execute, make_strategy
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.benchmarks.training.run import make_strategy
 from engrams.reports import store
 from engrams.reports.pages import generation
 from engrams.strategies.generators import ACGAN, ImageSpec
 from engrams.strategies.mergan import MeRGAN
-from PIL import Image
-from scipy import linalg
-
 from tests.test_runs import engrams
 from tests.test_tables import record
 
@@ -40,7 +42,7 @@ def classifier(out):
 
 def run(out, strategy, seed=0, **overrides):
     return execute(
-        Run(SMALL, strategy, seed, SMALL.hyperparameters_of(strategy, overrides)),
+        run_of(SMALL, strategy, seed, overrides),
         out,
         "cpu",
         "disabled",
@@ -86,7 +88,7 @@ def test_a_gan_that_diverges_is_recorded_with_its_reason(tmp_path):
 
 def test_a_minibatch_too_small_for_the_classes_is_recorded_in_one_line(tmp_path):
     entry = SMALL.model_copy(update={"gan": SMALL.gan.model_copy(update={"batch_size": 8})})
-    one = Run(entry, "gan-joint", 0, entry.hyperparameters_of("gan-joint", QUICK["gan-joint"]))
+    one = run_of(entry, "gan-joint", 0, QUICK["gan-joint"])
     found = execute(one, tmp_path, "cpu", "disabled", lambda n: None)
     assert found.reason == (
         "generate-digits: gan-joint: the conditional GAN's batch_size of 8 is too small for 10 classes at once, each "
@@ -141,8 +143,8 @@ def test_every_grid_has_the_same_latents_and_the_classes_so_far(known):
 def test_a_generator_that_does_not_change_is_shown_with_the_same_images(classifier, strategy, monkeypatch):
     """Every grid has the same latents: what differs between two grids is what the generator has learned since."""
     benchmark = make_benchmark(prepared("digits", DIGITS.images), DIGITS.stream, DIGITS.scenario, "test", seed=0)
-    entry = Run(SMALL, strategy, 0, SMALL.hyperparameters_of(strategy, QUICK.get(strategy, {})))
-    learner = make_strategy(entry, benchmark, "cpu", [], [], classifier)
+    entry = run_of(SMALL, strategy, 0, QUICK.get(strategy, {}))
+    learner = make_strategy(entry, benchmark, "cpu", [], classifier.network)
     learner.train(benchmark.train_stream[0])
     observer = GenerationObserver(SMALL, classifier, "a title")
     observer.look(learner)
@@ -221,7 +223,7 @@ def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):
 def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(tmp_path, strategy):
     entry = protocol.get("split-digits/class")
     entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": 5})})
-    one = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    one = run_of(entry, strategy, 0)
     found = execute(one, tmp_path, "cpu", "disabled", lambda epochs: None)
     assert found.complete, found.reason
     shares = np.array(found.generated.class_shares)

@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from engrams.strategies.generators import VAE, WGANGP, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.generators.generator import mixed
 from engrams.strategies.generators.vae import negative_elbo
 from engrams.strategies.generators.wgan_gp import gradient_penalty
-from torch import nn
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 MAKE = {

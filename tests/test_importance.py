@@ -4,11 +4,12 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
 from avalanche.training.plugins import EWCPlugin as AvalancheEWCPlugin
-from engrams.strategies import per_sample_gradients
-from engrams.strategies.importance import diagonal_fisher
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
+
+from engrams.strategies import per_sample_gradients
+from engrams.strategies.importance import diagonal_fisher
 
 SAMPLES, CLASSES = 12, 4
 

@@ -10,12 +10,12 @@ from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training import Cumulative, JointTraining, LwF, Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
-from engrams.benchmarks.data.streams import labelled, make_benchmark
-from engrams.benchmarks.training.augment import HorizontalFlips
 from torch import nn
 from torch.utils.data import DataLoader
 
+from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
+from engrams.benchmarks.data.streams import labelled, make_benchmark
+from engrams.benchmarks.training.augment import HorizontalFlips
 from tests.test_streams import DATA, split
 
 TASKS = make_benchmark(DATA, split("task"), "task", "test", seed=0)

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from avalanche.training.plugins import MASPlugin as AvalancheMASPlugin
-from engrams.strategies import MASPlugin
-from engrams.strategies.importance import mas_importance
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
+from engrams.strategies import MASPlugin
+from engrams.strategies.importance import mas_importance
 from tests.test_ewc import learn, mlp, stream
 from tests.test_importance import CLASSES, MODELS, assert_same, batch_norm, cnn, multi_head, outputs_of, tied
 from tests.test_importance import mlp as dropout_mlp

@@ -1,6 +1,7 @@
 """The metrics of an accuracy matrix, by hand."""
 
 import pytest
+
 from engrams.reports.matrix import accuracy_row, metrics, seen_so_far
 
 R = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.6, 0.5, 1.0]]

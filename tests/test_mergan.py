@@ -9,6 +9,8 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import nn
+
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.strategies import DeepGenerativeReplay, MeRGAN
@@ -23,8 +25,6 @@ from engrams.strategies.mergan import (
     ReplayAlignmentGAN,
     alignment_loss,
 )
-from torch import nn
-
 from tests.test_acgan import SPEC, gan, images, learn, made, minus_log, one_by_one, same, weights
 from tests.test_ewc import quiet
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.benchmarks.training.run import Run, execute
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.protocols import registry as protocol
 
 pytestmark = pytest.mark.skipif(datasets.find("mnist") is None, reason="MNIST is not here; nothing is downloaded")
 
@@ -26,7 +28,7 @@ def test_ewc_keeps_what_naive_forgets(tmp_path):
     short = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
     acc = {}
     for strategy in ("naive", "ewc"):
-        run = Run(short, strategy, 0, short.hyperparameters_of(strategy))
+        run = run_of(short, strategy, 0)
         acc[strategy] = execute(run, tmp_path, "cpu", "disabled", lambda epochs: None).acc
     assert acc["ewc"] > 0.97
     assert acc["ewc"] > acc["naive"]

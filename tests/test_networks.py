@@ -4,13 +4,14 @@ import pytest
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.models.utils import avalanche_forward
+from torch import nn
+
 from engrams.benchmarks.data.datasets import ImageData
 from engrams.benchmarks.data.streams import make_benchmark
-from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import CNN, MLP, SplitStream
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, make_network
 from engrams.strategies import per_sample_gradients
-from torch import nn
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
 

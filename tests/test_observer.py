@@ -4,16 +4,16 @@ import json
 
 import pytest
 import torch
+from PIL import Image
+
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.judging import real_classifier
 from engrams.benchmarks.judging.observer import JUDGED, GeneratorObserver, classifier_for
 from engrams.benchmarks.judging.real_classifier import real_classifier as classifier_of
-from engrams.benchmarks.protocols import schema as protocol
+from engrams.benchmarks.protocols import registry as protocol
 from engrams.reports import store
 from engrams.reports.pages import class_shares
 from engrams.strategies.generators import ImageSpec, PastImages
-from PIL import Image
-
 from tests.test_runs import engrams
 from tests.test_tables import record
 

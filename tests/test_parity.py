@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from engrams.benchmarks.protocols import schema as protocol
+from rich.console import Console
+from scipy import stats
+
+from engrams.benchmarks.protocols import registry as protocol
 from engrams.reports import store
 from engrams.reports.pages.comparison import Estimate
 from engrams.reports.parity import board as parity
 from engrams.reports.parity import tables as parity_tables
 from engrams.reports.parity.board import Reported, Verdict
 from engrams.reports.store import RecordError
-from rich.console import Console
-from scipy import stats
-
 from tests.test_runs import engrams
 from tests.test_tables import group, record
 

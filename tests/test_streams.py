@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from engrams.benchmarks.data.datasets import ImageData, load
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.data.streams import brightness, make_benchmark, prepared

@@ -4,6 +4,9 @@ import struct
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from torch.utils.data import TensorDataset
+
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
 from engrams.benchmarks.studies import adaptive
 from engrams.benchmarks.studies import sweeps as studies
@@ -14,9 +17,6 @@ from engrams.reports.studies import adaptive as results
 from engrams.reports.studies.curves import Curve, Curves, Point
 from engrams.reports.studies.figures import curves_figure
 from engrams.strategies.mas import MASPlugin
-from PIL import Image
-from torch.utils.data import TensorDataset
-
 from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent

@@ -4,12 +4,13 @@ import io
 
 import pandas as pd
 import pytest
+from rich.console import Console
+from scipy import stats
+
 from engrams.reports import marks
 from engrams.reports.matrix import METRICS
 from engrams.reports.pages import comparison as tables
 from engrams.reports.store import Record, RecordError
-from rich.console import Console
-from scipy import stats
 
 ENVIRONMENT = {"versions": {}}
 

@@ -7,12 +7,13 @@ import sys
 import time
 
 import pytest
-from engrams.benchmarks.protocols import schema as protocol
-from engrams.benchmarks.training.run import Run, execute
-from engrams.reports.matrix import METRICS
-from engrams.reports.wandb import logger as wandb_logger
 from wandb.proto import wandb_internal_pb2
 
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.reports.matrix import METRICS
+from engrams.reports.wandb import logger as wandb_logger
 from tests.test_generation import SMALL
 
 SPLIT_DIGITS = protocol.get("split-digits/task")
@@ -25,7 +26,7 @@ def finished(tmp_path_factory):
 
 
 def offline_run(strategy, out, entry=SPLIT_DIGITS):
-    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    run = run_of(entry, strategy, 0)
     record = execute(run, out, "cpu", "offline", lambda epochs: None)
     (path,) = run.folder(out).rglob("*.wandb")
     for _ in range(100):  # W&B's own process may write its last lines after the run was told that it is over
@@ -151,9 +152,7 @@ def test_wandb_failing_does_not_fail_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", broken)
     entry = protocol.get("split-digits/task")
     with pytest.warns(UserWarning, match="W&B logging stopped, the run goes on: OSError: disk full"):
-        record = execute(
-            Run(entry, "naive", 0, entry.hyperparameters_of("naive")), tmp_path, "cpu", "offline", lambda e: None
-        )
+        record = execute(run_of(entry, "naive", 0), tmp_path, "cpu", "offline", lambda e: None)
     assert record.complete
 
 

@@ -26,8 +26,10 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import pil_to_tensor, rgb_to_grayscale
 
+from engrams.reports.errors import UserError
 
-class DataError(Exception):
+
+class DataError(UserError):
     """A data set is missing or broken; the message is one line that says which file and what to do."""
 
 

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
-from engrams.benchmarks.data.datasets import ImageData, ImagesOnDisk, as_float, load
-from engrams.benchmarks.data.loading import TensorClassificationDataset
-from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
+
+from engrams.benchmarks.data.datasets import ImageData, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 
 Judge = Literal["test", "validation"]
 VALIDATION_SEED = 0

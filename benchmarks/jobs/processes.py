@@ -15,6 +15,8 @@ from multiprocessing import forkserver
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
+from engrams.reports.errors import UserError
+
 
 class Job(Protocol):
     @property
@@ -38,7 +40,7 @@ def start_server() -> None:
     """
     if os.name != "posix":
         return
-    _context.set_forkserver_preload(["engrams.benchmarks.training.run"])
+    _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
     # The server inherits this. An interrupt is this process's to answer: reading, it would end in a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -47,7 +49,7 @@ def start_server() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-class ProcessError(Exception):
+class ProcessError(UserError):
     """A process was killed or could not write; the message is one line that says what to do."""
 
 

@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.jobs.execute import execute, usual_device
 from engrams.benchmarks.jobs.processes import Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
-from engrams.benchmarks.training.run import Run, execute, usual_device
+from engrams.benchmarks.training.run import Run
 from engrams.reports import store
+from engrams.reports.errors import UserError
 from engrams.reports.store import Record
 from engrams.reports.wandb.logger import WandBMode
-from engrams.strategies.catalogue import CATALOGUE
 
 
-class SuiteError(Exception):
+class SuiteError(UserError):
     """The runs cannot be done as asked; the message is one line that says why and what to do."""
 
 
@@ -71,10 +72,10 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         datasets.load(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences
-        if stream_from_disk and CATALOGUE[run.strategy].needs_images:
+        if stream_from_disk and run.strategy.needs_images:
             raise SuiteError(
-                f"{run.strategy} learns to make images and needs an experience's in memory; leave it out or run it "
-                f"without --stream-from-disk"
+                f"{run.strategy.name} learns to make images and needs an experience's in memory; leave it out or run "
+                f"it without --stream-from-disk"
             )
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from engrams.benchmarks.errors import UnknownName
-from engrams.benchmarks.protocols.schema import read_toml
+from engrams.benchmarks.protocols.registry import read_toml
 
 FILE = Path(__file__).parent / "suites.toml"
 
 
+def names() -> list[str]:
+    """Returns the names of all suites."""
+    return list(read_toml(FILE))
+
+
 def runs_of(name: str, seeds: int | None = None) -> list[tuple[str, str, int]]:
-    """(protocol, strategy, seed) of every run of a suite; all strategies of one seed before the next seed.
+    """Returns (protocol, strategy, seed) of every run of a suite; all strategies of one seed before the next seed.
 
     Args:
         name: of the suite.

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from avalanche.training.templates import SupervisedTemplate
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
 from engrams.benchmarks.data.streams import brightness, prepared
 from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_of, train_classifier
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.store import Generated
 from engrams.strategies.generator_training import JudgedByClassifier
-from PIL import Image
-from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 SHOWN = 20
 PICTURE, ANIMATION = "generated.png", "generated.gif"
@@ -25,13 +27,15 @@ REVERSE_IMAGES_SEEN = 60_000
 class GenerationObserver:
     """Looks at a generator after every experience."""
 
-    def __init__(self, protocol: Protocol, classifier: RealClassifier, title: str):
+    def __init__(self, protocol: Protocol, classifier: RealClassifier, title: str, folder: Path):
         """
         Args:
             protocol: of the run, one with a table ``generation``.
             classifier: of real images; its features are those of the Frechet distance.
             title: above the pictures.
+            folder: the pictures go there.
         """
+        self.folder = folder
         assert protocol.generation is not None
         self.images_per_class = protocol.generation.images_per_class
         self.images = protocol.images
@@ -47,8 +51,13 @@ class GenerationObserver:
         """Classes."""
         self.pictures: list[Image.Image] = []
 
-    def look(self, strategy: SupervisedTemplate) -> None:
-        """After an experience: sample every class so far."""
+    @property
+    def judge(self) -> nn.Module:
+        """The network that tells what an image shows."""
+        return self.classifier.network
+
+    def after_experience(self, strategy: SupervisedTemplate, matrix: list[list[float]], seen: dict[str, Any]) -> None:
+        """Samples every class so far; ``seen`` gets ``generated``, a picture's path, and ``frechet_distance``."""
         assert isinstance(strategy, JudgedByClassifier)
         classes = strategy.classes_so_far
         made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
@@ -63,23 +72,24 @@ class GenerationObserver:
         real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
         self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
         self.learned = len(classes)
+        seen |= {"generated": self._draw(), "frechet_distance": self.frechet_distance[-1]}
 
-    def draw(self, folder: Path) -> Path:
-        """Write the latest grid, rows the classes."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def _draw(self) -> Path:
+        """Writes the latest grid, rows the classes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         grid = self.grids[-1].numpy()
         title = f"{self.title}, {self.learned} of {len(grid)} classes learned"
-        sheet_figure(grid, title, "class").savefig(folder / PICTURE)
-        with Image.open(folder / PICTURE) as picture:
+        sheet_figure(grid, title, "class").savefig(self.folder / PICTURE)
+        with Image.open(self.folder / PICTURE) as picture:
             self.pictures.append(picture.convert("RGB"))
-        return folder / PICTURE
+        return self.folder / PICTURE
 
-    def animate(self, folder: Path) -> Path:
-        """Write what was drawn after every experience, one after another; the last stays twice as long."""
+    def animate(self) -> Path:
+        """Writes what was drawn after every experience, one after another; the last stays twice as long."""
         first, *others = self.pictures
         durations = [1000] * len(others) + [2000]
-        first.save(folder / ANIMATION, save_all=True, append_images=others, duration=durations, loop=0)
-        return folder / ANIMATION
+        first.save(self.folder / ANIMATION, save_all=True, append_images=others, duration=durations, loop=0)
+        return self.folder / ANIMATION
 
     def summary(self) -> Generated:
         """For the record; trains a classifier on what was generated last."""

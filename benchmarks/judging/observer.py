@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from avalanche.training import GenerativeReplay
 from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
 from engrams.benchmarks.data.streams import brightness
 from engrams.benchmarks.judging.real_classifier import RealClassifier, real_classifier
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.store import Generated
 from engrams.strategies.dgr import DeepGenerativeReplay
-from torch import Tensor
 
 SHOWN, JUDGED = 20, 5000
 SEED = 0
@@ -41,21 +43,23 @@ def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier
 class GeneratorObserver:
     """Looks at a generator after every experience."""
 
-    def __init__(self, protocol: Protocol, classifier: RealClassifier | None, title: str):
+    def __init__(self, protocol: Protocol, classifier: RealClassifier | None, title: str, folder: Path):
         """
         Args:
             protocol: of the run.
             classifier: of real images; without one there are no shares.
             title: above the picture.
+            folder: the picture goes there.
         """
+        self.folder = folder
         self.images = protocol.images
         self.title = title
         self.classifier = classifier
         self.rows: list[Tensor] = []
         self.class_shares: list[list[float]] = []
 
-    def look(self, strategy: SupervisedTemplate) -> None:
-        """After an experience: sample, and judge."""
+    def after_experience(self, strategy: SupervisedTemplate, matrix: list[list[float]], seen: dict[str, Any]) -> None:
+        """Samples, and judges; ``seen`` gets the path of the picture as ``generated``."""
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             x = _sampler(strategy)(JUDGED)
@@ -63,12 +67,14 @@ class GeneratorObserver:
         if self.classifier:
             counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
             self.class_shares.append((counts.double() / len(x)).tolist())
+        seen["generated"] = self._draw()
 
-    def draw(self, folder: Path) -> Path:
-        """Write the picture: one row of images an experience."""
-        folder.mkdir(parents=True, exist_ok=True)
-        sheet_figure(torch.stack(self.rows).numpy(), self.title, "after training on").savefig(folder / PICTURE)
-        return folder / PICTURE
+    def _draw(self) -> Path:
+        """Writes the picture: one row of images an experience."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure = sheet_figure(torch.stack(self.rows).numpy(), self.title, "after training on")
+        figure.savefig(self.folder / PICTURE)
+        return self.folder / PICTURE
 
     def summary(self) -> Generated | None:
         """For the record; None where no class could be told."""

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional
+
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.protocols.schema import CNN, Images
 from engrams.benchmarks.training.networks import ConvolutionalNetwork
-from filelock import FileLock
-from torch import Tensor, nn
-from torch.nn import functional
 
 NETWORK = CNN(kind="cnn", convolutions=(16, "M", 32, "M"), hidden_sizes=(128,))
 LEARNING_RATE = 1e-3

@@ -1,21 +1,16 @@
 """A protocol: the stream, the network, the optimiser and the budget of a comparison, and where each number is from.
 
-``protocols/NAME.toml`` holds one protocol, or one for each of several scenarios (``NAME/task``, ...). Beside it,
-``chosen/NAME.toml`` or ``chosen/NAME/SCENARIO.toml`` holds the hyperparameters that ``python -m benchmarks search``
-chose on the validation stream, with their evidence.
+The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.registry` finds and reads the files.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection
-from functools import cache
+import json
+from collections.abc import Collection, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from engrams.benchmarks.data.datasets import NAMES as DATASETS
-from engrams.benchmarks.errors import UnknownName
-from engrams.strategies.catalogue import CATALOGUE, Build, GANSettings, Hyperparameters
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,24 +18,22 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from engrams.reports.errors import UserError
+from engrams.strategies.contract import Budget, GANSettings, Hyperparameters, Strategy
 
 FOLDER = Path(__file__).parent
+"""Of the protocols that come with Engrams."""
 Scenario = Literal["task", "domain", "class"]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class ProtocolError(Exception):
+class ProtocolError(UserError):
     """A protocol file says something that cannot be; the message is one line naming the file and the line or key."""
 
 
@@ -173,7 +166,8 @@ class Generation(Table):
 
 class ProtocolFile(Table):
     title: str
-    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    dataset: Annotated[str, Field(min_length=1)]
+    """Checked when it is loaded."""
     images: Images = Images()
     stream: Annotated[PermutedStream | SplitStream, Field(discriminator="kind")]
     network: Network
@@ -181,7 +175,7 @@ class ProtocolFile(Table):
     generation: Generation | None = None
     gan: GANSettings | None = None
     strategies: dict[str, dict[str, Any]] = {}
-    sources: dict[str, str]
+    sources: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _classes_can_be_asked_for(self) -> ProtocolFile:
@@ -196,11 +190,15 @@ class Choice(Table):
     """What a search chose for one strategy, and why."""
 
     hyperparameters: dict[str, Any]
+    file: str = Field("", exclude=True)
+    """Where it stands."""
+    fingerprint: str = ""
+    """Of everything else that decided the trials; see :meth:`Protocol.fingerprint`."""
     evidence: dict[str, Any]
 
 
 class Protocol(Table):
-    """One line of ``python -m benchmarks list``: everything that a run needs besides a strategy and a seed."""
+    """Everything that a run needs besides a strategy and a seed."""
 
     name: str
     title: str
@@ -213,154 +211,139 @@ class Protocol(Table):
     generation: Generation | None
     gan: GANSettings | None
     strategies: dict[str, dict[str, Any]]
+    """Name -> the hyperparameters that the file sets for it."""
+    chosen: dict[str, Choice]
+    """Name -> what a search chose for it; goes before what the file sets."""
     sources: dict[str, str]
+    file: Path
+    """The file that it was read from; what a search chooses is written beside it."""
+    changed: dict[str, Any] = {}
+    """Dotted key -> value of what was set besides the file."""
 
-    def hyperparameters_of(self, strategy: str, overrides: dict[str, Any] | None = None) -> Hyperparameters:
-        """The strategy's hyperparameters under this protocol, checked.
+    def hyperparameters_of(self, strategy: Strategy, settings: Mapping[str, Any] | None = None) -> Hyperparameters:
+        """Returns the strategy's hyperparameters under this protocol, checked.
 
         Args:
-            strategy: a name in the catalogue.
-            overrides: values to use in place of the protocol's (a search does).
+            strategy: of the catalogue, or one's own.
+            settings: dotted key -> value, to use in place of the protocol's. Strategies that are joined have their keys
+                below their names: ``ewc.ewc_lambda``.
 
         Raises:
-            ProtocolError: one is missing, unknown or out of range; or as :meth:`builder`.
+            ProtocolError: one is missing, unknown or out of range; or as :meth:`check`.
         """
-        self.builder(strategy)
-        values = self.strategies.get(strategy, {}) | (overrides or {})
+        self.check(strategy)
+        parts = strategy.name.split("+")
+        values = self._values_of(strategy.name)
+        if len(parts) > 1:
+            values = {part: self._values_of(part) | values.get(part, {}) for part in parts}
+        for key, value in (settings or {}).items():
+            part, _, rest = key.rpartition(".")
+            if part in values and len(parts) > 1:
+                values[part] = values[part] | {rest: value}
+            else:
+                values = values | {key: value}
         try:
-            return CATALOGUE[strategy].hyperparameters.model_validate(values)
+            return strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
             problem = first_problem(error)
-            searched = problem.partition(":")[0] in CATALOGUE[strategy].search
+            key = problem.partition(":")[0]
+            searched = key in strategy.search
+            chosen = self.chosen.get(strategy.name)
+            where = chosen.file if chosen and key in chosen.hyperparameters else self.reference
             raise ProtocolError(
-                f"{self.name}: strategies.{strategy}.{problem}; set it in the protocol"
-                + (f" or run 'python -m benchmarks search {self.name} {strategy}'" if searched else "")
+                f"{where}: strategies.{strategy.name}.{problem}; set it in the protocol or with --set {key}=..."
+                + (f", or run 'engrams search {self.reference} {strategy.reference}'" if searched else "")
             ) from error
 
-    def builder(self, strategy: str) -> Build:
-        """How the strategy is built under this protocol.
+    def _values_of(self, name: str) -> dict[str, Any]:
+        chosen = self.chosen[name].hyperparameters if name in self.chosen else {}
+        return self.strategies.get(name, {}) | chosen
+
+    @property
+    def reference(self) -> str:
+        """What the command line calls it: its name, or the path of somebody's own file."""
+        if self.file.parent == FOLDER:
+            return self.name
+        _, several, scenario = self.name.partition("/")
+        return f"{self.file}{several}{scenario}"
+
+    def check(self, strategy: Strategy) -> None:
+        """Says what would keep a strategy from being built under this protocol.
 
         Raises:
-            ProtocolError: it cannot be: it has no solver, or no generator that can be asked for a class, where it is
-                this that is judged; it trains a conditional GAN of which the protocol says nothing, or whose classes
-                do not tell the protocol's experiences apart.
+            ProtocolError: it has no solver, or no generator that can be asked for a class, where it is this that is
+                judged; it trains a conditional GAN of which the protocol says nothing, or whose classes do not tell
+                the protocol's experiences apart.
         """
-        entry = CATALOGUE[strategy]
-        build = entry.generate if self.generation else entry.build
-        if build is None:
-            what = "a generator that can be asked for a class" if self.generation else "a solver"
-            others = ", ".join(name for name, one in CATALOGUE.items() if one.generate)
-            hint = f"; these have one: {others}" if self.generation else "; it runs under the generate-* protocols"
-            raise ProtocolError(f"{self.name}: {strategy} has not got {what}{hint}")
-        if entry.has_gan and self.gan is None:
-            raise ProtocolError(f"{self.name}: {strategy} needs the settings of its GAN; add a table [gan]")
-        if entry.has_gan and self.scenario != "class":  # a class met again is a new one, and nothing of it is replayed
-            raise ProtocolError(f"{self.name}: {strategy} remembers classes: every experience must bring new ones")
-        return build
+        name = strategy.name
+        if self.generation and strategy.generate is None:
+            raise ProtocolError(
+                f"{self.name}: {name} has not got a generator that can be asked for a class; mergan-jtr, mergan-ra and "
+                f"gan-* have one"
+            )
+        if not self.generation and not strategy.has_solver:
+            raise ProtocolError(f"{self.name}: {name} has not got a solver; it runs under the generate-* protocols")
+        if strategy.has_gan and self.gan is None:
+            raise ProtocolError(f"{self.name}: {name} needs the settings of its GAN; add a table [gan]")
+        if strategy.has_gan and self.scenario != "class":  # a class met again is a new one, and nothing is replayed
+            raise ProtocolError(f"{self.name}: {name} remembers classes: every experience must bring new ones")
 
-    def deciding(self, strategy: str) -> dict[str, Any]:
-        """The part that decides a strategy's result, for the record."""
+    def budget(self, strategy: Strategy, hyperparameters: Hyperparameters) -> Budget:
+        """Returns the epochs of one call of ``train`` under this protocol, and the schedule of the solver's rate.
+
+        ``epochs`` is 0 where there is no solver to train.
+        """
+        own = strategy.budget(hyperparameters, self.gan)
+        epochs = self.training.epochs if own.epochs is None else own.epochs
+        if self.generation and strategy.has_gan:
+            epochs = 0
+        return Budget(epochs, own.generator_epochs, own.schedule or self.training.schedule)
+
+    def deciding(self, strategy: Strategy) -> dict[str, Any]:
+        """Returns the part of the protocol that decides a strategy's result, for the record."""
         decides = {"dataset", "scenario", "images", "stream", "network", "training"}
         if self.generation:
             decides.add("generation")
-        if CATALOGUE[strategy].has_gan:
+        if strategy.has_gan:
             decides.add("gan")
         # As JSON has it: a tuple in a record read back is a list.
-        chosen = self.model_dump(mode="json", include=decides)
-        chosen["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
-        return chosen
+        decided = self.model_dump(mode="json", include=decides)
+        decided["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
+        return decided
 
+    def fingerprint(self, strategy: Strategy) -> str:
+        """Returns 12 hexadecimal digits for all that decides what a search finds but the ranges that it looks in.
 
-COPIED = ("title", "dataset", "images", "stream", "network", "training", "generation", "gan")
-"""From a file to each of its protocols."""
+        That is the protocol's part of :meth:`deciding` and those of the strategy's hyperparameters that are not
+        searched.
+        """
+        lowest = {key: space.low for key, space in strategy.search.items()}
+        fixed = flattened(self.hyperparameters_of(strategy, lowest).settings())
+        kept = {key: value for key, value in fixed.items() if key not in strategy.search}
+        text = json.dumps([self.deciding(strategy), kept, strategy.code], sort_keys=True)
+        return sha256(text.encode()).hexdigest()[:12]
 
-
-def names() -> list[str]:
-    """Every protocol's name, sorted."""
-    return sorted(protocols())
-
-
-def get(name: str) -> Protocol:
-    """A protocol by name.
-
-    Raises:
-        UnknownName: there is no such protocol; a near name is suggested.
-        ProtocolError: a protocol file is wrong.
-    """
-    if name not in protocols():
-        raise UnknownName("protocol", name, names())
-    return protocols()[name]
-
-
-@cache
-def protocols() -> dict[str, Protocol]:
-    return {protocol.name: protocol for path in sorted(FOLDER.glob("*.toml")) for protocol in read(path)}
-
-
-def read(path: Path) -> list[Protocol]:
-    """The protocols of one file, one a scenario; of a single scenario the name says nothing.
-
-    Raises:
-        ProtocolError: the file is no TOML, has an unknown key, a value of the wrong type or out of range, a
-            strategy that does not exist, or a number without a source.
-    """
-    try:
-        file = ProtocolFile.model_validate(read_toml(path))
-    except ValidationError as error:
-        raise ProtocolError(f"{path}: {first_problem(error)}") from error
-    found = []
-    for scenario in file.stream.scenarios:
-        name = path.stem if len(file.stream.scenarios) == 1 else f"{path.stem}/{scenario}"
-        chosen_file = chosen_path(name, path.parent)
-        chosen = {strategy: choice.hyperparameters for strategy, choice in read_chosen(chosen_file).items()}
-        _check_strategies(chosen_file, chosen)
-        protocol = Protocol(
-            name=name,
-            scenario=scenario,
-            strategies={
-                strategy: file.strategies.get(strategy, {}) | chosen.get(strategy, {})
-                for strategy in file.strategies | chosen
-            },
-            **{key: getattr(file, key) for key in COPIED},
-            sources=file.sources,
+    def stale(self, strategy: Strategy) -> str | None:
+        """Returns one line where what was chosen for a strategy was chosen under other settings, else None."""
+        choice = self.chosen.get(strategy.name)
+        if choice is None or not choice.fingerprint or choice.fingerprint == self.fingerprint(strategy):
+            return None
+        keys = ", ".join(choice.hyperparameters)
+        return (
+            f"{self.name}: {keys} of {strategy.name} was chosen under other settings than these; "
+            f"'engrams search {self.reference} {strategy.reference}' chooses anew"
         )
-        found.append(protocol)
-    _check_strategies(path, file.strategies)
-    _check_sources(path, file)
-    return found
 
 
-def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:
-    """Where the hyperparameters chosen on a protocol's validation stream are kept."""
-    return folder / "chosen" / f"{protocol}.toml"
-
-
-def read_chosen(path: Path) -> dict[str, Choice]:
-    """Strategy -> what was chosen for it; empty if nothing was yet.
-
-    Raises:
-        ProtocolError: the file is not what a search writes.
-    """
-    if not path.exists():
-        return {}
-    try:
-        return TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
-    except ValidationError as error:
-        raise ProtocolError(f"{path}: {first_problem(error)}; delete it and search again") from error
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's content.
-
-    Raises:
-        ProtocolError: it is no TOML, or cannot be read.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:  # its message names line and column
-        raise ProtocolError(f"{path}: not valid TOML: {error}") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise ProtocolError(f"{path}: cannot be read: {error}") from error
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flattened(value).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def first_problem(
@@ -377,42 +360,3 @@ def first_problem(
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
     return f"{'.'.join(keys)}: {message}{got}"
-
-
-def _check_sources(path: Path, file: ProtocolFile) -> None:
-    """Every number has a source: an entry for its dotted key or for a table above it."""
-    tables = file.model_dump(
-        mode="json",
-        include={"images", "stream", "network", "training", "generation", "gan", "strategies"},
-        exclude_unset=True,
-    )
-    numbers = list(_numbers(tables))
-    for key in numbers:
-        if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
-            raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
-    for source in file.sources:
-        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, "dataset"]):
-            raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
-
-
-def _numbers(value: Any, key: str = ""):
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        yield from {key for inner in value if isinstance(inner, int | float)}
-    elif isinstance(value, int | float):
-        yield key
-
-
-def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None:
-    """What is given must exist and be in range; what is missing is missed only when the strategy is run."""
-    for strategy, values in strategies.items():
-        if strategy not in CATALOGUE:
-            unknown = UnknownName("strategy", strategy, CATALOGUE)
-            raise ProtocolError(f"{path}: strategies.{strategy}: {unknown}")
-        try:
-            CATALOGUE[strategy].hyperparameters.model_validate(values)
-        except ValidationError as error:
-            if any(problem["type"] != "missing" for problem in error.errors()):
-                raise ProtocolError(f"{path}: strategies.{strategy}.{first_problem(error)}") from error

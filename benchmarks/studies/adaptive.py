@@ -15,21 +15,25 @@ from pathlib import Path
 
 import torch
 from avalanche.training.determinism.rng_manager import RNGManager
+from torch import Tensor, nn
+
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.jobs.execute import environment, usual_device
 from engrams.benchmarks.jobs.processes import Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_difference
-from engrams.benchmarks.protocols import schema as protocols
+from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.studies.sweeps import StudyError, Subsets
-from engrams.benchmarks.training.run import Diverged, Run, environment, make_strategy, usual_device, watch
+from engrams.benchmarks.training.run import Run, make_strategy
+from engrams.benchmarks.training.watch import Diverged, watch
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
+from engrams.strategies import catalogue
 from engrams.strategies.mas import MASPlugin
 from engrams.strategies.per_sample_gradients import evaluation_mode, forward
-from torch import Tensor, nn
 
 NO_LABEL = -1
 
@@ -120,7 +124,10 @@ def recorded(name: str, study: Subsets, out: Path) -> Results | None:
 
 
 def _none_yet(name: str, study: Subsets) -> Results:
-    settings = {"mas_lambda": study.mas_lambda, **_job(name, study, 0, NOTHING).run.protocol.deciding("mas")}
+    settings = {
+        "mas_lambda": study.mas_lambda,
+        **_job(name, study, 0, NOTHING).run.protocol.deciding(catalogue.get("mas")),
+    }
     return Results(
         title=study.title,
         settings=settings,
@@ -133,19 +140,20 @@ def _none_yet(name: str, study: Subsets) -> Results:
 
 def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
     try:
-        protocol = protocols.get(study.protocol)
+        protocol = registry.get(study.protocol)
     except UnknownName as error:
         raise StudyError(f"{name}: {error}") from error
     if not isinstance(protocol.stream, SplitStream):
         raise StudyError(f"{name}: protocol: {study.protocol} does not split a data set by its classes")
     if protocol.scenario == "class":  # units that are masked at first have no output to compare with
         raise StudyError(f"{name}: protocol: {study.protocol} is class-incremental; choose its task or domain scenario")
+    naive = catalogue.get("naive")
     stream = protocol.stream.model_copy(update={"classes_per_experience": study.classes_per_experience})
     run = Run(
         protocol.model_copy(update={"stream": stream}),
-        "naive",
+        naive,
         seed,
-        protocol.hyperparameters_of("naive"),
+        protocol.hyperparameters_of(naive),
         variant=f"importance on {outcomes.label(measured_on) or 'nothing'}",
     )
     return Job(run, study.mas_lambda, measured_on)
@@ -169,7 +177,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     if job.measured_on:
         images = _images_of(benchmark.train_stream[0], job.measured_on)
         plugins.append(MASPlugin(job.mas_lambda, importance_data=images))
-    strategy = make_strategy(run, benchmark, device, [], plugins)
+    strategy = make_strategy(run, benchmark, device, plugins)
     watch(strategy, report)
 
     def learn(experience) -> None:

@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 import optuna
 import tomli_w
-from engrams.benchmarks.data.datasets import DataError
-from engrams.benchmarks.jobs.processes import Report, in_processes
-from engrams.benchmarks.jobs.progress import Display
-from engrams.benchmarks.jobs.suite import SuiteError, check_startable
-from engrams.benchmarks.judging.observer import classifier_for
-from engrams.benchmarks.protocols import schema as protocols
-from engrams.benchmarks.protocols.schema import Protocol
-from engrams.benchmarks.training.run import TRACEBACK, Diverged, Run, learn, usual_device
-from engrams.reports.matrix import seen_so_far
-from engrams.reports.store import replace_file
-from engrams.strategies.catalogue import CATALOGUE
 from filelock import FileLock, Timeout
-from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+
+from engrams.benchmarks.data.datasets import DataError
+from engrams.benchmarks.jobs.execute import TRACEBACK, usual_device
+from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.progress import Display
+from engrams.benchmarks.jobs.suite import SuiteError, check_startable
+from engrams.benchmarks.judging.observer import classifier_for
+from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.schema import Protocol, flattened
+from engrams.benchmarks.training.run import Run, learn
+from engrams.benchmarks.training.watch import Diverged
+from engrams.reports.matrix import seen_so_far
+from engrams.reports.store import replace_file
+from engrams.strategies.contract import Strategy
 
 SEARCH_SEED = 1000
 FIGURES = 3
@@ -46,14 +48,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def search(
     protocol: Protocol,
-    strategy_names: Sequence[str],
+    strategies: Sequence[Strategy],
     trials: int,
     out: Path,
     workers: int | None,
     display: Display,
     stream_from_disk: bool = False,
 ) -> Path:
-    """Search each strategy's space and write the best, with all that was tried, beside the protocol.
+    """Searches each strategy's space and writes the best, with all that was tried, beside the protocol.
 
     Half of the trials are spread evenly over the (logarithmic) range, the others are chosen by Optuna's TPE. Of these
     one is pruned if, in the second half of the stream, its ACC is among the worst tenth of those that went before it.
@@ -61,7 +63,7 @@ def search(
 
     Args:
         protocol: under which to try.
-        strategy_names: what to try. The choice for each is written as soon as its trials are done.
+        strategies: what to try. The choice for each is written as soon as its trials are done.
         trials: how many for each strategy.
         out: folder of Optuna's journals; trials that are finished in there are not done again.
         workers: trials at once; None for one a core.
@@ -76,37 +78,38 @@ def search(
             settings or cannot be written to, or another search is going on in it.
         ProcessError, DataError, ProtocolError: as :func:`engrams.benchmarks.jobs.suite.run_all`.
     """
-    names = list(dict.fromkeys(strategy_names))
-    for name in names:
-        if not CATALOGUE[name].search:
+    wanted = {strategy.name: strategy for strategy in strategies}
+    for name, strategy in wanted.items():
+        if not strategy.search:
             raise SuiteError(f"{name} has no hyperparameter to search")
-    check_startable([_run(protocol, name, _lowest(name)) for name in names], out, stream_from_disk)
+    check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
     with ExitStack() as locks:
-        studies = {name: _study(protocol, name, trials, out, locks) for name in names}
+        studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
         finished = {name: len(_finished(study)) for name, study in studies.items()}
         work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk)
-        owed = _owed(protocol, studies, trials, out)
-        for name in names:
+        asked: dict[str, optuna.Trial] = {}
+        owed = _owed(protocol, wanted, studies, trials, out, asked)
+        for name, strategy in wanted.items():
             if finished[name] >= trials:
-                _write_choice(protocol, name, studies[name], trials)
+                _write_choice(protocol, strategy, studies[name], trials)
         with display.showing(sum(max(trials, count) for count in finished.values()), sum(finished.values())):
             for trial, outcome in in_processes(owed, work, workers, lambda t, epochs: display.advanced(t.run, epochs)):
-                name = trial.run.strategy
-                _tell(studies[name], trial, outcome, display)
-                if len(_finished(studies[name])) == trials:
-                    _write_choice(protocol, name, studies[name], trials)
+                study = studies[trial.run.strategy.name]
+                _tell(study, asked.pop(trial.name), trial, outcome, display)
+                if len(_finished(study)) == trials:
+                    _write_choice(protocol, trial.run.strategy, study, trials)
         for name, study in studies.items():
             if (count := len(_finished(study))) < trials:
                 raise SuiteError(f"{name}: {trials - count} of {trials} trials broke; the same command tries again")
-    return protocols.chosen_path(protocol.name)
+    return registry.chosen_path(protocol.name, protocol.file.parent)
 
 
 # --- the studies ------------------------------------------------------------------------------------------------------
 
 
-def _study(protocol: Protocol, name: str, trials: int, out: Path, locks: ExitStack) -> optuna.Study:
+def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks: ExitStack) -> optuna.Study:
     """A strategy's study as an earlier search left it: finished trials are kept, one cut short starts over."""
-    journal = _journal(out, protocol.name, name)
+    journal = _journal(out, protocol.name, strategy.name)
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         locks.enter_context(FileLock(journal.with_suffix(".lock"), timeout=0))
@@ -118,11 +121,14 @@ def _study(protocol: Protocol, name: str, trials: int, out: Path, locks: ExitSta
         raise SuiteError(f"the trials cannot be written to {journal.parent}: {error}") from error
     try:
         study = optuna.create_study(
-            storage=_storage(journal), study_name=name, direction="maximize", load_if_exists=True
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            study_name=strategy.name,
+            direction="maximize",
+            load_if_exists=True,
         )
     except (ValueError, KeyError) as error:  # no JSON, or not a journal's
         raise SuiteError(f"{journal} is no journal of a search ({error}); delete it and search again") from error
-    settings = _settings(protocol, name)
+    settings = _settings(protocol, strategy)
     if study.user_attrs.get("settings", settings) != settings:
         raise SuiteError(f"{journal} was made with other settings; choose another --out, or delete it to search again")
     study.set_user_attr("settings", settings)
@@ -131,25 +137,22 @@ def _study(protocol: Protocol, name: str, trials: int, out: Path, locks: ExitSta
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # cut short
         study.tell(trial.number, state=TrialState.FAIL)
     finished = [_point(trial.params) for trial in _finished(study)]
-    for point in _spread(name, _spread_over(trials)):
+    for point in _spread(strategy, _spread_over(trials)):
         if _point(point) not in finished:
             study.enqueue_trial(point)
     return study
 
 
-def _settings(protocol: Protocol, name: str) -> dict[str, Any]:
-    run = _run(protocol, name, _lowest(name))
-    fixed = {key: value for key, value in run.deciding()["strategy"].items() if key not in CATALOGUE[name].search}
-    ranges = {key: list(space) for key, space in CATALOGUE[name].search.items()}
+def _settings(protocol: Protocol, strategy: Strategy) -> dict[str, Any]:
+    run = _run(protocol, strategy, _lowest(strategy))
+    settings = flattened(run.deciding()["strategy"])
+    fixed = {key: value for key, value in settings.items() if key not in strategy.search}
+    ranges = {key: list(space) for key, space in strategy.search.items()}
     return {**run.deciding(), "strategy": fixed, "search": ranges}
 
 
-def _journal(out: Path, protocol: str, name: str) -> Path:
-    return out / protocol / name / "study.journal"
-
-
-def _storage(journal: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(journal)))
+def _journal(out: Path, protocol: str, strategy: str) -> Path:
+    return out / protocol / strategy.replace(":", ".") / "study.journal"
 
 
 def _spread_over(trials: int) -> int:
@@ -157,17 +160,17 @@ def _spread_over(trials: int) -> int:
     return (trials + 1) // 2
 
 
-def _spread(name: str, count: int) -> list[dict[str, float]]:
+def _spread(strategy: Strategy, count: int) -> list[dict[str, float]]:
     """Points evenly spread over the ranges, their ends included, on a logarithmic scale; a single one in the middle."""
     axes = {
         key: np.geomspace(space.low, space.high, count) if count > 1 else [np.sqrt(space.low * space.high)]
-        for key, space in CATALOGUE[name].search.items()
+        for key, space in strategy.search.items()
     }
     return [{key: float(values[index]) for key, values in axes.items()} for index in range(count)]
 
 
-def _lowest(name: str) -> dict[str, float]:
-    return {key: space.low for key, space in CATALOGUE[name].search.items()}
+def _lowest(strategy: Strategy) -> dict[str, float]:
+    return {key: space.low for key, space in strategy.search.items()}
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -188,132 +191,158 @@ class Trial:
 
     run: Run
     out: Path
-    number: int
-    before_pruning: int
-    """Trials that have to reach the end before one is pruned."""
+    least: dict[int, float]
+    """Experiences learned -> the ACC so far below which the trial is given up."""
 
     @property
     def name(self) -> str:
         return self.run.name
 
-    @property
-    def journal(self) -> Path:
-        return _journal(self.out, self.run.protocol.name, self.run.strategy)
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """``acc`` of a trial that reached the end, or why it did not; ``broken``: for no fault of the point's."""
+    """ACC so far after each experience, and, of a trial that did not reach the end, why.
 
-    acc: float | None = None
+    ``broken``: for no fault of the point's.
+    """
+
+    acc: list[float]
     pruned: str | None = None
     diverged: str | None = None
     broken: str | None = None
 
 
-def _run(protocol: Protocol, name: str, point: dict[str, float]) -> Run:
+def _run(protocol: Protocol, strategy: Strategy, point: dict[str, float]) -> Run:
     return Run(
         protocol,
-        name,
+        strategy,
         SEARCH_SEED,
-        protocol.hyperparameters_of(name, point),
+        protocol.hyperparameters_of(strategy, point),
         judge="validation",
         variant=",".join(f"{key}={value:g}" for key, value in point.items()),
     )
 
 
-def _owed(protocol: Protocol, studies: dict[str, optuna.Study], trials: int, out: Path) -> Iterator[Trial]:
-    """Strategy after strategy, each trial chosen with the results of those before it."""
+def _owed(
+    protocol: Protocol,
+    strategies: dict[str, Strategy],
+    studies: dict[str, optuna.Study],
+    trials: int,
+    out: Path,
+    asked: dict[str, optuna.Trial],
+) -> Iterator[Trial]:
+    """Strategy after strategy, each trial chosen with the results of those before it; ``asked`` gets Optuna's."""
     for name, study in studies.items():
+        strategy = strategies[name]
         tried = [_point(trial.params) for trial in _finished(study)]
         while len(tried) < trials:
-            asked = study.ask()
-            for key, space in CATALOGUE[name].search.items():
-                asked.suggest_float(key, space.low, space.high, log=True)
-            point = _point(asked.params)
+            trial = study.ask()
+            for key, space in strategy.search.items():
+                trial.suggest_float(key, space.low, space.high, log=True)
+            point = _point(trial.params)
             if point in tried:  # to as many figures as are kept; nothing is tried twice
-                study.tell(asked.number, state=TrialState.FAIL)
+                study.tell(trial, state=TrialState.FAIL)
                 continue
             tried.append(point)
-            yield Trial(_run(protocol, name, point), out, asked.number, before_pruning=_spread_over(trials))
+            run = _run(protocol, strategy, point)
+            asked[run.name] = trial
+            yield Trial(run, out, _least(study, run.experiences, before_pruning=_spread_over(trials)))
+
+
+def _least(study: optuna.Study, experiences: int, before_pruning: int) -> dict[int, float]:
+    """In the second half of the stream, what the worst tenth of the trials that reached the end had there."""
+    ended = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if len(ended) < before_pruning:
+        return {}
+    return {
+        step: float(np.percentile([trial.intermediate_values[step] for trial in ended], 100 - KEPT))
+        for step in range(experiences // 2 + 1, experiences)
+        if all(step in trial.intermediate_values for trial in ended)
+    }
 
 
 def _point(params: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.{FIGURES}g}") for key, value in params.items()}
 
 
+class Pruning:
+    """Keeps ACC so far after each experience, and gives a hopeless trial up."""
+
+    def __init__(self, trial: Trial):
+        self.least = trial.least
+        self.experiences = trial.run.experiences
+        self.acc: list[float] = []
+
+    def after_experience(self, strategy, matrix, seen):
+        self.acc.append(seen_so_far(matrix)["ACC"])
+        if self.acc[-1] < self.least.get(len(matrix), 0.0):
+            raise optuna.TrialPruned(f"pruned after {len(matrix)} of {self.experiences} experiences")
+
+
 def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) -> Outcome:
-    """Train and judge on the validation stream, in a process of its own."""
-    study = optuna.load_study(
-        study_name=trial.run.strategy,
-        storage=_storage(trial.journal),
-        pruner=PercentilePruner(KEPT, n_startup_trials=trial.before_pruning),
-    )
-    asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
-
-    def prune_if_hopeless(_, matrix: list[list[float]]) -> None:
-        if trial.run.experiences / 2 < len(matrix) < trial.run.experiences:
-            asked.report(seen_so_far(matrix)["ACC"], len(matrix))
-            if asked.should_prune():
-                raise optuna.TrialPruned(f"pruned after {len(matrix)} of {trial.run.experiences} experiences")
-
+    """Trains and judges on the validation stream, in a process of its own."""
+    protocol = trial.run.protocol
+    pruning = Pruning(trial)
     try:
-        generation = trial.run.protocol.generation
-        classifier = classifier_for(trial.run.protocol, device, trial.out) if generation else None
-        matrix, _ = learn(trial.run, device, [], report, prune_if_hopeless, stream_from_disk, classifier)
+        classifier = classifier_for(protocol, device, trial.out) if protocol.generation else None
+        judge = classifier.network if classifier else None
+        learn(trial.run, device, [pruning], report, stream_from_disk, judge)
     except optuna.TrialPruned as stop:
-        return Outcome(pruned=str(stop))
+        return Outcome(pruning.acc, pruned=str(stop))
     except Diverged as error:
-        return Outcome(diverged=f"diverged: {error}")
+        return Outcome(pruning.acc, diverged=f"diverged: {error}")
     except DataError as error:
-        return Outcome(broken=str(error))
+        return Outcome(pruning.acc, broken=str(error))
     except Exception as error:  # a bug under one strategy must not cost the others their trials
-        path = trial.journal.with_name(f"{trial.number}-{TRACEBACK}")
+        journal = _journal(trial.out, protocol.name, trial.run.strategy.name)
+        path = journal.with_name(f"{trial.run.variant}-{TRACEBACK}")
         path.write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(broken=f"{type(error).__name__}: {error} (see {path})")
-    return Outcome(acc=seen_so_far(matrix)["ACC"])
+        return Outcome(pruning.acc, broken=f"{type(error).__name__}: {error} (see {path})")
+    return Outcome(pruning.acc)
 
 
-def _tell(study: optuna.Study, trial: Trial, outcome: Outcome, display: Display) -> None:
-    if outcome.acc is not None:
-        study.tell(trial.number, outcome.acc)
-        display.finished(trial.run, f"validation ACC {100 * outcome.acc:.2f}")
-        return
-    if reason := outcome.pruned or outcome.diverged:
-        asked = optuna.trial.Trial(study, study.trials[trial.number]._trial_id)
-        asked.set_user_attr("reason", reason)
-        study.tell(trial.number, state=TrialState.PRUNED if outcome.pruned else TrialState.FAIL)
-        display.finished(trial.run, reason)
-    else:  # says nothing about the point, which the same command tries again
-        study.tell(trial.number, state=TrialState.FAIL)
+def _tell(study: optuna.Study, asked: optuna.Trial, trial: Trial, outcome: Outcome, display: Display) -> None:
+    for learned, acc in enumerate(outcome.acc, start=1):
+        asked.report(acc, learned)
+    if outcome.broken:  # says nothing about the point, which the same command tries again
+        study.tell(asked, state=TrialState.FAIL)
         display.failed(trial.run, f"failed: {outcome.broken}")
+    elif reason := outcome.pruned or outcome.diverged:
+        asked.set_user_attr("reason", reason)
+        study.tell(asked, state=TrialState.PRUNED if outcome.pruned else TrialState.FAIL)
+        display.finished(trial.run, reason)
+    else:
+        study.tell(asked, outcome.acc[-1])
+        display.finished(trial.run, f"validation ACC {100 * outcome.acc[-1]:.2f}")
 
 
 # --- what was chosen --------------------------------------------------------------------------------------------------
 
 
-def _write_choice(protocol: Protocol, name: str, study: optuna.Study, trials: int) -> None:
-    """Put a strategy's choice beside those of others, which may be searched at the same time."""
-    path = protocols.chosen_path(protocol.name)
-    choice = _choice(protocol, name, study, trials)
+def _write_choice(protocol: Protocol, strategy: Strategy, study: optuna.Study, trials: int) -> None:
+    """Puts a strategy's choice beside those of others, which may be searched at the same time."""
+    path = registry.chosen_path(protocol.name, protocol.file.parent)
+    choice = _choice(protocol, strategy, study, trials)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            chosen = {other: kept.model_dump() for other, kept in protocols.read_chosen(path).items()}
-            replace_file(path, tomli_w.dumps(dict(sorted((chosen | {name: choice}).items()))))
+            chosen = {other: kept.model_dump() for other, kept in registry.read_chosen(path).items()}
+            replace_file(path, tomli_w.dumps(dict(sorted((chosen | {strategy.name: choice}).items()))))
         path.with_suffix(".lock").unlink(missing_ok=True)
     except OSError as error:
         raise SuiteError(f"the choice cannot be written to {path}: {error}") from error
 
 
-def _choice(protocol: Protocol, name: str, study: optuna.Study, trials: int) -> dict[str, Any]:
+def _choice(protocol: Protocol, strategy: Strategy, study: optuna.Study, trials: int) -> dict[str, Any]:
     finished = _finished(study)
     if not any(trial.state is TrialState.COMPLETE for trial in finished):
-        raise SuiteError(f"no trial of {name} came to an end; the first one {finished[0].user_attrs['reason']}")
+        reason = finished[0].user_attrs["reason"]
+        raise SuiteError(f"no trial of {strategy.name} came to an end; the first one {reason}")
     return {
         "hyperparameters": _point(study.best_params),
+        "fingerprint": protocol.fingerprint(strategy),
         "evidence": {
-            "command": f"python -m benchmarks search {protocol.name} {name} --trials {trials}",
+            "command": f"engrams search {protocol.reference} {strategy.reference} --trials {trials}",
             "seed": SEARCH_SEED,
             "validation_ACC": [
                 {**_point(trial.params), "ACC": _seen(trial)}

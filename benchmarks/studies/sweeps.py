@@ -14,22 +14,24 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import finished, run_all
-from engrams.benchmarks.protocols import schema as protocols
-from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem, read_toml
+from engrams.benchmarks.names import strategy_called
+from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.registry import read_toml
+from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem
+from engrams.benchmarks.studies.listing import FILE, check
 from engrams.benchmarks.training.run import Run
+from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
 from engrams.reports.studies.curves import Curve, Curves, Point
 from engrams.reports.wandb.logger import WandBMode
-from engrams.strategies.catalogue import CATALOGUE
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
-
-FILE = Path(__file__).parent / "studies.toml"
 
 
-class StudyError(Exception):
+class StudyError(UserError):
     """A study cannot be done as it is written; the message is one line that names the study and the key."""
 
 
@@ -118,10 +120,8 @@ def get(name: str) -> Sweep | Subsets:
         UnknownName: there is no such study; a near name is suggested.
         ProtocolError, StudyError: as :func:`read`.
     """
-    studies = read(FILE)
-    if name not in studies:
-        raise UnknownName("study", name, studies)
-    return studies[name]
+    check(name)
+    return read(FILE)[name]
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
@@ -148,20 +148,21 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
         StudyError: a protocol or strategy does not exist, or a hyperparameter does not or is out of range.
     """
     try:
-        protocol = protocols.get(sweep.protocol)
-        for strategy in (sweep.strategy, *sweep.references):
-            if strategy not in CATALOGUE:
-                raise UnknownName("strategy", strategy, CATALOGUE)
+        protocol = registry.get(sweep.protocol)
+        strategies = {name: strategy_called(name) for name in (sweep.strategy, *sweep.references)}
     except UnknownName as error:
         raise StudyError(f"{FILE}: {name}: {error}") from error
 
     def asked(label: str, strategy: str, x: float | None, values: dict[str, Any]) -> Asked:
         try:
-            hyperparameters = protocol.hyperparameters_of(strategy, values)
+            hyperparameters = protocol.hyperparameters_of(strategies[strategy], values)
         except ProtocolError as error:
             raise StudyError(f"{FILE}: {name}: {label}: {error}") from error
         variant = ",".join(f"{key}={value}" for key, value in values.items())
-        runs = [Run(protocol, strategy, s, hyperparameters, variant=variant) for s in range(seeds or sweep.seeds)]
+        runs = [
+            Run(protocol, strategies[strategy], s, hyperparameters, variant=variant)
+            for s in range(seeds or sweep.seeds)
+        ]
         return Asked(label, x, runs)
 
     points = [

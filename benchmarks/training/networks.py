@@ -7,9 +7,10 @@ from functools import singledispatch
 import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
-from engrams.benchmarks.protocols.schema import CNN, MLP, Network
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
+
+from engrams.benchmarks.protocols.schema import CNN, MLP, Network
 
 
 def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.Module:

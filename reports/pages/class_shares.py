@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from rich.table import Table
+
 from engrams.reports.pages.comparison import markdown_tables, rich_tables
 from engrams.reports.store import Record
-from rich.table import Table
 
 TITLE = ": what the generators remember"
 LEGEND = (
@@ -35,7 +36,7 @@ def compare(records: Iterable[Record]) -> list[ClassShares]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if record.complete and record.generated and record.generated.class_shares and record.on_test_data:
-            groups.setdefault((record.protocol, record.strategy), []).append(record)
+            groups.setdefault((record.protocol, record.row), []).append(record)
     found = []
     for (protocol, strategy), group in groups.items():
         generated = [record.generated for record in group if record.generated]

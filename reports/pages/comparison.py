@@ -8,10 +8,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
-from engrams.reports.matrix import METRICS
-from engrams.reports.store import Record, RecordError
 from rich.table import Table
 from scipy import stats
+
+from engrams.reports.matrix import METRICS
+from engrams.reports.store import Record, RecordError
 
 CONFIDENCE = 0.95
 
@@ -56,8 +57,8 @@ class Row:
     """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
 
 
-def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> list[Row]:
-    """The rows of the comparison tables, by protocol, best first, upper bounds last.
+def compare(records: Iterable[Record]) -> list[Row]:
+    """Returns the rows of the comparison tables, by protocol, best first, upper bounds last.
 
     Whether a row differs from the best is decided by a paired t-test over the seeds that both have (two-sided, 5%,
     not corrected for the number of rows); with fewer than two common seeds nothing is supported.
@@ -65,7 +66,6 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
     Args:
         records: of any number of protocols, strategies and seeds; failed ones are counted, not averaged, and trials
             of a search, which are judged on validation data, are left out.
-        upper_bounds: strategies that see data that a continual learner would no longer have.
 
     Raises:
         RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
@@ -76,6 +76,7 @@ def compare(records: Iterable[Record], upper_bounds: Collection[str] = ()) -> li
             strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
         }
+        upper_bounds = {name for name, group in by_strategy.items() if any(record.upper_bound for record in group)}
         most_seeds = max(map(len, acc.values()))
         learners = {
             name: list(by_seed.values())
@@ -102,7 +103,7 @@ def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
     by_protocol: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         if record.on_test_data:
-            by_protocol.setdefault(record.protocol, {}).setdefault(record.strategy, []).append(record)
+            by_protocol.setdefault(record.protocol, {}).setdefault(record.row, []).append(record)
     for protocol, by_strategy in by_protocol.items():
         for strategy, group in by_strategy.items():
             _check_one_row(protocol, strategy, group)

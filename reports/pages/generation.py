@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.table import Table
+
 from engrams.reports.pages.comparison import Estimate, grouped, markdown_tables, rich_tables
 from engrams.reports.store import Record
-from rich.table import Table
 
 TITLE = ": what is generated"
 LEGEND = (

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from engrams.reports.pages.comparison import CONFIDENCE, Estimate, grouped
-from engrams.reports.store import Record, RecordError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy import stats
+
+from engrams.reports.errors import UserError
+from engrams.reports.pages.comparison import CONFIDENCE, Estimate, grouped
+from engrams.reports.store import Record, RecordError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +27,7 @@ PUBLISHED = Path(__file__).parent / "published.toml"
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class PublishedError(Exception):
+class PublishedError(UserError):
     """The file of published figures says something that cannot be; the message is one line naming the key."""
 
 

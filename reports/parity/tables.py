@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
-from engrams.reports.pages.comparison import Estimate, by_protocol, markdown_table
-from engrams.reports.parity.board import Board, Comparison, Duel, Verdict, tally
 from rich.table import Table
 from rich.text import Text
+
+from engrams.reports.pages.comparison import Estimate, by_protocol, markdown_table
+from engrams.reports.parity.board import Board, Comparison, Duel, Verdict, tally
 
 COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
 LEGEND = (

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from engrams.reports.pages.comparison import Estimate
-from engrams.reports.store import read_json, write_json
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rich.table import Table
 from scipy import stats
+
+from engrams.reports.pages.comparison import Estimate
+from engrams.reports.store import read_json, write_json
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Classes = tuple[int, ...]

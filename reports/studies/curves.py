@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.table import Table
+
 from engrams.reports.pages.comparison import Estimate
 from engrams.reports.store import Record
-from rich.table import Table
 
 LEGEND = (
     "ACC in percent, mean ± 95% confidence interval over seeds, on the test data; in bold the highest mean of each "

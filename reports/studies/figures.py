@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 from engrams.reports.pages.comparison import Estimate
 from engrams.reports.studies.adaptive import Classes, Outcome, Results
 from engrams.reports.studies.curves import Curves
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's: told apart by colour-blind readers too; lines have markers besides."""

@@ -1,4 +1,4 @@
-"""A run -> W&B, on Avalanche's BaseLogger.
+"""A run -> W&B.
 
 Avalanche 0.6's own WandBLogger raises AttributeError with a current wandb (`wandb.util.generate_id`, `wandb.viz`;
 ContinualAI/avalanche issue 1674).
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from avalanche.logging import BaseLogger
 from engrams.reports.figures import accuracy_matrix_figure
-from engrams.reports.matrix import accuracy_row, seen_so_far
+from engrams.reports.matrix import seen_so_far
 from engrams.reports.store import Record
 
 WandBMode = Literal["online", "offline", "disabled"]
@@ -83,7 +82,7 @@ def _never_fails(method: Callable) -> Callable:
     return guarded
 
 
-class WandBLogger(BaseLogger):
+class WandBLogger:
     """Logs one row an experience and, at the end, the accuracy matrix, the metrics and the record.
 
     History (step metric ``experience``): ``accuracy/exp_00`` ..., in [0, 1]; ``ACC`` and ``forgetting`` over the
@@ -113,10 +112,8 @@ class WandBLogger(BaseLogger):
             mode: ``online``, ``offline`` or ``disabled``; there is never a login prompt (see :func:`usable_mode`).
             whole_stream_at_once: there is one experience, of everything.
         """
-        super().__init__()
         self.active = mode != "disabled"
         self.whole_stream_at_once = whole_stream_at_once
-        self._matrix: list[list[float]] = []
         self._start(folder, protocol, strategy, seed, config, mode)
 
     @_never_fails
@@ -147,34 +144,30 @@ class WandBLogger(BaseLogger):
         self._started = time.perf_counter()
 
     @_never_fails
-    def after_eval(self, strategy, metric_values, **kwargs):
-        """Avalanche's hook: one row of the history after each experience trained on."""
-        trained = strategy.clock.train_exp_counter
-        if trained == 0:
-            return  # the evaluation at initialisation
-        row = accuracy_row(strategy.evaluator.get_last_metrics())
-        self._matrix.append(row)
-        self._run.log(
-            {
-                "experience": trained - 1,
-                **{f"accuracy/exp_{index:02d}": accuracy for index, accuracy in enumerate(row)},
-                # Joint training has one row, after all experiences; it has seen every one of them.
-                **({"ACC": sum(row) / len(row)} if self.whole_stream_at_once else seen_so_far(self._matrix)),
-                "seconds": time.perf_counter() - self._started,
-            }
-        )
+    def after_experience(self, strategy, matrix: list[list[float]], seen: dict[str, Any]) -> None:
+        """Logs one row of the history after each experience trained on.
 
-    @_never_fails
-    def generated(self, picture: Path) -> None:
-        """Log what a generator makes after an experience."""
+        Args:
+            strategy: not looked at.
+            matrix: the accuracy matrix so far.
+            seen: what others saw in this experience: ``generated``, a picture's path, and ``frechet_distance``.
+        """
         import wandb
 
-        self._run.log({"experience": len(self._matrix) - 1, "generated": wandb.Image(str(picture))})
-
-    @_never_fails
-    def frechet_distance(self, distance: float) -> None:
-        """Log how far from real images what a generator makes is after an experience."""
-        self._run.log({"experience": len(self._matrix) - 1, "frechet_distance": distance})
+        row = matrix[-1]
+        pictures = {"generated": wandb.Image(str(seen["generated"]))} if "generated" in seen else {}
+        distances = {"frechet_distance": seen["frechet_distance"]} if "frechet_distance" in seen else {}
+        self._run.log(
+            {
+                "experience": len(matrix) - 1,
+                **{f"accuracy/exp_{index:02d}": accuracy for index, accuracy in enumerate(row)},
+                # Joint training has one row, after all experiences; it has seen every one of them.
+                **({"ACC": sum(row) / len(row)} if self.whole_stream_at_once else seen_so_far(matrix)),
+                "seconds": time.perf_counter() - self._started,
+                **pictures,
+                **distances,
+            }
+        )
 
     @_never_fails
     def animation(self, path: Path) -> None:

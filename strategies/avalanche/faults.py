@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from avalanche.training.plugins import SynapticIntelligencePlugin
+import torch
+from avalanche.training.plugins import MASPlugin, SynapticIntelligencePlugin
 
 
 class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
@@ -21,6 +22,19 @@ class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
     def before_training_iteration(self, strategy, **kwargs):
         super().before_training_iteration(strategy, **kwargs)
         _copy(self.syn_data["old_theta"])
+
+
+class WorkingMASPlugin(MASPlugin):
+    """Avalanche's MAS, which ends in "Loss is not available" where the loss is 0, as it can be on easy data.
+
+    It asks for ``not strategy.loss``, which is true of 0 as well. Here a loss of 0 becomes the smallest number above
+    it, which changes no gradient.
+    """
+
+    def before_backward(self, strategy, **kwargs):
+        if strategy.loss == 0:
+            strategy.loss = strategy.loss + torch.finfo(strategy.loss.dtype).tiny
+        super().before_backward(strategy, **kwargs)
 
 
 def _copy(kept) -> None:

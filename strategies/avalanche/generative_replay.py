@@ -15,9 +15,10 @@ from avalanche.models import MultiTaskModule
 from avalanche.models.generator import MlpVAE, VAE_loss
 from avalanche.training import GenerativeReplay, VAETraining
 from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
+from torch import Tensor, nn
+
 from engrams.strategies.generators import ImageSpec
 from engrams.strategies.generators.generator import perceptron
-from torch import Tensor, nn
 
 
 def avalanche_generative_replay(

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
 from engrams.strategies.generators.wgan_gp import (
     SMALLEST_SIDE,
@@ -21,8 +24,6 @@ from engrams.strategies.generators.wgan_gp import (
     step_alone,
     widths_of_maps,
 )
-from torch import Tensor, nn
-from torch.nn import functional
 
 ROUND = 100
 """Generator steps between two signs of life."""

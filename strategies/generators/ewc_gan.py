@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from engrams.strategies.ewc import EWCPlugin
 from engrams.strategies.generators.acgan import ACGAN, ConditionalNetwork
-from torch import Tensor
 
 
 class EWCGAN(ACGAN):

@@ -11,16 +11,17 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from engrams.strategies.contract import Schedule
+
 SAMPLES_AT_ONCE = 1000
 
-Schedule = Literal["constant", "linear"]
 Sampler = Callable[[int], Tensor]
 """n -> n images, [n, *shape]."""
 

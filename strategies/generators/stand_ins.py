@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 from torch import Tensor
+
+from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 
 
 class PastImages(Generator):

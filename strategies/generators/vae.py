@@ -6,9 +6,10 @@ import math
 from typing import Literal, get_args
 
 import torch
-from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one, perceptron
 from torch import Tensor, nn
 from torch.nn import functional
+
+from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one, perceptron
 
 SMALLEST_DEVIATION = 0.01
 """Of a Gaussian pixel: an image learned by heart must not make the loss fall without end."""

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
 from torch import Tensor, nn
+
+from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
 
 Architecture = Literal["mlp", "conv"]
 SMALLEST_SIDE = 4

@@ -1,0 +1,87 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engrams.reports.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+
+class WandB(str, Enum):
+    """Where W&B keeps the runs."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+ProtocolName = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROTOCOL", help="A name that 'list' shows, or a file: my.toml, or my.toml/class of several scenarios."
+    ),
+]
+StrategyNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STRATEGY...",
+        help="Names that 'list' shows; your own, as module:name or file.py:name; or several joined: ewc+replay.",
+    ),
+]
+Seeds = Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (5-9,12; one alone: 7-7).")]
+Out = Annotated[Path, typer.Option(help="Folder of the records.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+StreamFromDisk = Annotated[
+    bool,
+    typer.Option(
+        "--stream-from-disk", help="Memory is short: read images when they are needed. Slower, with the same results."
+    ),
+]
+WandBOption = Annotated[
+    WandB | None,
+    typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A hyperparameter (ewc_lambda=100; ewc.ewc_lambda=100 of ewc+replay) or a value of the protocol "
+        "(training.epochs=2), in place of the protocol's own. Can be given several times.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Run nothing: say what would run and what is there already.")]
+
+
+class OptionError(UserError):
+    """An option says something that cannot be; the message is one line."""
+
+
+def settings_of(options: list[str] | None) -> dict[str, Any]:
+    """Returns dotted key -> value of every ``--set``; a value is read as TOML has it, else as text.
+
+    Raises:
+        OptionError: one is no KEY=VALUE, or a key is there twice.
+    """
+    settings: dict[str, Any] = {}
+    for option in options or []:
+        key, equals, text = option.partition("=")
+        if not equals or not key or not text:
+            raise OptionError(f"--set {option}: write KEY=VALUE, ewc_lambda=100 for example")
+        if key in settings:
+            raise OptionError(f"--set {option}: {key} is set twice")
+        try:
+            settings[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[key] = text
+    return settings

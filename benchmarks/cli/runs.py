@@ -1,0 +1,238 @@
+"""``run``, ``suite``, ``search``, ``study`` and ``speed``: what takes time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from engrams.benchmarks.cli.app import app
+from engrams.benchmarks.cli.options import (
+    DryRun,
+    Out,
+    ProtocolName,
+    Seeds,
+    Set,
+    StrategyNames,
+    StreamFromDisk,
+    WandB,
+    WandBOption,
+    Workers,
+    settings_of,
+)
+from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_failed
+
+if TYPE_CHECKING:
+    from engrams.benchmarks.studies.sweeps import Subsets, Sweep
+    from engrams.benchmarks.training.run import Run
+    from engrams.reports.wandb.logger import WandBMode
+
+
+@app.command()
+def run(
+    protocol: ProtocolName,
+    strategies: StrategyNames,
+    seeds: Seeds = "3",
+    set: Set = None,
+    experiences: Annotated[
+        int | None, typer.Option(min=1, help="Learn and judge the first ones only: a smoke test.")
+    ] = None,
+    out: Out = Path("runs"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run strategies under a protocol; runs that have a complete record already are not run again."""
+    from engrams.benchmarks.names import check_strategy_name
+    from engrams.benchmarks.protocols import registry
+
+    settings = settings_of(set)
+    for strategy in strategies:  # a misspelt name is answered before torch is read
+        check_strategy_name(strategy)
+    registry.get(protocol)
+    start_server(dry_run)
+    from engrams.benchmarks.jobs.plan import plan, seeds_of
+
+    runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
+    _do(runs, out, wandb, workers, stream_from_disk, dry_run)
+
+
+@app.command()
+def suite(
+    name: Annotated[str, typer.Argument(help="A suite, as 'list' shows it: digits or mnist.")],
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds; by default the suite's own numbers.")
+    ] = None,
+    out: Out = Path("runs"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a whole suite and show its tables."""
+    from engrams.benchmarks.jobs import suites
+
+    wanted = list(dict.fromkeys(suites.runs_of(name, seeds)))
+    start_server(dry_run)
+    from engrams.benchmarks.jobs.plan import plan
+
+    runs = [one for protocol, strategy, seed in wanted for one in plan(protocol, [strategy], [seed])]
+    _do(runs, out, wandb, workers, stream_from_disk, dry_run)
+
+
+@app.command()
+def search(
+    protocol: ProtocolName,
+    strategies: StrategyNames,
+    trials: Annotated[int, typer.Option(min=1, help="How many for each strategy.")] = 12,
+    out: Annotated[
+        Path, typer.Option(help="Folder of Optuna's journals; a search goes on where it was stopped.")
+    ] = Path("runs-search"),
+    workers: Workers = None,
+    stream_from_disk: StreamFromDisk = False,
+) -> None:
+    """Choose strategies' hyperparameters on the validation stream and write them beside the protocol's file."""
+    from engrams.benchmarks.names import check_strategy_name, strategy_called
+    from engrams.benchmarks.protocols import registry
+
+    for strategy in strategies:
+        check_strategy_name(strategy)
+    entry = registry.get(protocol)
+    start_server()
+    from engrams.benchmarks.jobs.progress import Display
+    from engrams.benchmarks.studies.search import search as choose
+
+    chosen = [strategy_called(strategy) for strategy in strategies]
+    path = choose(entry, chosen, trials, out, workers, Display(console), stream_from_disk)
+    console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
+    say(f"written to {path}")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study, as 'list' shows it.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; by default the study's own number.")] = None,
+    out: Out = Path("runs-studies"),
+    wandb: WandBOption = None,
+    workers: Workers = None,
+    only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
+) -> None:
+    """Run a study, show its table and draw its figure; what is recorded already is not run again."""
+    from engrams.benchmarks.studies import listing
+
+    listing.check(name)
+    start_server(only_draw)
+    from engrams.benchmarks.studies import sweeps
+
+    entry = sweeps.get(name)
+    if isinstance(entry, sweeps.Sweep):
+        _sweep(name, entry, seeds, out, wandb, workers, only_draw)
+    else:
+        _subsets(name, entry, seeds, out, workers, only_draw)
+
+
+@app.command()
+def speed() -> None:
+    """Measure, as ratios, what loading, penalties, importances, generative replay and a GAN cost. Needs MNIST."""
+    from engrams.benchmarks.speed import measure
+
+    measure(console)
+
+
+def start_server(nothing_to_do: bool = False) -> None:
+    """Starts the server of processes, which reads torch beside this process: before the imports that take seconds."""
+    if not nothing_to_do:
+        from engrams.benchmarks.jobs import processes
+
+        processes.start_server()
+
+
+def _do(
+    runs: list[Run], out: Path, wandb: WandB | None, workers: int | None, stream_from_disk: bool, dry_run: bool
+) -> None:
+    from engrams.benchmarks.jobs.progress import Display
+    from engrams.benchmarks.jobs.suite import run_all
+
+    for line in dict.fromkeys(run.protocol.stale(run.strategy) for run in runs):
+        if line:
+            say(line, style="yellow")
+    if dry_run:
+        _show_plan(runs, out)
+        return
+    mode = _wandb_mode(wandb)
+    records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
+    show_pages(records)
+    say(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json")
+    if mode != "disabled":
+        say(
+            f"W&B ({mode}): {out}/PROTOCOL/STRATEGY/SEED/wandb"
+            + ("; 'wandb sync' one to see it on the web" if mode == "offline" else "")
+        )
+    stop_if_failed(records)
+
+
+def _show_plan(runs: list[Run], out: Path) -> None:
+    from engrams.benchmarks.jobs.suite import finished
+
+    table = Table("run", "epochs", "what is there", title=f"{len(runs)} runs", title_justify="left")
+    owed = 0
+    for run in runs:
+        done = finished(run, out) is not None
+        owed += not done
+        table.add_row(run.name, str(run.upper_limit_of_epochs), "complete" if done else "to be run")
+    console.print(table)
+    say(f"{owed} of {len(runs)} to be run; records go to {out}")
+
+
+def _wandb_mode(wandb: WandB | None) -> WandBMode:
+    from engrams.reports.wandb.logger import default_mode, usable_mode
+
+    return usable_mode(wandb.value if wandb else default_mode())
+
+
+def _sweep(
+    name: str,
+    sweep: Sweep,
+    seeds: int | None,
+    out: Path,
+    wandb: WandB | None,
+    workers: int | None,
+    only_draw: bool,
+) -> None:
+    from engrams.benchmarks.jobs.progress import Display
+    from engrams.benchmarks.studies import sweeps
+    from engrams.reports.studies import curves
+    from engrams.reports.studies.figures import curves_figure
+
+    points = sweeps.points_of(name, sweep, seeds)
+    if only_draw:
+        records = sweeps.recorded(points, out)
+    else:
+        records = sweeps.run_sweep(points, out, _wandb_mode(wandb), workers, Display(console))
+    found = sweeps.curves_of(sweep, points, records)
+    show([curves.as_rich(found)], curves.LEGEND)
+    if any(record.complete for record in records.values()):
+        draw(curves_figure(found), out / f"{name}.png")
+    stop_if_failed(records.values())
+
+
+def _subsets(name: str, entry: Subsets, seeds: int | None, out: Path, workers: int | None, only_draw: bool) -> None:
+    from engrams.benchmarks.jobs.progress import Display
+    from engrams.benchmarks.studies import adaptive
+    from engrams.reports.store import RecordError
+    from engrams.reports.studies import adaptive as results
+    from engrams.reports.studies.figures import adaptive_figure
+
+    if only_draw:
+        recorded = adaptive.recorded(name, entry, out)
+        if recorded is None:
+            raise RecordError(f"there are no results of this study in {out}; leave out --only-draw to run it")
+        found = recorded
+    else:
+        found = adaptive.run_subsets(name, entry, seeds, out, workers, Display(console))
+    show(results.as_rich(found), results.LEGEND)
+    draw(adaptive_figure(found), out / f"{name}.png")
+    say(f"results: {adaptive.results_path(name, out)}")

@@ -1,0 +1,318 @@
+"""A protocol by name or by file.
+
+``protocols/NAME.toml`` holds one protocol, or one for each of several scenarios (``NAME/task``, ...); anybody's own
+file holds the same, and may say ``extends = "NAME"`` to change some values of another. Beside a file,
+``chosen/NAME.toml`` or ``chosen/NAME/SCENARIO.toml`` holds the hyperparameters that ``engrams search`` chose on the
+validation stream, with their evidence.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.protocols.schema import (
+    FOLDER,
+    Choice,
+    Protocol,
+    ProtocolError,
+    ProtocolFile,
+    first_problem,
+    flattened,
+)
+from engrams.strategies.catalogue import CATALOGUE, registered
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+COPIED = ("title", "dataset", "images", "stream", "network", "training", "generation", "gan", "strategies", "sources")
+"""From a file to each of its protocols."""
+NUMBERED = ("images", "stream", "network", "training", "generation", "gan", "strategies")
+"""The tables of a file whose numbers have sources."""
+SET_BY_HAND = "set by hand"
+
+
+def names() -> list[str]:
+    """Returns the name of every protocol that comes with Engrams, sorted."""
+    return sorted(name for path in FOLDER.glob("*.toml") for name in _names_in(path, read_toml(path)))
+
+
+def listed() -> list[tuple[str, str, str]]:
+    """Returns (name, what it is, data set) of every protocol that comes with Engrams, by name."""
+    return sorted(
+        (one.name, f"{one.title}; {one.scenario}-incremental", one.dataset)
+        for path in FOLDER.glob("*.toml")
+        for one in read(path)
+    )
+
+
+def as_toml(protocol: Protocol) -> str:
+    """Returns a protocol as a file has it, to start one's own from.
+
+    The hyperparameters that a search chose stand among the others, and ``[sources]`` says so.
+    """
+    tables: dict[str, Any] = {"title": protocol.title, "dataset": protocol.dataset}
+    for table in ("images", "stream", "network", "training", "generation", "gan"):
+        value = getattr(protocol, table)
+        if value is not None:
+            tables[table] = value.model_dump(mode="json", exclude_none=True)
+    if "scenarios" in tables["stream"]:
+        tables["stream"]["scenarios"] = [protocol.scenario]
+    if "kind" not in tables["network"]:
+        tables["network"] = {"kind": "mlp", **tables["network"]}
+    chosen = {name: choice.hyperparameters for name, choice in protocol.chosen.items()}
+    tables["strategies"] = {
+        name: protocol.strategies.get(name, {}) | chosen.get(name, {}) for name in sorted(protocol.strategies | chosen)
+    }
+    found = {
+        f"strategies.{name}.{key}": f"chosen by {protocol.chosen[name].evidence.get('command', 'engrams search')}"
+        for name, values in chosen.items()
+        for key in values
+    }
+    tables["sources"] = protocol.sources | found
+    return tomli_w.dumps(tables)
+
+
+def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
+    """Returns a protocol.
+
+    Args:
+        reference: a name that ``engrams list`` shows, or the path of a file (``my.toml``; ``my.toml/class`` where it
+            has several scenarios).
+        settings: dotted key -> value, in place of the file's (``training.epochs``).
+
+    Raises:
+        UnknownName: there is no such protocol; a near name is suggested.
+        ProtocolError: the file is missing or wrong, or a setting is.
+    """
+    path, scenario = _located(reference)
+    found = {protocol.name: protocol for protocol in read(path, settings)}
+    name = f"{path.stem}/{scenario}" if scenario else path.stem
+    if name in found:
+        return found[name]
+    if path.parent == FOLDER:
+        raise UnknownName("protocol", reference, names())
+    several = ", ".join(f"{path}/{one.scenario}" for one in found.values()) if len(found) > 1 else str(path)
+    raise ProtocolError(f"{reference}: it has {len(found)} protocol(s); name one: {several}")
+
+
+def _located(reference: str) -> tuple[Path, str]:
+    """The file, and the scenario or ''."""
+    before, found, scenario = reference.rpartition(".toml/")
+    if found or reference.endswith(".toml"):
+        path = Path(f"{before}.toml" if found else reference).expanduser().absolute()
+        if not path.is_file():
+            raise ProtocolError(f"{reference}: there is no file {path}")
+        return path, scenario if found else ""
+    name, _, scenario = reference.partition("/")
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise UnknownName("protocol", reference, names())
+    return path, scenario
+
+
+def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol]:
+    """Returns the protocols of one file, one a scenario; of a single scenario the name says nothing.
+
+    Args:
+        path: of the file.
+        settings: dotted key -> value, in place of the file's.
+
+    Raises:
+        ProtocolError: the file is no TOML, has an unknown key, a value of the wrong type or out of range, a strategy
+            that does not exist, or a number without a source; or it is called as one of Engrams' own.
+    """
+    content = _extended(path, read_toml(path))
+    comes_with_engrams = path.parent == FOLDER
+    if not comes_with_engrams and (FOLDER / path.name).exists():
+        raise ProtocolError(f"{path}: {path.stem} is the name of a protocol of Engrams; call the file something else")
+    changed = dict(settings or {})
+    for key, value in changed.items():
+        _set(content, key, value)
+    try:
+        file = ProtocolFile.model_validate(content)
+    except ValidationError as error:
+        raise ProtocolError(f"{path}: {first_problem(error)}") from error
+    _check_strategies(path, file.strategies)
+    if comes_with_engrams and not changed:
+        _check_every_number_has_a_source(path, file)
+    _check_sources(path, file)
+    sources = file.sources | dict.fromkeys(changed, SET_BY_HAND)
+    protocols = []
+    for scenario in file.stream.scenarios:
+        name = path.stem if len(file.stream.scenarios) == 1 else f"{path.stem}/{scenario}"
+        protocols.append(
+            Protocol(
+                name=name,
+                scenario=scenario,
+                chosen=_chosen(path, scenario, name),
+                file=path,
+                changed=changed,
+                **{key: getattr(file, key) for key in COPIED} | {"sources": sources},
+            )
+        )
+    return protocols
+
+
+def _names_in(path: Path, content: dict[str, Any]) -> Iterator[str]:
+    """Cheaper than to check everything in the file, which is done when it is used."""
+    stream = content.get("stream", {})
+    scenarios = stream.get("scenarios", ["domain"]) if isinstance(stream, dict) else []
+    yield from [path.stem] if len(scenarios) == 1 else [f"{path.stem}/{scenario}" for scenario in scenarios]
+
+
+# --- one file that changes another ------------------------------------------------------------------------------------
+
+
+def _extended(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The file's content, over that of the one that it extends."""
+    if "extends" not in content:
+        return content
+    base_path = _base_of(path, content)
+    base = _extended(base_path, read_toml(base_path))
+    own = {key: value for key, value in content.items() if key != "extends"}
+    for table in NUMBERED:
+        for key in flattened(own.get(table, {})):
+            base.setdefault("sources", {}).setdefault(f"{table}.{key}", f"{path.name}")
+    return _merged(base, own)
+
+
+def _base_of(path: Path, content: dict[str, Any]) -> Path:
+    extends = content["extends"]
+    if not isinstance(extends, str):
+        raise ProtocolError(f"{path}: extends: must be the name of a protocol or the path of a file")
+    try:
+        base, scenario = _located(str(path.parent / extends) if extends.endswith(".toml") else extends)
+    except UnknownName as error:
+        raise ProtocolError(f"{path}: extends: {error}") from error
+    if scenario:
+        raise ProtocolError(
+            f"{path}: extends: {extends} is one scenario of {base.stem}; extend that and set stream.scenarios"
+        )
+    if base == path:
+        raise ProtocolError(f"{path}: extends: a protocol cannot extend itself")
+    return base
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Table by table; a table of another kind takes the place of the whole."""
+    merged = dict(base)
+    for key, value in own.items():
+        before = base.get(key)
+        same_kind = (
+            isinstance(value, dict)
+            and isinstance(before, dict)
+            and value.get("kind", before.get("kind")) == before.get("kind")
+        )
+        merged[key] = _merged(before or {}, value) if same_kind else value
+    return merged
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
+    table, _, rest = key.partition(".")
+    if rest:
+        inner = content.get(table)
+        content[table] = dict(inner) if isinstance(inner, dict) else {}
+        _set(content[table], rest, value)
+    else:
+        content[key] = value
+
+
+# --- what was chosen --------------------------------------------------------------------------------------------------
+
+
+def _chosen(path: Path, scenario: str, name: str) -> dict[str, Choice]:
+    """What was chosen beside the file, over what was beside the one that it extends."""
+    content = read_toml(path)
+    chosen: dict[str, Choice] = {}
+    if "extends" in content:
+        base = _base_of(path, content)
+        several = len(list(_names_in(base, _extended(base, read_toml(base))))) > 1
+        chosen = _chosen(base, scenario, f"{base.stem}/{scenario}" if several else base.stem)
+    own_file = chosen_path(name, path.parent)
+    own = read_chosen(own_file)
+    _check_strategies(own_file, {strategy: choice.hyperparameters for strategy, choice in own.items()})
+    return chosen | own
+
+
+def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:
+    """Returns where the hyperparameters chosen on a protocol's validation stream are kept."""
+    return folder / "chosen" / f"{protocol}.toml"
+
+
+def read_chosen(path: Path) -> dict[str, Choice]:
+    """Returns strategy -> what was chosen for it; empty if nothing was yet.
+
+    Raises:
+        ProtocolError: the file is not what a search writes.
+    """
+    if not path.exists():
+        return {}
+    try:
+        chosen = TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
+        return {name: choice.model_copy(update={"file": str(path)}) for name, choice in chosen.items()}
+    except ValidationError as error:
+        raise ProtocolError(f"{path}: {first_problem(error)}; delete it and search again") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns a TOML file's content.
+
+    Raises:
+        ProtocolError: it is no TOML, or cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:  # its message names line and column
+        raise ProtocolError(f"{path}: not valid TOML: {error}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise ProtocolError(f"{path}: cannot be read: {error}") from error
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_every_number_has_a_source(path: Path, file: ProtocolFile) -> None:
+    """An entry for its dotted key or for a table above it."""
+    for key in _numbers(_tables(file)):
+        if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
+            raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
+
+
+def _check_sources(path: Path, file: ProtocolFile) -> None:
+    """A source is that of a number."""
+    numbers = [*_numbers(_tables(file)), "dataset"]
+    for source in file.sources:
+        if not any(key == source or key.startswith(f"{source}.") for key in numbers):
+            raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
+
+
+def _tables(file: ProtocolFile) -> dict[str, Any]:
+    return file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)
+
+
+def _numbers(value: Any, key: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        yield from {key for inner in value if isinstance(inner, int | float)}
+    elif isinstance(value, int | float):
+        yield key
+
+
+def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None:
+    """A strategy that is set must exist; its values are checked when it is run, since that means to read its file."""
+    known = [*CATALOGUE, *registered()]
+    for name in strategies:
+        for part in name.split("+"):
+            if part not in known and ":" not in part:
+                raise ProtocolError(f"{path}: strategies.{name}: {UnknownName('strategy', part, known)}")

@@ -1,0 +1,160 @@
+"""Avalanche's own strategies, in the catalogue under ``avalanche-*``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from avalanche.training import AGEM, EWC, GEM, GDumb, LwF, Naive, Replay
+from pydantic import Field
+
+from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingSynapticIntelligencePlugin
+from engrams.strategies.avalanche.generative_replay import avalanche_generative_replay
+from engrams.strategies.contract import (
+    Budget,
+    Fraction,
+    Hyperparameters,
+    Lambda,
+    LearningRate,
+    LogUniform,
+    Positive,
+    Sizes,
+    Strategy,
+)
+
+# Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
+# mean of squared gradients.
+EWC_LAMBDAS = LogUniform(1e2, 1e7)
+
+
+class EWCHyperparameters(Hyperparameters):
+    ewc_lambda: Lambda
+
+
+class OnlineEWCHyperparameters(EWCHyperparameters):
+    decay_factor: Fraction
+
+
+class MASHyperparameters(Hyperparameters):
+    lambda_reg: Lambda
+    alpha: Fraction = 0.5
+
+
+class SIHyperparameters(Hyperparameters):
+    si_lambda: Lambda
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class LwFHyperparameters(Hyperparameters):
+    alpha: Lambda
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class GEMHyperparameters(Hyperparameters):
+    patterns_per_exp: Positive
+    memory_strength: Lambda
+
+
+class AGEMHyperparameters(Hyperparameters):
+    patterns_per_exp: Positive
+    sample_size: Positive
+
+
+class ReplayHyperparameters(Hyperparameters):
+    mem_size: Positive
+
+
+class GDumbHyperparameters(ReplayHyperparameters):
+    epochs: Positive
+    """It learns the buffer from scratch after every experience, so the protocol's epochs are not for it."""
+
+
+class GenerativeReplayHyperparameters(Hyperparameters):
+    epochs: Positive
+    vae_epochs: Positive | None = None
+    """Of the generator, where they are not the solver's."""
+    batch_size: Positive
+    replay_size: Positive
+    latent_size: Positive
+    hidden_sizes: Sizes = ()
+    generator_learning_rate: LearningRate = 0.01
+    generator_weight_decay: Lambda = 0.0001
+    """These two are what avalanche.training.GenerativeReplay has."""
+
+    @property
+    def generator_epochs(self) -> int:
+        return self.vae_epochs or self.epochs
+
+
+def _generative_replay(h: GenerativeReplayHyperparameters, template: dict[str, Any]):
+    images = template.pop("images")
+    del template["seed"]  # it draws on torch's global numbers, as the rest of Avalanche
+    its_own = {"train_mb_size": h.batch_size, "train_epochs": h.epochs}
+    return avalanche_generative_replay(
+        images,
+        latent_size=h.latent_size,
+        replay_size=h.replay_size,
+        hidden_sizes=h.hidden_sizes,
+        generator_epochs=h.generator_epochs,
+        learning_rate=h.generator_learning_rate,
+        weight_decay=h.generator_weight_decay,
+        template=template | its_own,
+    )
+
+
+REPLAY = Strategy(
+    build=lambda h, template: Replay(mem_size=h.mem_size, **template), hyperparameters=ReplayHyperparameters
+)
+GENERATIVE_REPLAY = Strategy(
+    build=_generative_replay,
+    hyperparameters=GenerativeReplayHyperparameters,
+    budget=lambda h, _: Budget(epochs=h.epochs, generator_epochs=h.generator_epochs),
+    needs_images=True,
+)
+
+ENTRIES = {
+    "avalanche-naive": Strategy(build=lambda _, template: Naive(**template)),
+    "avalanche-ewc": Strategy(
+        build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="separate", **template),
+        hyperparameters=EWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "avalanche-ewc-online": Strategy(
+        build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template),
+        hyperparameters=OnlineEWCHyperparameters,
+        search={"ewc_lambda": EWC_LAMBDAS},
+    ),
+    "avalanche-mas": Strategy(
+        plugin=lambda h: WorkingMASPlugin(h.lambda_reg, h.alpha),
+        hyperparameters=MASHyperparameters,
+        search={"lambda_reg": LogUniform(1e-3, 1e6)},
+    ),
+    "avalanche-si": Strategy(
+        plugin=lambda h: WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps),
+        hyperparameters=SIHyperparameters,
+        search={"si_lambda": LogUniform(1.0, 1e6)},
+    ),
+    "avalanche-lwf": Strategy(
+        build=lambda h, template: LwF(alpha=h.alpha, temperature=h.temperature, **template),
+        hyperparameters=LwFHyperparameters,
+        search={"alpha": LogUniform(1e-2, 1e2)},
+    ),
+    "avalanche-gem": Strategy(
+        build=lambda h, template: GEM(
+            patterns_per_exp=h.patterns_per_exp, memory_strength=h.memory_strength, **template
+        ),
+        hyperparameters=GEMHyperparameters,
+    ),
+    "avalanche-agem": Strategy(
+        build=lambda h, template: AGEM(patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template),
+        hyperparameters=AGEMHyperparameters,
+    ),
+    "avalanche-replay": REPLAY,
+    "avalanche-replay-large": REPLAY,
+    "avalanche-generative-replay": GENERATIVE_REPLAY,
+    "avalanche-generative-replay-large": GENERATIVE_REPLAY,
+    "avalanche-gdumb": Strategy(
+        build=lambda h, template: GDumb(mem_size=h.mem_size, **template | {"train_epochs": h.epochs}),
+        hyperparameters=GDumbHyperparameters,
+        budget=lambda h, _: Budget(epochs=h.epochs),
+    ),
+}

@@ -1,0 +1,155 @@
+"""Somebody's own function or class, named as ``module:name`` or ``path/to/file.py:name``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from difflib import get_close_matches
+from hashlib import sha256
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+
+class BadReference(ValueError):
+    """What is named cannot be had; the message is one line that says why and what to do."""
+
+
+def resolve(reference: str) -> object:
+    """Returns what a reference names, importing its module or file first.
+
+    Modules are looked for in the current folder too, as ``python -m`` does. A file is run once and is then a module
+    like any other: objects of it can be sent to another process, which calls this function before it unpickles them.
+    A file that has changed is run again.
+
+    Args:
+        reference: ``module:name`` or ``path/to/file.py:name``; the name may be dotted (``Class.method``). A relative
+            path is relative to the current folder.
+
+    Raises:
+        BadReference: this is no reference; there is no such file, module or name in it; or importing it fails.
+    """
+    where, name = _parts(reference)
+    found: object = _run_file(reference, where) if where.endswith(".py") else _import_module(reference, where)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BadReference(f"{reference}: {where} has no {part!r}{hint}")
+        found = getattr(found, part)
+    return found
+
+
+def fingerprint(reference: str) -> str:
+    """Returns the first 12 hexadecimal digits of the SHA-256 of the source file that a reference names.
+
+    What that file imports is not in it.
+
+    Args:
+        reference: as for :func:`resolve`.
+
+    Raises:
+        BadReference: this is no reference, or there is no such file or module.
+    """
+    where, _ = _parts(reference)
+    if where.endswith(".py"):
+        return _digest(_source(reference, where)[1])
+    _current_folder_is_importable()
+    try:
+        spec = find_spec(where)
+    except Exception as error:  # a package above it is missing or fails
+        raise _not_imported(reference, where, error) from error
+    if spec is None:
+        raise _not_imported(reference, where, ModuleNotFoundError(name=where))
+    if not spec.has_location or spec.origin is None:
+        raise BadReference(f"{reference}: {where} has no source file; put the function into a file of your own")
+    return _digest(Path(spec.origin).read_bytes())
+
+
+def absolute(reference: str, folder: Path) -> str:
+    """Returns the reference with its path, if it has one, taken to be relative to the folder."""
+    where, name = _parts(reference)
+    return f"{folder.absolute() / Path(where).expanduser()}:{name}" if where.endswith(".py") else reference
+
+
+def _parts(reference: str) -> tuple[str, str]:
+    where, _, name = reference.rpartition(":")  # a path may have a colon of its own
+    names = name.split(".") if where.endswith(".py") else [*where.split("."), *name.split(".")]
+    if not (where and all(part.isidentifier() for part in names)):
+        raise BadReference(f"{reference!r} names no function or class; write module:name or path/to/file.py:name")
+    return where, name
+
+
+def _run_file(reference: str, where: str) -> ModuleType:
+    path, source = _source(reference, where)
+    name = f"{path.stem}_{_digest(str(path).encode())}"  # the same in every process
+    digest = _digest(source)
+    loaded = sys.modules.get(name)
+    if loaded is not None and vars(loaded).get("__fingerprint__") == digest:
+        return loaded
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    module = module_from_spec(spec)
+    vars(module)["__fingerprint__"] = digest
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # what lies beside it can be imported; last, so that it hides nothing
+    sys.modules[name] = module  # before it runs, as importing does: dataclasses look there
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise _failed(reference, error) from error
+    return module
+
+
+def _source(reference: str, where: str) -> tuple[Path, bytes]:
+    path = Path(where).expanduser().resolve()
+    try:
+        return path, path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadReference(f"{reference}: there is no file {path}") from error
+    except OSError as error:
+        raise BadReference(f"{reference}: {path} cannot be read: {error.strerror}") from error
+
+
+def _import_module(reference: str, where: str) -> ModuleType:
+    _current_folder_is_importable()
+    importlib.invalidate_caches()  # the file may be younger than the last look at its folder
+    try:
+        return importlib.import_module(where)
+    except (Exception, SystemExit) as error:
+        raise _not_imported(reference, where, error) from error
+
+
+def _current_folder_is_importable() -> None:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _not_imported(reference: str, where: str, error: BaseException) -> BadReference:
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{where}.".startswith(f"{error.name}."):
+        return BadReference(
+            f"{reference}: there is no module {error.name!r}, neither installed nor in {Path.cwd()}; "
+            f"a file is named with its .py"
+        )
+    return _failed(reference, error)
+
+
+def _failed(reference: str, error: BaseException) -> BadReference:
+    """Says which exception it was, and at which line of the file (of the line in it that imports what fails)."""
+    if isinstance(error, SyntaxError):
+        where = f" in {error.filename}, line {error.lineno}" if error.filename else ""
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = (__file__, importlib.__file__)
+        theirs = (frame for frame in frames if frame.filename not in ours and not frame.filename.startswith("<"))
+        where = next((f" in {frame.filename}, line {frame.lineno}" for frame in theirs), "")
+    said = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return BadReference(f"{reference}: importing it fails{where}: {what}")
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()[:12]
