@@ -242,7 +242,8 @@ class Service:
         name = sent["name"]
         if name in self.deleted:
             raise Refused(
-                409, json.dumps({"errors": [{"message": f"run {name} was previously created and deleted; try a new id"}]})
+                409,
+                json.dumps({"errors": [{"message": f"run {name} was previously created and deleted; try a new id"}]}),
             )
         new = name not in self.pages
         entity, project = sent.get("entity") or ENTITY, sent.get("project") or "uncategorized"
@@ -253,8 +254,8 @@ class Service:
             page.config = {key: item["value"] for key, item in json.loads(sent["config"]).items()}
             page.exit_code = None if len(page.upserts) == 1 or page.exit_code is None else page.exit_code
         bucket = {
-            "id": name, "name": name, "displayName": page.last("displayName"), "description": "", "config": sent.get("config"),
-            "sweepName": page.last("sweep"), "historyLineCount": len(page.history),
+            "id": name, "name": name, "displayName": page.last("displayName"), "description": "",
+            "config": sent.get("config"), "sweepName": page.last("sweep"), "historyLineCount": len(page.history),
             "project": {"id": project, "name": project, "entity": {"id": entity, "name": entity}},
         }  # fmt: skip
         return {"upsertBucket": {"bucket": bucket, "inserted": new}}
@@ -273,7 +274,10 @@ class Service:
     def _Arrived(self, asked: dict) -> dict:
         page = self.pages.get(asked["run"])
         made = [a for a in self.artifacts.values() if page and a.run == page.name]
-        edges = [{"node": {"state": "COMMITTED" if a.committed else "PENDING", "artifactType": {"name": a.type}}} for a in made]
+        edges = [
+            {"node": {"state": "COMMITTED" if a.committed else "PENDING", "artifactType": {"name": a.type}}}
+            for a in made
+        ]
         run = page and {
             "historyLineCount": len(page.history),
             "history": [json.dumps(row) for row in page.history],
@@ -294,7 +298,9 @@ class Service:
         id = self._id("Artifact")
         name = sent["artifactCollectionName"]
         self.artifacts[id] = Artifact(id, name, sent["artifactTypeName"], sent["runName"], sent["projectName"])
-        return {"createArtifact": {"artifact": {"id": id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}}}
+        return {
+            "createArtifact": {"artifact": {"id": id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}}
+        }
 
     def _CreateArtifactManifest(self, sent: dict) -> dict:
         url = f"{self.url}/artifacts/{sent['artifactID']}/wandb_manifest.json"

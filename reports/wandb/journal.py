@@ -1,7 +1,8 @@
-"""What a run says of itself while it runs, on its own disk: a few lines that whoever sends it to W&B reads as they come.
+"""What a run says of itself while it runs, on its own disk: lines that whoever sends it to W&B reads as they come.
 
-A run waits for nobody, and nothing of W&B is imported where it trains. ``FOLDER/wandb/journal.jsonl`` has one line for its
-beginning, one for each row of the history and one for its end; pictures lie beside it. What is final is in the record.
+A run waits for nobody, and nothing of W&B is imported where it trains. ``FOLDER/wandb/journal.jsonl`` has one line for
+its beginning, one for each row of the history and one for its end; pictures lie beside it. What is final is in the
+record.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ OWN = ("protocol", "strategy_name", "variant", "seed", "upper_bound", "environme
 """Keys of the configuration that decide nothing, besides those of :meth:`Run.deciding`."""
 
 
-def run_id(protocol: str, strategy: str, seed: int, deciding: Mapping[str, Any]) -> str:
-    """Returns the same for the same run, so that repeating it begins its own page afresh."""
-    identity = json.dumps([protocol, strategy, seed, deciding], sort_keys=True)
+def run_id(protocol: str, strategy: str, seed: int, deciding: Mapping[str, Any], variant: str = "") -> str:
+    """Returns the same for the same run, so that a repeated run has one page."""
+    identity = json.dumps([protocol, strategy, seed, deciding, *([variant] if variant else [])], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -61,7 +61,7 @@ def introduction(record: Mapping[str, Any], about: Mapping[str, Any] | None = No
     tags.append("upper bound" if record.get("upper_bound") else None)
     tags.append("validation" if deciding.get("judge", "test") != "test" else None)
     return {
-        "id": run_id(protocol, strategy, seed, deciding),
+        "id": run_id(protocol, strategy, seed, deciding, variant),
         "group": protocol,
         "job_type": strategy,
         "name": " ".join(part for part in (protocol, strategy, variant, f"seed {seed}") if part)[:128],

@@ -24,6 +24,7 @@ from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import FOLDER, PICTURE, Reader, read_record
 from engrams.reports.wandb.service import Service, ServiceError
+from engrams.reports.wandb.settings import Address
 
 LOOKS_EVERY = 0.3
 """Seconds between two looks at a journal."""
@@ -45,7 +46,7 @@ IMPATIENT = {
     "x_graphql_retry_wait_min_seconds": 0.5,
     "x_graphql_retry_wait_max_seconds": 2.0,
 }
-"""wandb's settings: it would try each request for minutes. Rows of a run that goes on it may try for as long as that."""
+"""wandb's settings: it would try each request for minutes. Rows of a run that goes on it may try for that long."""
 NOT_ASKED_FOR = {
     "WANDB_X_DISABLE_META": ("x_disable_meta", True),
     "WANDB_X_SAVE_REQUIREMENTS": ("x_save_requirements", False),
@@ -65,10 +66,8 @@ class Orders:
     project: str
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
-    url: str = ""
+    address: dict[str, str] = field(default_factory=dict)
     """Of the service, where the mode is online."""
-    key: str = ""
-    web: str = ""
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Sender:
             tell: what became of each run is written there.
         """
         self.orders, self.tell = orders, tell
-        self.service = Service(orders.url, orders.key, orders.web) if orders.mode == "online" else None
+        self.service = Service(Address(**orders.address)) if orders.address else None
         self.jobs: dict[str, Job] = {}
         self.threads: list[threading.Thread] = []
         self.telling, self.drawing = threading.Lock(), threading.Lock()
@@ -132,7 +131,7 @@ class Sender:
             self.turn.acquire()
         try:
             self._say(job, "sent", **self._send(job))
-        except Exception as error:  # of wandb, the network or the disk
+        except Exception:  # of wandb, the network or the disk
             if job.live and not job.over.is_set():  # W&B may be there again when the run has ended
                 job.over.wait()
                 try:
@@ -167,7 +166,9 @@ class Sender:
             try:
                 run = self._begun(job, introduction, pid, resumed=bool(there))
                 self._say(job, "begun", url=run.url)
-                writing = Page(run, job.folder, self.drawing, None if self.service else job.folder / FOLDER / "staging", there)
+                writing = Page(
+                    run, job.folder, self.drawing, None if self.service else job.folder / FOLDER / "staging", there
+                )
                 try:
                     for line in itertools.chain(first, lines):
                         writing.write(line)
@@ -206,7 +207,7 @@ class Sender:
         return self.orders.entity or self.service.entity()
 
     def _url(self, run_id: str) -> str | None:
-        return f"{self.orders.web}/{self._owner()}/{self.orders.project}/runs/{run_id}" if self.service else None
+        return f"{self.service.web}/{self._owner()}/{self.orders.project}/runs/{run_id}" if self.service else None
 
     def _there(self, run_id: str) -> list[dict[str, Any]]:
         """The rows that the page has already."""

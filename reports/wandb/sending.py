@@ -5,29 +5,35 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-
+from engrams.reports.errors import UserError
+from engrams.reports.store import RECORD
+from engrams.reports.wandb.journal import FOLDER
 from engrams.reports.wandb.service import Service, ServiceError
-from engrams.reports.wandb.settings import WandBSettings
+from engrams.reports.wandb.settings import WandBMode, WandBSettings, environment, resolve, scratch
 
 AT_MOST = 28.0
 """Seconds that what is still to be sent is waited for after the last run; with what it takes to end, 30."""
 WHEN_INTERRUPTED = 8.0
-SCRATCH = "engrams-wandb-"
+UPLOAD_AT_MOST = 30.0
+"""A run, on the average."""
 LATER = "'engrams upload {out}' sends {what} later"
 
+R = TypeVar("R")
 Say = Callable[[str], None]
+
+
+class NoService(UserError):
+    """Nothing can be sent; the message is one line that says why."""
 
 
 class Sending:
@@ -45,15 +51,15 @@ class Sending:
         self.states: dict[str, dict[str, Any]] = {}
         self.stopped = False
         self._ended = threading.Condition()
-        _remove_stale()
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+        self._closing = contextlib.ExitStack()
+        self.scratch = self._closing.enter_context(scratch())
         self.errors = (self.scratch / "errors.txt").open("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "engrams.reports.wandb.sender"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=self._environment(),
+            env=environment(self.scratch) | self._login(),
             start_new_session=True,  # an interrupt is this process's to answer
             text=True,
         )
@@ -61,31 +67,19 @@ class Sending:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
-    def _environment(self) -> dict[str, str]:
-        scratch = str(self.scratch)
-        ours = {
-            "TMPDIR": scratch,
-            "WANDB_CACHE_DIR": scratch,
-            "WANDB_DATA_DIR": scratch,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "WANDB_SILENT": "true",
-        }
-        if self.service:
-            ours |= {"WANDB_API_KEY": self.service.key, "WANDB_BASE_URL": self.service.url}
-        # WANDB_SERVICE would join the process of somebody's own run; the mode and the rest are in the orders.
-        theirs = {key: value for key, value in os.environ.items() if key not in ("WANDB_SERVICE", "WANDB_RESUME")}
-        return theirs | ours
+    def _login(self) -> dict[str, str]:
+        if self.service is None:
+            return {}
+        return {"WANDB_API_KEY": self.service.key, "WANDB_BASE_URL": self.service.url}
 
     def _orders(self) -> dict[str, Any]:
-        orders = {
+        return {
             "mode": self.settings.mode,
             "project": self.settings.project,
             "entity": self.settings.entity,
             "tags": list(self.settings.tags),
+            "address": asdict(self.settings.address) if self.service and self.settings.address else {},
         }
-        if self.service:
-            orders |= {"url": self.service.url, "key": self.service.key, "web": self.service.web}
-        return orders
 
     def _tell(self, command: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # it has died: what it had not sent is named in the end
@@ -96,8 +90,10 @@ class Sending:
     def send(self, folder: Path, live: bool) -> None:
         """Send a run: one that begins now, if ``live``, or one that has ended."""
         name = str(folder.resolve())
-        if name not in self.states:
-            self.states[name] = {"state": "waiting"}
+        with self._ended:
+            if name in self.states:
+                return
+            self.states[name] = {"state": "waiting", "folder": name}
             self._tell({"send": name, "live": live})
 
     def over(self, folder: Path) -> None:
@@ -123,15 +119,17 @@ class Sending:
     def _left(self) -> list[str]:
         return [name for name, found in self.states.items() if found["state"] not in ("sent", "unsent")]
 
-    def finish(self, at_most: float = AT_MOST, progress: Callable[[int], None] = lambda left: None) -> bool:
-        """Wait for what is still on its way, end the sender, and say what was sent and what was not.
+    def finish(
+        self, at_most: float = AT_MOST, progress: Callable[[int], None] = lambda left: None
+    ) -> tuple[bool, list[str]]:
+        """Waits for what is still on its way, and ends the sender.
 
         Args:
             at_most: seconds.
             progress: told every second how many runs are left.
 
         Returns:
-            Whether everything has arrived.
+            Whether everything has arrived, and lines that say what was sent and what was not.
         """
         deadline = time.monotonic() + at_most
         self._tell({"at_most": at_most})
@@ -149,10 +147,11 @@ class Sending:
             self.process.wait()
         self._listener.join(1.0)
         self.errors.close()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._closing.close()
         return self._report()
 
-    def _report(self) -> bool:
+    def _report(self) -> tuple[bool, list[str]]:
+        lines: list[str] = []
         sent = [found for found in self.states.values() if found["state"] == "sent"]
         unsent = {name: found for name, found in self.states.items() if found["state"] != "sent"}
         online = self.settings.mode == "online"
@@ -160,31 +159,67 @@ class Sending:
         if sent and online:
             project = sent[0]["url"].partition("/runs/")[0]
             already = f", {there} of which were there already" if there else ""
-            self.say(f"W&B: {_runs(len(sent))} sent{already}: {project if len(sent) > 1 else sent[0]['url']}")
+            lines.append(f"W&B: {_runs(len(sent))} sent{already}: {project if len(sent) > 1 else sent[0]['url']}")
         elif sent:
-            self.say(
+            lines.append(
                 f"W&B (offline): {_runs(len(sent))} kept below {os.environ.get('WANDB_DIR') or self.out}; "
                 + LATER.format(out=self.out, what="them" if len(sent) > 1 else "it")
             )
         for found in sent:
             if found.get("word"):
-                self.say(f"W&B: {self._name(found['folder'])}: {found['word']}")
+                lines.append(f"W&B: {self._name(found['folder'])}: {found['word']}")
         for name, found in unsent.items():
-            self.say(f"W&B: not sent: {self._name(name)}: {found.get('reason', 'the service did not take it in time')}")
+            lines.append(
+                f"W&B: not sent: {self._name(name)}: {found.get('reason', 'the service did not take it in time')}"
+            )
         if unsent:
-            self.say("W&B: " + LATER.format(out=self.out, what="what was not sent"))
-        return not unsent
+            lines.append("W&B: " + LATER.format(out=self.out, what="what was not sent"))
+        return not unsent, lines
 
     def _name(self, folder: str) -> str:
         path = Path(folder)
         return str(path.relative_to(self.out.resolve())) if path.is_relative_to(self.out.resolve()) else folder
 
 
+class Screen(Protocol):
+    """What is told of the sending."""
+
+    def say(self, text: str) -> None: ...
+
+    def remember(self, text: str) -> None: ...
+
+    def left_to_send(self, runs: int) -> None: ...
+
+
+class Runs(Generic[R]):
+    """The runs of a suite, told of as they begin and end; without a sender, they are shown and no more."""
+
+    def __init__(self, folder_of: Callable[[R], Path], shown: Callable[[R, int], None], sender: Sending | None):
+        self._folder_of, self._shown, self._sender = folder_of, shown, sender
+
+    def advanced(self, run: R, epochs: int) -> None:
+        """A run has begun (0 epochs) or has done so many."""
+        if self._sender and epochs == 0:
+            self._sender.send(self._folder_of(run), live=True)
+        self._shown(run, epochs)
+
+    def over(self, run: R) -> None:
+        """A run has ended, one way or another."""
+        if self._sender:
+            self._sender.send(self._folder_of(run), live=True)  # if its beginning was not told in time
+            self._sender.over(self._folder_of(run))
+
+
 @contextlib.contextmanager
 def sending(
-    settings: WandBSettings, out: Path, say: Say, progress: Callable[[int], None] = lambda left: None
-) -> Iterator[tuple[WandBSettings, Sending | None]]:
-    """Sends the runs of the block beside them.
+    settings: WandBSettings,
+    out: Path,
+    screen: Screen,
+    folder_of: Callable[[R], Path],
+    shown: Callable[[R, int], None],
+    anything: bool = True,
+) -> Iterator[tuple[WandBMode, Runs[R]]]:
+    """Sends the runs of the block, beside them.
 
     Whether the service can be reached is found out here, once; if it cannot, one line says why, and the runs are kept
     offline.
@@ -192,48 +227,83 @@ def sending(
     Args:
         settings: where to.
         out: folder of the records.
-        say: prints a line.
-        progress: told every second how many runs are left, after the last one.
+        screen: told what is sent, and what is not.
+        folder_of: a run -> its folder.
+        shown: told of a run and the epochs that it has done.
+        anything: whether there is anything to be run.
 
     Yields:
-        The settings that hold, and what is to be told of the runs; None where W&B is off.
+        The mode that holds, and what is to be told of the runs.
     """
-    if settings.mode == "disabled":
-        yield settings, None
+    if settings.mode == "disabled" or not anything:
+        if settings.mode != "disabled":
+            screen.remember(f"W&B: nothing new; {LATER.format(out=out, what='what is complete already')}")
+        yield settings.mode, Runs(folder_of, shown, None)
         return
     service = None
     if settings.mode == "online":
         try:
-            service = Service.of_settings()
-            service.entity()
+            service = _reached(settings)
         except ServiceError as error:
-            say(f"W&B: {error}. Runs are kept offline; {LATER.format(out=out, what='them')}")
+            screen.say(f"W&B: {error}. Runs are kept offline; {LATER.format(out=out, what='them')}")
             settings, service = replace(settings, mode="offline"), None
-    sender = Sending(settings, out, say, service)
+    sender = Sending(settings, out, screen.say, service)
     try:
-        yield settings, sender
+        yield settings.mode, Runs(folder_of, shown, sender)
     except BaseException:
-        sender.finish(WHEN_INTERRUPTED)
+        for line in sender.finish(WHEN_INTERRUPTED)[1]:
+            screen.say(line)
         raise
-    sender.finish(progress=progress)
+    for line in sender.finish(progress=screen.left_to_send)[1]:
+        screen.remember(line)
 
 
-def _remove_stale() -> None:
-    """Removes what a suite that was killed has left in the temporary directory."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
-        if not (pid.isdigit() and _is_alive(int(pid))):
-            shutil.rmtree(folder, ignore_errors=True)
+def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> bool:
+    """Sends finished runs from their records and, where there is one, from their journals; once each.
 
+    Args:
+        settings: where to.
+        runs: folders of records, of any depth.
+        screen: told what is sent, and what is not.
 
-def _is_alive(pid: int) -> bool:
+    Returns:
+        Whether everything has arrived; a record that cannot be read has not.
+
+    Raises:
+        NoService: the service cannot be used, or there are no records.
+    """
+    folders = sorted({path.parent for root in runs for path in root.rglob(RECORD) if FOLDER not in path.parts})
+    if not folders:
+        raise NoService(f"there are no records in {', '.join(map(str, runs))}")
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+        service = _reached(settings)
+    except ServiceError as error:
+        raise NoService(f"W&B: {error}") from error
+    sender = Sending(replace(settings, mode="online"), runs[0], screen.say, service)
+    for folder in folders:
+        sender.send(folder, live=False)
+    try:
+        whole, lines = sender.finish(UPLOAD_AT_MOST * len(folders), screen.left_to_send)
+    except BaseException:
+        sender.finish(0.0)
+        raise
+    for line in lines:
+        screen.say(line)
+    return whole
+
+
+def _reached(settings: WandBSettings) -> Service:
+    """The service, which has said that it is there and knows the key.
+
+    Raises:
+        ServiceError: it is not, or does not.
+    """
+    address = settings.address or resolve("online").address
+    if address is None:
+        raise ServiceError("there is no API key; set WANDB_API_KEY or run 'wandb login' first")
+    service = Service(address)
+    service.entity()
+    return service
 
 
 def _runs(count: int) -> str:

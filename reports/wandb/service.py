@@ -12,7 +12,7 @@ from typing import Any
 
 import requests
 
-from engrams.reports.wandb.settings import key_of, own_settings
+from engrams.reports.wandb.settings import Address
 
 PATIENCE = 15.0
 """Seconds after which a service that has not said that it is there is taken for absent."""
@@ -27,27 +27,11 @@ class ServiceError(Exception):
         """Of HTTP, if it answered with one."""
 
 
-@dataclass(frozen=True)
 class Service:
-    """An address and the key to it."""
+    """One at an address."""
 
-    url: str
-    key: str
-    web: str
-    """The address of its pages."""
-
-    @classmethod
-    def of_settings(cls) -> Service:
-        """The one that W&B's variables, its settings file or its login say.
-
-        Raises:
-            ServiceError: there is no key.
-        """
-        said = own_settings()
-        key = key_of(said)
-        if key is None:
-            raise ServiceError("there is no API key; set WANDB_API_KEY or run 'wandb login' first")
-        return cls(said.base_url.rstrip("/"), key, said.app_url.rstrip("/"))
+    def __init__(self, address: Address):
+        self.url, self.web, self.key = address.url, address.web, address.key
 
     def ask(self, query: str, variables: dict[str, Any] | None = None, timeout: float = PATIENCE) -> dict[str, Any]:
         """Returns the ``data`` of the answer to a GraphQL query.
@@ -81,7 +65,7 @@ class Service:
             raise ServiceError(f"{self.url} cannot be reached ({_cause(response)})")
         if response.status_code in (401, 403):
             raise ServiceError(
-                f"{self.url} refuses the API key (status {response.status_code}); there is another at {self.web}/authorize"
+                f"{self.url} refuses the API key (status {response.status_code}); get one at {self.web}/authorize"
             )
         if response.status_code != 200:
             raise ServiceError(f"{self.url} answers with status {response.status_code}", response.status_code)
@@ -101,7 +85,7 @@ class Service:
         """
         viewer = self.ask("query Viewer { viewer { id entity username } }")["viewer"]
         if not viewer:
-            raise ServiceError(f"{self.url} does not know the API key; there is another at {self.web}/authorize")
+            raise ServiceError(f"{self.url} does not know the API key; get one at {self.web}/authorize")
         return viewer["entity"]
 
     def is_deleted(self, entity: str, project: str, run: str) -> bool:
