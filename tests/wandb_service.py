@@ -188,7 +188,7 @@ class Service:
                 page.summary = json.loads(chunk["content"][-1])
         if sent.get("complete"):
             page.exit_code = sent.get("exitcode", 0)
-        return 200, json.dumps({"exitcode": None, "limits": {}}).encode()
+        return 200, json.dumps({"exitcode": None, "limits": {}, "stopped": page.stopped}).encode()
 
     def _put(self, path: str, body: bytes) -> tuple[int, bytes]:
         _, kind, owner, name = path.split("/", 3)
@@ -286,6 +286,31 @@ class Service:
             "outputArtifacts": {"edges": edges},
         }
         return {"project": {"run": run}}
+
+    def _Records(self, asked: dict) -> dict:
+        def node(page: Page) -> dict:
+            made = [a for a in self.artifacts.values() if a.run == page.name]
+            return {
+                "name": page.name,
+                "outputArtifacts": {"edges": [{"node": artifact(a, index)} for index, a in enumerate(made)]},
+            }
+
+        def artifact(made: Artifact, index: int) -> dict:
+            files = [{"name": name, "directUrl": f"{self.url}/artifacts/{made.id}/{name}"} for name in made.files]
+            return {
+                "state": "COMMITTED" if made.committed else "PENDING",
+                "versionIndex": index,
+                "artifactType": {"name": made.type},
+                "files": {"edges": [{"node": file} for file in files]},
+            }
+
+        pages = [p for p in self.pages.values() if (p.entity, p.project) == (asked["entity"], asked["project"])]
+        if not pages:
+            return {"project": None}
+        first = int(asked.get("after") or 0)
+        shown = pages[first : first + asked["first"]]
+        more = {"hasNextPage": first + len(shown) < len(pages), "endCursor": str(first + len(shown))}
+        return {"project": {"runs": {"pageInfo": more, "edges": [{"node": node(page)} for page in shown]}}}
 
     # --- GraphQL: artifacts -------------------------------------------------------------------------------------------
 

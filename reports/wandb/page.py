@@ -209,7 +209,9 @@ def record_of(
             "accuracy_at_initialisation": summary.get("accuracy_at_initialisation", []),
             "metrics": {name: summary.get(f"final/{name}") for name in METRICS} if complete else {},
             "generated": generated,
-            "hyperparameters": {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},
+            # W&B keeps no empty dictionary: that of a strategy that has nothing to set.
+            "hyperparameters": {"strategy": {}}
+            | {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},
             "seconds": summary["final/seconds"] if complete else summary["seconds_until_failure"],
             "environment": config["environment"],
         }

@@ -41,6 +41,7 @@ AT_ONCE = 8
 IMPATIENT = {
     "init_timeout": 20.0,
     "finish_timeout": 60.0,
+    "heartbeat_seconds": 10,
     "x_graphql_timeout_seconds": 10.0,
     "x_graphql_retry_max": 3,
     "x_graphql_retry_wait_min_seconds": 0.5,
@@ -100,7 +101,8 @@ class Sender:
         self.threads: list[threading.Thread] = []
         self.telling, self.drawing = threading.Lock(), threading.Lock()
         self.turn = threading.Semaphore(AT_ONCE)
-        self.agent_id = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        # With these, wandb would put every run on the one page that an agent has made.
+        self.sweep, self.agent_id = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
 
     def obey(self, commands: TextIO) -> None:
         """Does what it is told until there is nothing more; every page that was begun is ended then."""
@@ -147,13 +149,15 @@ class Sender:
     def _send(self, job: Job) -> dict[str, Any]:
         lines = self._lines(job)
         begin = next((line for line in lines if "begin" in line), None)
-        record = None if job.live else read_record(job.folder)
+        record = read_record(job.folder) if begin is None or not job.live else None
         if begin and record and begin["time"] > (job.folder / RECORD).stat().st_mtime:
             begin, lines = None, iter(())  # of a later try that was cut short
         introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
         if introduction is None:
             raise ValueError("there is neither a journal nor a record")
-        if self.agent_id:  # the agent has made this page; further runs of one trial have theirs beside it
+        if (
+            self.sweep and self.agent_id
+        ):  # the agent has made this page; further runs of one trial have theirs beside it
             mine, self.agent_id = self.agent_id, None
             introduction = introduction | {"id": mine}
         if not job.live and record and self._is_there(introduction, record):
@@ -228,6 +232,8 @@ class Sender:
         settings |= {"x_stats_pid": pid, "x_stats_sampling_interval": 60.0} if pid else {"x_disable_stats": True}
         if self.service:
             settings |= IMPATIENT
+        if self.sweep:
+            settings |= {"sweep_id": self.sweep}
         folder = None if os.environ.get("WANDB_DIR") else str(job.folder)
         try:
             run = wandb.init(
@@ -247,7 +253,7 @@ class Sender:
                     console="off", silent=True, program="engrams", stop_fn=lambda: self._say(job, "stop"), **settings
                 ),
             )
-        except wandb.errors.CommError as error:
+        except Exception as error:
             if self.service and self.service.is_deleted(self._owner(), self.orders.project, introduction["id"]):
                 raise Taken(f"its page {introduction['id']} was deleted, which W&B does not take back") from error
             raise

@@ -78,7 +78,7 @@ class Sending:
             "project": self.settings.project,
             "entity": self.settings.entity,
             "tags": list(self.settings.tags),
-            "address": asdict(self.settings.address) if self.service and self.settings.address else {},
+            "address": asdict(self.service.address) if self.service else {},
         }
 
     def _tell(self, command: dict[str, Any]) -> None:
@@ -120,17 +120,18 @@ class Sending:
         return [name for name, found in self.states.items() if found["state"] not in ("sent", "unsent")]
 
     def finish(
-        self, at_most: float = AT_MOST, progress: Callable[[int], None] = lambda left: None
+        self, at_most: float | None = None, progress: Callable[[int], None] = lambda left: None
     ) -> tuple[bool, list[str]]:
         """Waits for what is still on its way, and ends the sender.
 
         Args:
-            at_most: seconds.
+            at_most: seconds; None for :data:`AT_MOST`.
             progress: told every second how many runs are left.
 
         Returns:
             Whether everything has arrived, and lines that say what was sent and what was not.
         """
+        at_most = AT_MOST if at_most is None else at_most
         deadline = time.monotonic() + at_most
         self._tell({"at_most": at_most})
         with contextlib.suppress(OSError):

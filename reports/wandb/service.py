@@ -31,6 +31,7 @@ class Service:
     """One at an address."""
 
     def __init__(self, address: Address):
+        self.address = address
         self.url, self.web, self.key = address.url, address.web, address.key
 
     def ask(self, query: str, variables: dict[str, Any] | None = None, timeout: float = PATIENCE) -> dict[str, Any]:
