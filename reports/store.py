@@ -221,7 +221,8 @@ class Records(list[Record]):
 def read_records(*folders: str | Path) -> Records:
     """Returns every record below some folders, or of projects of W&B, by protocol, strategy and seed.
 
-    ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says in brackets which one it is of.
+    ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says
+    in brackets which one it is of.
 
     Raises:
         RecordError: there is no such folder, none has a record, or a record cannot be read.

@@ -18,6 +18,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training.run import Run
 from engrams.reports import store
+from engrams.reports.errors import UserError
 from engrams.reports.wandb import page, read, sending
 from engrams.reports.wandb import service as services
 from engrams.reports.wandb.journal import Journal
@@ -161,7 +162,7 @@ def test_what_arrives_equals_the_record(service, tmp_path, alone):
     assert {"upper bound", "class-incremental", "joint"} <= set(page_of(service, JOINT).last("tags"))
     # Nothing of the machine is sent, and nothing is left on it.
     sent = b"".join(service.bodies)
-    for secret in (KEY, str(Path.home()), str(tmp_path), os.getcwd()):
+    for secret in (KEY, str(Path.home()), str(tmp_path), str(Path.cwd())):
         assert secret.encode() not in sent, secret
     assert not re.search(rf'"(host|commit|repo)[^"]*": *"{socket.gethostname()}', sent.decode(errors="replace"))
     for found in service.pages.values():
@@ -361,14 +362,15 @@ def test_stop_run_on_a_page_is_an_interrupt(service, tmp_path):
     screen = Screen()
 
     began = time.monotonic()
+
+    def stop(_):
+        while not service.pages:
+            time.sleep(0.05)
+        page_of(service, SOLVER).stopped = True
+        time.sleep(60)
+
     with pytest.raises(KeyboardInterrupt):
-        with sending.sending(resolve("online"), out, screen, lambda n: out / n, lambda n, e: None) as (_, runs):
-            runs.advanced(SOLVER, 0)
-            learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=1, ended=False)
-            while not service.pages:
-                time.sleep(0.05)
-            page_of(service, SOLVER).stopped = True
-            time.sleep(60)
+        suite(out, [SOLVER], then=stop, screen=screen, upto=1, ended=False)
     assert time.monotonic() - began < 55
     assert f"stopped on its page: {SOLVER}" in screen.text
 
@@ -505,6 +507,82 @@ with sending.sending(resolve("online"), out, Screen(), lambda n: out / n, lambda
     suite(tmp_path / "runs", [SOLVER])
     assert len(rows(page_of(service, SOLVER))) == 5
     assert not list(alone.glob("engrams-wandb-*"))
+
+
+# --- dashboards and sweeps --------------------------------------------------------------------------------------------
+
+
+def named(found, known=frozenset()):
+    """Every string of a specification that stands where a metric or a key of the configuration does."""
+    places = {"metrics", "mediaKeys", "xAxis", "yAxis", "groupBy", "columnOrder", "grouping", "sort"}
+    if isinstance(found, dict):
+        if set(found) >= {"section", "name"} and found["section"] != "run":
+            yield found["name"] if found["section"] == "summary" else f"config:{found['name']}"
+        for key, value in found.items():
+            if key in places and key not in ("grouping", "sort"):
+                for one in value if isinstance(value, list) else [value]:
+                    yield f"config:{one}" if key == "groupBy" else one.removeprefix("summary:")
+            yield from named(value)
+    elif isinstance(found, list):
+        for one in found:
+            yield from named(one)
+
+
+def test_every_name_in_the_dashboards_is_one_that_a_run_logs(service, tmp_path):
+    from wandb_workspaces.workspaces import internal
+
+    from engrams.reports.wandb import dashboards
+
+    suite(tmp_path / "runs", [SCHOLAR, GENERATOR])
+    logged = {"_step", "run:displayName", "generated_animation", "loss/generator"}
+    assert {"generated_animation", "loss/*"} <= {name for names in page.STEPS.values() for name in names}
+    for found in service.pages.values():
+        logged |= {key for row in found.history for key in row} | set(found.summary)
+        logged |= {f"config:{key}.value" for key in found.config}
+    made = dashboards.specification(ENTITY, "engrams")
+    internal.WorkspaceViewspec.model_validate(made["workspace"])
+    names = set(named(made))
+    assert len(names) > 14
+    assert names <= logged, names - logged
+
+
+def test_dashboards_saved_twice_are_one_view_and_one_report(service, tmp_path):
+    suite(tmp_path / "runs", [JOINT])
+    first = sending.dashboards(resolve("online"))
+    again = sending.dashboards(resolve("online"), parity="| a board |")
+    assert first == again
+    assert sorted(view["type"] for view in service.views.values()) == ["project-view", "runs"]
+    (report,) = [view for view in service.views.values() if view["type"] == "runs"]
+    assert "| a board |" in report["spec"]
+    with pytest.raises(UserError, match="there is no project somebody/nothing"):
+        sending.dashboards(resolve("online", project="nothing"))
+
+
+def test_the_command_line_prints_dashboards_and_a_sweep_for_every_range(capsys):
+    import yaml
+
+    from engrams.benchmarks.cli.options import settings_of
+    from engrams.reports.wandb.sweeps import sweep_of
+
+    command_line(["dashboards", "--dry-run", "--entity", "me"])
+    assert set(json.loads(capsys.readouterr().out)) == {"workspace", "report"}
+    command_line(["sweep", "split-digits/task", "ewc"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["command"][-2:] == ["--set", "${args_json}"]
+    assert settings_of(['{"ewc_lambda": 12.5}']) == {"ewc_lambda": 12.5}
+    searched = {name: entry for name in catalogue.CATALOGUE if (entry := catalogue.get(name)).search}
+    assert len(searched) > 8
+    for name, entry in searched.items():
+        made = sweep_of("split-digits/task", name, {key: (s.low, s.high) for key, s in entry.search.items()})
+        assert set(made["parameters"]) <= set(entry.hyperparameters.model_fields)
+
+
+def command_line(arguments):
+    from engrams.benchmarks.cli import app, wandb  # noqa: F401
+
+    with pytest.raises(SystemExit) as stopped:
+        app.app(arguments)
+    assert not stopped.value.code
 
 
 # --- real runs --------------------------------------------------------------------------------------------------------

@@ -312,6 +312,21 @@ class Service:
         more = {"hasNextPage": first + len(shown) < len(pages), "endCursor": str(first + len(shown))}
         return {"project": {"runs": {"pageInfo": more, "edges": [{"node": node(page)} for page in shown]}}}
 
+    # --- GraphQL: views -----------------------------------------------------------------------------------------------
+
+    def _Views(self, asked: dict) -> dict:
+        if not any((p.entity, p.project) == (asked["entity"], asked["project"]) for p in self.pages.values()):
+            return {"project": None}
+        found = [v for v in self.views.values() if (v["name"], v["type"]) == (asked["name"], asked["type"])]
+        edges = [{"node": {"id": view["id"], "name": view["name"]}} for view in found]
+        return {"project": {"allViews": {"edges": edges}}}
+
+    def _UpsertView(self, sent: dict) -> dict:
+        new = not sent.get("id")
+        id = self._id("View") if new else sent["id"]
+        self.views[id] = sent | {"id": id}
+        return {"upsertView": {"view": {"id": id, "name": sent["name"]}, "inserted": new}}
+
     # --- GraphQL: artifacts -------------------------------------------------------------------------------------------
 
     def _ArtifactType(self, asked: dict) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -83,11 +84,16 @@ def wandb_of(mode: WandB | None, project: str | None, entity: str | None, tags: 
 def settings_of(options: list[str] | None) -> dict[str, Any]:
     """Returns dotted key -> value of every ``--set``; a value is read as TOML has it, else as text.
 
+    One that is a dictionary in JSON, as W&B's agents write what they try, is taken as it is.
+
     Raises:
         OptionError: one is no KEY=VALUE, or a key is there twice.
     """
     settings: dict[str, Any] = {}
     for option in options or []:
+        if option.startswith("{"):
+            settings |= _read_json(option)
+            continue
         key, equals, text = option.partition("=")
         if not equals or not key or not text:
             raise OptionError(f"--set {option}: write KEY=VALUE, ewc_lambda=100 for example")
@@ -98,3 +104,10 @@ def settings_of(options: list[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[key] = text
     return settings
+
+
+def _read_json(option: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(option))
+    except ValueError as error:
+        raise OptionError(f"--set {option}: no dictionary in JSON ({error})") from error

@@ -155,9 +155,7 @@ class Sender:
         introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
         if introduction is None:
             raise ValueError("there is neither a journal nor a record")
-        if (
-            self.sweep and self.agent_id
-        ):  # the agent has made this page; further runs of one trial have theirs beside it
+        if self.sweep and self.agent_id:  # the agent has made its page; more runs of a trial have their own
             mine, self.agent_id = self.agent_id, None
             introduction = introduction | {"id": mine}
         if not job.live and record and self._is_there(introduction, record):

@@ -293,6 +293,26 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
     return whole
 
 
+def dashboards(settings: WandBSettings, parity: str = "") -> list[str]:
+    """Saves the view and the report of the project and returns their addresses.
+
+    Args:
+        settings: where to.
+        parity: the parity board in Markdown, if it is to be in the report.
+
+    Raises:
+        NoService: the service cannot be used.
+        NoDashboards: there is no such project, or wandb-workspaces is not installed.
+    """
+    from engrams.reports.wandb.dashboards import save
+
+    try:
+        service = _reached(settings)
+        return save(service, settings.entity or service.entity(), settings.project, parity)
+    except ServiceError as error:
+        raise NoService(f"W&B: {error}") from error
+
+
 def _reached(settings: WandBSettings) -> Service:
     """The service, which has said that it is there and knows the key.
 
