@@ -104,8 +104,12 @@ class Sender:
         # With these, wandb would put every run on the one page that an agent has made.
         self.sweep, self.agent_id = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
 
-    def obey(self, commands: TextIO) -> None:
-        """Does what it is told until there is nothing more; every page that was begun is ended then."""
+    def obey(self, commands: TextIO) -> float:
+        """Does what it is told until there is nothing more; every page that was begun is ended then.
+
+        Returns:
+            How many seconds are left.
+        """
         at_most = WITHOUT_WORD
         for line in commands:
             command = json.loads(line)
@@ -122,6 +126,7 @@ class Sender:
             job.over.set()
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        return deadline - time.monotonic()
 
     def _say(self, job: Job, state: str, **more: Any) -> None:
         with self.telling:
@@ -465,20 +470,25 @@ def main() -> None:
     os.dup2(2, 1)
     scratch = Path(os.environ["TMPDIR"])
     orders = Orders(**json.loads(sys.stdin.readline()))
+    left = 0.0
     try:
-        Sender(orders, tell).obey(sys.stdin)
+        left = Sender(orders, tell).obey(sys.stdin)
     finally:
-        _end_service()
+        _end_service(max(0.5, left))
         shutil.rmtree(scratch, ignore_errors=True)
         os._exit(0)  # whatever thread still waits for the network
 
 
-def _end_service() -> None:
-    """wandb's own process would go on trying to send for as long as it takes, with nobody to tell of it."""
+def _end_service(at_most: float) -> None:
+    """wandb's own process writes the end of its files, but would also go on trying to send for as long as it takes."""
+    import wandb
     from wandb.sdk import wandb_setup
 
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
     connection = wandb_setup.singleton()._connection
-    if connection and connection._proc:
+    ending.start()
+    ending.join(at_most)
+    if ending.is_alive() and connection and connection._proc:
         connection._proc._process.kill()
         connection._proc._process.wait()
 

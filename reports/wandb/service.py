@@ -34,12 +34,13 @@ class Service:
         self.address = address
         self.url, self.web, self.key = address.url, address.web, address.key
 
-    def ask(self, query: str, variables: dict[str, Any] | None = None, timeout: float = PATIENCE) -> dict[str, Any]:
+    def ask(self, query: str, variables: dict[str, Any] | None = None, timeout: float | None = None) -> dict[str, Any]:
         """Returns the ``data`` of the answer to a GraphQL query.
 
         Raises:
             ServiceError: it is not there, does not answer in time, or refuses.
         """
+        timeout = PATIENCE if timeout is None else timeout
         answer: list[requests.Response | Exception] = []
 
         def post() -> None:
