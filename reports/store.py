@@ -116,7 +116,7 @@ class Record(BaseModel):
         return self.hyperparameters.get("judge", "test") == "test"
 
 
-def folder_of(out: Path, protocol: str, strategy: str, variant: str, seed: int) -> Path:
+def folder_of(out: Path, protocol: str, strategy: str, seed: int, variant: str = "") -> Path:
     """Returns where a run's record and its W&B files lie."""
     return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
 
@@ -222,7 +222,7 @@ def read_records(*folders: str | Path) -> Records:
     """Returns every record below some folders, or of projects of W&B, by protocol, strategy and seed.
 
     ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says
-    in brackets which one it is of.
+    in parentheses which one it is of.
 
     Raises:
         RecordError: there is no such folder, none has a record, or a record cannot be read.
@@ -231,7 +231,7 @@ def read_records(*folders: str | Path) -> Records:
     for folder in folders:
         found = read_all(Path(folder))
         if len(folders) > 1:
-            mark = f"[{folder}]"
+            mark = f"({folder})"
             found = [one.model_copy(update={"variant": f"{one.variant} {mark}".strip()}) for one in found]
         records += found
     if not records:

@@ -73,6 +73,12 @@ def absolute(reference: str, folder: Path) -> str:
     return f"{folder.absolute() / Path(where).expanduser()}:{name}" if where.endswith(".py") else reference
 
 
+def short(reference: str) -> str:
+    """Returns the reference without the folders above its file: a name that holds wherever the file lies."""
+    where, name = _parts(reference)
+    return f"{Path(where).name}:{name}" if where.endswith(".py") else reference
+
+
 def _parts(reference: str) -> tuple[str, str]:
     where, _, name = reference.rpartition(":")  # a path may have a colon of its own
     names = name.split(".") if where.endswith(".py") else [*where.split("."), *name.split(".")]

@@ -13,7 +13,9 @@ from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.datasets import DataError, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImagesOnDisk, as_float
+from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
@@ -197,6 +199,54 @@ def test_a_memory_replay_gan_learns_svhn_digit_after_digit(svhn_files, monkeypat
         red, green, blue = picture.convert("RGB").split()
         assert np.any(np.asarray(red) != np.asarray(blue)), "SVHN is coloured"
         assert np.any(np.asarray(red) != np.asarray(green))
+
+
+@pytest.fixture
+def cifar100_files(fresh_data, tmp_path):
+    """Writes CIFAR-100's three files with five images a class to learn and one to test; returns the latter's pixels."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    cifar100 = torchvision_datasets.CIFAR100
+    for name, count in (("train", 500), ("test", 100)):
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        fine = [n % 100 for n in range(count)]
+        batch = {"data": pixels, "fine_labels": fine, "coarse_labels": [label // 5 for label in fine]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        fresh_data.setattr(cifar100, f"{name}_list", [[name, checksum(folder / name)]])
+    names = [f"class {n}" for n in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names, "coarse_label_names": names[:20]}))
+    fresh_data.setattr(cifar100, "meta", {**cifar100.meta, "md5": checksum(folder / "meta")})
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    return pixels
+
+
+def test_cifar100_from_its_pickled_files(cifar100_files, tmp_path):
+    data = load("cifar100")
+    assert data.train_x.shape == (500, 3, 32, 32)
+    assert data.classes == 100, "the fine labels"
+    assert data.test_y.tolist() == list(range(100))
+    assert torch.equal(data.test_x[42].flatten(), torch.from_numpy(cifar100_files[42])), "planes of red, green, blue"
+    assert datasets.find("cifar100") == tmp_path
+    same_from_disk("cifar100")
+    datasets.load.cache_clear()
+    (tmp_path / "cifar-100-python" / "test").write_bytes(b"cut short")
+    with pytest.raises(DataError, match=r"CIFAR-100: .*/cifar-100-python/test is truncated or corrupt"):
+        load("cifar100")
+
+
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_split_cifar100_is_that_of_lopez_paz_and_ranzato(cifar100_files, scenario):
+    entry = protocol.get(f"split-cifar100/{scenario}")
+    benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, scenario, "test", seed=0)
+    assert len(benchmark.train_stream) == 20
+    for index, experience in enumerate(benchmark.train_stream):
+        first = 5 * index if scenario == "class" else 0
+        assert experience.classes_in_this_experience == list(range(first, first + 5))
+        assert len(experience.dataset) == 25
+        assert all(x.min() >= 0 and x.max() <= 1 for x, *_ in experience.dataset)
+    training = entry.training
+    assert (training.optimizer, training.learning_rate, training.batch_size, training.epochs) == ("sgd", 0.1, 10, 1)
 
 
 def test_cifar10_from_pickled_batches(fresh_data, tmp_path):

@@ -109,7 +109,7 @@ class RealDigits(ACGAN):
 
 
 @pytest.fixture(scope="module")
-def known(classifier):
+def known(classifier, tmp_path_factory):
     """Ten experiences of it, seen."""
     benchmark = make_benchmark(prepared("digits", DIGITS.images), DIGITS.stream, DIGITS.scenario, "test", seed=0)
     strategy = MeRGAN(
@@ -119,11 +119,11 @@ def known(classifier):
         eval_mb_size=500,
         evaluator=EvaluationPlugin(),
     )
-    observer = GenerationObserver(DIGITS, classifier, "a title")
+    observer = GenerationObserver(DIGITS, classifier, "a title", tmp_path_factory.mktemp("pictures"))
     for experience in benchmark.train_stream:
         strategy.train(experience)
         before = torch.random.get_rng_state(), strategy.generator.random.get_state()
-        observer.look(strategy)
+        observer.after_experience(strategy, [], {})
         assert torch.equal(before[0], torch.random.get_rng_state())
         assert torch.equal(before[1], strategy.generator.random.get_state())
     return observer
@@ -140,16 +140,16 @@ def test_every_grid_has_the_same_latents_and_the_classes_so_far(known):
 
 
 @pytest.mark.parametrize("strategy", ["mergan-ra", "gan-dgr"])
-def test_a_generator_that_does_not_change_is_shown_with_the_same_images(classifier, strategy, monkeypatch):
+def test_a_generator_that_does_not_change_is_shown_with_the_same_images(classifier, strategy, tmp_path):
     """Every grid has the same latents: what differs between two grids is what the generator has learned since."""
     benchmark = make_benchmark(prepared("digits", DIGITS.images), DIGITS.stream, DIGITS.scenario, "test", seed=0)
     entry = run_of(SMALL, strategy, 0, QUICK.get(strategy, {}))
     learner = make_strategy(entry, benchmark, "cpu", [], classifier.network)
     learner.train(benchmark.train_stream[0])
-    observer = GenerationObserver(SMALL, classifier, "a title")
-    observer.look(learner)
+    observer = GenerationObserver(SMALL, classifier, "a title", tmp_path)
+    observer.after_experience(learner, [], {})
     learner.eval(benchmark.test_stream[:3])
-    observer.look(learner)
+    observer.after_experience(learner, [], {})
     assert torch.equal(*(grid[0] for grid in observer.grids))
 
 
@@ -201,7 +201,7 @@ def test_means_over_seeds():
     [
         (
             ("generate-digits", "ewc"),
-            "ewc has not got a generator that can be asked for a class; these have one: mergan",
+            "ewc has not got a generator that can be asked for a class; mergan-jtr, mergan-ra and gan-* have one",
         ),
         (("split-digits/class", "gan-finetune"), "gan-finetune has not got a solver; it runs under the generate-*"),
         (("split-cifar10/class", "mergan-jtr"), "mergan-jtr needs the settings of its GAN; add a table [gan]"),

@@ -2,35 +2,79 @@
 
 import pytest
 import torch
-from avalanche.models import IncrementalClassifier, MultiHeadClassifier
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, SlimResNet18
 from avalanche.models.utils import avalanche_forward
 from torch import nn
 
-from engrams.benchmarks.data.datasets import ImageData
+from engrams.benchmarks.data.images import ImageData
+from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.protocols.schema import CNN, MLP, SplitStream
-from engrams.benchmarks.training.networks import ConvolutionalNetwork, make_network
+from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolError, ReducedResNet18, SplitStream
+from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
 from engrams.strategies import per_sample_gradients
+from engrams.strategies.importance import diagonal_fisher
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
+RESNET = ReducedResNet18(kind="resnet18-reduced", width=2)
 
 
 def benchmark_of(channels, size, scenario):
     torch.manual_seed(0)
     y = torch.arange(24) % 4
     x = torch.rand(24, channels, size, size)
-    stream = SplitStream(
+    return make_benchmark(ImageData(x, y, x, y), stream_of(scenario), scenario, "test", seed=0)
+
+
+def stream_of(scenario):
+    return SplitStream(
         kind="split", scenarios=[scenario], classes_per_experience=2, class_order="in-order", validation_fraction=0.5
     )
-    return make_benchmark(ImageData(x, y, x, y), stream, scenario, "test", seed=0)
 
 
-@pytest.mark.parametrize("network", [SMALL, MLP(hidden_size=7, hidden_layers=2)])
+@pytest.fixture
+def own(tmp_path):
+    """Writes networks of one's own; returns the reference of one."""
+    (tmp_path / "mine.py").write_text(OWN)
+    return lambda name: OwnNetwork(kind=f"{tmp_path}/mine.py:{name}")
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        assert isinstance(shape, tuple)
+        self.hidden = nn.Sequential(nn.Flatten(), nn.LazyLinear(9), nn.BatchNorm1d(9), nn.ReLU())
+        self.classifier = nn.Linear(9, classes)
+
+    def forward(self, x):
+        return self.classifier(self.hidden(x))
+
+def other_head(shape, classes): return Net(shape, classes + 1)
+def no_head(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+def no_module(shape, classes): return [shape, classes]
+def without_its_head(shape, classes):
+    net = Net(shape, classes)
+    net.forward = lambda x: net.hidden(x)
+    return net
+def other_input(shape, classes):
+    net = Net(shape, classes)
+    net.hidden = nn.Linear(5, 9)
+    return net
+def one_argument(shape): return None
+number = 3
+"""
+
+
+@pytest.mark.parametrize("network", [SMALL, MLP(hidden_size=7, hidden_layers=2), RESNET, "own"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-def test_every_network_has_the_head_of_its_scenario(network, channels, scenario):
-    benchmark = benchmark_of(channels, 8, scenario)
+def test_every_network_has_the_head_of_its_scenario(network, channels, scenario, own):
+    benchmark = benchmark_of(channels, 12, scenario)
+    network = own("Net") if network == "own" else network
     model = make_network(network, scenario, benchmark)
     head = {"task": MultiHeadClassifier, "domain": nn.Linear, "class": IncrementalClassifier}[scenario]
     assert type(model.classifier) is head
@@ -72,3 +116,72 @@ def test_importances_of_a_convolutional_network_take_the_short_cut():
     layers = per_sample_gradients.short_cut_layers(model, x, 0)
     assert layers is not None
     assert len(layers) == 4
+
+
+def test_the_reduced_resnet_is_that_of_the_source():
+    """Avalanche has it too, written out by others: the same weights make the same outputs, training or not."""
+    torch.manual_seed(0)
+    ours, theirs = ReducedResNet(3, 20, 7), SlimResNet18(7, nf=20)
+    state = dict(zip(theirs.state_dict(), ours.state_dict().values(), strict=True))
+    theirs.load_state_dict(state)
+    x = torch.rand(4, 3, 32, 32)
+    for training in (True, False):  # the first changes the running statistics
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    assert ours.classifier.in_features == 160
+
+
+def test_importances_of_a_network_with_batch_norm_are_right():
+    """The Fisher, sample by sample by autograd, in eval mode."""
+    torch.manual_seed(0)
+    model = ReducedResNet(1, 2, 3)
+    x = torch.rand(5, 1, 12, 12)
+    model(x)  # running statistics other than 0 and 1
+    data = TensorClassificationDataset.from_tensors(x, torch.tensor([0, 1, 2, 0, 1]), task_label=0)
+    found = diagonal_fisher(model, data, fisher="empirical")
+    model.eval()
+    expected = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    for image, label, _ in data:
+        model.zero_grad()
+        nn.functional.cross_entropy(model(image[None]), torch.tensor([label])).backward()
+        for name, parameter in model.named_parameters():
+            expected[name] += parameter.grad**2 / 5
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "message"),
+    [
+        (SMALL, (7,), r"network.kind: cnn needs images .*; these are vectors of 7 values, which mlp takes"),
+        (RESNET, (7,), r"network.kind: resnet18-reduced needs images .*; these are vectors of 7 values"),
+        (RESNET, (1, 8, 8), "resnet18-reduced needs images of at least 9x9; these are 8x8 .images.pad enlarges them"),
+        (SMALL, (1, 3, 3), "network.convolutions: 2 poolings are too many for images of 3x3"),
+    ],
+)
+def test_a_network_that_does_not_suit_the_data_is_refused(network, shape, message):
+    y = torch.arange(24) % 4
+    x = torch.rand(24, *shape)
+    benchmark = make_benchmark(ImageData(x, y, x, y), stream_of("class"), "class", "test", seed=0)
+    with pytest.raises(ProtocolError, match=message):
+        make_network(network, "class", benchmark)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other_head", "nn.Linear with 2 outputs; its classifier is Linear.in_features=9, out_features=3"),
+        ("no_head", "an output layer called classifier, an nn.Linear with 2 outputs; its classifier is None"),
+        ("no_module", "returns a list, no torch.nn.Module"),
+        ("without_its_head", r"makes outputs \(2, 9\) of inputs \(2, 1, 8, 8\); they have to be \(2, 2\)"),
+        ("other_input", r"fails on inputs \(2, 1, 8, 8\): RuntimeError: "),
+        ("one_argument", r"called with \(1, 8, 8\) and 2, fails in .*: TypeError: one_argument.. takes 1 positional"),
+        ("number", "is no function but a int"),
+        ("Nett", "mine.py has no 'Nett'; did you mean 'Net'"),
+    ],
+)
+def test_ones_own_network_that_cannot_be_is_one_line(own, name, message):
+    with pytest.raises(ProtocolError, match=message) as caught:
+        make_network(own(name), "class", benchmark_of(1, 8, "class"))
+    assert str(caught.value).startswith("network.kind: ")
+    assert "\n" not in str(caught.value)

@@ -68,15 +68,15 @@ class Scholar:
         self.generator = generator
 
 
-def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
+def test_shares_of_real_images_are_their_labels(kept, monkeypatch, tmp_path):
     """A generator that shows only real threes and, a quarter of the time, fives."""
     monkeypatch.setattr("engrams.benchmarks.judging.observer.DeepGenerativeReplay", Scholar)
     data = prepared("digits", DIGITS.images)
     past = PastImages(ImageSpec((1, 8, 8)), seed=0)
     list(past.learn(data.train_x[data.train_y == 3]))
     list(past.learn(data.train_x[data.train_y == 5], past.sample, r=0.25))
-    seen = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title")
-    seen.look(Scholar(past))
+    seen = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", tmp_path)
+    seen.after_experience(Scholar(past), [], {})
     (shares,) = seen.class_shares
     assert shares[3] == pytest.approx(0.75, abs=0.03)
     assert shares[5] == pytest.approx(0.25, abs=0.03)
@@ -84,7 +84,7 @@ def test_shares_of_real_images_are_their_labels(kept, monkeypatch):
     assert all(round(share * JUDGED) == pytest.approx(share * JUDGED) for share in shares)
 
 
-def test_looking_changes_nothing(kept, monkeypatch):
+def test_looking_changes_nothing(kept, monkeypatch, tmp_path):
     monkeypatch.setattr("engrams.benchmarks.judging.observer.DeepGenerativeReplay", Scholar)
     generators = []
     for look in (True, False):
@@ -92,7 +92,8 @@ def test_looking_changes_nothing(kept, monkeypatch):
         list(past.learn(prepared("digits", DIGITS.images).train_x))
         torch.manual_seed(0)
         if look:
-            GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title").look(Scholar(past))
+            observer = GeneratorObserver(DIGITS, classifier_for(DIGITS, "cpu", kept.parent), "a title", tmp_path)
+            observer.after_experience(Scholar(past), [], {})
         generators.append((past.sample(5), torch.rand(2)))
     assert all(torch.equal(a, b) for a, b in zip(*generators, strict=True))
 

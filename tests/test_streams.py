@@ -1,11 +1,16 @@
 """Streams as Avalanche benchmarks."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from engrams.benchmarks.data.datasets import ImageData, load
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import tensors_of
-from engrams.benchmarks.data.streams import brightness, make_benchmark, prepared
+from engrams.benchmarks.data.streams import bounds, brightness, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 
 DATA = load("digits")
@@ -135,3 +140,73 @@ def test_experiences_of_a_split_share_one_copy_of_the_images():
     benchmark = make_benchmark(DATA, split("task"), "task", "test", seed=0)
     leaves = {experience.dataset._datasets[0].tensors[0].data_ptr() for experience in benchmark.train_stream}
     assert leaves == {DATA.train_x.data_ptr()}
+
+
+def vectors(count=200, classes=4):
+    """Classes far apart, of other spreads; the last value is always 0.1."""
+    torch.manual_seed(1)
+    y = torch.arange(count) % classes
+    x = torch.randn(count, 5) * (1 + y[:, None]) + 100 * y[:, None]
+    x[:, -1] = 0.1
+    return ImageData(x, y, x[:40] + 1, y[:40], standardise=True)
+
+
+@pytest.mark.parametrize("judge", ["test", "validation"])
+@pytest.mark.parametrize("order", ["in-order", "seeded"])
+def test_vectors_are_standardised_by_what_is_learned_first(order, judge):
+    data = vectors()
+    plain = make_benchmark(replace(data, standardise=False), split("class", order), "class", judge, seed=3)
+    benchmark = make_benchmark(data, split("class", order), "class", judge, seed=3)
+    first = columns(plain.train_stream[0])[0].numpy()
+    mean, deviation = first.mean(0), np.where(first.std(0) > 1e-6, first.std(0), 1)
+    for name in ("train", judge):
+        for made, raw in zip(benchmark.streams[name], plain.streams[name], strict=True):
+            expected = torch.from_numpy((columns(raw)[0].numpy() - mean) / deviation)
+            torch.testing.assert_close(columns(made)[0], expected, rtol=1e-4, atol=1e-4)
+            assert torch.equal(columns(made)[1], columns(raw)[1])
+    assert columns(benchmark.train_stream[0])[0].mean(0).abs().max() < 1e-5
+    assert columns(benchmark.train_stream[1])[0].mean(0).abs().max() > 1, "later ones are not looked at"
+
+
+def test_permuted_vectors():
+    data = vectors()
+    benchmark = make_benchmark(data, PERMUTED, "domain", "test", seed=0)
+    first, second = (columns(experience)[0] for experience in benchmark.train_stream[:2])
+    assert first.shape == second.shape == (200, 5)
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort(1).values, second.sort(1).values)
+    deviation, mean = torch.std_mean(first[:, :-1], dim=0, correction=0)
+    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(deviation, torch.ones(4))
+
+
+def test_vectors_are_prepared_by_one_mean_and_std_or_standardised(tmp_path):
+    data = vectors()
+    columns = {"train_images": data.train_x, "train_labels": data.train_y}
+    columns |= {"test_images": data.test_x, "test_labels": data.test_y}
+    np.savez(tmp_path / "mine.npz", **columns)
+    name = f"npz:{tmp_path / 'mine.npz'}"
+    assert not prepared(name, Images()).standardise
+    assert prepared(name, Images(standardise="first-experience")).standardise
+    torch.testing.assert_close(prepared(name, Images(mean=2.0, std=4.0)).test_x, (data.test_x - 2) / 4)
+    for images in (Images(pad=1), Images(mean=(1.0, 2.0)), Images(std=(1.0, 2.0))):
+        with pytest.raises(ProtocolError, match=r"are for images, but npz:.*mine.npz has vectors"):
+            prepared(name, images)
+    with pytest.raises(ProtocolError, match=r"images.standardise is for vectors, but digits has images"):
+        prepared("digits", Images(standardise="first-experience"))
+    with pytest.raises(ValueError, match="standardise goes without mean and std"):
+        Images(standardise="first-experience", mean=0.0)
+    assert Images().model_dump() == {"pad": 0, "mean": 0.0, "std": 1.0}, "as records had it before"
+
+
+def test_bounds_are_those_of_black_and_white_and_none_for_vectors():
+    low, high = bounds((1, 8, 8), Images(mean=0.5, std=0.25))
+    assert (low, high) == (-2, 2)
+    assert bounds((5,), Images()) == (-math.inf, math.inf)
+
+
+def test_a_class_too_small_to_be_held_out_is_one_line():
+    data = vectors(9, 4)
+    data = replace(data, train_y=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4]))
+    with pytest.raises(ProtocolError, match=r"stream.validation_fraction = 0.2: "):
+        make_benchmark(data, split("class"), "class", "validation", seed=0)

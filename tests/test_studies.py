@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
-from engrams.benchmarks.studies import adaptive
+from engrams.benchmarks.studies import adaptive, listing
 from engrams.benchmarks.studies import sweeps as studies
 from engrams.benchmarks.training.run import Run
 from engrams.reports import store
@@ -55,7 +55,7 @@ source = "ours"
 def write_studies(monkeypatch, folder, text=SWEEP + SUBSETS):
     path = folder / "studies.toml"
     path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(studies, "FILE", path)
+    monkeypatch.setattr(listing, "FILE", path)
     return path
 
 
@@ -170,7 +170,7 @@ def test_an_unknown_study_is_one_line_with_a_near_name():
 
 
 def test_every_study_that_is_shipped_can_be_run():
-    for name, found in studies.read(studies.FILE).items():
+    for name, found in studies.read(listing.FILE).items():
         if isinstance(found, studies.Sweep):
             points = studies.points_of(name, found)
             folders = [run.folder(Path("out")) for point in points for run in point.runs]
@@ -279,7 +279,7 @@ def test_the_differences_are_paired():
 
 
 def test_importance_data_may_be_a_dataset_of_avalanches_without_labels():
-    found = studies.read(studies.FILE)["adaptive"]
+    found = studies.read(listing.FILE)["adaptive"]
     job = adaptive._job("adaptive", found, 0, (1, 3))
     assert isinstance(job.run, Run)
     benchmark = adaptive.make_benchmark(

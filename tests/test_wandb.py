@@ -24,6 +24,7 @@ from engrams.reports.wandb import page, read, sending
 from engrams.reports.wandb import service as services
 from engrams.reports.wandb.settings import resolve
 from engrams.strategies import catalogue
+from tests.wandb_runs import GENERATOR, JOINT, RECORDS, SCHOLAR, SOLVER, Screen, learned, suite
 from tests.wandb_service import ENTITY, KEY, standing_in
 
 

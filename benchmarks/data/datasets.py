@@ -7,9 +7,9 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,79 +20,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.functional import pil_to_tensor, rgb_to_grayscale
+from torchvision.transforms.functional import rgb_to_grayscale
 
-from engrams.reports.errors import UserError
-
-
-class DataError(UserError):
-    """A data set is missing or broken; the message is one line that says which file and what to do."""
-
-
-class ImagesOnDisk(Dataset):
-    """Images that the library's own dataset reads one at a time; nothing is kept.
-
-    ``images[n]`` is what the n-th row of the tensor of all of them would be, here as there: uint8 or, after a
-    :meth:`map`, what the mapping makes of it, [channels, height, width].
-    """
-
-    def __init__(
-        self, dataset: Any, chosen: Sequence[int] | None = None, mapping: Callable[[Tensor], Tensor] | None = None
-    ):
-        """
-        Args:
-            dataset: torchvision's or Avalanche's, of (PIL image, label).
-            chosen: which of its images, in which order; None for all.
-            mapping: done to every image when it has been read.
-        """
-        self.dataset = dataset
-        self.chosen = range(len(dataset)) if chosen is None else chosen
-        self.mapping = mapping
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = pil_to_tensor(self.dataset[self.chosen[index]][0])
-        return image if self.mapping is None else self.mapping(image)
-
-    def take(self, indices: Tensor) -> ImagesOnDisk:
-        """The images at these places, in this order."""
-        return ImagesOnDisk(self.dataset, [self.chosen[index] for index in indices.tolist()], self.mapping)
-
-    def map(self, mapping: Callable[[Tensor], Tensor]) -> ImagesOnDisk:
-        """The same images with one more thing done to each."""
-        before = self.mapping
-        return ImagesOnDisk(
-            self.dataset, self.chosen, mapping if before is None else lambda image: mapping(before(image))
-        )
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """Images [N, channels, height, width], labels int64 in [0, classes), [N].
-
-    Images are as their files have them, uint8 in [0, 255], or already float32 in [0, 1]; :func:`as_float` makes the
-    second of the first. A tensor, or read from disk one at a time.
-    """
-
-    train_x: Tensor | ImagesOnDisk
-    train_y: Tensor
-    test_x: Tensor | ImagesOnDisk
-    test_y: Tensor
-
-    @property
-    def classes(self) -> int:
-        return int(self.train_y.max()) + 1
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Grey levels 0..255 as float32 in [0, 1]; float32 is left as it is."""
-    return x.float().div_(255) if x.dtype == torch.uint8 else x
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.names import DataError, is_own
+from engrams.benchmarks.data.own import load_own
 
 
 @dataclass(frozen=True)
@@ -112,25 +48,35 @@ class Source:
 
 @lru_cache(maxsize=8)
 def load(name: str, from_disk: bool = False) -> ImageData:
-    """Load a data set by name (see :data:`NAMES`), from memory if this process has loaded it before.
+    """Returns a data set by name, from memory if this process has loaded it before.
 
-    Looked for in the folder that the environment variable ENGRAMS_DATA names, then in Avalanche's default data folder,
-    then downloaded into the latter.
+    One of :data:`NAMES` is looked for in the folder that the environment variable ENGRAMS_DATA names, then in
+    Avalanche's default data folder, then downloaded into the latter. One of one's own is named as
+    :mod:`engrams.benchmarks.data.names` says, and is as :mod:`engrams.benchmarks.data.own` says.
 
     Args:
         name: of the data set.
         from_disk: leave the images on disk, to be read one at a time. (What torchvision itself holds in memory, as
-            small as the files have it, stays there; so do the digits, which come with scikit-learn.)
+            small as the files have it, stays there; so do the digits, which come with scikit-learn, and arrays of
+            one's own.)
 
     Raises:
-        DataError: no such name; the data are nowhere and cannot be downloaded; a file is truncated or corrupt.
+        DataError: no such name; the data are nowhere and cannot be downloaded; a file is truncated or corrupt; data of
+            one's own are not as they have to be.
     """
+    if is_own(name):
+        return load_own(name, from_disk)
     if name == "digits":
         return _digits()
     if name in SEQUENCES:
         return _one_after_another([load(part, from_disk) for part in SEQUENCES[name]])
     if name not in SOURCES:
-        raise DataError(f"no data set is called {name!r}; there are {', '.join(NAMES)}")
+        near = get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
+        raise DataError(
+            f"no data set is called {name!r}; {hint} (one's own: npz:path, folder:path, module:function or "
+            f"file.py:function)"
+        )
     source = SOURCES[name]
     if from_disk:
         root = find(name)
@@ -296,22 +242,22 @@ def _svhn_source() -> Source:
     )
 
 
-def _cifar10_source() -> Source:
-    cifar10 = torchvision_datasets.CIFAR10
-    batches = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+def _cifar_source(title: str, cifar: type[torchvision_datasets.CIFAR10]) -> Source:
+    """CIFAR-10, or CIFAR-100 with its fine labels: pickled batches."""
+    batches = [file for file, _ in [*cifar.train_list, *cifar.test_list]]
 
     def open(root: Path, train: bool) -> torchvision_datasets.CIFAR10:
-        for file, md5 in cifar10.train_list if train else cifar10.test_list:
-            _check_md5("CIFAR-10", root / cifar10.base_folder / file, md5)
-        return cifar10(str(root), train=train, download=False)
+        for file, md5 in [*cifar.train_list, *cifar.test_list]:  # torchvision looks at all, but does not say which
+            _check_md5(title, root / cifar.base_folder / file, md5)
+        return cifar(str(root), train=train, download=False)
 
     return Source(
-        "CIFAR-10",
-        tuple(f"{cifar10.base_folder}/{batch}" for batch in batches),
+        title,
+        tuple(f"{cifar.base_folder}/{batch}" for batch in [*batches, cifar.meta["filename"]]),
         open,
         images=lambda data: torch.from_numpy(data.data).permute(0, 3, 1, 2),
         labels=lambda data: torch.tensor(data.targets),
-        download=lambda root: cifar10(str(root), download=True),
+        download=lambda root: cifar(str(root), download=True),
     )
 
 
@@ -340,7 +286,7 @@ def _tiny_imagenet_source() -> Source:
         "Tiny ImageNet",
         (f"{TINY_IMAGENET}/wnids.txt", f"{TINY_IMAGENET}/val/val_annotations.txt"),
         open,
-        images=_all_decoded,
+        images=all_decoded,
         labels=lambda data: torch.tensor(data.targets),
         download=lambda root: TinyImagenet(root, download=True),
     )
@@ -361,21 +307,12 @@ def _read_jpeg(path: Path):
     )
 
 
-def _all_decoded(data: TinyImagenet) -> Tensor:
-    """100,000 training images are 1.2 GB."""
-    images = ImagesOnDisk(data)
-    decoded = torch.empty((len(images), 3, 64, 64), dtype=torch.uint8)
-    with ThreadPoolExecutor() as threads:  # PIL decodes outside Python's lock
-        for place, image in enumerate(threads.map(images.__getitem__, range(len(images)))):
-            decoded[place] = image
-    return decoded
-
-
 SOURCES: dict[str, Source] = {
     "mnist": _idx_source("MNIST", torchvision_datasets.MNIST),
     "fashion-mnist": _idx_source("Fashion-MNIST", torchvision_datasets.FashionMNIST),
     "svhn": _svhn_source(),
-    "cifar10": _cifar10_source(),
+    "cifar10": _cifar_source("CIFAR-10", torchvision_datasets.CIFAR10),
+    "cifar100": _cifar_source("CIFAR-100", torchvision_datasets.CIFAR100),
     "tiny-imagenet": _tiny_imagenet_source(),
 }
 SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-svhn": ("mnist", "svhn"), "svhn-mnist": ("svhn", "mnist")}

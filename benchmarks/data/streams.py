@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
@@ -12,7 +14,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
 
-from engrams.benchmarks.data.datasets import ImageData, ImagesOnDisk, as_float, load
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 
@@ -25,7 +28,8 @@ VALIDATION_SEED = 0
 def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData:
     """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 
-    Kept, since the runs that a process does one after another mostly share it.
+    Kept, since the runs that a process does one after another mostly share it. What is standardised by the first
+    experience is so by :func:`make_benchmark`, which knows the experiences.
 
     Args:
         dataset: its name.
@@ -34,9 +38,16 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
 
     Raises:
         DataError: as :func:`engrams.benchmarks.data.datasets.load`.
-        ProtocolError: a mean or standard deviation for each channel, but not as many as there are channels.
+        ProtocolError: a mean or standard deviation for each channel, but not as many as there are channels; something
+            for images that cannot be done to vectors, or the other way round.
     """
     data = load(dataset, from_disk)
+    if data.vectors:
+        return _prepared_vectors(data, dataset, images)
+    if images.standardise:
+        raise ProtocolError(
+            f"images.standardise is for vectors, but {dataset} has images; set images.mean and images.std"
+        )
     channels = data.test_x[0].shape[0]
     for name, values in (("mean", images.mean), ("std", images.std)):
         if isinstance(values, tuple) and len(values) != channels:
@@ -49,6 +60,31 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
         return x.map(prepare) if isinstance(x, ImagesOnDisk) else prepare(x)
 
     return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
+
+
+def _prepared_vectors(data: ImageData, dataset: str, images: Images) -> ImageData:
+    mean, std = images.mean, images.std
+    if images.pad or isinstance(mean, tuple) or isinstance(std, tuple):
+        raise ProtocolError(
+            f"images.pad and a mean or std for each channel are for images, but {dataset} has vectors; they take one "
+            f'mean and one std for all values, or standardise = "first-experience"'
+        )
+    assert isinstance(data.train_x, Tensor)
+    assert isinstance(data.test_x, Tensor)
+    return replace(
+        data,
+        train_x=(data.train_x - mean) / std,
+        test_x=(data.test_x - mean) / std,
+        standardise=images.standardise == "first-experience",
+    )
+
+
+def bounds(shape: Sequence[int], images: Images) -> tuple[Tensor, Tensor] | tuple[float, float]:
+    """Returns the smallest and the largest value that inputs of this shape can have, as they go into the network.
+
+    Those of images are what black and white become; vectors have none.
+    """
+    return (-math.inf, math.inf) if len(shape) == 1 else black_and_white(images)
 
 
 def black_and_white(images: Images) -> tuple[Tensor, Tensor]:
@@ -74,7 +110,7 @@ def make_benchmark(
     """Build the streams of one run.
 
     Args:
-        data: images, as they go into the network, and labels.
+        data: images or vectors, as they go into the network (but standardised only here), and labels.
         stream: how experiences are made.
         scenario: ``task``, ``domain`` or ``class``.
         judge: ``test``: train on all training data, be judged on the test data. ``validation``: a stratified part of
@@ -84,6 +120,11 @@ def make_benchmark(
     Returns:
         An Avalanche benchmark with ``train_stream`` and ``test_stream`` or ``validation_stream``.
     """
+    learned, held_out = torch.arange(len(data.train_y)), torch.empty(0, dtype=torch.long)
+    if judge == "validation":
+        learned, held_out = _validation_split(data.train_y, stream.validation_fraction)
+    if data.standardise:
+        data = _standardised(data, stream, learned, seed)
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
     def experiences(x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
@@ -93,12 +134,9 @@ def make_benchmark(
         return _split(x, y, chosen, stream, scenario, data.classes, generator)
 
     if judge == "validation":
-        learned, held_out = _validation_split(data.train_y, stream.validation_fraction)
         streams = {"train": experiences(*train, learned), judge: experiences(*train, held_out)}
     else:
-        streams = {
-            name: experiences(*part, torch.arange(len(part[1]))) for name, part in (("train", train), (judge, test))
-        }
+        streams = {"train": experiences(*train, learned), judge: experiences(*test, torch.arange(len(data.test_y)))}
     return labelled(benchmark_from_datasets(**streams))
 
 
@@ -116,10 +154,30 @@ def labelled(benchmark: CLScenario) -> CLScenario:
 
 def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Which training samples to learn from, and which to be judged on."""
-    train, validation = train_test_split(
-        torch.arange(len(y)).numpy(), test_size=fraction, stratify=y.numpy(), random_state=VALIDATION_SEED
-    )
+    try:
+        train, validation = train_test_split(
+            torch.arange(len(y)).numpy(), test_size=fraction, stratify=y.numpy(), random_state=VALIDATION_SEED
+        )
+    except ValueError as error:  # a class of one sample, or fewer samples than classes
+        raise ProtocolError(f"stream.validation_fraction = {fraction}: {error}") from error
     return torch.from_numpy(train), torch.from_numpy(validation)
+
+
+def _standardised(data: ImageData, stream: PermutedStream | SplitStream, learned: Tensor, seed: int) -> ImageData:
+    """Every value of a vector by its mean and standard deviation in the first experience; a constant one by its mean.
+
+    What a learner may know when it begins: nothing of later experiences, and nothing of what it is judged on.
+    """
+    first = learned
+    if isinstance(stream, SplitStream):
+        its_classes = _classes(stream, data.classes, torch.Generator().manual_seed(seed))[0]
+        first = learned[torch.isin(data.train_y[learned], its_classes)]
+    assert isinstance(data.train_x, Tensor)
+    assert isinstance(data.test_x, Tensor)
+    deviation, mean = torch.std_mean(data.train_x[first].double(), dim=0, correction=0)
+    deviation[deviation <= 1e-6 * mean.abs()] = 1  # constant but for rounding
+    deviation, mean = deviation.float(), mean.float()
+    return replace(data, train_x=(data.train_x - mean) / deviation, test_x=(data.test_x - mean) / deviation)
 
 
 def _permuted(
@@ -154,13 +212,11 @@ def _split(
     classes (``class``). Every experience is a subset of the same images, of which there is one copy.
     """
     size = stream.classes_per_experience
-    if classes % size:
-        raise ValueError(f"{classes} classes cannot be split into experiences of {size}")
-    order = torch.arange(classes) if stream.class_order == "in-order" else torch.randperm(classes, generator=generator)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(classes)
+    groups = _classes(stream, classes, generator)
+    place = torch.empty(classes, dtype=torch.long)
+    place[torch.cat(groups)] = torch.arange(classes)
     experiences = []
-    for index, its_classes in enumerate(order.split(size)):
+    for index, its_classes in enumerate(groups):
         labels = place[y]
         everything = TensorClassificationDataset.from_tensors(
             x,
@@ -169,3 +225,12 @@ def _split(
         )
         experiences.append(everything.subset(chosen[torch.isin(y[chosen], its_classes)].tolist()))
     return experiences
+
+
+def _classes(stream: SplitStream, classes: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The classes of every experience."""
+    size = stream.classes_per_experience
+    if classes % size:
+        raise ValueError(f"{classes} classes cannot be split into experiences of {size}")
+    order = torch.arange(classes) if stream.class_order == "in-order" else torch.randperm(classes, generator=generator)
+    return order.split(size)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engrams.benchmarks.data import datasets
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
 from engrams.benchmarks.training.run import Run, learn
@@ -136,8 +137,8 @@ def commit() -> str | None:
 
 
 def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserver | GenerationObserver | None:
-    """What looks at the run's generator, if it has one."""
-    if not run.strategy.needs_images:
+    """What looks at the run's generator, if it has one and what it makes are images."""
+    if not run.strategy.needs_images or datasets.load(run.protocol.dataset).vectors:
         return None
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:

@@ -117,7 +117,7 @@ def seeds_of(text: str) -> list[int]:
     Raises:
         PlanError: the text is none of these.
     """
-    if re.fullmatch(r"\d+", text) and int(text) > 0:
+    if text.isdecimal() and int(text) > 0:
         return list(range(int(text)))
     seeds: list[int] = []
     for part in filter(None, text.split(",")):
@@ -126,6 +126,6 @@ def seeds_of(text: str) -> list[int]:
             break
         seeds += range(int(span[1]), int(span[2] or span[1]) + 1)
     else:
-        if seeds:
+        if seeds and not text.isdecimal():
             return list(dict.fromkeys(seeds))
     raise PlanError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")

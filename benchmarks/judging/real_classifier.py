@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.names import short
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.protocols.schema import CNN, Images
 from engrams.benchmarks.training.networks import ConvolutionalNetwork
@@ -58,7 +60,8 @@ def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifie
     Raises:
         DataError: as :func:`engrams.benchmarks.data.datasets.load`.
     """
-    path = folder / f"{dataset}-{_digest(dataset, images)}.pt"
+    name = re.sub(r"[^\w.]+", "-", short(dataset))  # one's own has a colon
+    path = folder / f"{name}-{_digest(dataset, images)}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     data = prepared(dataset, images, False)
     assert isinstance(data.train_x, Tensor)

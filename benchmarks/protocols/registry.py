@@ -16,6 +16,7 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.protocols.schema import (
     FOLDER,
@@ -24,9 +25,10 @@ from engrams.benchmarks.protocols.schema import (
     ProtocolError,
     ProtocolFile,
     first_problem,
-    flattened,
 )
+from engrams.strategies import references
 from engrams.strategies.catalogue import CATALOGUE, registered
+from engrams.strategies.references import BadReference
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -136,15 +138,14 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
         raise ProtocolError(f"{path}: {path.stem} is the name of a protocol of Engrams; call the file something else")
     changed = dict(settings or {})
     for key, value in changed.items():
-        _set(content, key, value)
+        _set(content, key, _absolute("--set", Path.cwd(), key, value))
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
         raise ProtocolError(f"{path}: {first_problem(error)}") from error
     _check_strategies(path, file.strategies)
     if comes_with_engrams and not changed:
-        _check_every_number_has_a_source(path, file)
-    _check_sources(path, file)
+        _check_sources(path, file)
     sources = file.sources | dict.fromkeys(changed, SET_BY_HAND)
     protocols = []
     for scenario in file.stream.scenarios:
@@ -173,16 +174,32 @@ def _names_in(path: Path, content: dict[str, Any]) -> Iterator[str]:
 
 
 def _extended(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The file's content, over that of the one that it extends."""
+    """The file's content, over that of the one that it extends; paths in each are relative to its own folder."""
+    content = dict(content)
+    for key in ("dataset", "network.kind"):
+        table, _, rest = key.rpartition(".")
+        place = content.get(table) if table else content
+        if isinstance(place, dict) and rest in place:
+            _set(content, key, _absolute(str(path), path.parent, key, place[rest]))
     if "extends" not in content:
         return content
     base_path = _base_of(path, content)
     base = _extended(base_path, read_toml(base_path))
     own = {key: value for key, value in content.items() if key != "extends"}
     for table in NUMBERED:
-        for key in flattened(own.get(table, {})):
+        for key in _numbers(own.get(table, {})):
             base.setdefault("sources", {}).setdefault(f"{table}.{key}", f"{path.name}")
     return _merged(base, own)
+
+
+def _absolute(source: str, folder: Path, key: str, value: Any) -> Any:
+    """The value; where it is the name of one's own data or network, with a path relative to the folder."""
+    if not isinstance(value, str) or ":" not in value or key not in ("dataset", "network.kind"):
+        return value
+    try:
+        return (data_names if key == "dataset" else references).absolute(value, folder)
+    except BadReference as error:
+        raise ProtocolError(f"{source}: {key}: {error}") from error
 
 
 def _base_of(path: Path, content: dict[str, Any]) -> Path:
@@ -280,23 +297,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_every_number_has_a_source(path: Path, file: ProtocolFile) -> None:
-    """An entry for its dotted key or for a table above it."""
-    for key in _numbers(_tables(file)):
+def _check_sources(path: Path, file: ProtocolFile) -> None:
+    """Every number has a source, an entry for its dotted key or for a table above it; and every source a number."""
+    numbers = list(_numbers(file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)))
+    for key in numbers:
         if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
             raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
-
-
-def _check_sources(path: Path, file: ProtocolFile) -> None:
-    """A source is that of a number."""
-    numbers = [*_numbers(_tables(file)), "dataset"]
     for source in file.sources:
-        if not any(key == source or key.startswith(f"{source}.") for key in numbers):
+        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, "dataset"]):
             raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
-
-
-def _tables(file: ProtocolFile) -> dict[str, Any]:
-    return file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[str]:

@@ -24,8 +24,11 @@ from pydantic import (
     model_validator,
 )
 
+from engrams.benchmarks.data import names as data_names
 from engrams.reports.errors import UserError
+from engrams.strategies import references
 from engrams.strategies.contract import Budget, GANSettings, Hyperparameters, Strategy
+from engrams.strategies.references import BadReference
 
 FOLDER = Path(__file__).parent
 """Of the protocols that come with Engrams."""
@@ -56,12 +59,27 @@ PerChannel = Annotated[
 class Images(Table):
     """What is done to images in [0, 1] before anything else: x -> (pad(x) - mean) / std.
 
-    ``mean`` and ``std`` are one number, or one for each channel.
+    ``mean`` and ``std`` are one number, or one for each channel. Vectors are not padded, and may be standardised in
+    place of ``mean`` and ``std``: every value by its own mean and standard deviation in the training data of the first
+    experience.
     """
 
     pad: Annotated[int, Field(ge=0)] = 0
     mean: PerChannel[Annotated[float, Field(allow_inf_nan=False)]] = 0.0
     std: PerChannel[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = 1.0
+    standardise: Literal["first-experience"] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two_ways(self) -> Images:
+        if self.standardise and self.model_fields_set & {"mean", "std"}:
+            raise ValueError("standardise goes without mean and std")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before vectors could be learned have no ``standardise``."""
+        unused = {"mean", "std"} if self.standardise else {"standardise"}
+        return {key: value for key, value in serialize(self).items() if key not in unused}
 
 
 class PermutedStream(Table):
@@ -110,18 +128,43 @@ class CNN(Table):
     hidden_sizes: Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
+class ReducedResNet18(Table):
+    """ResNet-18 for images of 32x32 with batch norm and few channels (Lopez-Paz & Ranzato 2017, section 5).
+
+    ``width``: channels of the first stage; the others have two, four and eight times as many.
+    """
+
+    kind: Literal["resnet18-reduced"]
+    width: Positive
+
+
+class OwnNetwork(Table):
+    """``module:function`` or ``file.py:function``, called with the shape of an input and the number of classes."""
+
+    kind: str
+
+
 def _kind_of_network(value: Any) -> str:
-    return value.get("kind", "mlp") if isinstance(value, dict) else getattr(value, "kind", "mlp")
+    kind = value.get("kind", "mlp") if isinstance(value, dict) else getattr(value, "kind", "mlp")
+    return "own" if ":" in str(kind) else kind
 
 
 Network = Annotated[
-    Annotated[MLP, Tag("mlp")] | Annotated[CNN, Tag("cnn")],
+    Annotated[MLP, Tag("mlp")]
+    | Annotated[CNN, Tag("cnn")]
+    | Annotated[ReducedResNet18, Tag("resnet18-reduced")]
+    | Annotated[OwnNetwork, Tag("own")],
     Discriminator(
         _kind_of_network,
         custom_error_type="no_such_kind",
-        custom_error_message="there is no such kind of network; there are 'mlp' and 'cnn'",
+        custom_error_message=(
+            "there is no such kind of network; there are 'mlp', 'cnn' and 'resnet18-reduced', and one's own as "
+            "'module:function' or 'file.py:function'"
+        ),
     ),
 ]
+KINDS = ("permuted", "split", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
+"""What pydantic puts between the keys of a problem where a table is of one of several kinds."""
 
 
 class Training(Table):
@@ -233,15 +276,13 @@ class Protocol(Table):
         """
         self.check(strategy)
         parts = strategy.name.split("+")
-        values = self._values_of(strategy.name)
-        if len(parts) > 1:
-            values = {part: self._values_of(part) | values.get(part, {}) for part in parts}
-        for key, value in (settings or {}).items():
-            part, _, rest = key.rpartition(".")
-            if part in values and len(parts) > 1:
-                values[part] = values[part] | {rest: value}
-            else:
-                values = values | {key: value}
+        if len(parts) == 1:
+            values = self._values_of(strategy.name) | dict(settings or {})
+        else:
+            values = {part: self._values_of(part) for part in parts}
+            for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
+                part, _, rest = key.rpartition(".")
+                values[part] = values.get(part, {}) | {rest: value}
         try:
             return strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
@@ -309,7 +350,21 @@ class Protocol(Table):
         # As JSON has it: a tuple in a record read back is a list.
         decided = self.model_dump(mode="json", include=decides)
         decided["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
-        return decided
+        return decided | self._own()
+
+    def _own(self) -> dict[str, Any]:
+        """What is one's own, by a name that says nothing of where it lies, and by a fingerprint of its content."""
+        own: dict[str, Any] = {}
+        if data_names.is_own(self.dataset):
+            own["dataset"] = data_names.short(self.dataset)
+            own["dataset_fingerprint"] = data_names.fingerprint(self.dataset)
+        if isinstance(self.network, OwnNetwork):
+            kind = self.network.kind
+            try:
+                own["network"] = {"kind": references.short(kind), "fingerprint": references.fingerprint(kind)}
+            except BadReference as error:
+                raise ProtocolError(f"{self.name}: network.kind: {error}") from error
+        return own
 
     def fingerprint(self, strategy: Strategy) -> str:
         """Returns 12 hexadecimal digits for all that decides what a search finds but the ranges that it looks in.
@@ -346,9 +401,7 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def first_problem(
-    error: ValidationError, kinds: Collection[str] = ("permuted", "split", "mlp", "cnn", "one", "several")
-) -> str:
+def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str:
     """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last.
 
     Args:

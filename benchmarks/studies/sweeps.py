@@ -23,7 +23,7 @@ from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.registry import read_toml
 from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem
-from engrams.benchmarks.studies.listing import FILE, check
+from engrams.benchmarks.studies import listing
 from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
@@ -120,8 +120,8 @@ def get(name: str) -> Sweep | Subsets:
         UnknownName: there is no such study; a near name is suggested.
         ProtocolError, StudyError: as :func:`read`.
     """
-    check(name)
-    return read(FILE)[name]
+    listing.check(name)
+    return read(listing.FILE)[name]
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
@@ -151,13 +151,13 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
         protocol = registry.get(sweep.protocol)
         strategies = {name: strategy_called(name) for name in (sweep.strategy, *sweep.references)}
     except UnknownName as error:
-        raise StudyError(f"{FILE}: {name}: {error}") from error
+        raise StudyError(f"{listing.FILE}: {name}: {error}") from error
 
     def asked(label: str, strategy: str, x: float | None, values: dict[str, Any]) -> Asked:
         try:
             hyperparameters = protocol.hyperparameters_of(strategies[strategy], values)
         except ProtocolError as error:
-            raise StudyError(f"{FILE}: {name}: {label}: {error}") from error
+            raise StudyError(f"{listing.FILE}: {name}: {label}: {error}") from error
         variant = ",".join(f"{key}={value}" for key, value in values.items())
         runs = [
             Run(protocol, strategies[strategy], s, hyperparameters, variant=variant)

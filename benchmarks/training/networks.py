@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from traceback import extract_tb
 
 import torch
 from avalanche.benchmarks import CLScenario
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
-from engrams.benchmarks.protocols.schema import CNN, MLP, Network
+from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ProtocolError, ReducedResNet18
+from engrams.strategies.per_sample_gradients import evaluation_mode
+from engrams.strategies.references import BadReference, resolve
 
 
 def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.Module:
@@ -24,6 +28,10 @@ def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.M
 
     Returns:
         A module whose head is called ``classifier``, on inputs [N, ...] of the benchmark's shape.
+
+    Raises:
+        ProtocolError: such a network cannot be made for inputs of this shape; one's own is not as
+            :func:`own_network` wants it.
     """
     first = benchmark.train_stream[0]
     classes = len(first.classes_in_this_experience)
@@ -56,7 +64,90 @@ def _(network: MLP, shape, classes):
 
 @_build.register
 def _(network: CNN, shape, classes):
-    return ConvolutionalNetwork(network, shape, classes)
+    _check_images("cnn", shape)
+    try:
+        return ConvolutionalNetwork(network, shape, classes)
+    except RuntimeError as error:  # a pooling has nothing left to pool
+        poolings = network.convolutions.count("M")
+        raise ProtocolError(
+            f"network.convolutions: {poolings} poolings are too many for images of {shape[1]}x{shape[2]}"
+        ) from error
+
+
+@_build.register
+def _(network: ReducedResNet18, shape, classes):
+    _check_images("resnet18-reduced", shape)
+    if min(shape[1:]) <= 8:  # one pixel would be left, and a minibatch of one image have no variance
+        raise ProtocolError(
+            f"network.kind: resnet18-reduced needs images of at least 9x9; these are {shape[1]}x{shape[2]} "
+            f"(images.pad enlarges them)"
+        )
+    return ReducedResNet(shape[0], network.width, classes)
+
+
+@_build.register
+def _(network: OwnNetwork, shape, classes):
+    return own_network(network.kind, tuple(shape), classes)
+
+
+def _check_images(kind: str, shape: torch.Size) -> None:
+    if len(shape) != 3:
+        raise ProtocolError(
+            f"network.kind: {kind} needs images [channels, height, width]; these are vectors of {shape.numel()} "
+            f"values, which mlp takes"
+        )
+
+
+def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Returns a network of one's own: what the function named by the reference returns for these two arguments.
+
+    Args:
+        reference: ``module:function`` or ``file.py:function``. Called with shape and classes, the function returns a
+            module whose output layer is an ``nn.Linear`` with ``classes`` outputs, called ``classifier``: other heads
+            are put in its place.
+        shape: of one input, (channels, height, width) or (values,).
+        classes: of the first experience.
+
+    Raises:
+        ProtocolError: there is no such function, it fails, or it returns something else; the message is one line.
+    """
+    try:
+        function = resolve(reference)
+    except BadReference as error:
+        raise ProtocolError(f"network.kind: {error}") from error
+    if not callable(function):
+        raise ProtocolError(f"network.kind: {reference} is no function but a {type(function).__name__}")
+    try:
+        module = function(shape, classes)
+    except Exception as error:  # somebody's own code: anything
+        frame = extract_tb(error.__traceback__)[-1]
+        raise ProtocolError(
+            f"network.kind: {reference}, called with {shape} and {classes}, fails in {frame.filename}, line "
+            f"{frame.lineno}: {_said(error)}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ProtocolError(f"network.kind: {reference} returns a {type(module).__name__}, no torch.nn.Module")
+    head = getattr(module, "classifier", None)
+    if not isinstance(head, nn.Linear) or head.out_features != classes:
+        raise ProtocolError(
+            f"network.kind: {reference} has to return a module with an output layer called classifier, an "
+            f"nn.Linear with {classes} outputs; its classifier is {head}"
+        )
+    try:
+        with evaluation_mode(module), torch.no_grad():
+            outputs = tuple(module(torch.zeros(2, *shape)).shape)
+    except Exception as error:
+        raise ProtocolError(f"network.kind: {reference} fails on inputs {(2, *shape)}: {_said(error)}") from error
+    if outputs != (2, classes):
+        raise ProtocolError(
+            f"network.kind: {reference} makes outputs {outputs} of inputs {(2, *shape)}; they have to be "
+            f"{(2, classes)}, those of its classifier"
+        )
+    return module
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -93,3 +184,42 @@ class ConvolutionalNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N, classes] of inputs [N, channels, height, width]."""
         return self.classifier(self.features(x))
+
+
+class ReducedResNet(nn.Module):
+    """The ResNet-18 for images of 32x32 of Lopez-Paz & Ranzato 2017 (facebookresearch/GradientEpisodicMemory).
+
+    A convolution 3x3, four stages of two residual blocks, of which the last three halve the image, a mean over what is
+    left of it; batch norm after every convolution, no max-pooling. Initialised as PyTorch does.
+    """
+
+    def __init__(self, channels: int, width: int, classes: int):
+        """
+        Args:
+            channels: of the images.
+            width: channels of the first stage; 20 in the source.
+            classes: outputs.
+        """
+        super().__init__()
+        stages: list[nn.Module] = [
+            nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
+        inputs = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            stride = 1 if stage == 0 else 2
+            shortcut = None
+            if stride != 1:
+                shortcut = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+                )
+            stages += [BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs)]
+            inputs = outputs
+        self.features = nn.Sequential(*stages)
+        self.classifier = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N, classes] of inputs [N, channels, height, width]."""
+        return self.classifier(self.features(x).mean(dim=(2, 3)))

@@ -21,7 +21,7 @@ from torch import nn
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
-from engrams.benchmarks.data.streams import Judge, black_and_white, make_benchmark, prepared
+from engrams.benchmarks.data.streams import Judge, bounds, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import Protocol, ProtocolError
 from engrams.benchmarks.training.augment import HorizontalFlips
 from engrams.benchmarks.training.networks import make_network
@@ -95,7 +95,7 @@ class Run:
         return count if self.first is None else min(self.first, count)
 
     def folder(self, out: Path) -> Path:
-        return store.folder_of(out, self.protocol.name, self.strategy.name, self.variant, self.seed)
+        return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
 
     def deciding(self) -> dict[str, Any]:
         """Returns everything that decides the result but the seed, for the record."""
@@ -249,6 +249,9 @@ def make_strategy(
     """Returns the Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
     training = run.protocol.training
     budget = run.budget
+    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
+    if training.horizontal_flips and len(shape) != 3:
+        raise ProtocolError(f"{run.protocol.name}: training.horizontal_flips is for images; these are vectors")
     model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
     optimizer: torch.optim.Optimizer
@@ -273,8 +276,7 @@ def make_strategy(
     }
     entry = run.strategy
     if entry.needs_images:
-        shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-        template |= {"images": ImageSpec(shape, *black_and_white(run.protocol.images)), "seed": run.seed}
+        template |= {"images": ImageSpec(shape, *bounds(shape, run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
         met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
         classes = 1 + max(map(max, met))

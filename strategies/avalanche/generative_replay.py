@@ -44,8 +44,12 @@ def avalanche_generative_replay(
         template: the arguments of an Avalanche template, for the solver. The generator takes its minibatch.
 
     Raises:
-        ValueError: the solver has several heads.
+        ValueError: the solver has several heads, or the inputs have no bounds.
     """
+    if not (torch.isfinite(torch.as_tensor(images.low)) & torch.isfinite(torch.as_tensor(images.high))).all():
+        raise ValueError(
+            "Avalanche's VAE makes values between two bounds, and these inputs (vectors) have none; dgr-vae learns them"
+        )
     if isinstance(template["model"], MultiTaskModule):
         raise ValueError(
             "Avalanche's generative replay asks the old solver without a task label, so it cannot do several heads; "

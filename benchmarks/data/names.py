@@ -1,0 +1,90 @@
+"""What a protocol calls data of one's own: ``npz:path``, ``folder:path``, ``module:function`` or ``file.py:function``.
+
+Nothing is loaded here, torch least of all.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+from engrams.reports.errors import UserError
+from engrams.strategies import references
+from engrams.strategies.references import BadReference
+
+NPZ, FOLDER = "npz", "folder"
+SPLITS = ("train", "test")
+"""The two folders in a folder of images."""
+
+
+class DataError(UserError):
+    """A data set is missing or broken; the message is one line that says which file and what to do."""
+
+
+def is_own(dataset: str) -> bool:
+    """Returns whether a data set's name is not one of Engrams' own."""
+    return ":" in dataset
+
+
+def path_of(dataset: str) -> Path | None:
+    """Returns the file or folder of ``npz:`` and ``folder:``, None for a function."""
+    kind, _, path = dataset.partition(":")
+    return Path(path).expanduser() if kind in (NPZ, FOLDER) else None
+
+
+def absolute(dataset: str, folder: Path) -> str:
+    """Returns the name with its path, if it has one, taken to be relative to the folder (a protocol file's).
+
+    Raises:
+        BadReference: it is a function's name and cannot be.
+    """
+    path = path_of(dataset)
+    if path is not None:
+        return f"{dataset.partition(':')[0]}:{folder.absolute() / path}"
+    return references.absolute(dataset, folder) if is_own(dataset) else dataset
+
+
+def short(dataset: str) -> str:
+    """Returns the name without the folders above its file: what a record keeps, wherever the data lie."""
+    path = path_of(dataset)
+    if path is not None:
+        return f"{dataset.partition(':')[0]}:{path.name}"
+    return references.short(dataset) if is_own(dataset) else dataset
+
+
+def fingerprint(dataset: str) -> str:
+    """Returns 12 hexadecimal digits of what data of one's own are made of.
+
+    Of a file its content; of a folder of images the names and contents of all files in ``train`` and ``test``; of a
+    function the source file that it stands in (what the function reads is not in it).
+
+    Raises:
+        DataError: there is no such file, folder or module, or it cannot be read.
+    """
+    path = path_of(dataset)
+    try:
+        if path is None:
+            return references.fingerprint(dataset)
+        files = [path]
+        if dataset.startswith(f"{FOLDER}:"):
+            files = sorted(file for split in SPLITS for file in (path / split).rglob("*") if file.is_file())
+        looked_at = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return _content(path, tuple(looked_at))
+    except BadReference as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"{dataset}: {error.filename or path} cannot be read: {error.strerror}") from error
+
+
+@lru_cache(maxsize=8)
+def _content(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Read again only where a size or the time of a change differs."""
+    digest = sha256()
+    for file, *_ in files:
+        if file != root:
+            digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,334 @@
+"""Somebody's own strategies, protocols and settings, from the command line and from Python."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from engrams.benchmarks import load_protocol, run
+from engrams.benchmarks.jobs.plan import PlanError, plan, seeds_of
+from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.reports import UserError, read_records
+from engrams.strategies import catalogue
+from tests.test_runs import engrams
+
+QUICK = ("--seeds", 1, "--wandb", "disabled", "--set", "training.epochs=1")
+STRATEGY = '''
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from engrams.strategies import Hyperparameters, LogUniform, Strategy
+
+
+class Decay(Hyperparameters):
+    strength: float
+    power: int = 2
+
+
+class DecayPlugin(SupervisedPlugin):
+    """Pulls every parameter to zero."""
+
+    def __init__(self, strength: float, power: int = 2, kept: object = SupervisedTemplate):
+        super().__init__()
+        self.strength, self.power = strength, power
+
+    def before_backward(self, strategy, **kwargs):
+        size = sum(p.abs().pow(self.power).sum() for p in strategy.model.parameters())
+        strategy.loss = strategy.loss + self.strength * size
+
+
+class Whole(SupervisedTemplate):
+    def __init__(self, *, patience: int, plugins=None, **template):
+        super().__init__(plugins=[*plugins, DecayPlugin(0.1 * patience)], **template)
+
+
+decay = Strategy(
+    summary="weight decay, written out",
+    hyperparameters=Decay,
+    search={"strength": LogUniform(1e-5, 1e-1)},
+    plugin=lambda h: DecayPlugin(h.strength, h.power),
+)
+an_object, a_number = DecayPlugin(1.0), 3
+'''
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder with a strategy in it, in which the command line is called."""
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def only_record(folder):
+    (record,) = read_records(folder)
+    return record
+
+
+# --- strategies -------------------------------------------------------------------------------------------------------
+
+
+def test_a_strategy_a_plugin_and_a_strategy_class_run_by_file(mine):
+    """The three say the same thing: their results are equal to the bit."""
+    names = ["mine.py:decay", "mine.py:DecayPlugin", "mine.py:Whole"]
+    for name, setting in zip(names, ("strength=0.1", "strength=0.1", "patience=1"), strict=True):
+        done = engrams("run", "split-digits/domain", name, *QUICK, "--set", setting, "--out", name[8:])
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = [only_record(name[8:]) for name in names]
+    assert found[0].accuracy_matrix == found[1].accuracy_matrix == found[2].accuracy_matrix
+    assert found[0].strategy == "mine:decay", "the same wherever the file lies"
+    assert found[0].hyperparameters["strategy"] == {"strength": 0.1, "power": 2}
+    assert found[1].hyperparameters["strategy"] == {"strength": 0.1, "power": 2}, "what cannot be written is not set"
+    naive = engrams("run", "split-digits/domain", "naive", *QUICK, "--out", "naive")
+    assert naive.returncode == 0
+    assert only_record("naive").accuracy_matrix != found[0].accuracy_matrix
+
+
+def test_a_strategy_that_changed_is_another(mine):
+    arguments = ("run", "split-digits/domain", "mine.py:decay", *QUICK, "--set", "strength=0.1")
+    assert engrams(*arguments).returncode == 0
+    (mine / "mine.py").write_text(STRATEGY.replace("self.strength * size", "self.strength * 2 * size"))
+    catalogue.get.cache_clear()
+    done = engrams(*arguments)
+    assert done.returncode == 2
+    assert "was made with other settings (code was " in done.stderr
+
+
+def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
+    (mine / "outsider-1.0.dist-info").mkdir()
+    (mine / "outsider-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: outsider\nVersion: 1.0\n")
+    (mine / "outsider-1.0.dist-info" / "entry_points.txt").write_text("[engrams.strategies]\nshrink = mine:decay\n")
+    monkeypatch.syspath_prepend(str(mine))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    catalogue.registered.cache_clear()
+    try:
+        assert "of outsider: mine:decay" in engrams("list").stdout
+        (one,) = plan("split-digits/domain", ["shrink"], [0], {"strength": 0.5})
+        assert (one.strategy.name, one.hyperparameters.strength) == ("shrink", 0.5)
+        assert plan("split-digits/domain", ["ewc+shrink"], [0], {"shrink.strength": 0.5})
+    finally:
+        catalogue.registered.cache_clear()
+        catalogue.get.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mine.py:deca", "mine.py has no 'deca'; did you mean 'decay'?"),
+        ("mine.py:an_object", "this is one object of DecayPlugin; name the class"),
+        ("mine.py:a_number", "this is int, and should be an engrams.strategies.Strategy"),
+        ("yours.py:decay", "there is no file"),
+        ("no_such_module:decay", "there is no module 'no_such_module'"),
+        ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
+        ("ewc+rplay", "no strategy is called 'rplay'; did you mean 'replay'?"),
+        ("ewc+ewc", "ewc+ewc: ewc is there twice"),
+        ("ewc+joint", "joint learns the whole stream at once"),
+        ("ewc+gan-joint", "gan-joint trains a generator alone"),
+        ("dgr-vae+avalanche-gem", "dgr-vae and avalanche-gem are whole strategies"),
+    ],
+)
+def test_what_is_no_strategy_is_one_line(mine, name, message):
+    done = engrams("run", "split-digits/class", name, "--out", "runs", "--wandb", "disabled")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (mine / "runs").exists()
+
+
+# --- joined -----------------------------------------------------------------------------------------------------------
+
+
+def test_joined_strategies_are_a_row_of_their_own_with_the_hyperparameters_of_each(mine):
+    names = ["ewc+replay", "replay+ewc", "ewc", "replay"]
+    settings = ("--set", "ewc.ewc_lambda=10", "--set", "replay.mem_size=50")
+    for name in names:
+        own = settings if "+" in name else ("--set", "ewc_lambda=10" if name == "ewc" else "mem_size=50")
+        assert engrams("run", "split-digits/domain", name, *QUICK, *own, "--out", name).returncode == 0
+    found = {name: only_record(name) for name in names}
+    together = found["ewc+replay"]
+    assert together.hyperparameters["strategy"] == {
+        "ewc": {"ewc_lambda": 10, "fisher": "exact", "fisher_samples": None},
+        "replay": {"mem_size": 50},
+    }
+    assert together.row == "ewc+replay ewc.ewc_lambda=10,replay.mem_size=50,training.epochs=1"
+    assert together.accuracy_matrix == found["replay+ewc"].accuracy_matrix, "replay goes first in either"
+    assert together.accuracy_matrix not in (found["ewc"].accuracy_matrix, found["replay"].accuracy_matrix)
+
+
+def test_a_penalty_of_nothing_joined_is_the_other_alone(mine):
+    alone = engrams("run", "split-digits/class", "replay", *QUICK, "--out", "alone")
+    both = engrams("run", "split-digits/class", "l2+replay", *QUICK, "--set", "l2.l2_lambda=0", "--out", "both")
+    assert (alone.returncode, both.returncode) == (0, 0), both.stderr
+    assert only_record("alone").accuracy_matrix == only_record("both").accuracy_matrix
+
+
+def test_joined_hyperparameters_come_from_each_ones_own_and_are_searched_together(mine):
+    entry = load_protocol("split-digits/class")
+    together = catalogue.get("ewc+mas")
+    h = entry.hyperparameters_of(together).settings()
+    for name in ("ewc", "mas"):
+        assert h[name] == entry.hyperparameters_of(catalogue.get(name)).settings()
+    assert set(together.search) == {"ewc.ewc_lambda", "mas.mas_lambda"}
+    (mine / "my.toml").write_text('extends = "split-digits"\n[stream]\nscenarios = ["class"]\n[training]\nepochs = 1\n')
+    done = engrams("search", "my.toml", "ewc+mas", "--trials", 3, "--out", "s")
+    assert done.returncode == 0, done.stderr
+    chosen = load_protocol("my.toml").chosen["ewc+mas"].hyperparameters
+    assert set(chosen) == {"ewc.ewc_lambda", "mas.mas_lambda"}
+    found = load_protocol("my.toml").hyperparameters_of(together).settings()
+    assert (found["ewc"]["ewc_lambda"], found["mas"]["mas_lambda"]) == tuple(chosen.values())
+
+
+# --- protocols --------------------------------------------------------------------------------------------------------
+
+
+def test_a_protocol_that_is_printed_and_run_is_the_same_to_the_bit(mine):
+    (mine / "printed.toml").write_text(engrams("protocol", "split-digits/class").stdout)
+    for name, out in (("split-digits/class", "theirs"), ("printed.toml", "ours")):
+        assert engrams("run", name, "ewc", *QUICK, "--out", out).returncode == 0
+    theirs, ours = only_record("theirs"), only_record("ours")
+    assert ours.accuracy_matrix == theirs.accuracy_matrix
+    assert ours.hyperparameters == theirs.hyperparameters
+    assert ours.protocol == "printed"
+
+
+def test_a_file_changes_some_values_of_another(mine):
+    (mine / "wide.toml").write_text(
+        'extends = "split-digits"\ntitle = "a wider network"\n'
+        '[network]\nhidden_size = 30\n[strategies.ewc]\nfisher = "sampled"\n'
+    )
+    wide, digits = load_protocol("wide.toml/task"), load_protocol("split-digits/task")
+    assert (wide.network.hidden_size, wide.network.hidden_layers) == (30, digits.network.hidden_layers)
+    assert wide.training == digits.training
+    assert wide.sources["network.hidden_size"] == "wide.toml"
+    ewc = catalogue.get("ewc")
+    assert wide.hyperparameters_of(ewc).fisher == "sampled"
+    assert wide.hyperparameters_of(ewc).ewc_lambda == digits.hyperparameters_of(ewc).ewc_lambda
+    assert "ewc_lambda of ewc was chosen under other settings" in wide.stale(ewc)
+    done = engrams("run", "wide.toml", "naive", "--dry-run")
+    assert done.returncode == 2
+    assert "name one: " in done.stderr
+    assert f"{mine / 'wide.toml'}/task" in done.stderr
+    assert "wide/task naive seed 0" in engrams("run", "wide.toml/task", "naive", "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('extends = "split-digit"', "extends: no protocol is called 'split-digit'; did you mean 'split-digits"),
+        ('extends = "split-digits/task"', "extend that and set stream.scenarios"),
+        ('extends = "my.toml"', "a protocol cannot extend itself"),
+        ("extends = 3", "must be the name of a protocol"),
+        ('extends = "split-digits"\n[network]\nhidden_sze = 3', "network.hidden_sze: unknown key"),
+    ],
+)
+def test_what_cannot_be_extended_is_one_line(mine, content, message):
+    (mine / "my.toml").write_text(content)
+    with pytest.raises(ProtocolError, match=message):
+        load_protocol("my.toml")
+    (mine / "split-digits.toml").write_text('extends = "split-mnist"')
+    with pytest.raises(ProtocolError, match="is the name of a protocol of Engrams"):
+        load_protocol("split-digits.toml")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_own_settings_lie_apart_and_stand_beside_the_protocols_own(mine):
+    for settings in ((), ("--set", "ewc_lambda=10")):
+        done = engrams(
+            "run", "permuted-digits", "ewc", "--seeds", "7-7", "--experiences", 2, *settings, "--wandb", "disabled"
+        )
+        assert done.returncode == 0, done.stderr
+    frame = read_records("runs").frame()
+    assert list(frame["strategy"]) == ["ewc ewc_lambda=10,experiences=2", "ewc experiences=2"]
+    assert list(frame["seed"]) == [7, 7]
+    assert [len(one.accuracy_matrix) for one in read_records("runs")] == [2, 2]
+    shown = engrams("table", "runs").stdout
+    assert "ewc ewc_lambda=10" in shown
+    assert (
+        "complete" in engrams("run", "permuted-digits", "ewc", "--seeds", "7-8", "--experiences", 2, "--dry-run").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "ewc_lambd=3"], "no strategy here has 'ewc_lambd' to set; there are ewc_lambda, fisher"),
+        (["--set", "ewc_lambda=-3"], "strategies.ewc.ewc_lambda: Input should be greater than or equal to 0 (got -3)"),
+        (["--set", "training.epoch=3"], "training.epoch: unknown key"),
+        (["--set", "training.epochs=many"], "training.epochs: Input should be a valid integer"),
+        (["--set", "ewc_lambda"], "--set ewc_lambda: write KEY=VALUE"),
+        (["--set", "ewc_lambda=1", "--set", "ewc_lambda=2"], "ewc_lambda is set twice"),
+        (["--seeds", "9-5"], "--seeds 9-5: give how many (3) or which (5-9,12"),
+        (["--seeds", "0"], "--seeds 0: give how many"),
+        (["--seeds", "one"], "--seeds one: give how many"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(options, message):
+    done = engrams("run", "split-digits/class", "ewc", *options, "--dry-run")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_seeds():
+    assert seeds_of("3") == [0, 1, 2]
+    assert seeds_of("5-9,12") == [5, 6, 7, 8, 9, 12]
+    assert seeds_of("7,") == seeds_of("7-7") == [7]
+    with pytest.raises(PlanError):
+        seeds_of(",")
+
+
+# --- Python -----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_in_one_call(mine):
+    records = run(
+        load_protocol("split-digits/class", {"training.epochs": 1}),
+        ["naive", "joint", "replay"],
+        seeds=[3, 4],
+        settings={"mem_size": 50},
+        progress=False,
+    )
+    frame = records.frame()
+    assert list(frame["strategy"].unique()) == [
+        "naive training.epochs=1",
+        "joint training.epochs=1",
+        "replay mem_size=50,training.epochs=1",
+    ]
+    assert set(frame["seed"]) == {3, 4}
+    matrices = records.matrices("split-digits/class", "naive training.epochs=1")
+    assert matrices.shape == (2, 5, 5)
+    assert frame.groupby("strategy")["ACC"].mean()["naive training.epochs=1"] == pytest.approx(matrices[:, -1].mean())
+    assert frame.loc[frame["upper_bound"], "strategy"].unique() == ["joint training.epochs=1"]
+    assert np.isnan(frame.loc[frame["upper_bound"], "BWT"]).all()
+    again = read_records("runs").frame()
+    pd.testing.assert_frame_equal(
+        again.sort_values(["strategy", "seed"], ignore_index=True),
+        frame.sort_values(["strategy", "seed"], ignore_index=True),
+    )
+    with pytest.raises(UserError, match="there is no complete record of ewc"):
+        records.matrices("split-digits/class", "ewc")
+
+
+def test_folders_are_told_apart(mine):
+    for out in ("a", "b"):
+        assert engrams("run", "split-digits/class", "naive", *QUICK, "--out", out).returncode == 0
+    shown = engrams("table", "a", "b").stdout
+    assert "naive training.epochs=1 (a)" in shown
+    assert "naive training.epochs=1 (b)" in shown
+
+
+def test_matrices_as_a_picture_and_as_numbers(mine):
+    assert engrams("run", "split-digits/class", "naive", "replay", *QUICK).returncode == 0
+    done = engrams("matrix", "runs", "--out", "m.png")
+    assert done.returncode == 0, done.stderr
+    assert (mine / "m.png").stat().st_size > 10_000
+    written = pd.read_csv(mine / "m.csv")
+    naive = written[written["strategy"].str.startswith("naive")].pivot(
+        index="trained", columns="judged", values="accuracy"
+    )
+    assert np.allclose(naive.to_numpy(), read_records("runs")[0].accuracy_matrix)
+    missing = engrams("matrix", "runs", "--strategy", "ewc")
+    assert missing.returncode == 2
+    assert "there is no complete record of what is asked for" in missing.stderr

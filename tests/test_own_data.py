@@ -1,0 +1,318 @@
+"""Data of one's own: arrays, folders of images, functions; what comes out, and what is said to those that cannot be."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.datasets import load
+from engrams.benchmarks.data.images import ImagesOnDisk
+from engrams.benchmarks.data.names import DataError, absolute, fingerprint, short
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (30, 6, 5), dtype=np.uint8)
+LABELS = np.arange(30) % 3
+VECTORS = RNG.normal(size=(30, 7))
+
+
+def arrays(train=IMAGES, train_labels=LABELS, test=None, test_labels=LABELS[:12]):
+    return {
+        "train_images": train,
+        "train_labels": train_labels,
+        "test_images": train[:12] if test is None else test,
+        "test_labels": test_labels,
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves arrays; returns the data set's name."""
+
+    def save(**columns):
+        np.savez(tmp_path / "mine.npz", **columns)
+        datasets.load.cache_clear()
+        return f"npz:{tmp_path / 'mine.npz'}"
+
+    return save
+
+
+def test_grey_images(saved):
+    data = load(saved(**arrays()))
+    assert torch.equal(data.train_x, torch.from_numpy(IMAGES)[:, None])
+    assert torch.equal(data.test_x, torch.from_numpy(IMAGES[:12])[:, None])
+    assert data.train_x.dtype == torch.uint8
+    assert (data.train_y.dtype, data.train_y.tolist()) == (torch.int64, LABELS.tolist())
+    assert (data.classes, data.vectors) == (3, False)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_are_found_last_or_second(saved, channels):
+    last = RNG.integers(0, 256, (30, 6, 5, channels), dtype=np.uint8)
+    first = np.ascontiguousarray(last.transpose(0, 3, 1, 2))
+    assert torch.equal(load(saved(**arrays(last))).train_x, torch.from_numpy(first))
+    assert torch.equal(load(saved(**arrays(first))).train_x, torch.from_numpy(first))
+
+
+def test_floats_are_images_between_0_and_1_or_vectors_of_any_size(saved):
+    data = load(saved(**arrays(IMAGES / 255)))
+    assert data.train_x.dtype == torch.float32
+    torch.testing.assert_close(data.train_x, torch.from_numpy(IMAGES)[:, None] / 255)
+    data = load(saved(**arrays(VECTORS)))
+    torch.testing.assert_close(data.train_x, torch.from_numpy(VECTORS).float())
+    assert data.vectors
+
+
+def test_kerass_names_and_columns_of_labels(saved):
+    columns = {"x_train": IMAGES, "y_train": LABELS[:, None].astype(np.uint8), "x_test": IMAGES, "y_test": LABELS}
+    assert load(saved(**columns)).train_y.tolist() == LABELS.tolist()
+
+
+def with_one_changed(values, place, value):
+    values = values.copy()
+    values[place] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": IMAGES, "b": IMAGES}, r"no array train_images \(nor x_train\); it has a, b"),
+        ({**arrays(), "y_test": LABELS}, "both test_labels and y_test"),
+        (arrays(train_labels=LABELS[:29]), "train_images has 30, train_labels 29"),
+        (arrays(train_labels=LABELS / 2), "train_labels is float64 of shape .30,.; labels are integers"),
+        (arrays(test_labels=np.eye(12, dtype=int)), r"test_labels is int64 of shape \(12, 12\); labels are integers"),
+        (arrays(train_labels=LABELS - 1), "train_labels has the label -1"),
+        (arrays(train_labels=LABELS * 2), "training labels go up to 4, but labels 1, 3 are not among them"),
+        (arrays(train_labels=LABELS * 0), "at least two classes"),
+        (arrays(test_labels=LABELS[:12] * 0), "labels 1, 2 are in the training data, but not in the test data"),
+        (arrays(test_labels=LABELS[:12] + 1), "label 3 is in the test data, but not in the training data"),
+        (arrays(test=IMAGES[:12, :4]), r"training data have shape \(1, 6, 5\) each, test data \(1, 4, 5\)"),
+        (arrays(test=VECTORS[:12]), r"training data have shape \(1, 6, 5\) each, test data \(7,\)"),
+        (arrays(IMAGES.astype(int)), "train_images is int64; images are uint8 in .0, 255. or floats"),
+        (arrays(IMAGES.reshape(30, 30)), r"is uint8; vectors are floats \[N, values\]; reshape images"),
+        (arrays(IMAGES / 1.0), "images that are floats lie in .0, 1.; these go from 0 to 255"),
+        (arrays(IMAGES[:0]), r"train_images has shape \(0, 6, 5\)"),
+        (arrays(VECTORS[:, 0]), r"train_images has shape \(30,\); images are"),
+        (arrays(with_one_changed(VECTORS, (4, 2), np.nan)), "train_images: 1 of 30 have NaN .* the first at 4"),
+        (arrays(VECTORS * 1e300), "train_images: 30 of 30 have NaN or infinite"),
+        (arrays(np.zeros((30, 3, 5, 3), np.uint8)), r"shape \(30, 3, 5, 3\): which are the channels"),
+        (arrays(np.zeros((30, 4, 5, 6), np.uint8)), r"shape \(30, 4, 5, 6\): which are the channels"),
+        (arrays(np.array([[1], [2, 3]], dtype=object)), "train_images holds Python objects; save an array of numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_arrays_that_cannot_be_are_one_line(saved, columns, message):
+    name = saved(**columns)
+    with pytest.raises(DataError, match=message) as caught:
+        load(name)
+    assert str(caught.value).startswith(name.removeprefix("npz:"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_is_named(saved, tmp_path):
+    name = saved(**arrays())
+    path = tmp_path / "mine.npz"
+    whole = path.read_bytes()
+    with_damage = whole[:200] + b"garbage" + whole[207:]
+    for content in (whole[: len(whole) // 2], with_damage, b"", b"text", b"\x80\x04K\x01."):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"mine.npz is no .npz file, or truncated or corrupt") as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
+    with path.open("wb") as file:
+        np.save(file, IMAGES)
+    with pytest.raises(DataError, match=r"mine.npz: it holds one array without a name"):
+        load(name)
+    path.unlink()
+    for what in (load, fingerprint):
+        with pytest.raises(DataError, match=r"mine.npz( cannot be read: No such file|: there is no such file)"):
+            what(name)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of five and two images, 6x5, lossless; returns their folder."""
+    for split, count in (("train", 5), ("test", 2)):
+        for label, kind in enumerate(("ant", "bee", "cow")):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for n in range(count):
+                pixels = np.full((5, 6, 3), (80 * label, n, 200), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / kind / f"{n}.png")
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    datasets.load.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_folder_of_images(folder, from_disk):
+    data = load(f"folder:{folder}", from_disk)
+    assert isinstance(data.train_x, ImagesOnDisk) == from_disk
+    x = torch.stack([data.train_x[n] for n in range(15)])
+    assert (x.shape, x.dtype) == ((15, 3, 5, 6), torch.uint8)
+    assert data.train_y.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert x[:, 0, 0, 0].tolist() == [80 * label for label in data.train_y.tolist()]
+    assert x[:, 1, 0, 0].tolist() == [0, 1, 2, 3, 4] * 3
+    assert data.test_y.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_folder_of_grey_images_has_one_channel(folder):
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    assert load(f"folder:{folder}").train_x.shape == (15, 1, 5, 6)
+    with Image.open(folder / "test" / "bee" / "1.png") as image:
+        image.convert("P").save(folder / "test" / "bee" / "1.png")  # one of them with a palette
+    datasets.load.cache_clear()
+    assert load(f"folder:{folder}").train_x.shape == (15, 3, 5, 6)
+
+
+def damage(path, how):
+    if how == "text":
+        path.write_text("no image")
+    elif how == "cut":
+        Image.fromarray(RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:70])
+    elif how == "small":
+        Image.new("RGB", (3, 3)).save(path)
+    elif how == "deep":
+        Image.fromarray(np.zeros((5, 6), np.uint16)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("text", "bee/1.png is no image, or truncated or corrupt"),
+        ("cut", "bee/1.png is no image, or truncated or corrupt"),
+        ("small", "bee/1.png is 3x3, most images are 6x5"),
+        ("deep", "bee/1.png has more than 8 bits a channel"),
+    ],
+)
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_an_image_that_cannot_be_is_named(folder, how, message, from_disk):
+    damage(folder / "test" / "bee" / "1.png", how)
+    with pytest.raises(DataError, match=message) as caught:
+        load(f"folder:{folder}", from_disk).test_x[3]
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_do_not_belong_together_are_named(folder):
+    for path in (folder / "test" / "cow").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="valid file for the classes cow"):
+        load(f"folder:{folder}")
+    (folder / "test" / "cow").rmdir()
+    with pytest.raises(DataError, match=r"test has no folder cow, but .*train has one"):
+        load(f"folder:{folder}")
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(DataError, match=r"test: there is no such folder; images are looked for in .*/train/CLASS and"):
+        load(f"folder:{folder}")
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+FUNCTIONS = """
+import numpy as np
+import torch
+from engrams.benchmarks.data.images import ImageData
+
+x, y = np.arange(120, dtype=np.uint8).reshape(6, 4, 5), np.arange(6) % 2
+
+def four(): return x, y, x, y
+def lists(): return x.tolist(), y.tolist(), x.tolist(), y.tolist()
+def tensors(): return torch.rand(6, 8), torch.from_numpy(y), torch.rand(6, 8), torch.from_numpy(y)
+def image_data():
+    many = torch.rand(6, 4, 2, 2)
+    return ImageData(many, torch.from_numpy(y), many, torch.from_numpy(y))
+def three(): return x, y, x
+def fails():
+    return 1 / 0
+def ragged(): return [[1], [2, 3]], y, x, y
+number = 3
+"""
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    datasets.load.cache_clear()
+    return lambda name: f"{tmp_path}/mine.py:{name}"
+
+
+def test_a_function_returns_arrays_or_image_data(functions):
+    data = load(functions("four"))
+    assert data.train_x.shape == (6, 1, 4, 5)
+    assert data.train_x.flatten().tolist() == list(range(120))
+    assert load(functions("tensors")).vectors
+    assert load(functions("image_data")).train_x.shape == (6, 4, 2, 2), "any number of channels, second"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lists", "its first array is int64; images are uint8"),
+        ("three", "returns a tuple; it has to return an ImageData, or four arrays"),
+        ("fails", r"fails in .*mine.py, line 16: ZeroDivisionError: division by zero"),
+        ("ragged", "NumPy cannot make an array of"),
+        ("number", "is no function but a int"),
+        ("for", "mine.py has no 'for'.*did you mean 'four'"),
+    ],
+)
+def test_a_function_that_cannot_be_is_one_line(functions, name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load(functions(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_says_how_ones_own_are_named():
+    with pytest.raises(DataError, match=r"called 'minst'; did you mean 'mnist'\? .*npz:path, folder:path"):
+        load("minst")
+
+
+# --- names and fingerprints -------------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_folder_that_is_given(tmp_path):
+    assert absolute("npz:a/b.npz", tmp_path) == f"npz:{tmp_path}/a/b.npz"
+    assert absolute("folder:/a/b", tmp_path) == "folder:/a/b"
+    assert absolute("npz:~/b.npz", tmp_path) == f"npz:{os.path.expanduser('~')}/b.npz"  # noqa: PTH111
+    assert absolute("a/b.py:f", tmp_path) == f"{tmp_path}/a/b.py:f"
+    assert absolute("a.b:f", tmp_path) == "a.b:f"
+    assert absolute("mnist", tmp_path) == "mnist"
+    assert [short(name) for name in ("npz:/a/b.npz", "folder:/a/b", "/a/b.py:f", "a.b:f", "mnist")] == [
+        "npz:b.npz",
+        "folder:b",
+        "b.py:f",
+        "a.b:f",
+        "mnist",
+    ]
+
+
+def test_a_changed_file_has_another_fingerprint(saved, tmp_path):
+    before = fingerprint(saved(**arrays()))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other.npz").write_bytes((tmp_path / "mine.npz").read_bytes())
+    assert fingerprint(f"npz:{tmp_path}/elsewhere/other.npz") == before, "wherever it lies"
+    assert fingerprint(saved(**arrays(with_one_changed(IMAGES, (3, 2, 1), 7)))) != before
+
+
+def test_a_changed_folder_has_another_fingerprint(folder):
+    before = fingerprint(f"folder:{folder}")
+    image = folder / "train" / "bee" / "1.png"
+    content = image.read_bytes()
+    image.rename(folder / "train" / "cow" / "7.png")
+    moved = fingerprint(f"folder:{folder}")
+    image.write_bytes(content)
+    added = fingerprint(f"folder:{folder}")
+    (folder / "train" / "cow" / "7.png").unlink()
+    assert fingerprint(f"folder:{folder}") == before
+    assert len({before, moved, added}) == 3
+    (folder / "README").write_text("beside the images")
+    assert fingerprint(f"folder:{folder}") == before

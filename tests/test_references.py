@@ -1,0 +1,134 @@
+"""Somebody's own functions, by module and by file."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from engrams.strategies.references import BadReference, absolute, fingerprint, resolve
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder; what is imported from it is forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [str(Path(folder).absolute()) for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dedent(text))
+
+
+def test_a_module_of_the_current_folder_and_an_installed_one(here):
+    write(here / "mine" / "__init__.py", "")
+    write(here / "mine" / "inner.py", "class A:\n    @staticmethod\n    def method(): return 7\n")
+    assert resolve("mine.inner:A.method")() == 7
+    assert resolve("json:dumps") is __import__("json").dumps
+
+
+def test_a_file_is_run_once_and_imports_what_lies_beside_it(here):
+    write(here / "there" / "beside.py", "VALUE = 3\n")
+    write(
+        here / "there" / "my file.py",
+        """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from beside import VALUE
+
+        @dataclass
+        class Point:
+            x: int = VALUE
+        """,
+    )
+    first = resolve("there/my file.py:Point")
+    assert first().x == 3
+    assert resolve(f"{here}/there/../there/my file.py:Point") is first
+
+
+def test_a_file_that_has_changed_is_run_again(here):
+    write(here / "mine.py", "def f(): return 1\n")
+    before = fingerprint("mine.py:f")
+    assert resolve("mine.py:f")() == 1
+    write(here / "mine.py", "def f(): return 2\n")
+    assert resolve("mine.py:f")() == 2
+    assert fingerprint("mine.py:f") != before
+
+
+def test_another_process_unpickles_what_it_resolves(here):
+    write(here / "mine.py", "class Point:\n    def __init__(self, x): self.x = x\n")
+    (here / "pickled").write_bytes(pickle.dumps(resolve("mine.py:Point")(5)))
+    script = "import pickle; from engrams.strategies.references import resolve; resolve('mine.py:Point'); "
+    script += "print(pickle.loads(open('pickled', 'rb').read()).x)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "5\n", done.stderr
+
+
+def test_the_fingerprint_is_that_of_the_file_however_it_is_named(here):
+    """printf 'x = 1\\n' | sha256sum"""
+    write(here / "mine.py", "x = 1\n")
+    assert fingerprint("mine.py:x") == fingerprint("mine:x") == fingerprint(f"{here}/mine.py:x") == "9e26bf369911"
+
+
+def test_a_path_is_taken_from_the_folder_that_is_given(here):
+    assert absolute("a/b.py:f", here) == f"{here}/a/b.py:f"
+    assert absolute("/a/b.py:f", here) == "/a/b.py:f"
+    assert absolute("a.b:f", here) == "a.b:f"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("nothing", "'nothing' names no function or class; write module:name or path/to/file.py:name"),
+        (":f", "names no function or class"),
+        ("mine.py:", "names no function or class"),
+        (".mine:f", "names no function or class"),
+        ("absent.py:f", r"there is no file .*/absent.py"),
+        ("folder.py:f", r"/folder.py cannot be read: Is a directory"),
+        ("absent:f", "there is no module 'absent', neither installed nor in .*; a file is named with its .py"),
+        ("absent.inner:f", "there is no module 'absent'"),
+        ("mine.inner:f", "there is no module 'mine.inner'"),
+        ("mine:lern", "mine has no 'lern'; did you mean 'learn'[?]"),
+        ("mine.py:lern", "mine.py has no 'lern'; did you mean 'learn'[?]"),
+        ("mine.py:learn.lern", "mine.py has no 'lern'$"),
+        ("raises.py:f", r"importing it fails in .*/raises.py, line 2: NameError: name 'y' is not defined"),
+        ("raises:f", r"importing it fails in .*/raises.py, line 2: NameError: name 'y' is not defined"),
+        ("exits.py:f", r"importing it fails in .*/exits.py, line 2: SystemExit: 3"),
+        ("needs.py:f", r"importing it fails in .*/needs.py, line 1: ModuleNotFoundError: No module named 'absent'"),
+        ("needs:f", r"importing it fails in .*/needs.py, line 1: ModuleNotFoundError: No module named 'absent'"),
+        ("syntax.py:f", r"importing it fails in .*/syntax.py, line 1: SyntaxError: "),
+        ("syntax:f", r"importing it fails in .*/syntax.py, line 1: SyntaxError: "),
+        ("binary.py:f", r"importing it fails.*: (SyntaxError|ValueError): "),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(here, reference, message):
+    write(here / "mine.py", "def learn(): pass\n")
+    write(here / "raises.py", "x = 1\ny\n")
+    write(here / "exits.py", "import sys\nsys.exit(3)\n")
+    write(here / "needs.py", "import absent\n")
+    write(here / "syntax.py", "def (:\n")
+    (here / "binary.py").write_bytes(b"x = 1\0")
+    (here / "folder.py").mkdir()
+    with pytest.raises(BadReference, match=message) as caught:
+        resolve(reference)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_has_no_file_has_no_fingerprint(here):
+    with pytest.raises(BadReference, match="sys has no source file"):
+        fingerprint("sys:exit")
+    with pytest.raises(BadReference, match="there is no module 'absent'"):
+        fingerprint("absent:f")
+    with pytest.raises(BadReference, match="there is no module 'absent'"):
+        fingerprint("absent.inner:f")
+    with pytest.raises(BadReference, match="there is no file"):
+        fingerprint("absent.py:f")
