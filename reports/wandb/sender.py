@@ -82,6 +82,10 @@ class Job:
     """No more lines will come."""
 
 
+class Unreadable(Exception):
+    """There is nothing to make a page of."""
+
+
 class Taken(Exception):
     """The page of this id was deleted, or holds other figures; the message says which."""
 
@@ -101,6 +105,8 @@ class Sender:
         self.threads: list[threading.Thread] = []
         self.telling, self.drawing = threading.Lock(), threading.Lock()
         self.turn = threading.Semaphore(AT_ONCE)
+        self.lost = 0
+        """Runs in a row that were not sent."""
         # With these, wandb would put every run on the one page that an agent has made.
         self.sweep, self.agent_id = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
 
@@ -137,7 +143,10 @@ class Sender:
         if not job.live:
             self.turn.acquire()
         try:
+            if not job.live and self.lost >= AT_ONCE:
+                raise ServiceError(f"the service did not take {self.lost} others either")
             self._say(job, "sent", **self._send(job))
+            self.lost = 0
         except Exception:  # of wandb, the network or the disk
             if job.live and not job.over.is_set():  # W&B may be there again when the run has ended
                 job.over.wait()
@@ -146,6 +155,7 @@ class Sender:
                     return
                 except Exception as again:
                     error = again
+            self.lost += not isinstance(error, Unreadable)
             self._say(job, "unsent", reason=_reason(error))
         finally:
             if not job.live:
@@ -159,7 +169,7 @@ class Sender:
             begin, lines = None, iter(())  # of a later try that was cut short
         introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
         if introduction is None:
-            raise ValueError("there is neither a journal nor a record")
+            raise Unreadable("there is neither a journal nor a record that can be read")
         if self.sweep and self.agent_id:  # the agent has made its page; more runs of a trial have their own
             mine, self.agent_id = self.agent_id, None
             introduction = introduction | {"id": mine}
@@ -179,8 +189,12 @@ class Sender:
                 try:
                     for line in itertools.chain(first, lines):
                         writing.write(line)
-                finally:
+                except Taken:
+                    raise
+                except BaseException:
                     writing.end()
+                    raise
+                writing.end()
                 self._check(run, writing)
                 return {"url": run.url, "word": word}
             except Taken as taken_by:
@@ -317,6 +331,7 @@ class Page:
         try:
             return step(*arguments)
         except Taken:
+            self.run.finish(exit_code=0)  # its summary and its record stay the other's
             raise
         except Exception as error:
             print(f"{self.folder}: {error!r}", file=sys.stderr)
