@@ -1,5 +1,6 @@
 """What is installed: built as a wheel, and used from another folder."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -71,8 +72,13 @@ def test_the_packages_that_are_named_are_the_folders():
 def installed(tmp_path_factory):
     """A fresh environment with the wheel in it, on top of the present one's dependencies; its folder of programs."""
     folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"  # a copy: building leaves files behind
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
+    build = ["wheel", str(source), "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder)]
     subprocess.run([*pip, *build], check=True, cwd=folder)
     (wheel,) = folder.glob("engrams-*.whl")
     venv.create(folder / "env", with_pip=False)

@@ -121,6 +121,14 @@ def test_what_was_chosen_is_the_best_of_its_evidence():
             assert {trial["ACC"] for trial in ours} == {best}, f"{path} {strategy}"
 
 
+def test_what_was_chosen_was_chosen_under_the_settings_that_there_are_now():
+    """Otherwise 'engrams run' says of our own protocols that they have to be searched anew."""
+    for name in protocol.names():
+        entry = protocol.get(name)
+        for strategy, choice in entry.chosen.items():
+            assert choice.fingerprint == entry.fingerprint(catalogue.get(strategy)), f"{name} {strategy}"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

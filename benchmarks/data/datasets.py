@@ -315,6 +315,10 @@ SOURCES: dict[str, Source] = {
     "cifar100": _cifar_source("CIFAR-100", torchvision_datasets.CIFAR100),
     "tiny-imagenet": _tiny_imagenet_source(),
 }
-SEQUENCES: dict[str, tuple[str, ...]] = {"mnist-svhn": ("mnist", "svhn"), "svhn-mnist": ("svhn", "mnist")}
+SEQUENCES: dict[str, tuple[str, ...]] = {
+    "mnist-svhn": ("mnist", "svhn"),
+    "svhn-mnist": ("svhn", "mnist"),
+    "mnist-fashion": ("mnist", "fashion-mnist"),
+}
 """Data sets of the same classes, to be learned one after another."""
 NAMES = ("digits", *SOURCES, *SEQUENCES)
