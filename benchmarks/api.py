@@ -79,7 +79,7 @@ def run(
         if line:
             warnings.warn(line, stacklevel=2)
     display = Display(Console(quiet=not progress))
-    settings = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
-    records = run_all(runs, Path(out), settings, workers, display, stream_from_disk)
+    sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
+    records = run_all(runs, Path(out), sent_to, workers, display, stream_from_disk)
     display.say_afterwards()
     return Records(records)

@@ -295,7 +295,9 @@ class Pruning:
             raise optuna.TrialPruned(f"pruned after {len(matrix)} of {self.experiences} experiences")
 
 
-def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool, wandb_mode: WandBMode) -> Outcome:
+def _try_out(
+    trial: Trial, report: Report, device: str, stream_from_disk: bool, wandb_mode: WandBMode = "disabled"
+) -> Outcome:
     """Tries in a process of its own, and says for W&B what came out."""
     if wandb_mode == "disabled":
         return _outcome_of(trial, report, device, stream_from_disk, [])

@@ -135,7 +135,7 @@ def messages(path: Path) -> Iterator[Any]:
         parts.append(content[at + 7 : at + 7 + length])
         at += 7 + length
         if kind in (1, 4):
-            message = wandb_internal_pb2.Record()
+            message = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             try:
                 message.ParseFromString(b"".join(parts))
             except DecodeError:

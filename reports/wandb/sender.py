@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from engrams.reports.figures import accuracy_matrix_figure
 from engrams.reports.store import RECORD, Record
@@ -63,7 +63,7 @@ NOT_ASKED_FOR = {
 class Orders:
     """What the sender is told first."""
 
-    mode: str
+    mode: Literal["online", "offline"]
     project: str
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
