@@ -7,7 +7,7 @@ OUT ?= runs
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme test lint clean
+.PHONY: help bench bench-mnist study speed readme test mutants lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -16,6 +16,7 @@ help:
 	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's tables, parity board and figures, from the records in reports"
 	@echo "make test         the tests"
+	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
 $(READY): pyproject.toml constraints.txt
@@ -47,6 +48,9 @@ readme: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from avalanche.training import Cumulative, JointTraining
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
-from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin
+from engrams.strategies.experiences import Pieces
+from engrams.strategies.minibatches import named_parameters
+from engrams.strategies.quadratic_penalty import (
+    ByName,
+    Excluded,
+    PenaltyStep,
+    QuadraticPenaltyPlugin,
+    refuse_negative,
+)
 
 
 class L2Plugin(QuadraticPenaltyPlugin):
@@ -20,20 +30,29 @@ class L2Plugin(QuadraticPenaltyPlugin):
     experiences there have been. Heads that have not been trained are left alone.
     """
 
-    def __init__(self, l2_lambda: float):
+    def __init__(
+        self,
+        l2_lambda: float,
+        *,
+        penalty_step: PenaltyStep = "gradient",
+        exclude: Excluded = (),
+        consolidate_every: int | None = None,
+    ):
         """
         Args:
             l2_lambda: lambda above, >= 0.
+            penalty_step, exclude, consolidate_every: see :class:`QuadraticPenaltyPlugin`.
 
         Raises:
-            ValueError: l2_lambda below 0.
+            ValueError: an argument outside its range; after an experience, parameters that are not finite.
         """
-        super().__init__(l2_lambda / 2)
+        refuse_negative("l2_lambda", l2_lambda)
+        super().__init__(l2_lambda / 2, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         self.l2_lambda = l2_lambda
 
     def importance(self, strategy) -> dict[str, Tensor]:
         """1 for every parameter that the last step gave a gradient to."""
-        return {name: torch.ones_like(p) for name, p in strategy.model.named_parameters() if p.grad is not None}
+        return {name: torch.ones_like(p) for name, p in named_parameters(strategy.model).items() if p.grad is not None}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances.update(importances)
@@ -43,7 +62,8 @@ class L2Plugin(QuadraticPenaltyPlugin):
 class FrozenBackbonePlugin(SupervisedPlugin):
     """Learn everything in the first experience, and only the classifier from the second on.
 
-    What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either.
+    What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either. What
+    the rest keeps besides parameters (the running statistics of batch norm) is held, too: such layers are in eval mode.
     """
 
     def __init__(self, classifier: str = "classifier"):
@@ -52,21 +72,35 @@ class FrozenBackbonePlugin(SupervisedPlugin):
             classifier: name of the model's attribute that goes on learning.
 
         Raises:
-            ValueError: at the second experience, if the model has no parameters under that name.
+            ValueError: at the first experience, if the model has no parameters under that name.
         """
         super().__init__()
         self.classifier = classifier
+        self._pieces = Pieces()
+        self._freezes = False
 
     def before_training_exp(self, strategy, **kwargs):
-        if strategy.clock.train_exp_counter == 0:
-            return
+        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
+            self._freezes = False
+        self._pieces.begin(strategy.experience)
         names = [name for name, _ in strategy.model.named_parameters()]
-        if not any(name.startswith(f"{self.classifier}.") for name in names):
+        if not any(self._learns(name) for name in names):
             raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
         for name, parameter in strategy.model.named_parameters():
-            if not name.startswith(f"{self.classifier}."):
+            if self._freezes and not self._learns(name):
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+    def before_training_epoch(self, strategy, **kwargs):
+        for name, module in strategy.model.named_modules():
+            if self._freezes and not self._learns(f"{name}.") and any(True for _ in module.buffers(recurse=False)):
+                module.eval()
+
+    def after_training_exp(self, strategy, **kwargs):
+        self._freezes = self._freezes or self._pieces.end(strategy.experience)
+
+    def _learns(self, name: str) -> bool:
+        return name.startswith(f"{self.classifier}.")
 
 
 class ReplayPlugin(SupervisedPlugin):
@@ -74,7 +108,8 @@ class ReplayPlugin(SupervisedPlugin):
 
     Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at
     random, and every step sees as many old samples as new ones: the two minibatches are joined, and the loss is their
-    mean. The buffer is tensors on the strategy's device, so that rehearsal costs what twice the batch costs.
+    mean. The buffer is tensors on the strategy's device, so that rehearsal costs what twice the batch costs. Where the
+    stream comes in pieces (Avalanche's ``split_online_stream``), an experience is chosen from when its last has come.
     """
 
     def __init__(self, mem_size: int):
@@ -90,8 +125,19 @@ class ReplayPlugin(SupervisedPlugin):
         if mem_size < 1:
             raise ValueError(f"mem_size must be at least 1; got {mem_size}")
         self.mem_size = mem_size
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: list[list[Tensor]] = []
         self._buffer: list[Tensor] = []
+        self._pieces = Pieces()
+        self._met: list[Any] = []
+
+    def before_training_exp(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
+            self._forget()
+        if self._pieces.begin(strategy.experience):
+            self._met = []
 
     def before_training_iteration(self, strategy, **kwargs):
         if not self._buffer:
@@ -103,14 +149,18 @@ class ReplayPlugin(SupervisedPlugin):
         strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, old, strict=True)]
 
     def after_training_exp(self, strategy, **kwargs):
-        dataset = strategy.experience.dataset.eval()
+        self._met.append(strategy.experience.dataset.eval())
+        if not self._pieces.end(strategy.experience):
+            return
+        dataset: ConcatDataset = ConcatDataset(self._met)
         experiences = len(self._kept) + 1
         share = self.mem_size // experiences
         if not share:
             raise ValueError(f"a buffer of {self.mem_size} cannot hold a sample of each of {experiences} experiences")
         chosen = torch.randperm(len(dataset))[:share].tolist()
-        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=dataset.collate_fn)
+        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._met[0].collate_fn)
         self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
+        self._met = []
         self._kept = [[column[:share] for column in kept] for kept in self._kept]
         self._buffer = [torch.cat(columns) for columns in zip(*self._kept, strict=True)]
 

@@ -86,7 +86,7 @@ CATALOGUE: dict[str, Listed] = {
         "mergan", "the same conditional GAN trained on all classes at once: the upper bound", upper_bound=True
     ),
     "gan-finetune": Listed("mergan", "the same conditional GAN, nothing done about forgetting"),
-    "gan-ewc": Listed("mergan", "the same conditional GAN, EWC on its generator (Seff et al. 2017)"),
+    "gan-ewc": Listed("mergan", "the same conditional GAN, EWC on its generator (the penalty of Seff et al. 2017)"),
     "gan-dgr": Listed(
         "mergan",
         "deep generative replay as a generator: an unconditional GAN, its images labelled by the solver",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.models.dynamic_optimizers import update_optimizer
-from avalanche.models.utils import avalanche_model_adaptation
+from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,10 +25,12 @@ from engrams.strategies.contract import (
     Sizes,
     Strategy,
 )
+from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
-from engrams.strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators import VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.generators.vae import ImageLikelihood
 from engrams.strategies.generators.wgan_gp import Architecture
+from engrams.strategies.heads import Heads
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 ReplayLabels = Literal["hard", "soft", "asked"]
@@ -37,8 +38,6 @@ NewShare = Literal["experiences", "classes"]
 
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""
-MASKED = -1000.0
-"""An output that is no answer, as Avalanche's own heads have it."""
 
 
 class Scholar(NamedTuple):
@@ -48,26 +47,11 @@ class Scholar(NamedTuple):
     solver: nn.Module
 
 
-class Met(NamedTuple):
-    """What is kept of an experience, under the names by which Avalanche adapts a model to one."""
-
-    classes_in_this_experience: Sequence[int]
-    task_labels: Sequence[int]
-
-    @classmethod
-    def of(cls, experience: object) -> Met:
-        """Avalanche's plainest benchmarks know neither classes nor tasks."""
-        return cls(
-            getattr(experience, "classes_in_this_experience", ()),
-            getattr(experience, "task_labels", [0]),
-        )
-
-
 class DeepGenerativeReplay(GeneratorTemplate):
     """Every experience trains a scholar on its own data and on what the previous scholar makes and answers.
 
-    Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r (a MeRGAN's
-    replays by itself, and weighs by class); then, separately, the solver minimises (eq. 2)
+    Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r (one that is
+    conditional replays by itself); then, separately, the solver minimises (eq. 2)
 
         r E_{(x, y) ~ D_t} [l(S_t(x), y)]  +  (1 - r) E_{x' ~ G_{t-1}} [l(S_t(x'), S_{t-1}(x'))]
 
@@ -75,8 +59,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
     ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it; plugins see the real
     minibatch. The generator has one more hook, that of :class:`GeneratorPlugin`.
 
-    With several heads, the task of a replayed input is drawn among those of the past: its answer under that head is
-    what is to be kept, and on average all heads are (van de Ven et al. 2022 take the mean over them).
+    Where the stream comes in pieces (Avalanche's ``split_online_stream``), the scholar learns each of them, and becomes
+    the previous one where an experience ends. Several heads are :class:`Heads`'s.
     """
 
     def __init__(
@@ -96,7 +80,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 that, from the second experience on; 1 is training without replay.
             replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
                 ``soft``, its probabilities. ``asked``: the class that the generator was asked for; it must be
-                conditional (an :class:`ACGAN`), and there must be one head.
+                conditional, and there must be one head.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
                 previous weights (EWC, MAS) has no meaning then, and this package's are refused.
@@ -105,22 +89,27 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
         Raises:
             ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
-                generator that cannot be or a solver of several heads; new_scholar together with a quadratic penalty or
-                an :class:`ACGAN`. In training: experiences do not know the classes that r or the heads need, or images
-                lie beyond the generator's range.
+                generator that cannot be or a solver of several heads, or ``soft`` with NLLLoss; new_scholar together
+                with a quadratic penalty or a conditional generator. In the first experience, before anything is
+                trained: it does not know the classes that r or the heads need, or its images are not what the generator
+                was promised.
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
         if replay_labels not in get_args(ReplayLabels):
             raise ValueError(f"replay_labels must be one of {get_args(ReplayLabels)}; got {replay_labels!r}")
-        if replay_labels == "asked" and not isinstance(generator, ACGAN):
+        if replay_labels == "asked" and not generator.conditional:
             raise ValueError("replay_labels='asked' needs a generator that is conditional on the class")
-        if new_scholar and isinstance(generator, ACGAN):
+        if new_scholar and generator.conditional:
             raise ValueError("new_scholar starts a generator afresh; one that replays by itself has no past then")
         if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
             raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
+        if replay_labels == "soft" and isinstance(template.get("criterion"), nn.NLLLoss):
+            raise ValueError(
+                "replay_labels='soft' needs a criterion that takes class probabilities; NLLLoss takes none"
+            )
         super().__init__(**template)
-        if replay_labels == "asked" and isinstance(self.model, MultiTaskModule):
+        if replay_labels == "asked" and is_multi_task_module(self.model):
             raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
         self.generator = generator.to(self.device)
         self.r = r
@@ -129,6 +118,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self.previous: Scholar | None = None
         """The last experience's, frozen."""
         self._past: list[Met] = []
+        self._pieces = Pieces()
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
@@ -144,13 +134,13 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return float(self.r)
 
     def _before_training_exp(self, **kwargs):
-        needs_classes = self.r == "classes" or isinstance(self.model, MultiTaskModule)
+        needs_classes = self.r == "classes" or is_multi_task_module(self.model)
         if needs_classes and not Met.of(self.experience).classes_in_this_experience:
             raise ValueError(
                 "r='classes' and models of several heads need experiences that know their classes; "
                 "make the benchmark with Avalanche's with_classes_timeline"
             )
-        if self.previous is not None and self.new_scholar is not None:
+        if self._pieces.begin(self.experience) and self.previous is not None and self.new_scholar is not None:
             self._start_afresh(self.new_scholar(len(self._past)))
         super()._before_training_exp(**kwargs)
 
@@ -164,9 +154,9 @@ class DeepGenerativeReplay(GeneratorTemplate):
         )
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
-        self._train_generator(self.previous.generator.sample if self.previous else None, self.new_share)
-        self._past_head_sizes = self._sizes_of_heads(self._past)
-        self._head_sizes = self._sizes_of_heads([*self._past, Met.of(self.experience)])
+        replay = self.previous.generator.sample if self.previous else None
+        self._train_generator(replay, self.new_share, **kwargs)
+        self._heads = Heads([*self._past, Met.of(self.experience)], self.model, self.device)
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
@@ -176,48 +166,31 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if not self.is_training or self._replay is None:
             return loss
         x, answers, tasks = next(self._replay)
-        outputs = self._outputs(self.model, x, tasks, self._head_sizes)
+        outputs = self._heads.outputs(self.model, x, tasks)
         replay_loss = self._criterion(outputs, self._targets(answers, outputs.shape[1]))
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Minibatches (x', answers, task labels), without end; the answers S_{t-1}(x') [N, outputs], or labels [N]."""
         generator, solver = self.previous
-        known = torch.tensor(sorted({task for experience in self._past for task in experience.task_labels}))
+        heads = Heads(self._past, solver, self.device)
+        n = BATCHES_AHEAD * self.train_mb_size
         while True:
-            n = BATCHES_AHEAD * self.train_mb_size
-            if isinstance(generator, ACGAN):
-                x, asked = generator.sample_labelled(n)
+            if self.replay_labels == "asked":
+                x, answers = generator.sample_labelled(n)
+                tasks = heads.draw(n, generator.random)
             else:
                 x = generator.sample(n)
-            tasks = known[torch.randint(len(known), (n,), generator=generator.random)].to(self.device)
-            if self.replay_labels == "asked":
-                answers = asked
-            else:
+                tasks = heads.draw(n, generator.random)
+                if x.shape[1:] != generator.shape:
+                    raise ValueError(
+                        f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes "
+                        f"some of shape {tuple(x.shape[1:])}"
+                    )
                 with torch.no_grad():
                     parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-                    answers = torch.cat([self._outputs(solver, *part, self._past_head_sizes) for part in parts])
+                    answers = torch.cat([heads.outputs(solver, *part) for part in parts])
             yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
-
-    def _sizes_of_heads(self, experiences: list[Met]) -> Tensor:
-        """Task label -> classes met under it, [tasks]; only heads have them."""
-        sizes: dict[int, int] = {}
-        for met in experiences if isinstance(self.model, MultiTaskModule) else ():
-            for task in met.task_labels:
-                sizes[task] = max(sizes.get(task, 0), max(met.classes_in_this_experience) + 1)
-        return torch.tensor([sizes.get(task, 0) for task in range(max(sizes, default=-1) + 1)], device=self.device)
-
-    def _outputs(self, solver: nn.Module, x: Tensor, tasks: Tensor, head_sizes: Tensor) -> Tensor:
-        """A solver's outputs [N, outputs].
-
-        Where heads differ in size, Avalanche fills the rows of the smaller up with zeros, as if they were answers:
-        these are masked.
-        """
-        outputs = avalanche_forward(solver, x, tasks)
-        if not isinstance(solver, MultiTaskModule):
-            return outputs
-        beyond = torch.arange(outputs.shape[1], device=outputs.device) >= head_sizes[tasks][:, None]
-        return outputs.masked_fill(beyond, MASKED)
 
     def _targets(self, answers: Tensor, outputs: int) -> Tensor:
         """Answers as of :meth:`_replayed` -> labels [N], or probabilities [N, outputs] of the present solver's."""
@@ -229,10 +202,12 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
+        self._replay = None
+        if not self._pieces.end(self.experience):
+            return
         solver = deepcopy(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
         self._past.append(Met.of(self.experience))
-        self._replay = None
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------

@@ -14,11 +14,36 @@ and what becomes of it with more than two tasks:
 
 from __future__ import annotations
 
-from torch import Tensor
+import warnings
+from typing import get_args
+
+import torch
+from avalanche.training.templates.problem_type import SupervisedProblem
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset
 
 from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
-from engrams.strategies.importance import Fisher, Likelihood, check_fisher_options, diagonal_fisher
-from engrams.strategies.quadratic_penalty import Consolidation, QuadraticPenaltyPlugin
+from engrams.strategies.densities import Likelihood, left_out, likelihood_by_gradient, likelihood_of
+from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher
+from engrams.strategies.minibatches import (
+    AskedThroughStrategy,
+    arguments,
+    asked,
+    evaluation_mode,
+    minibatches,
+    same_random_numbers,
+)
+from engrams.strategies.quadratic_penalty import (
+    ByName,
+    Consolidation,
+    Excluded,
+    PenaltyStep,
+    QuadraticPenaltyPlugin,
+    first_samples,
+    refuse_negative,
+    shown,
+)
 
 
 class EWCPlugin(QuadraticPenaltyPlugin):
@@ -29,6 +54,11 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     it has been trained, units added to a layer begin with importance 0, buffers and frozen parameters are left alone.
     (A penalised parameter has a gradient, if only of zero, so an optimiser that keeps its momentum from one experience
     to the next moves an old head a little, where without a penalty it would not touch it.)
+
+    The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy
+    Bernoulli, squared error Gaussian. F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K
+    outputs is the mean negative log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K
+    outputs is 1/K of it. Before anything is trained, three samples are measured, and what cannot work is refused.
 
     Memory and time a step are O(parameters) for ``corrected`` and ``online``, O(parameters x experiences) for
     ``separate``.
@@ -42,8 +72,15 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         fisher_samples: int | None = None,
         gamma: float = 1.0,
         *,
-        likelihood: Likelihood = "categorical",
+        likelihood: Likelihood | None = None,
         noise_std: float = 1.0,
+        weigh_by_samples: bool = False,
+        normalise: bool = False,
+        penalty_step: PenaltyStep = "gradient",
+        exclude: Excluded = (),
+        consolidate_every: int | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
     ):
         """
         Args:
@@ -51,35 +88,146 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 mean negative log-likelihood, experiences of equal size and lambda = 1 the penalty is the Laplace
                 approximation of the posterior of the data seen so far.
             consolidation: ``separate``, ``corrected`` or ``online``, as above.
-            fisher: ``exact``, ``sampled``, ``empirical`` or ``batched``; see :func:`diagonal_fisher`. ``batched`` uses
-                the strategy's training mini-batch size.
+            fisher: ``exact``, ``sampled``, ``empirical`` or ``batched``; see :func:`diagonal_fisher`.
             fisher_samples: how many training samples the Fisher is measured on; None for all.
             gamma: decay of ``online``, in [0, 1].
-            likelihood: ``categorical`` for softmax outputs, ``gaussian`` for regression with a squared error.
+            likelihood: what p(y|x) is; see :func:`diagonal_fisher`. None: that of the strategy's criterion. To be given
+                for a criterion whose density is not known; one that contradicts the criterion is refused.
             noise_std: standard deviation of the gaussian likelihood, > 0.
+            weigh_by_samples: F_k is multiplied by N_k / N_t, with N_k samples in experience k and N_t in the present
+                one, whose mean loss counts 1. It is then a *sum* over samples, as in Laplace's approximation (Huszár
+                2017, eq. 5 ff.), and lambda = 1 is right for experiences of unequal size, too.
+            normalise: F of every experience is divided by its mean over the penalised parameters, so that all
+                experiences count alike (Schwarz et al. 2018, section 3.2, which normalises each task's Fisher; the mean
+                is our choice of what by). lambda has another meaning then.
+            penalty_step: ``gradient`` or ``proximal``, which is stable for every lambda; see
+                :class:`QuadraticPenaltyPlugin`.
+            exclude: parameters that are not penalised, by name, pattern or kind of module; likewise.
+            consolidate_every: samples after which to consolidate, for streams that hide where experiences end.
+            batch_size: samples in one pass of the Fisher (for ``batched``, in a mini-batch). None: for ``batched``, the
+                strategy's training mini-batch; else as many as take no more memory than two training steps.
+            num_workers: processes that load the data for the Fisher; None: as many as ``strategy.train`` was given.
 
         Raises:
-            ValueError: an argument outside its range.
+            ValueError: an argument outside its range; before the first experience is trained, what cannot work with
+                this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample
+                has no gradient of its own); after an experience, parameters or importances that are not finite.
         """
-        super().__init__(ewc_lambda / 2, consolidation, gamma)
-        check_fisher_options(fisher, fisher_samples, likelihood, noise_std)
+        refuse_negative("ewc_lambda", ewc_lambda)
+        super().__init__(
+            ewc_lambda / 2,
+            consolidation,
+            gamma,
+            penalty_step=penalty_step,
+            exclude=exclude,
+            consolidate_every=consolidate_every,
+        )
+        check_fisher_options(fisher, fisher_samples, likelihood or "categorical", noise_std)
         self.ewc_lambda = ewc_lambda
         self.fisher: Fisher = fisher
         self.fisher_samples = fisher_samples
-        self.likelihood: Likelihood = likelihood
+        self.likelihood = likelihood
         self.noise_std = noise_std
+        self.weigh_by_samples = weigh_by_samples
+        self.normalise = normalise
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._present_samples = 1
 
-    def importance(self, strategy) -> dict[str, Tensor]:
-        """F of the experience just learned."""
+    def importance(self, strategy) -> ByName:
+        """F of the experience just learned; the sum over its samples with ``weigh_by_samples``."""
+        data = self.data_since(strategy)
+        fisher = self._measured(strategy, data, self.fisher, self.fisher_samples)
+        if not self.weigh_by_samples:
+            return fisher
+        return {name: len(data) * f for name, f in fisher.items()}  # type: ignore[arg-type]
+
+    def consolidate(self, importances: ByName, anchors: ByName) -> None:
+        if self.normalise and importances:
+            count = sum(f.numel() for f in importances.values())
+            mean = sum(f.sum() for f in importances.values()) / count
+            importances = {name: f / mean if mean > 0 else f for name, f in importances.items()}  # type: ignore[operator]
+        super().consolidate(importances, anchors)
+
+    def before_training_exp(self, strategy, **kwargs):
+        super().before_training_exp(strategy, **kwargs)
+        whole = shown(strategy.experience, "origin_experience", None)
+        self._present_samples = len(whole.dataset if whole is not None else self._since[-1])  # type: ignore[arg-type]
+
+    @property
+    def _scale(self) -> float:
+        return super()._scale / (self._present_samples if self.weigh_by_samples else 1)
+
+    def check(self, strategy) -> None:
+        model = asked(strategy)
+        data = first_samples(self.data_since(strategy))
+        criterion = getattr(strategy, "_criterion", None)
+        likelihood = self._likelihood(strategy)
+        for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
+            warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
+        if isinstance(criterion, nn.NLLLoss) or criterion is functional.nll_loss:
+            _refuse_unnormalised(model, data)
+        # One signal says whether it can be measured; the exact Fisher's other classes are no different.
+        self._measured(strategy, data, "sampled" if self.fisher == "exact" else self.fisher, None)
+
+    def _measured(self, strategy, data: Dataset, fisher: Fisher, samples: int | None) -> dict[str, Tensor]:
         return diagonal_fisher(
-            strategy.model,
-            strategy.experience.dataset.eval(),
-            self.fisher,
-            self.fisher_samples,
-            likelihood=self.likelihood,
+            asked(strategy),
+            data,
+            fisher,
+            samples,
+            likelihood=self._likelihood(strategy),
             noise_std=self.noise_std,
-            batch_size=strategy.train_mb_size,
+            ignore_index=getattr(getattr(strategy, "_criterion", None), "ignore_index", -100),
+            **self._loading(strategy, self.batch_size, self.num_workers),
         )
+
+    def _likelihood(self, strategy) -> Likelihood:
+        """The density of the strategy's criterion, or the one that was given; a ValueError if they contradict."""
+        criterion = getattr(strategy, "_criterion", None)
+        known = likelihood_of(criterion)
+        method = getattr(strategy, "criterion", None)
+        own = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
+        if known is None or own:
+            known = self._likelihood_by_gradient(strategy) or known
+        if self.likelihood is None and known is None:
+            name = getattr(criterion, "__name__", type(criterion).__name__)
+            raise ValueError(
+                f"the criterion ({name}) is none whose density is known (cross-entropy, NLL, binary cross-entropy, "
+                f"squared error): say which it is by likelihood={' or '.join(map(repr, get_args(Likelihood)))}"
+            )
+        if self.likelihood is not None and known not in (None, self.likelihood):
+            raise ValueError(
+                f"likelihood={self.likelihood!r} contradicts the criterion, whose density is {known!r}: a Fisher under "
+                f"another density than the loss's says nothing of it. Leave likelihood out"
+            )
+        return self.likelihood or known  # type: ignore[return-value]
+
+    def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
+        """What the strategy's own loss does on three samples."""
+        model = AskedThroughStrategy(strategy)
+        with same_random_numbers(), evaluation_mode(model):
+            try:
+                batch = next(minibatches(model, first_samples(self.data_since(strategy)), 3))
+                with torch.no_grad():
+                    outputs = model(batch.inputs)
+                y = torch.empty(0) if batch.y is None else batch.y
+                return likelihood_by_gradient(lambda f: model.loss(batch.inputs, f), outputs, y)
+            except Exception:  # it is not known then, and that is said
+                return None
+
+
+def _refuse_unnormalised(model: nn.Module, data: Dataset) -> None:
+    """nn.NLLLoss takes what it gets for log-probabilities; of others it is no density's loss."""
+    with evaluation_mode(model), torch.no_grad():
+        for batch in minibatches(model, data, 3):
+            sums = model(*arguments(model, batch.inputs, batch.task)).logsumexp(1)
+            if sums.isfinite().all() and sums.abs().max() > 1e-2:
+                raise ValueError(
+                    f"nn.NLLLoss needs log-probabilities; the exponentials of the network's outputs add up to "
+                    f"{sums.exp()[0].item():.3g}, not 1. End the network with a log-softmax, or take "
+                    f"nn.CrossEntropyLoss"
+                )
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------

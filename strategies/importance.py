@@ -8,31 +8,31 @@ squared L2 norm of the outputs instead (Aljundi et al. 2018, arXiv:1711.09601), 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import Dataset
 
-from engrams.strategies.per_sample_gradients import (
-    SAMPLES_AT_ONCE,
-    add_convolution,
-    add_linear,
+from engrams.strategies.densities import Likelihood, density
+from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
+from engrams.strategies.minibatches import (
     chosen_samples,
     evaluation_mode,
-    forward,
-    has_short_cut,
+    rows,
+    trainable_parameters,
+    unwrapped,
+)
+from engrams.strategies.per_sample_gradients import (
+    SAMPLES_AT_ONCE,
+    Measurement,
     mean_over_minibatches,
     mean_over_samples,
-    minibatches,
-    recorded,
-    short_cut_layers,
-    trainable_parameters,
+    outputs_of,
+    plan,
 )
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
-Likelihood = Literal["categorical", "gaussian"]
 MASVariant = Literal["global", "local", "batched"]
 
 
@@ -44,16 +44,20 @@ def diagonal_fisher(
     *,
     likelihood: Likelihood = "categorical",
     noise_std: float = 1.0,
+    ignore_index: int = -100,
     batch_size: int = 32,
+    samples_at_once: int | None = None,
+    num_workers: int = 0,
 ) -> dict[str, Tensor]:
     """Diagonal of the Fisher information matrix of ``model`` on ``dataset``, at the model's present parameters.
 
     F_i = E_x E_{y ~ p(y|x)} [(d log p(y|x) / d theta_i)^2]  (Kirkpatrick et al. 2017, eq. 3), the model in eval mode.
 
     Args:
-        model: maps a batch x to outputs of shape [N, K]; an Avalanche ``MultiTaskModule`` also gets the task label.
-        dataset: yields (x, y) or (x, y, ..., task label), as Avalanche's datasets do. y is read by ``empirical`` and
-            ``batched`` only.
+        model: maps a batch x to outputs of shape [N, K] (any [N, ...] but for ``categorical``); an Avalanche
+            ``MultiTaskModule`` also gets the task label. One that is compiled or made parallel is seen through.
+        dataset: yields (x, y) or (x, y, ..., task label), as Avalanche's datasets do. x is a tensor, or a dict or tuple
+            of tensors. y is read by ``empirical`` and ``batched`` only.
         fisher: which y stands in the expectation.
             ``exact``: all of them, weighted by p(y|x): no randomness is left.
             ``sampled``: one y drawn from p(y|x) for each x, by torch's global generator.
@@ -64,10 +68,16 @@ def diagonal_fisher(
             mini-batch a task.
         fisher_samples: how many x, drawn without replacement by torch's global generator; None, or more than there
             are, means all.
-        likelihood: what p(y|x) is. ``categorical``: softmax of the K outputs, y a class index. ``gaussian``: normal
-            around the K outputs with standard deviation ``noise_std`` in every one, y of shape [N, K].
+        likelihood: what p(y|x) is; the loss's own, see :mod:`densities`. ``categorical``: softmax of the K outputs
+            (logits or log-probabilities), y a class index, or the classes' probabilities. ``bernoulli``: K independent
+            yes-or-no answers, the outputs their logits; ``bernoulli-probabilities``: the outputs their probabilities.
+            ``gaussian``: normal around the outputs with standard deviation ``noise_std`` in every one.
         noise_std: standard deviation of the gaussian likelihood, > 0.
+        ignore_index: a class index that counts as no label (``categorical``).
         batch_size: mini-batch size of ``batched``; the other three do not depend on it.
+        samples_at_once: samples in one forward pass; None: as many as take no more memory than two training steps of
+            ``batch_size`` samples (or 64 MiB), 1,000 at most. ``batched`` does not read it.
+        num_workers: processes that load the data, as a ``DataLoader``'s.
 
     Returns:
         Parameter name -> non-negative tensor of the parameter's shape, detached, for every parameter that requires a
@@ -75,26 +85,30 @@ def diagonal_fisher(
 
     Raises:
         ValueError: an unknown ``fisher`` or ``likelihood``, a number out of range, or an empty dataset; no labels in
-            the dataset where they are read.
+            the dataset where they are read; outputs that do not fit the likelihood; an importance that is not finite; a
+            network that has no per-sample gradients (batch norm by the batch's own statistics).
     """
     check_fisher_options(fisher, fisher_samples, likelihood, noise_std)
     _refuse_empty(dataset)
-    density: LogDensity = Categorical() if likelihood == "categorical" else Gaussian(noise_std)
+    model = unwrapped(model)
+    log_density = density(likelihood, noise_std, ignore_index)
     indices = chosen_samples(len(dataset), fisher_samples)  # type: ignore[arg-type]
 
     def signals(outputs: Tensor, y: Tensor | None) -> Tensor:
         if fisher == "exact":
-            return density.expectation(outputs)
+            return log_density.expectation(outputs)
         if fisher == "sampled":
-            return density.score(outputs, density.draw(outputs)).unsqueeze(0)
+            return log_density.score(outputs, log_density.draw(outputs)).unsqueeze(0)
         if y is None:
             raise ValueError(f"fisher={fisher!r} reads labels; the dataset has none")
-        return density.score(outputs, y).unsqueeze(0)
+        return log_density.score(outputs, y).unsqueeze(0)
 
+    measured = Measurement(
+        dataset, indices, batch_size, samples_at_once, num_workers, log_density.refuse, f"{fisher} Fisher information"
+    )
     with evaluation_mode(model):
-        if fisher == "batched":
-            return mean_over_minibatches(model, dataset, signals, torch.square, batch_size, indices)
-        return mean_over_samples(model, dataset, signals, torch.square, indices)
+        way = mean_over_minibatches if fisher == "batched" else mean_over_samples
+        return way(model, measured, signals, torch.square)
 
 
 def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: str, noise_std: float) -> None:
@@ -110,7 +124,13 @@ def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: st
 
 
 def mas_importance(
-    model: nn.Module, dataset: Dataset, variant: MASVariant = "global", *, batch_size: int = 32
+    model: nn.Module,
+    dataset: Dataset,
+    variant: MASVariant = "global",
+    *,
+    batch_size: int = 32,
+    samples_at_once: int | None = None,
+    num_workers: int = 0,
 ) -> dict[str, Tensor]:
     """How much each parameter matters to the outputs of ``model`` on ``dataset``; labels are never read.
 
@@ -118,7 +138,8 @@ def mas_importance(
     the model in eval mode.
 
     Args:
-        model: maps a batch x to outputs of shape [N, K]; an Avalanche ``MultiTaskModule`` also gets the task label.
+        model: maps a batch x to outputs of shape [N, ...]; an Avalanche ``MultiTaskModule`` also gets the task label.
+            One that is compiled or made parallel is seen through.
         dataset: yields (x, y), (x, y, ..., task label) as Avalanche's datasets do, or x alone.
         variant: ``global``: as above. ``local``: the Hebbian form (section 4.2), layer by layer the mean product of
             activations, Omega_ij = (1/N) sum_k |f_i(x_k)| |f_j(x_k)|, where f_i is the layer's input (1 for a bias) and
@@ -126,11 +147,15 @@ def mas_importance(
             negative; images and outputs may be, and importance may not.) A convolution's products are summed over the
             positions at which it uses a weight, within a sample and before the absolute value is taken. Every layer but
             the last that runs is taken to be followed by a ReLU; one that is called as a function cannot be seen, nor
-            that there is none. ``batched``:
-            the absolute gradient of a *mini-batch mean*, averaged over mini-batches. It shrinks as ``batch_size``
-            grows, since gradients of different samples cancel; it is what many libraries compute, and is kept so that
-            the difference can be shown.
+            that there is none. It is *half* of |d ||f||^2 / d theta_ij| of the layer alone, which for a ReLU is 2 f_i
+            f_j: on one linear layer ``local`` with twice the lambda is ``global``.
+            ``batched``: the absolute gradient of a *mini-batch mean*, averaged over mini-batches. It shrinks as
+            ``batch_size`` grows, since gradients of different samples cancel; it is what many libraries compute, and is
+            kept so that the difference can be shown.
         batch_size: mini-batch size of ``batched``; the other two do not depend on it.
+        samples_at_once: samples in one forward pass; None: as many as take no more memory than two training steps of
+            ``batch_size`` samples (or 64 MiB), 1,000 at most. ``batched`` does not read it.
+        num_workers: processes that load the data, as a ``DataLoader``'s.
 
     Returns:
         Parameter name -> non-negative tensor of the parameter's shape, detached, for every parameter that requires a
@@ -142,16 +167,20 @@ def mas_importance(
     """
     check_mas_variant(variant)
     _refuse_empty(dataset)
-
-    def signals(outputs: Tensor, y: Tensor | None) -> Tensor:
-        return (2 * outputs).unsqueeze(0)  # d ||f||^2 / d f
-
+    model = unwrapped(model)
+    measured = Measurement(
+        dataset, None, batch_size, samples_at_once, num_workers, name=f"{variant} memory aware importance"
+    )
     with evaluation_mode(model):
         if variant == "local":
-            return _mean_product_of_activations(model, dataset)
-        if variant == "batched":
-            return mean_over_minibatches(model, dataset, signals, torch.abs, batch_size)
-        return mean_over_samples(model, dataset, signals, torch.abs)
+            return _mean_product_of_activations(model, measured)
+        way = mean_over_minibatches if variant == "batched" else mean_over_samples
+        return way(model, measured, squared_norm, torch.abs)
+
+
+def squared_norm(outputs: Tensor, y: Tensor | None) -> Tensor:
+    """The signal of ||f||^2: d ||f||^2 / d f. Labels are not read."""
+    return (2 * outputs).unsqueeze(0)
 
 
 def check_mas_variant(variant: str) -> None:
@@ -163,61 +192,6 @@ def check_mas_variant(variant: str) -> None:
 def _refuse_empty(dataset: Dataset) -> None:
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("an importance needs at least one sample; the dataset is empty")
-
-
-# --- what p(y | x, theta) is ------------------------------------------------------------------------------------------
-
-
-class LogDensity(Protocol):
-    """log p(y|x) as a function of the network's outputs f [N, K]; every method works on a whole batch.
-
-    A *signal* is a vector v_n for each sample, [N, K], that is pulled back through the network: the gradient of a
-    function of the outputs with respect to theta is J_n' v_n, with v_n the function's gradient with respect to f_n.
-    """
-
-    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The signal d log p(y_n | x_n) / d f_n."""
-
-    def draw(self, outputs: Tensor) -> Tensor:
-        """One y from p(y | x_n) for each n."""
-
-    def expectation(self, outputs: Tensor) -> Tensor:
-        """Signals [terms, N, K] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
-
-
-class Categorical:
-    """p(y|x) = softmax(f)_y, so that d log p(y|x) / d f = e_y - p."""
-
-    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return functional.one_hot(y, outputs.shape[1]) - outputs.softmax(1)
-
-    def draw(self, outputs: Tensor) -> Tensor:
-        return torch.multinomial(outputs.softmax(1), 1).squeeze(1)
-
-    def expectation(self, outputs: Tensor) -> Tensor:
-        # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2
-        p = outputs.softmax(1)
-        classes = (p.amax(0) > 0).nonzero().flatten()  # a masked unit (a class not met yet) has probability 0 exactly
-        weights = p[:, classes].T.sqrt().unsqueeze(2)
-        return weights * (functional.one_hot(classes, p.shape[1]).unsqueeze(1) - p)
-
-
-class Gaussian:
-    """p(y|x) = N(f, s^2 I), s = noise_std; the loss it belongs to is ||y - f||^2 / (2 s^2)."""
-
-    def __init__(self, noise_std: float):
-        self.noise_std = noise_std
-
-    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return (y - outputs) / self.noise_std**2
-
-    def draw(self, outputs: Tensor) -> Tensor:
-        return outputs + self.noise_std * torch.randn_like(outputs)
-
-    def expectation(self, outputs: Tensor) -> Tensor:
-        # E_y [(J'(y - f) / s^2)^2] = sum_k (J' e_k / s)^2: the residuals are independent with variance s^2.
-        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-        return (identity / self.noise_std).unsqueeze(1).expand(-1, *outputs.shape)
 
 
 # --- MAS, layer by layer ----------------------------------------------------------------------------------------------
@@ -236,40 +210,65 @@ WITHOUT_WEIGHTS = (
 )
 
 
-def _mean_product_of_activations(model: nn.Module, dataset: Dataset) -> dict[str, Tensor]:
+def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dict[str, Tensor]:
     """The local variant: each layer's own signal is its activation, in place of what is propagated back to it."""
+    every = _layers_of_local(model)
+    parameters = trainable_parameters(model)
+    names = {id(p): name for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    count = 0
+    probed: set[int] = set()  # by task, since another task may run other layers
+    for batch in measured.minibatches(model, measured.at_once or SAMPLES_AT_ONCE):
+        if batch.task not in probed and plan(model, batch).rest:
+            raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
+        probed.add(batch.task)
+        with recorded(every) as calls:
+            _, outputs = outputs_of(model, batch.inputs, batch.task)
+        runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
+        *hidden, last = runs
+        activations = {name: runs[name].output.detach().relu() for name in hidden}
+        # The last layer's output, but for units that are masked because their class has not been met.
+        (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
+        for name, f in activations.items():
+            layer, inputs = every[name], runs[name].inputs
+            of_layer = {
+                attribute: sums[names[id(p)]]
+                for attribute, p in layer.named_parameters(recurse=False)
+                if id(p) in names
+            }
+            if isinstance(layer, nn.Conv2d):
+                add_layer(of_layer, layer, inputs, [f], torch.abs)
+            else:
+                add_products(of_layer, inputs.abs(), f.abs())
+        count += rows(batch.inputs)
+        for name, total in sums.items():
+            if not total.isfinite().all():
+                raise ValueError(
+                    f"the {measured.name} of {name!r} is not finite in samples {batch.first} to "
+                    f"{batch.first + rows(batch.inputs) - 1}: look at those samples, and whether training has diverged"
+                )
+    return {name: total / count for name, total in sums.items()}
+
+
+def _layers_of_local(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear and convolutional layers by name; raises a ValueError that names a layer of another kind."""
     for name, module in model.named_modules():
         if next(module.children(), None) is None and not isinstance(module, (nn.Linear, nn.Conv2d, *WITHOUT_WEIGHTS)):
             raise ValueError(
                 f"variant='local' is for linear and convolutional layers with ReLU; {name!r} is a "
                 f"{type(module).__name__}: use variant='global'"
             )
-        if isinstance(module, nn.Linear | nn.Conv2d) and not has_short_cut(module):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not _is_plain(module):
             raise ValueError(
                 f"variant='local' is for plain layers; {name!r} is a {type(module).__name__} with groups, "
                 f"reparametrised weights, or padding that is named or not of zeros: use variant='global'"
             )
-    every: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
-    sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
-    count = 0
-    probed: set[int] = set()  # by task, since another task may run other layers
-    for x, _, task in minibatches(model, dataset, SAMPLES_AT_ONCE):
-        if task not in probed and short_cut_layers(model, x, task) is None:
-            raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
-        probed.add(task)
-        with recorded(every) as calls, torch.enable_grad():
-            outputs = forward(model, x, task)
-        *hidden, last = calls
-        activations = {name: calls[name][0][1].detach().relu() for name in hidden}
-        # The last layer's output, but for units that are masked because their class has not been met.
-        (activations[last],) = torch.autograd.grad(outputs, calls[last][0][1], outputs.detach())
-        for name, f in activations.items():
-            layer, inputs = every[name], calls[name][0][0]
-            if isinstance(layer, nn.Conv2d):
-                add_convolution(sums, name, layer, inputs, f, torch.abs)
-            else:
-                add_linear(sums, name, inputs.abs(), f.abs())
-        count += len(x)
-    return {name: total / count for name, total in sums.items()}
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d) and (
+        layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
+    ):
+        return False
+    return has_rule(layer)

@@ -30,10 +30,11 @@ from engrams.strategies.contract import (
     Strategy,
 )
 from engrams.strategies.dgr import DeepGenerativeReplay, WGANGPScholarHyperparameters, scholar, wgan_gp
-from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate, JudgedByClassifier
+from engrams.strategies.generator_training import GeneratorTemplate
 from engrams.strategies.generators.acgan import ACGAN, ROUND
 from engrams.strategies.generators.ewc_gan import EWCGAN
 from engrams.strategies.generators.generator import at_least_one
+from engrams.strategies.judged import GANDeepGenerativeReplay, JudgedByClassifier
 
 BATCHES_AHEAD = 20
 
@@ -254,7 +255,7 @@ class MeRGAN(JudgedByClassifier, GeneratorTemplate):
         return functional.cross_entropy(self.mb_output, self.mb_y)
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
-        self._train_generator()
+        self._train_generator(**kwargs)
 
 
 class GANJointTraining(MeRGAN):
@@ -266,36 +267,6 @@ class GANJointTraining(MeRGAN):
 
     def train_dataset_adaptation(self, **kwargs):
         self.adapted_dataset = concat_datasets([experience.dataset for experience in self._experiences]).train()
-
-
-class GANDeepGenerativeReplay(JudgedByClassifier, DeepGenerativeReplay):
-    """The paper's DGR: an unconditional generator, whose images the solver labels.
-
-    So what is asked for as a class is what the solver takes for it among as many images as all classes need: over and
-    over if they are few; where it takes none for it, any.
-    """
-
-    _labelled: tuple[Tensor, Tensor] | None = None
-    """Since the generator and the solver last learned."""
-
-    def _before_training_exp(self, **kwargs):
-        super()._before_training_exp(**kwargs)
-        self._labelled = None
-
-    def _after_training_exp(self, **kwargs):
-        self._labelled = None  # before it, for Avalanche may evaluate in it
-        super()._after_training_exp(**kwargs)
-
-    @torch.no_grad()
-    def made_as(self, label: int, n: int) -> Tensor:
-        wanted = n * max(1, len(self.classes_so_far))
-        if self._labelled is None or len(self._labelled[0]) != wanted:
-            x = self.generator.sample(wanted)
-            self.model.eval()  # training sets it back
-            self._labelled = x, torch.cat([self.model(part).argmax(dim=1) for part in x.split(READ_AT_ONCE)])
-        x, labels = self._labelled
-        found = x[labels == label]
-        return found[torch.arange(n) % len(found)] if len(found) else x[:n]
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------

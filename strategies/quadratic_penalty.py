@@ -8,28 +8,63 @@ EWC, MAS and L2 differ in what they call important; what is done with it is the 
 from __future__ import annotations
 
 import warnings
+import weakref
 from abc import ABC, abstractmethod
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.supervised import JointTraining
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.parameter import is_lazy
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+from engrams.strategies.minibatches import named_parameters, same_random_numbers
 
 Consolidation = Literal["separate", "corrected", "online"]
+PenaltyStep = Literal["gradient", "proximal"]
 ByName = dict[str, Tensor]
+Excluded = Sequence[str | type[nn.Module]]
+
+
+class Term(NamedTuple):
+    """importance (parameter - anchor)^2, all three of the parameter's present shape, type and device."""
+
+    parameter: nn.Parameter
+    importance: Tensor
+    anchor: Tensor
 
 
 class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
     """Adds the penalty to the loss of any Avalanche strategy; a subclass says what is important.
 
+    An anchor belongs to a parameter of one model, not to a name. A model that is compiled, made parallel or wrapped in
+    another keeps its anchors, and so does a layer that grew with its old units first. A layer that was exchanged for a
+    fresh one has none, and a warning names it. Used for a second strategy, the plugin goes on if the model is the
+    one that it left, and otherwise starts afresh, with a warning.
+
+    An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what
+    is measured is the data of all of them.
+
     Attributes:
         importances: parameter name -> non-negative tensor of its shape; empty before the first experience has ended.
-            A list of such dicts, one an experience, if ``consolidation`` is ``separate``.
+            A list of such dicts, one an experience, if ``consolidation`` is ``separate``. Names are those of the plain
+            model, whatever wraps it.
         anchors: likewise, the parameters that the penalty pulls towards.
     """
 
-    def __init__(self, coefficient: float, consolidation: Consolidation = "corrected", gamma: float = 1.0):
+    def __init__(
+        self,
+        coefficient: float,
+        consolidation: Consolidation = "corrected",
+        gamma: float = 1.0,
+        *,
+        penalty_step: PenaltyStep = "gradient",
+        exclude: Excluded = (),
+        consolidate_every: int | None = None,
+    ):
         """
         Args:
             coefficient: factor of the whole penalty, >= 0.
@@ -38,6 +73,17 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
                 ``corrected``: one penalty around the *latest* optimum, its importances the sum of all (Huszár 2017).
                 ``online``: the same, the running sum decayed by ``gamma`` (Schwarz et al. 2018).
             gamma: decay of ``online``, in [0, 1]; the other two leave it at 1.
+            penalty_step: ``gradient``: the penalty is part of the loss. ``proximal``: it is left out of the loss, and
+                after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
+                coefficient x importance: the minimum of the penalty plus ||theta' - theta||^2 / (2 learning rate) (a
+                proximal step; Parikh & Boyd 2014, "Proximal Algorithms", section 4.2). It is stable for every
+                coefficient. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
+                its steps does not reach the penalty.
+            exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
+                and kinds of modules (``nn.BatchNorm2d``) with all that is below them.
+            consolidate_every: for streams that hide where experiences end: consolidate at the end of the
+                (sub-)experience with which this many samples have come since the last time. None: where an experience
+                ends.
 
         Raises:
             ValueError: an argument outside its range.
@@ -53,37 +99,194 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
             raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
         if gamma != 1 and consolidation != "online":
             raise ValueError(f"gamma decays consolidation='online' only; got gamma={gamma} with {consolidation!r}")
+        if penalty_step not in get_args(PenaltyStep):
+            raise ValueError(f"penalty_step must be one of {', '.join(get_args(PenaltyStep))}; got {penalty_step!r}")
+        if consolidate_every is not None and consolidate_every < 1:
+            raise ValueError(f"consolidate_every must be at least 1 sample, or None; got {consolidate_every}")
         self.coefficient = coefficient
         self.consolidation = consolidation
         self.gamma = gamma
-        self.importances: Any = [] if consolidation == "separate" else {}
-        self.anchors: Any = [] if consolidation == "separate" else {}
-        self._terms: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self.penalty_step = penalty_step
+        self.exclude = [exclude] if isinstance(exclude, str | type) else list(exclude)
+        self.consolidate_every = consolidate_every
+        self._strategy: weakref.ref | None = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget everything that was learned from a strategy."""
+        self.importances: Any = [] if self.consolidation == "separate" else {}
+        self.anchors: Any = [] if self.consolidation == "separate" else {}
+        self.consolidated = 0
+        self._owners: dict[str, nn.Parameter] = {}  # whose anchors they are; a name alone says little
+        self._terms: list[Term] = []
+        self._since: list[Dataset] = []  # the data since the last consolidation
+        self._checked = False
+        self._num_workers = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_strategy": None}  # a weak reference cannot be pickled
 
     @abstractmethod
     def importance(self, strategy) -> ByName:
         """How important each parameter was to the experience just learned: name -> non-negative tensor."""
 
+    def check(self, strategy) -> None:
+        """Raises a ValueError for what cannot work, before the first experience of a strategy is trained."""
+
     def penalty(self, model: nn.Module) -> Tensor:
-        """The penalty at the model's present parameters, a scalar that carries gradients."""
-        return self._penalty(self._matched(model))
+        """The penalty at the model's present parameters, a scalar that carries gradients.
+
+        Another model than the one that the anchors belong to is compared with them by its parameters' names.
+        """
+        terms, lost = self._matched(model)
+        if lost and not terms:
+            terms = self._terms_of(named_parameters(model), lost=[])
+        return self._penalty(terms)
 
     # --- Avalanche's hooks ----------------------------------------------------------------------------------------
 
     def before_training_exp(self, strategy, **kwargs):
+        self._meet(strategy)
+        self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
+        if self.consolidate_every is None and shown(strategy.experience, "is_first_subexp", True):
+            self._since = []
+        self._since.append(_data_of(strategy))
+        if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
+            self._refuse_what_cannot_work(strategy)
+            self._checked = True
         # Matched once an experience: heads and units are added before it begins, never inside it.
-        self._terms = self._matched(strategy.model)
+        self._terms, lost = self._matched(strategy.model)
+        if lost:
+            self._give_up(lost, named_parameters(strategy.model))
 
     def before_backward(self, strategy, **kwargs):
-        if self._terms:
+        if self._terms and self.penalty_step == "gradient":
             strategy.loss = strategy.loss + self._penalty(self._terms)
 
+    def after_update(self, strategy, **kwargs):
+        if self._terms and self.penalty_step == "proximal":
+            self._proximal_step(strategy.optimizer)
+
     def after_training_exp(self, strategy, **kwargs):
+        if not self._ends_here(strategy.experience):
+            return
         self._terms = []
+        parameters = named_parameters(strategy.model)
+        for name, p in parameters.items():
+            if not p.isfinite().all():
+                raise ValueError(
+                    f"{type(self).__name__}: the parameter {name!r} is not finite (NaN or infinite) after the "
+                    f"experience: training has diverged. Lower the learning rate or the penalty"
+                )
         importances = self.importance(strategy)
-        anchors = {name: p.detach().clone() for name, p in strategy.model.named_parameters() if name in importances}
+        left_out = self._left_out(strategy.model)
+        importances = {name: importance for name, importance in importances.items() if name not in left_out}
+        if importances and not any(importance.any() for importance in importances.values()):
+            names = ", ".join(repr(name) for name in list(importances)[:3])
+            warnings.warn(
+                f"{type(self).__name__}: every importance is 0 after experience {self.consolidated} ({names} and all "
+                f"others): nothing of it will be held. The outputs may not depend on the parameters, or the density "
+                f"may not be the loss's",
+                stacklevel=2,
+            )
+        anchors = {name: parameters[name].detach().clone() for name in importances}
         self.consolidate(importances, anchors)
-        self._warn_if_unstable(strategy.optimizer, strategy.model)
+        self._owners.update({name: parameters[name] for name in importances})
+        self.consolidated += 1
+        self._since = []
+        if self.penalty_step == "gradient":
+            self._warn_if_unstable(strategy.optimizer, strategy.model)
+
+    # --- whose anchors, of what data ------------------------------------------------------------------------------
+
+    def _meet(self, strategy) -> None:
+        """Go on with a strategy, or start afresh with another one whose model is not as this plugin left it."""
+        if self._strategy is not None and self._strategy() is strategy:
+            return
+        copied = self._strategy is None  # or loaded; or it is new
+        self._strategy = weakref.ref(strategy)
+        if not self._owners:
+            return
+        _, lost = self._matched(strategy.model)
+        as_left = not lost and (copied or self._is_as_left(named_parameters(strategy.model)))
+        if not as_left:
+            warnings.warn(
+                f"{type(self).__name__} was made for another strategy, and this one's model is not the one that it "
+                f"left: it starts afresh, and what it held of the other is forgotten. Make one plugin for each "
+                f"strategy",
+                stacklevel=2,
+            )
+            self._start_afresh()
+        self._checked = False
+        self._since = []
+
+    def _is_as_left(self, parameters: dict[str, nn.Parameter]) -> bool:
+        latest = self.anchors[-1] if self.consolidation == "separate" else self.anchors
+        return all(
+            torch.equal(_first(parameters[name].detach(), anchor), anchor.to(parameters[name]))
+            for name, anchor in latest.items()
+        )
+
+    def _ends_here(self, experience) -> bool:
+        """Whether an experience ends with this one, which may be a part of it."""
+        if self.consolidate_every is not None:
+            return sum(len(data) for data in self._since) >= self.consolidate_every  # type: ignore[arg-type]
+        # Avalanche 0.6 marks no sub-experience as the last where their size divides the experience's: they are counted.
+        return len(self._since) >= shown(experience, "sub_stream_length", 1)
+
+    def data_since(self, strategy) -> Dataset:
+        """What was trained on since the last consolidation, with the transformations of evaluation."""
+        parts = [data.eval() if hasattr(data, "eval") else data for data in self._since or [_data_of(strategy)]]
+        if len(parts) == 1:
+            return parts[0]
+        joined: Dataset = ConcatDataset(parts)
+        if hasattr(parts[0], "collate_fn"):
+            joined.collate_fn = parts[0].collate_fn  # type: ignore[attr-defined]
+        return joined
+
+    def _loading(self, strategy, batch_size: int | None, num_workers: int | None) -> dict[str, Any]:
+        """How an importance loads its data; by default as the strategy loads its own."""
+        return {
+            "batch_size": batch_size or strategy.train_mb_size,
+            "samples_at_once": batch_size,
+            "num_workers": self._num_workers if num_workers is None else num_workers,
+        }
+
+    def _refuse_what_cannot_work(self, strategy) -> None:
+        if self.consolidate_every is None and shown(strategy.experience, "sub_stream_length", 1) is None:
+            raise ValueError(
+                f"{type(self).__name__}: the stream hides where an experience ends: give consolidate_every, the number "
+                f"of samples after which to consolidate"
+            )
+        with same_random_numbers():
+            self._left_out(strategy.model, refuse_unused=True)
+            try:
+                self.check(strategy)
+            except Exception as error:
+                what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}") from error
+
+    def _left_out(self, model: nn.Module, refuse_unused: bool = False) -> set[str]:
+        """The names of the parameters that ``exclude`` leaves out."""
+        names = {id(p): name for name, p in named_parameters(model).items()}
+        found: set[str] = set()
+        for excluded in self.exclude:
+            if isinstance(excluded, str):
+                of_this = {name for name in names.values() if fnmatch(name, excluded)}
+            else:
+                of_this = {
+                    names[id(p)]
+                    for module in model.modules()
+                    if isinstance(module, excluded)
+                    for p in module.parameters()
+                }
+            if refuse_unused and not of_this:
+                raise ValueError(
+                    f"{type(self).__name__}: exclude={excluded!r} is no parameter of the model; it has "
+                    f"{', '.join(list(names.values())[:5])}, ..."
+                )
+            found |= of_this
+        return found
 
     # --- consolidation --------------------------------------------------------------------------------------------
 
@@ -96,7 +299,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         # Schwarz et al. 2018: F*_t = gamma F*_{t-1} + F_t; gamma = 1 is Huszár's sum.
         for name, importance in importances.items():
             if name in self.importances:
-                importance = importance + self.gamma * _grown(self.importances[name], importance)
+                importance = importance + self.gamma * _grown(self.importances[name].to(importance), importance)
             self.importances[name] = importance
         self.anchors.update(anchors)
 
@@ -107,25 +310,98 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         # Schwarz et al. 2018 weigh the running sum by gamma once more when it becomes the next penalty.
         return self.coefficient * self.gamma
 
-    def _penalty(self, terms: list[tuple[nn.Parameter, Tensor, Tensor]]) -> Tensor:
-        total: Tensor = torch.zeros((), device=terms[0][0].device) if terms else torch.zeros(())
+    def _penalty(self, terms: list[Term]) -> Tensor:
+        total: Tensor = torch.zeros((), device=terms[0].parameter.device) if terms else torch.zeros(())
         for parameter, importance, anchor in terms:
             total = total + _WeightedSquare.apply(parameter, importance, anchor)
         return self._scale * total
+
+    @torch.no_grad()
+    def _proximal_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """argmin_theta' scale sum_k importance_k (theta' - anchor_k)^2 + ||theta' - theta||^2 / (2 learning rate)."""
+        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        sums: dict[int, tuple[nn.Parameter, Tensor, Tensor]] = {}
+        for parameter, importance, anchor in self._terms:
+            if id(parameter) not in rates or not parameter.requires_grad:
+                continue
+            h = rates[id(parameter)] * 2 * self._scale * importance
+            _, pulled, weight = sums.get(id(parameter), (parameter, parameter, 1))
+            sums[id(parameter)] = (parameter, pulled + h * anchor, weight + h)
+        for parameter, pulled, weight in sums.values():
+            parameter.copy_(pulled / weight)
 
     def _pairs(self) -> list[tuple[ByName, ByName]]:
         if self.consolidation == "separate":
             return list(zip(self.importances, self.anchors, strict=True))
         return [(self.importances, self.anchors)]
 
-    def _matched(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-        """(parameter, importance, anchor) of every penalised parameter, in the parameter's present shape."""
-        parameters = dict(model.named_parameters())
+    def _by_name(self) -> list[dict[str, Any]]:
+        """All that is kept by a parameter's name."""
+        return [*(kept for pair in self._pairs() for kept in pair), self._owners]
+
+    def _matched(self, model: nn.Module) -> tuple[list[Term], list[str]]:
+        """The terms of every penalised parameter, in its present shape; and the names that nothing continues."""
+        parameters = named_parameters(model)
+        lost = self._follow(parameters)
+        return self._terms_of(parameters, lost), lost
+
+    def _terms_of(self, parameters: dict[str, nn.Parameter], lost: list[str]) -> list[Term]:
         return [
-            (parameters[name], _grown(importance, parameters[name]), _grown(anchors[name], parameters[name]))
+            Term(p, _grown(importance.to(p), p), _grown(anchors[name].to(p), p))
             for importances, anchors in self._pairs()
             for name, importance in importances.items()
+            if name not in lost
+            for p in [parameters[name]]
         ]
+
+    def _follow(self, parameters: dict[str, nn.Parameter]) -> list[str]:
+        """Follow every anchored parameter to where it is now; returns the names of those that are nowhere.
+
+        A parameter is where the same object is, under whatever name; or under its name, if it continues the old one:
+        its first units have the old values (layers that grow, models that were copied). What was not anchored through a
+        strategy (but put there by hand, or loaded) is known by its name alone.
+        """
+        present = {id(p): name for name, p in parameters.items()}
+        renamed: dict[str, str] = {}
+        lost = []
+        for name in dict.fromkeys(name for importances, _ in self._pairs() for name in importances):
+            owner = self._owners.get(name)
+            here = parameters.get(name)
+            if owner is not None and id(owner) in present:
+                if present[id(owner)] != name:
+                    renamed[name] = present[id(owner)]
+            elif here is None or not self._continued(name, here):
+                lost.append(name)
+            elif owner is not None:
+                self._owners[name] = here
+        if renamed:
+            for of_name in self._by_name():
+                moved = {new: of_name.pop(old) for old, new in renamed.items() if old in of_name}
+                of_name.update(moved)
+        return lost
+
+    def _continued(self, name: str, here: nn.Parameter) -> bool:
+        owner = self._owners.get(name)
+        if owner is not None:
+            return _continues(here, owner)
+        return _may_grow(next(anchors[name] for _, anchors in self._pairs() if name in anchors), here)
+
+    def _give_up(self, lost: list[str], parameters: dict[str, nn.Parameter]) -> None:
+        """Forget the anchors of parameters that are gone, and say which."""
+        for of_name in self._by_name():
+            for name in lost:
+                of_name.pop(name, None)
+        exchanged = [name for name in lost if name in parameters]
+        gone = [name for name in lost if name not in parameters]
+        said = []
+        if exchanged:
+            said.append(f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised")
+        if gone:
+            said.append(
+                f"{', '.join(map(repr, gone))}: not in the model any more (removed, or renamed and replaced, or "
+                f"reparametrised); what was held of it is forgotten"
+            )
+        warnings.warn(f"{type(self).__name__}: {'; '.join(said)}", stacklevel=3)
 
     def _warn_if_unstable(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """Warn where gradient steps on the penalty overshoot ever further.
@@ -136,9 +412,9 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         if not isinstance(optimizer, torch.optim.SGD):
             return
         curvature: dict[int, Tensor] = {}
-        for parameter, importance, _ in self._matched(model):
+        for parameter, importance, _ in self._matched(model)[0]:
             curvature[id(parameter)] = curvature.get(id(parameter), 0) + 2 * self._scale * importance
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in named_parameters(model).items()}
         for index, group in enumerate(optimizer.param_groups):
             momentum = group["momentum"]
             limit = 2 * (1 + momentum) / (1 + 2 * momentum if group["nesterov"] else 1)
@@ -149,7 +425,8 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
                     f"{type(self).__name__}: in parameter group {index}, learning rate {group['lr']:g} x penalty "
                     f"curvature {steps[worst] / group['lr']:.3g} = {steps[worst]:.3g} exceeds {limit:g} for "
                     f"{names[worst]!r}: SGD steps on the penalty will diverge, even where the loss stays finite. "
-                    f"Lower the learning rate or the penalty by a factor of {steps[worst] / limit:.2g}.",
+                    f"Lower the learning rate or the penalty by a factor of {steps[worst] / limit:.2g}, or take "
+                    f"penalty_step='proximal'.",
                     stacklevel=2,
                 )
 
@@ -161,27 +438,67 @@ class _WeightedSquare(torch.autograd.Function):
     def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:  # type: ignore[override]
         difference = parameter - anchor
         weighted = importance * difference
-        ctx.save_for_backward(weighted)
+        ctx.save_for_backward(parameter, importance, anchor)
+        ctx.weighted = weighted
         return torch.dot(weighted.flatten(), difference.flatten())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (weighted,) = ctx.saved_tensors
-        return weighted * (2 * upstream), None, None
+        if torch.is_grad_enabled():  # create_graph=True: the gradient has a gradient of its own
+            parameter, importance, anchor = ctx.saved_tensors
+            return importance * (parameter - anchor) * (2 * upstream), None, None
+        return ctx.weighted * (2 * upstream), None, None
+
+
+def _data_of(strategy) -> Dataset:
+    """What the strategy trains on: the experience's data; in joint training, that of all of them."""
+    return strategy.adapted_dataset if isinstance(strategy, JointTraining) else strategy.experience.dataset
+
+
+def shown(experience, attribute: str, missing: Any, hidden: Any = None) -> Any:
+    """An experience's attribute; ``missing`` where it has none, ``hidden`` where the stream does not show it."""
+    try:
+        return getattr(experience, attribute, missing)
+    except ValueError:  # Avalanche's MaskedAttributeError
+        return hidden
+
+
+def first_samples(dataset: Dataset, count: int = 3) -> Dataset:
+    """Returns the first samples, of a dataset's own collation."""
+    first: Dataset = Subset(dataset, range(min(count, len(dataset))))  # type: ignore[arg-type]
+    if hasattr(dataset, "collate_fn"):
+        first.collate_fn = dataset.collate_fn  # type: ignore[attr-defined]
+    return first
+
+
+def refuse_negative(name: str, value: float) -> None:
+    """Raises a ValueError that names the penalty's factor as its user knows it."""
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0; got {value}")
+
+
+def _may_grow(old: Tensor, new: Tensor) -> bool:
+    return old.dim() == new.dim() and all(before <= now for before, now in zip(old.shape, new.shape, strict=True))
+
+
+def _continues(new: Tensor, old: Tensor) -> bool:
+    """Whether the new parameter's first units are the old ones."""
+    return _may_grow(old, new) and torch.equal(_first(new.detach(), old), old.detach().to(new))
+
+
+def _first(tensor: Tensor, like: Tensor) -> Tensor:
+    """The part of ``tensor`` that the smaller ``like`` covers. Avalanche's incremental layers keep old units first."""
+    return tensor[tuple(slice(0, size) for size in like.shape)]
 
 
 def _grown(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` padded with zeros to the shape of ``like``: units added since have importance 0.
-
-    Avalanche's incremental layers keep the old units first.
-    """
+    """``tensor`` padded with zeros to the shape of ``like``: units added since have importance 0."""
     if tensor.shape == like.shape:
         return tensor
-    if tensor.dim() != like.dim() or any(old > new for old, new in zip(tensor.shape, like.shape, strict=True)):
+    if not _may_grow(tensor, like):
         raise ValueError(
             f"a parameter shrank from shape {tuple(tensor.shape)} to {tuple(like.shape)}; it may only grow"
         )
     grown = tensor.new_zeros(like.shape)
-    grown[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    _first(grown, tensor).copy_(tensor)
     return grown

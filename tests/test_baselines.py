@@ -4,6 +4,7 @@ import pytest
 import torch
 from avalanche.models import as_multitask
 from avalanche.training.plugins import SupervisedPlugin, SynapticIntelligencePlugin
+from torch import nn
 
 from engrams.strategies.avalanche.faults import WorkingSynapticIntelligencePlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
@@ -27,6 +28,52 @@ def test_l2_has_importance_one_for_what_was_trained_and_stays_one():
             expected += 0.25 * 0.1**2 * p.numel() if name in plugin.importances else 0
             p.add_(0.1)
     assert plugin.penalty(model).item() == pytest.approx(expected, rel=1e-3)
+
+
+class Layers(SupervisedPlugin):
+    """Whether the layers are in training mode, at every step; and the features of the same inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = []
+
+    def before_forward(self, strategy, **kwargs):
+        self.modes.append({name: module.training for name, module in strategy.model.named_modules()})
+
+
+def test_frozen_holds_the_running_statistics_of_batch_norm():
+    """A fixed backbone gives fixed features, whatever keeps something besides parameters."""
+    torch.manual_seed(0)
+    model = mlp()
+    model.features = nn.Sequential(
+        model.features,
+        nn.BatchNorm1d(5),
+        nn.Sequential(nn.Dropout(0.1), nn.utils.parametrizations.spectral_norm(nn.Linear(5, 5))),
+    )
+    model.classifier = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 2))
+    layers = Layers()
+    strategy = learn(model, stream([[0, 1]])[:1], FrozenBackbonePlugin(), layers)
+    x = torch.randn(50, 6)
+    before, own = model.eval().features(x), model.classifier[0].running_mean.clone()
+    for experience in stream([[0, 1]] * 2):
+        strategy.train(experience, eval_streams=[[experience]])
+        strategy.eval(experience)
+    assert torch.equal(model.eval().features(x), before)
+    assert not torch.equal(model.classifier[0].running_mean, own), "the classifier goes on learning"
+    first, last = layers.modes[0], layers.modes[-1]
+    assert all(first.values())
+    assert not last["features.1"]
+    assert last["features.2.0"]
+    assert last["classifier.0"]
+
+
+def test_one_frozen_plugin_begins_afresh_with_another_strategy():
+    plugin = FrozenBackbonePlugin()
+    learn(mlp(), stream([[0, 1]] * 2), plugin)
+    model = mlp()
+    before = model.features[0].weight.detach().clone()
+    learn(model, stream([[0, 1]])[:1], plugin)
+    assert not torch.equal(model.features[0].weight, before)
 
 
 def test_frozen_learns_only_the_classifier_after_the_first_experience():
@@ -80,6 +127,29 @@ def test_replay_shows_as_many_old_samples_as_new_ones_and_keeps_to_its_size():
     labels = {tuple(x.tolist()): int(y) for e in experiences for x, y, _ in e.dataset}
     for x, y, _ in (batch for batches in watch.seen for batch in batches):
         assert [labels[tuple(row.tolist())] for row in x] == y.tolist(), "each sample with its own label"
+
+
+def test_what_replay_keeps_is_drawn_at_random():
+    """Over many buffers every sample is kept as often as the others, whatever its place in the data."""
+    (experience,) = stream([[0, 1]])
+    place = {tuple(x.tolist()): n for n, (x, *_) in enumerate(experience.dataset)}
+    kept = torch.zeros(len(place))
+    for seed in range(60):
+        torch.manual_seed(seed)
+        replay = ReplayPlugin(10)
+        learn(mlp(), [experience], replay)
+        for x in replay._buffer[0]:
+            kept[place[tuple(x.tolist())]] += 1
+    expected = 60 * 10 / len(place)
+    assert ((kept - expected) ** 2 / expected).sum() < 2 * len(place), kept
+    assert kept.max() < 60
+
+
+def test_one_buffer_begins_empty_with_another_strategy():
+    replay, watch = ReplayPlugin(12), Watch()
+    learn(mlp(), stream([[0, 1]] * 2), replay)
+    learn(mlp(), stream([[0, 1]])[:1], replay, watch)
+    assert all(len(x) == 10 for x, *_ in watch.seen[0])
 
 
 def test_replay_keeps_task_labels():

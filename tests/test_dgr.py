@@ -423,7 +423,8 @@ def test_every_hyperparameter_reaches_the_scholar(strategy, settings):
     not_the_scholars = {"solver_schedule"}  # make_strategy's
     the_scholars = set(entry.hyperparameters.model_fields) - not_the_scholars
     assert hyperparameters.model_fields_set == the_scholars, "all of them, none by default"
-    made = entry.build(hyperparameters, {**arguments(mlp()), "images": ImageSpec((1, 8, 8)), "seed": 0})
+    made = entry.build(hyperparameters, {**arguments(mlp()), "images": ImageSpec((1, 8, 8)), "seed": 17})
+    assert made.generator.seed == 17
     for name, value in settings.items():
         owner = made if name in ("r", "replay_labels") else made.generator
         assert getattr(owner, name.removeprefix("generator_")) == value, name

@@ -233,6 +233,43 @@ def test_the_negative_elbo_is_that_of_the_distributions(likelihood):
     torch.testing.assert_close(found, torch.stack(expected).mean())
 
 
+@pytest.mark.parametrize(("likelihood", "bounded"), [("bernoulli", True), ("gaussian", True), ("gaussian", False)])
+def test_a_step_of_the_vae_is_on_the_bound_of_a_draw_from_its_posterior(likelihood, bounded):
+    """z is drawn, not the mean: by torch's own distributions, with the numbers that the generator draws next."""
+    spec = ImageSpec((6,), 0.0, 1.0) if bounded else ImageSpec((6,), -math.inf, math.inf)
+    vae = VAE(spec, 1, 4, 0, latent_size=3, hidden_sizes=(5,), likelihood=likelihood)
+    vae.optimizer = torch.optim.SGD(vae.parameters(), lr=1.0)
+    twin = copy.deepcopy(vae)
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(3))
+    mean, log_variance = twin.encoder(x).chunk(2, dim=1)
+    posterior = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+    z = posterior.loc + posterior.scale * torch.randn(4, 3, generator=twin.random)
+    outputs = twin.decoder(z)
+    if likelihood == "bernoulli":
+        log_likelihood = (x * outputs.sigmoid().log() + (1 - x) * (1 - outputs.sigmoid()).log()).sum()
+    else:
+        predicted = outputs.sigmoid() if bounded else outputs
+        spread = (x - predicted).square().mean().sqrt()
+        log_likelihood = torch.distributions.Normal(predicted, spread).log_prob(x).sum()
+    prior = torch.distributions.Normal(0.0, 1.0)
+    expected = (torch.distributions.kl_divergence(posterior, prior).sum() - log_likelihood) / 4
+    before = [p.detach().clone() for p in vae.parameters()]
+    loss = vae.step(x)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert not loss.requires_grad
+    gradients = torch.autograd.grad(expected, twin.parameters())
+    for old, new, gradient in zip(before, vae.parameters(), gradients, strict=True):
+        torch.testing.assert_close(new.detach(), old - gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_an_image_learned_by_heart_does_not_make_the_loss_fall_without_end():
+    """At most the density of a standard deviation of 1/100."""
+    x, nothing = torch.full((3, 7), 0.5), torch.zeros(3, 2)
+    found = negative_elbo(x, torch.zeros(3, 7), nothing, nothing, "gaussian")
+    narrowest = torch.distributions.Normal(torch.tensor(0.5), torch.tensor(0.01))
+    assert found.item() == pytest.approx(-7 * narrowest.log_prob(torch.tensor(0.5)).item(), rel=1e-5)
+
+
 def test_the_gradient_penalty_is_that_of_finite_differences():
     torch.manual_seed(0)
     critic = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)).double()
@@ -282,6 +319,26 @@ def test_the_critics_loss_is_algorithm_1_by_hand():
     )
     expected = twin.critic(fake).mean() - twin.critic(x).mean() + 10 * ((norms - 1) ** 2).mean()
     assert gan.step(x).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_both_networks_of_the_gan_learn_with_the_adam_that_was_asked_for():
+    """Two steps by hand: the moments decay by the betas that were given."""
+    gan = WGANGP(SPEC, 1, 16, 0, latent_size=4, width=16, critic_steps=1, betas=(0.3, 0.8), learning_rate=0.01)
+    for _ in range(2):
+        gan.step(gan.as_learned(images(16)))
+    for network, optimizer in ((gan.generator, gan.generator_optimizer), (gan.critic, gan.critic_optimizer)):
+        twin = copy.deepcopy(network)
+        by_hand = copy.deepcopy(optimizer.state_dict()["state"])
+        for place, (parameter, before) in enumerate(zip(network.parameters(), twin.parameters(), strict=True)):
+            gradient = torch.full_like(parameter, 0.5)
+            parameter.grad = gradient.clone()
+            first, second = by_hand[place]["exp_avg"], by_hand[place]["exp_avg_sq"]
+            first, second = 0.3 * first + 0.7 * gradient, 0.8 * second + 0.2 * gradient**2
+            step = (first / (1 - 0.3**3)) / ((second / (1 - 0.8**3)).sqrt() + 1e-8)
+            before.data -= 0.01 * step
+        optimizer.step()
+        for parameter, expected in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_generator_takes_a_step_after_every_fifth_of_the_critic():

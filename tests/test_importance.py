@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from engrams.strategies import per_sample_gradients
+from engrams.strategies import layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher
+from engrams.strategies.minibatches import Minibatch
 
 SAMPLES, CLASSES = 12, 4
 
@@ -164,18 +165,34 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
     whole = diagonal_fisher(model, dataset)
     monkeypatch.setattr(per_sample_gradients, "SAMPLES_AT_ONCE", 5)
     monkeypatch.setattr(per_sample_gradients, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(layer_gradients, "NUMBERS_WRITTEN_OUT", 1)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
-    monkeypatch.setattr(per_sample_gradients, "short_cut_layers", lambda *_: None)
+    monkeypatch.setattr(per_sample_gradients, "has_rule", lambda layer: False)
+    assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
+    monkeypatch.setattr(per_sample_gradients, "_can_vectorise", lambda *_: False)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("problem", "taken"), [(mlp, 1), (cnn, 1), (Aside, 1), (batch_norm, 0), (tied, 0)], indirect=["problem"]
+    ("problem", "rest"),
+    [
+        (mlp, set()),
+        (cnn, set()),
+        (multi_head, set()),
+        (batch_norm, set()),
+        (Aside, set()),
+        (tied, {"1.weight", "1.bias"}),
+        (Folded, {"a.weight", "a.bias"}),
+        (Outside, {"a.weight"}),
+        (weight_norm, {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}),
+    ],
+    indirect=["problem"],
 )
-def test_short_cut_is_taken_where_it_can_be(problem, taken):
+def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem, rest):
     model, dataset = problem
-    x, _, _ = dataset[:2]
-    assert (per_sample_gradients.short_cut_layers(model, x, 0) is not None) == taken
+    model.eval()
+    x, y, tasks = dataset[:2]
+    assert per_sample_gradients.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
 
 
 @pytest.mark.parametrize("problem", [mlp], indirect=True)

@@ -13,13 +13,14 @@ from torch import nn
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
-from engrams.strategies import DeepGenerativeReplay, MeRGAN
+from engrams.strategies import DeepGenerativeReplay, MeRGAN, catalogue
+from engrams.strategies.contract import GANSettings
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, WGANGP
 from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
+from engrams.strategies.judged import GANDeepGenerativeReplay
 from engrams.strategies.mergan import (
     BATCHES_AHEAD,
-    GANDeepGenerativeReplay,
     GANJointTraining,
     JointReplayGAN,
     ReplayAlignmentGAN,
@@ -239,6 +240,36 @@ def test_the_generator_s_fisher_is_the_sum_of_squares_of_its_jacobian():
     )
     for name in expected:  # a mean of 4,000 squares of normals
         assert torch.allclose(found[name], expected[name], rtol=0.15, atol=1e-4 * expected[name].max() + 1e-9), name
+
+
+def test_the_fisher_of_an_experience_is_of_all_its_classes_alike():
+    """A label's own scale and shift matter only where images of that label are measured."""
+    generator = learn(gan(EWCGAN, classes=4, ewc_lambda=1.0, fisher_samples=2400), 0, 2)
+    for name in ("norms.0.scale", "norms.0.shift"):
+        of_class = generator.ewc.importances[name].sum(dim=1)
+        assert of_class[1] == of_class[3] == 0, name
+        assert 0.2 < of_class[0] / of_class[2] < 5, name
+    twin = learn(gan(EWCGAN, classes=4, ewc_lambda=1.0, fisher_samples=24), 0, 2)
+    alone = {}
+    for label in (0, 2):
+        z, labels = twin.latents([label] * 400, 12, torch.Generator().manual_seed(label))
+        alone[label] = generator_fisher(twin.generator, z, labels, torch.Generator().manual_seed(7 + label))
+    for name, found in generator.ewc.importances.items():
+        expected = (alone[0][name] + alone[2][name]) / 2
+        torch.testing.assert_close(found.sum(), expected.sum(), rtol=0.25, atol=1e-6)
+
+
+def test_the_fisher_is_measured_on_as_many_images_as_were_asked_for(monkeypatch):
+    measured = []
+
+    def counted(generator, z, labels, random):
+        measured.append(labels.flatten().bincount().tolist())
+        return generator_fisher(generator, z, labels, random)
+
+    monkeypatch.setattr("engrams.strategies.generators.ewc_gan.generator_fisher", counted)
+    for samples in (36, 41, 1):
+        learn(gan(EWCGAN, ewc_lambda=1.0, fisher_samples=samples), 0, 1)
+    assert measured == [[36, 36], [36, 36], [12, 12]], "in whole batches, at least one"
 
 
 def test_ewc_s_penalty_is_held_against_the_last_optimum_with_all_fishers():
@@ -490,6 +521,37 @@ def test_an_unconditional_generator_is_asked_anew_after_every_experience():
     assert not torch.equal(seen[1], before), "where Avalanche evaluates within the training, too"
 
 
+@pytest.mark.parametrize(("images_per_class", "size"), [(20, 7), (21, 7), (3, 7)])
+def test_the_number_of_minibatches_is_known_before(images_per_class, size):
+    """Avalanche's progress bar asks for it."""
+    strategy = MeRGAN(
+        generator=gan(classes=3),
+        classifier=BrightestRow(),
+        images_per_class=images_per_class,
+        eval_mb_size=size,
+        evaluator=evaluated(),
+    )
+    (strategy.experience,) = pictures([0, 2])
+    strategy.make_eval_dataloader()
+    assert len(strategy.dataloader) == len(list(strategy.dataloader)) == 2 * -(-images_per_class // size)
+
+
+def test_asking_the_solver_for_labels_leaves_it_as_it_was():
+    torch.manual_seed(0)
+    solver = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2))
+    strategy = GANDeepGenerativeReplay(
+        generator=WGANGP(SPEC, epochs=1, batch_size=8, width=8),
+        classifier=BrightestRow(),
+        images_per_class=10,
+        model=solver,
+        optimizer=torch.optim.SGD(solver.parameters(), lr=0.1),
+        evaluator=evaluated(),
+    )
+    before = weights(solver.train())
+    strategy.of_class(0, 10)
+    assert same(weights(solver), before), "its running statistics"
+
+
 # --- as the memory of a solver ----------------------------------------------------------------------------------------
 
 
@@ -563,3 +625,30 @@ def test_asked_labels_need_one_head():
     model = as_multitask(SimpleMLP(num_classes=4, input_size=64, hidden_size=8, drop_rate=0), "classifier")
     with pytest.raises(ValueError, match="needs one head"):
         DeepGenerativeReplay(generator=gan(), replay_labels="asked", model=model, optimizer=None, evaluator=quiet())
+
+
+# --- from the catalogue -----------------------------------------------------------------------------------------------
+
+OWN = {
+    "mergan-jtr": {"past_weight": 0.25, "replayed_classes": (1,), "replay_batch_size": 9},
+    "mergan-ra": {"ra_lambda": 0.5, "replayed_classes": (1,), "replay_batch_size": 9},
+    "gan-joint": {"steps": 11},
+    "gan-finetune": {},
+    "gan-ewc": {"ewc_lambda": 2.0, "fisher_samples": 13},
+}
+SETTINGS = {"steps": 7, "batch_size": 5, "latent_size": 3, "width": 6, "learning_rate": 0.02, "smallest_side": 2}
+SETTINGS |= {"critic_steps": 4, "penalty": 3.0, "classifier_weight": 0.5, "betas": (0.1, 0.8)}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_gan_is_made_with_everything_that_was_said(name):
+    entry = catalogue.get(name)
+    h = entry.hyperparameters(**OWN[name])
+    for build in filter(None, (entry.build, entry.generate)):
+        model = nn.Linear(1, 1)
+        template = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1), "criterion": None}
+        template |= {"images": SPEC, "seed": 17, "classes": 3, "gan": GANSettings(**SETTINGS), "evaluator": quiet()}
+        generator = build(h, template).generator
+        for setting, value in {**SETTINGS, **OWN[name], "seed": 17, "classes": 3}.items():
+            owner = generator.ewc if setting == "ewc_lambda" else generator
+            assert getattr(owner, setting) == value, setting

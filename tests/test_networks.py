@@ -14,6 +14,7 @@ from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolEr
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
 from engrams.strategies import per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher
+from engrams.strategies.minibatches import Minibatch
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
 RESNET = ReducedResNet18(kind="resnet18-reduced", width=2)
@@ -113,9 +114,9 @@ def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)
     x = torch.rand(6, 3, 8, 8)
-    layers = per_sample_gradients.short_cut_layers(model, x, 0)
-    assert layers is not None
-    assert len(layers) == 4
+    found = per_sample_gradients.plan(model, Minibatch(x, None, 0, 0))
+    assert len(found.layers) == 4
+    assert not found.rest
 
 
 def test_the_reduced_resnet_is_that_of_the_source():

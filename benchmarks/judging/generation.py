@@ -16,7 +16,7 @@ from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_o
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.store import Generated
-from engrams.strategies.generator_training import JudgedByClassifier
+from engrams.strategies.judged import JudgedByClassifier
 
 SHOWN = 20
 PICTURE, ANIMATION = "generated.png", "generated.gif"

@@ -35,7 +35,7 @@ from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from engrams.strategies import catalogue
 from engrams.strategies.mas import MASPlugin
-from engrams.strategies.per_sample_gradients import evaluation_mode, forward
+from engrams.strategies.minibatches import evaluation_mode, forward
 
 NO_LABEL = -1
 

@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
 from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ProtocolError, ReducedResNet18
-from engrams.strategies.per_sample_gradients import evaluation_mode
+from engrams.strategies.minibatches import evaluation_mode
 from engrams.strategies.references import BadReference, resolve
 
 

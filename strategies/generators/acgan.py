@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,6 +41,7 @@ class ACGAN(NetworkGenerator):
     """
 
     black = -1.0
+    conditional = True
 
     generator: ConditionalNetwork
     critic: Critic
@@ -51,7 +51,7 @@ class ACGAN(NetworkGenerator):
         images: ImageSpec,
         steps: int,
         batch_size: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         classes: int = 1,
         latent_size: int = 128,
         width: int = 128,
@@ -78,7 +78,7 @@ class ACGAN(NetworkGenerator):
             learning_rate, betas: of both networks' Adam.
 
         Raises:
-            ValueError: a size or a number of steps below 1, images of another shape.
+            ValueError: a size or a number of steps below 1, images of another shape or without bounds.
         """
         at_least_one(
             steps=steps,
@@ -101,8 +101,10 @@ class ACGAN(NetworkGenerator):
         self.known: list[int] = []
         """The classes learned so far."""
         super().__init__(images, batch_size, seed)
+        if not self.bounded:
+            raise ValueError("the conditional GAN makes images between two finite bounds; its ImageSpec has none")
         # Its own, so that what is replayed changes nothing about what else is drawn.
-        self.replay_random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(2)[1]))
+        self.replay_random = self._source(1)
 
     def build(self) -> None:
         sizes = self.width, self.smallest_side, self.classes
@@ -125,11 +127,12 @@ class ACGAN(NetworkGenerator):
             After every 100 steps of the generator and after the last, the mean loss of the critic.
 
         Raises:
-            ValueError: there are no labels, or more classes than a minibatch has images; images are not in [low, high].
+            ValueError: there are no labels, or more classes than a minibatch has images; images are not what was
+                promised.
         """
         if labels is None:
             raise ValueError("a conditional generator learns images with their labels")
-        self.check_range(images)
+        self.check(images)
         self.begin(sorted(set(labels.tolist())))
         batches = self.minibatches(self.as_learned(images), labels)
         for first in range(0, self.steps, ROUND):
@@ -207,7 +210,7 @@ class ACGAN(NetworkGenerator):
             fake = self.generator(*self.latents(self.learning, each)).flatten(0, 1)
         scores, logits = self.critic(torch.cat([x, fake]))
         real_score, fake_score = scores.split([len(x), len(fake)])
-        epsilon = torch.rand(len(fake), *[1] * len(self.shape), generator=self.random).to(x.device)
+        epsilon = torch.rand(len(fake), *[1] * len(self.shape), generator=self.random).to(x)
         between = epsilon * x[: len(fake)] + (1 - epsilon) * fake
         return (
             fake_score.mean()
@@ -229,7 +232,7 @@ class ACGAN(NetworkGenerator):
         self, classes: Sequence[int], each: int, random: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """A batch of each class: z [classes, each, latent] and labels [classes, each]."""
-        z = torch.randn(len(classes), each, self.latent_size, generator=random or self.random).to(self.low.device)
+        z = torch.randn(len(classes), each, self.latent_size, generator=random or self.random).to(self.low)
         return z, torch.tensor(classes, device=z.device)[:, None].expand(-1, each)
 
     # --- sampling -------------------------------------------------------------------------------------------------
@@ -277,7 +280,7 @@ class ACGAN(NetworkGenerator):
     def _of_class(self, label: int, n: int) -> Tensor:
         """In whole batches, cut to n; [-1, 1]."""
         if n == 0:
-            return torch.empty(0, *self.shape, device=self.low.device)
+            return self.low.new_empty(0, *self.shape)
         z, labels = self.latents([label] * -(-n // self.batch_size), self.batch_size)
         at_once = max(1, SAMPLES_AT_ONCE // self.batch_size)
         parts = [self.generator(*part) for part in zip(z.split(at_once), labels.split(at_once), strict=True)]

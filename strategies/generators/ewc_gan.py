@@ -5,10 +5,13 @@ A GAN has no likelihood, and EWC needs one. Here an image is its generator's out
 
     p(x | z, c, theta) = N(x; G(z, c), I),
 
-the observation model under which Wu et al. 2017 (arXiv 1611.04273) compute likelihoods of GANs. It is our choice, as is
-Huszár's sum of Fishers: how the two papers above estimate theirs has not been checked in their text. Its Fisher
-is the curvature of replay alignment: to second order, E[||G_t(z, c) - G_{t-1}(z, c)||^2] = sum of F_i (theta_i -
-theta*_i)^2 and products of different parameters, so EWC is what remains of ``ra`` when nothing is replayed.
+the observation model under which Wu et al. 2017 (arXiv 1611.04273) compute likelihoods of GANs. This Fisher is our
+choice, as is Huszár's sum of them: the two papers have the penalty. Of Seff et al. only summaries were read, which say
+that theirs is of the discriminator's output, a probability that a critic does not give; of Wu et al. the public code
+(WuChenshen/MeRGAN), which does not hold this baseline. Neither paper's text has been checked for it.
+
+The Fisher here is the curvature of replay alignment: to second order, E[||G_t(z, c) - G_{t-1}(z, c)||^2] = sum of F_i
+(theta_i - theta*_i)^2 and products of different parameters, so EWC is what remains of ``ra`` when nothing is replayed.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class EWCGAN(ACGAN):
 
     def _keep(self, importances: dict[str, Tensor], anchors: dict[str, Tensor]) -> None:
         self.ewc.importances, self.ewc.anchors = (
-            {name: value.to(self.low.device) for name, value in values.items()} for values in (importances, anchors)
+            {name: value.to(self.low) for name, value in values.items()} for values in (importances, anchors)
         )
 
 
@@ -88,7 +91,7 @@ def generator_fisher(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in zip(z.split(1), labels.split(1), strict=True):
         mean = generator(*batch)
-        noise = torch.randn(mean.shape, generator=random).to(mean.device)  # x - mean; d log p / d mean
+        noise = torch.randn(mean.shape, generator=random).to(mean)  # x - mean; d log p / d mean
         for square, gradient in zip(total, torch.autograd.grad((noise * mean).sum(), parameters), strict=True):
             square += gradient**2
     return {name: square / labels.numel() for name, square in zip(names, total, strict=True)}

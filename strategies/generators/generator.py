@@ -8,6 +8,7 @@ that is saved, loaded and trained on goes on as if it had never stopped.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -27,44 +28,61 @@ Sampler = Callable[[int], Tensor]
 
 
 class ImageSpec(NamedTuple):
-    """The images of a stream: their shape, and the values of black and white as they go into the solver."""
+    """The inputs of a stream, images or vectors: their shape, and the bounds of their values, as the solver sees them.
+
+    Images lie between the values of black and white. Vectors, the features of another network say, may have no bounds:
+    then ``low`` or ``high`` is infinite, and a generator that has networks standardises what it learns (see
+    :class:`NetworkGenerator`).
+    """
 
     shape: tuple[int, ...]
-    """[channels, height, width], or any other."""
+    """Of one input: [channels, height, width], [values] or any other."""
     low: float | Tensor = 0.0
-    """The smallest value; a number, or a tensor that broadcasts with an image."""
+    """The smallest value: a number or ``-math.inf``, or a tensor of such that broadcasts with an input."""
     high: float | Tensor = 1.0
     """The largest value, as ``low``."""
 
 
 class Generator(nn.Module, ABC):
-    """Learns images and makes new ones like them; both as the stream has them, in [low, high].
+    """Learns images (or vectors: whatever its :class:`ImageSpec` says) and makes new ones like them.
 
-    A generator of your own needs :meth:`learn` and :meth:`sample`; one that learns by minibatches is easier made of
-    :class:`TrainedGenerator`.
+    Both are as the stream has them. A generator of your own needs :meth:`learn` and :meth:`sample`; one that learns by
+    minibatches is easier made of :class:`TrainedGenerator`.
     """
+
+    conditional: bool = False
+    """Whether it learns classes and can be asked for them. One that is conditional overrides :meth:`sample_labelled`,
+    and sees to its own replay in :meth:`learn`, since a :data:`Sampler` knows no labels: ``replay`` and ``r`` are not
+    for it."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, images: ImageSpec, seed: int):
+    def __init__(self, images: ImageSpec, seed: int | None = None):
         """
         Args:
             images: what it learns.
-            seed: of every random number that it draws.
+            seed: of every random number that it draws; None to draw the seed from torch's global generator, one number
+                of which is taken then, so that ``torch.manual_seed`` decides it.
 
         Raises:
             ValueError: an image without pixels, or ``low`` not below ``high``.
         """
         super().__init__()
         self.shape = torch.Size(images.shape)
-        self.register_buffer("low", torch.as_tensor(images.low, dtype=torch.float32))
-        self.register_buffer("high", torch.as_tensor(images.high, dtype=torch.float32))
+        self.register_buffer("low", torch.as_tensor(images.low, dtype=torch.get_default_dtype()))
+        self.register_buffer("high", torch.as_tensor(images.high, dtype=torch.get_default_dtype()))
         if self.shape.numel() < 1 or not (self.low < self.high).all():
             raise ValueError(f"images must have pixels, and low must be below high; got {images}")
+        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self.random = self._source(0)
+
+    def _source(self, which: int) -> torch.Generator:
+        """Returns a source of random numbers that no other (``which`` = 0, 1, ...) has anything in common with."""
         # Not the seed itself: a solver made with it would begin with the same weights, its data in the same order. And
         # on the CPU, so that a run draws the same numbers wherever its networks are.
-        self.random = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        state = np.random.SeedSequence(self.seed).generate_state(which + 1)[which]
+        return torch.Generator().manual_seed(int(state))
 
     @abstractmethod
     def learn(
@@ -84,8 +102,8 @@ class Generator(nn.Module, ABC):
             After every epoch, the mean loss of its steps; nothing if there are no epochs.
 
         Raises:
-            ValueError: r is out of range, or below 1 without a replay; images are not in [low, high] (where a kind of
-                generator minds).
+            ValueError: r is out of range, or below 1 without a replay; images are not what was promised (see
+                :meth:`check`).
         """
 
     @abstractmethod
@@ -95,6 +113,26 @@ class Generator(nn.Module, ABC):
         Raises:
             ValueError: n below 0.
         """
+
+    def sample_labelled(self, n: int) -> tuple[Tensor, Tensor]:
+        """``n`` images of the classes learned so far, and the classes that they were asked for as, int64 [n].
+
+        Raises:
+            TypeError: the generator is not conditional.
+        """
+        raise TypeError(f"{type(self).__name__} is not conditional: it cannot be asked for classes")
+
+    def check(self, images: Tensor) -> None:
+        """Refuses images that are not what was promised; every ``learn`` begins with it.
+
+        Raises:
+            ValueError: images of another shape than the :class:`ImageSpec`'s.
+        """
+        if images.shape[1:] != self.shape:
+            raise ValueError(
+                f"the generator's ImageSpec promises images of shape {tuple(self.shape)}; the stream's have shape "
+                f"{tuple(images.shape[1:])}"
+            )
 
     def frozen_copy(self) -> Self:
         """As it is now, for sampling: no gradient, no further change. Draws on the same random numbers."""
@@ -107,8 +145,8 @@ class Generator(nn.Module, ABC):
         return [self.random]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers of the generator's own, on the device of its networks."""
-        return torch.randn(*shape, generator=self.random).to(self.low.device)
+        """Standard normal numbers of the generator's own, on the device of its networks and of their type."""
+        return torch.randn(*shape, generator=self.random).to(self.low)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What ``state_dict`` keeps besides the networks."""
@@ -122,18 +160,25 @@ class NetworkGenerator(Generator):
     """Has networks, optimisers, and a range of its own.
 
     A kind of generator sees images, and makes them, in the range that its paper has, which it says by ``black`` and
-    ``white``. It sets its own settings before it calls ``super().__init__``, which builds the networks.
+    ``white``: what lies between two bounds is scaled to it. What has no bounds is standardised instead, every value by
+    its mean and standard deviation in the first images that are learned (a constant one by its mean alone), and
+    :attr:`bounded` is false: the networks' outputs must not be squashed then.
+
+    It sets its own settings before it calls ``super().__init__``, which builds the networks.
     """
 
     black = 0.0
     white = 1.0
 
-    def __init__(self, images: ImageSpec, batch_size: int, seed: int):
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, images: ImageSpec, batch_size: int, seed: int | None):
         """
         Args:
             images: what it learns.
             batch_size: images in a minibatch, at least 1.
-            seed: of its initialisation and of every random number that it draws.
+            seed: of its initialisation and of every random number that it draws; as for every :class:`Generator`.
 
         Raises:
             ValueError: batch_size below 1; as for every :class:`Generator`.
@@ -141,6 +186,10 @@ class NetworkGenerator(Generator):
         at_least_one(batch_size=batch_size)
         super().__init__(images, seed)
         self.batch_size = batch_size
+        self.bounded = bool(self.low.isfinite().all() and self.high.isfinite().all())
+        if not self.bounded:
+            self.register_buffer("mean", torch.full(self.shape, math.nan))
+            self.register_buffer("deviation", torch.ones(self.shape))
         # Not from torch's global generator, whose numbers are the solver's.
         with torch.random.fork_rng():
             torch.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
@@ -152,27 +201,46 @@ class NetworkGenerator(Generator):
 
     @abstractmethod
     def make(self, n: int) -> Tensor:
-        """``n`` images in [black, white], [n, *shape]; called without gradients and in eval mode."""
+        """``n`` images in the networks' own range, [n, *shape]; called without gradients and in eval mode."""
 
-    def check_range(self, images: Tensor) -> None:
+    def check(self, images: Tensor) -> None:
         """
         Raises:
-            ValueError: images lie beyond [low, high]; the networks could not make them.
+            ValueError: images of another shape or type than promised, with values that are no finite numbers, or beyond
+                [low, high]: the networks could not make them.
         """
-        slack = 1e-3 * (self.high - self.low)
-        if not ((images >= self.low - slack) & (images <= self.high + slack)).all():
+        super().check(images)
+        if images.dtype != self.low.dtype:
+            raise ValueError(
+                f"the generator's networks are {_name(self.low.dtype)} and the stream's images {_name(images.dtype)}; "
+                "convert one of them (generator.double() makes a generator float64)"
+            )
+        slack = (1e-3 * (self.high - self.low)).nan_to_num(posinf=0.0)
+        if not (images.isfinite() & (images >= self.low - slack) & (images <= self.high + slack)).all():
             raise ValueError(
                 f"images must lie between low and high of the generator's ImageSpec, which are the values of black and "
                 f"white as the stream has them after its transforms; got {images.min():.4g} to {images.max():.4g} for "
                 f"low = {self.low.min():.4g} and high = {self.high.max():.4g}"
             )
 
+    def _standardise(self, images: Tensor) -> None:
+        """Measures the mean and the deviation of the first images that are learned."""
+        if not self.bounded and self.mean.isnan().any():
+            self.mean.copy_(images.mean(dim=0))
+            deviation = images.std(dim=0, correction=0)
+            constant = deviation <= 1e-6 * self.mean.abs()  # but for rounding
+            self.deviation.copy_(torch.where(constant, 1.0, deviation))
+
     def as_learned(self, images: Tensor) -> Tensor:
-        """[low, high] -> [black, white]."""
+        """[low, high] -> the networks' own range."""
+        if not self.bounded:
+            return (images - self.mean) / self.deviation
         return self.black + (images - self.low) / (self.high - self.low) * (self.white - self.black)
 
     def as_given(self, x: Tensor) -> Tensor:
-        """[black, white] -> [low, high]."""
+        """The networks' own range -> [low, high]."""
+        if not self.bounded:
+            return (self.mean.nan_to_num() + x * self.deviation).clamp(self.low, self.high)
         return self.low + (x - self.black) / (self.white - self.black) * (self.high - self.low)
 
     @torch.no_grad()
@@ -184,7 +252,7 @@ class NetworkGenerator(Generator):
         sizes = [SAMPLES_AT_ONCE] * (n // SAMPLES_AT_ONCE) + [n % SAMPLES_AT_ONCE] * bool(n % SAMPLES_AT_ONCE)
         made = [self.as_given(self.make(size)) for size in sizes]
         self.train(was_training)
-        return torch.cat(made) if made else torch.empty(0, *self.shape, device=self.low.device)
+        return torch.cat(made) if made else self.low.new_empty(0, *self.shape)
 
     def _apply(self, *args, **kwargs):
         """A move to another device or type, which optimisers that have already stepped must follow."""
@@ -220,7 +288,7 @@ class TrainedGenerator(NetworkGenerator):
         images: ImageSpec,
         epochs: int,
         batch_size: int,
-        seed: int,
+        seed: int | None,
         learning_rate: float,
         schedule: Schedule = "constant",
     ):
@@ -247,7 +315,7 @@ class TrainedGenerator(NetworkGenerator):
         """Learn one minibatch.
 
         Args:
-            x: images in [black, white], [batch, *shape].
+            x: images in the networks' own range, [batch, *shape].
 
         Returns:
             The loss before the step, a scalar.
@@ -256,7 +324,8 @@ class TrainedGenerator(NetworkGenerator):
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
-        self.check_range(images)
+        self.check(images)
+        self._standardise(images)
         new = self.as_learned(images)
         old = None if replay is None else lambda n: self.as_learned(replay(n))
         self.train()
@@ -324,3 +393,7 @@ def mixed(images: Tensor, replay: Sampler | None, r: float, random: torch.Genera
         return images[order]
     pool = torch.cat([images[order[:new]], replay(len(images) - new)])
     return pool[torch.randperm(len(pool), generator=random).to(pool.device)]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -18,7 +18,7 @@ class PastImages(Generator):
     images, r p_new + (1 - r) p_{t-1}. It keeps every image.
     """
 
-    def __init__(self, images: ImageSpec, seed: int):
+    def __init__(self, images: ImageSpec, seed: int | None = None):
         super().__init__(images, seed)
         self.images: list[Tensor] = []
         self.shares: list[float] = []
@@ -27,6 +27,7 @@ class PastImages(Generator):
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
         """Keep the images; there are no epochs. One that starts afresh keeps as much replay besides."""
+        self.check(images)
         check_share(r, replay)
         if r < 1 and replay and not self.images:
             self.images, self.shares = [replay(len(images))], [1.0]
@@ -68,7 +69,7 @@ class NoiseImages(Generator):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, images: ImageSpec, seed: int):
+    def __init__(self, images: ImageSpec, seed: int | None = None):
         super().__init__(images, seed)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
@@ -77,6 +78,7 @@ class NoiseImages(Generator):
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
         """Measure mean and standard deviation; there are no epochs."""
+        self.check(images)
         self.mean, self.std = images.mean(), images.std()
         yield from ()
 
@@ -84,4 +86,4 @@ class NoiseImages(Generator):
         """``n`` images of noise; they may leave [low, high]."""
         if n < 0:
             raise ValueError(f"n must be at least 0; got {n}")
-        return self.mean + self.std * self.normal(n, *self.shape)
+        return self.mean + self.std * self.normal(n, *self.shape).to(self.mean)

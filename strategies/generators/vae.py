@@ -19,7 +19,8 @@ ImageLikelihood = Literal["bernoulli", "gaussian"]
 class VAE(TrainedGenerator):
     """Encoder q(z|x) = N(mu(x), diag sigma^2(x)), prior N(0, I), and a decoder p(x|z).
 
-    Both are perceptrons with ReLU. Images lie in [0, 1]. Replay is the decoder's mean, not a draw from p(x|z).
+    Both are perceptrons with ReLU. Images lie in [0, 1], and the mean of p(x|z) is the sigmoid of the decoder's output;
+    what has no bounds is standardised, and the output is the mean itself. Replay is that mean, not a draw from p(x|z).
     """
 
     encoder: nn.Sequential
@@ -30,7 +31,7 @@ class VAE(TrainedGenerator):
         images: ImageSpec,
         epochs: int,
         batch_size: int = 128,
-        seed: int = 0,
+        seed: int | None = None,
         latent_size: int = 100,
         hidden_sizes: tuple[int, ...] = (400, 400),
         learning_rate: float = 1e-3,
@@ -44,11 +45,12 @@ class VAE(TrainedGenerator):
             hidden_sizes: of the encoder's layers; the decoder has them in reverse.
             learning_rate: of Adam.
             likelihood: p(x|z), see :func:`negative_elbo`. ``bernoulli`` for images that are nearly black and white
-                (appendix C.1), ``gaussian`` for grey ones (appendix C.2): where most pixels are grey, their Bernoulli
-                likelihood says little, and what is replayed again and again fades.
+                (appendix C.1), ``gaussian`` for grey ones (appendix C.2) and for vectors without bounds: where most
+                pixels are grey, their Bernoulli likelihood says little, and what is replayed again and again fades.
 
         Raises:
-            ValueError: a size below 1, no such likelihood; as for every :class:`TrainedGenerator`.
+            ValueError: a size below 1, no such likelihood, ``bernoulli`` of what has no bounds; as for every
+                :class:`TrainedGenerator`.
         """
         at_least_one(latent_size=latent_size, **{f"hidden_sizes[{n}]": size for n, size in enumerate(hidden_sizes)})
         if likelihood not in get_args(ImageLikelihood):
@@ -57,6 +59,11 @@ class VAE(TrainedGenerator):
         self.hidden_sizes = tuple(hidden_sizes)
         self.likelihood = likelihood
         super().__init__(images, epochs, batch_size, seed, learning_rate, schedule)
+        if likelihood == "bernoulli" and not self.bounded:
+            raise ValueError(
+                "likelihood='bernoulli' needs images between two finite bounds, and those of this ImageSpec have none: "
+                "take likelihood='gaussian', or give low and high"
+            )
 
     def build(self) -> None:
         pixels = self.shape.numel()
@@ -68,34 +75,38 @@ class VAE(TrainedGenerator):
         x = x.flatten(1)
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         z = mean + (log_variance / 2).exp() * self.normal(*mean.shape)  # the reparameterisation trick, section 2.4
-        loss = negative_elbo(x, self.decoder(z), mean, log_variance, self.likelihood)
+        loss = negative_elbo(x, self.decoder(z), mean, log_variance, self.likelihood, self.bounded)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     def make(self, n: int) -> Tensor:
-        return self.decoder(self.normal(n, self.latent_size)).sigmoid().unflatten(1, self.shape)
+        outputs = self.decoder(self.normal(n, self.latent_size))
+        return (outputs.sigmoid() if self.bounded else outputs).unflatten(1, self.shape)
 
 
-def negative_elbo(x: Tensor, logits: Tensor, mean: Tensor, log_variance: Tensor, likelihood: ImageLikelihood) -> Tensor:
+def negative_elbo(
+    x: Tensor, outputs: Tensor, mean: Tensor, log_variance: Tensor, likelihood: ImageLikelihood, bounded: bool = True
+) -> Tensor:
     """-L of eq. 10 with one z an image: -log p(x|z) + KL(q(z|x) || p(z)), the mean over images.
 
     Args:
-        x: pixels in [0, 1], [N, pixels].
-        logits: of the decoder; the sigmoid is the mean of p(x|z), [N, pixels].
+        x: pixels, [N, pixels]; in [0, 1] if bounded.
+        outputs: of the decoder, [N, pixels].
         mean: of q(z|x), [N, latent].
         log_variance: log sigma^2 of q(z|x), [N, latent].
         likelihood: ``bernoulli``: of each pixel. ``gaussian``: one standard deviation for all pixels, the most likely
             one of the minibatch (Rybkin et al. 2021, arXiv 2006.13202, section 4), at least 1/100.
+        bounded: the mean of p(x|z) is the sigmoid of the outputs; if not, it is the outputs, of a Gaussian.
 
     Returns:
         Nats an image, a scalar.
     """
     if likelihood == "bernoulli":
-        reconstruction = functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        reconstruction = functional.binary_cross_entropy_with_logits(outputs, x, reduction="sum")
     else:
-        error = (x - logits.sigmoid()).square()
+        error = (x - (outputs.sigmoid() if bounded else outputs)).square()
         variance = error.mean().clamp_min(SMALLEST_DEVIATION**2)
         reconstruction = 0.5 * (error / variance + (2 * math.pi * variance).log()).sum()
     divergence = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()  # appendix B

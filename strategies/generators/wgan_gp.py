@@ -23,20 +23,20 @@ class WGANGP(TrainedGenerator):
     """A generator and a critic, the critic's gradient held near norm 1 by a penalty.
 
     Every minibatch is a step of the critic, and after every ``critic_steps`` of them the generator takes one. Images
-    lie in [-1, 1].
+    lie in [-1, 1], which the generator ends with a tanh for; what has no bounds is standardised, and there is none.
     """
 
     black = -1.0
 
-    generator: nn.Module
-    critic: nn.Module
+    generator: nn.Sequential
+    critic: nn.Sequential
 
     def __init__(
         self,
         images: ImageSpec,
         epochs: int,
         batch_size: int = 64,
-        seed: int = 0,
+        seed: int | None = None,
         architecture: Architecture = "mlp",
         latent_size: int = 100,
         width: int = 512,
@@ -79,6 +79,8 @@ class WGANGP(TrainedGenerator):
     def build(self) -> None:
         make_generator, make_critic = NETWORKS[self.architecture]
         self.generator = make_generator(self.shape, self.latent_size, self.width)
+        if self.bounded:
+            self.generator.append(nn.Tanh())
         self.critic = make_critic(self.shape, self.width)
         self.generator_optimizer, self.critic_optimizer = (
             torch.optim.Adam(network.parameters(), self.learning_rate, betas=self.betas, fused=True)
@@ -89,7 +91,7 @@ class WGANGP(TrainedGenerator):
     def step(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             fake = self._fake()[: len(x)]
-        epsilon = torch.rand(len(x), *[1] * len(self.shape), generator=self.random).to(x.device)
+        epsilon = torch.rand(len(x), *[1] * len(self.shape), generator=self.random).to(x)
         real_score, fake_score = self.critic(torch.cat([x, fake])).chunk(2)
         loss = fake_score.mean() - real_score.mean()
         loss = loss + self.penalty * gradient_penalty(self.critic, epsilon * x + (1 - epsilon) * fake)
@@ -140,11 +142,11 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def perceptron_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
-    """Three hidden layers, with batch norm."""
+    """Three hidden layers, with batch norm; what it makes is not squashed yet."""
     layers: list[nn.Module] = []
     for inputs in (latent_size, width, width):
         layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, shape.numel()), nn.Tanh(), nn.Unflatten(1, shape))
+    return nn.Sequential(*layers, nn.Linear(width, shape.numel()), nn.Unflatten(1, shape))
 
 
 def perceptron_critic(shape: torch.Size, width: int) -> nn.Sequential:
@@ -156,13 +158,13 @@ def perceptron_critic(shape: torch.Size, width: int) -> nn.Sequential:
 
 
 def convolutional_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
-    """From 4x4 maps up, with batch norm; each layer doubles the side."""
+    """From 4x4 maps up, with batch norm; each layer doubles the side. What it makes is not squashed yet."""
     widths = widths_of_maps(shape, width)
     layers: list[nn.Module] = [nn.Linear(latent_size, 16 * width), nn.Unflatten(1, (width, 4, 4))]
     for wide, narrow in zip(widths, [*widths[1:], shape[0]], strict=True):
         convolution = nn.ConvTranspose2d(wide, narrow, 5, stride=2, padding=2, output_padding=1)
         layers += [nn.BatchNorm2d(wide), nn.ReLU(), convolution]
-    return nn.Sequential(*layers, nn.Tanh())
+    return nn.Sequential(*layers)
 
 
 def convolutional_critic(shape: torch.Size, width: int) -> nn.Sequential:
@@ -190,9 +192,9 @@ def widths_of_maps(shape: torch.Size, width: int, smallest_side: int = SMALLEST_
     Raises:
         ValueError: the images are not square with a side of twice the smallest, or four times, eight times, ....
     """
-    _, height, side = shape
+    side = shape[-1]
     doublings = int(math.log2(side / smallest_side))
-    if height != side or doublings < 1 or side != smallest_side << doublings:
+    if len(shape) != 3 or shape[1] != side or doublings < 1 or side != smallest_side << doublings:
         sides = ", ".join(str(smallest_side << doubling) for doubling in (1, 2, 3))
         raise ValueError(f"convolutions need square images with a side of {sides}, ...; got {tuple(shape)}")
     return [max(width >> level, 1) for level in range(doublings)]

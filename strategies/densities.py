@@ -1,0 +1,253 @@
+"""What p(y | x, theta) is: the density whose negative logarithm the network was trained with.
+
+The Fisher information is one of a density, so it has to be the loss's own. Under another one it is wrong by more than a
+factor, and with one output the softmax's is 0, since a softmax of one output is 1 whatever the network says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Likelihood = Literal["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"]
+
+
+class LogDensity(Protocol):
+    """log p(y|x) as a function of the network's outputs f [N, K]; every method works on a whole batch.
+
+    A *signal* is a vector v_n for each sample, [N, K], that is pulled back through the network: the gradient of a
+    function of the outputs with respect to theta is J_n' v_n, with v_n the function's gradient with respect to f_n.
+    """
+
+    def refuse(self, outputs: Tensor) -> None:
+        """Raises a ValueError if the network's outputs [N, ...], as it gives them, are none of this density."""
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """The signal d log p(y_n | x_n) / d f_n."""
+
+    def draw(self, outputs: Tensor) -> Tensor:
+        """One y from p(y | x_n) for each n."""
+
+    def expectation(self, outputs: Tensor) -> Tensor:
+        """Signals [terms, N, K] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
+
+
+class Categorical:
+    """p(y|x) = softmax(f)_y, so that d log p(y|x) / d f = e_y - p.
+
+    Outputs that are log-probabilities (of ``nn.NLLLoss``) are their own softmax's logarithm, and the same holds.
+    """
+
+    def __init__(self, ignore_index: int = -100):
+        self.ignore_index = ignore_index
+
+    def refuse(self, outputs: Tensor) -> None:
+        if outputs.dim() != 2 or outputs.shape[1] < 2:
+            raise ValueError(
+                f"a categorical density needs outputs [N, K] with K >= 2 classes; the network gives "
+                f"{_rows(outputs)}. One logit belongs to nn.BCEWithLogitsLoss (likelihood='bernoulli')"
+            )
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        p = outputs.softmax(1)
+        if y.is_floating_point():  # probabilities of the classes: d sum_c y_c log p_c / d f
+            y = _like(y, outputs)
+            return y - p * y.sum(1, keepdim=True)
+        if y.numel() != len(outputs):
+            raise ValueError(f"labels of shape {tuple(y.shape)} do not fit outputs of shape {tuple(outputs.shape)}")
+        y = y.flatten().long()
+        ignored = y == self.ignore_index
+        if ignored.any():
+            one_hot = functional.one_hot(y.masked_fill(ignored, 0), outputs.shape[1])
+            return (one_hot - p).masked_fill(ignored.unsqueeze(1), 0)
+        return functional.one_hot(y, outputs.shape[1]) - p
+
+    def draw(self, outputs: Tensor) -> Tensor:
+        # Outputs that are not finite draw something, and their score says so.
+        return torch.multinomial(outputs.softmax(1).nan_to_num(1.0), 1).squeeze(1)
+
+    def expectation(self, outputs: Tensor) -> Tensor:
+        # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2
+        p = outputs.softmax(1)
+        # A masked unit (a class not met yet) has probability 0 exactly. NaN is not 0, and stays to be noticed.
+        classes = (p.amax(0) != 0).nonzero().flatten()
+        weights = p[:, classes].T.sqrt().unsqueeze(2)
+        return weights * (functional.one_hot(classes, p.shape[1]).unsqueeze(1) - p)
+
+
+class Bernoulli:
+    """p(y|x) = prod_k s_k^y_k (1 - s_k)^(1 - y_k), s = sigmoid(f), so that d log p(y|x) / d f = y - s."""
+
+    def refuse(self, outputs: Tensor) -> None:
+        pass
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return _like(y, outputs) - outputs.sigmoid()
+
+    def draw(self, outputs: Tensor) -> Tensor:
+        return torch.bernoulli(outputs.sigmoid().nan_to_num(0.5))
+
+    def expectation(self, outputs: Tensor) -> Tensor:
+        # E_y [(J'(y - s))^2] = sum_k (J' sqrt(s_k (1 - s_k)) e_k)^2: the outputs are independent.
+        s = outputs.sigmoid()
+        return _one_by_one((s * (1 - s)).sqrt())
+
+
+class BernoulliProbabilities:
+    """The same, where the outputs are the probabilities s themselves (``nn.BCELoss``)."""
+
+    def refuse(self, outputs: Tensor) -> None:
+        if not ((outputs >= 0) & (outputs <= 1)).all() and outputs.isfinite().all():
+            raise ValueError(
+                f"binary cross-entropy without logits needs outputs in [0, 1]; the network gives "
+                f"{outputs.min().item():.3g} to {outputs.max().item():.3g}"
+            )
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self._over((_like(y, outputs) - outputs), outputs * (1 - outputs))
+
+    def draw(self, outputs: Tensor) -> Tensor:
+        return torch.bernoulli(outputs.nan_to_num(0.5))
+
+    def expectation(self, outputs: Tensor) -> Tensor:
+        variance = outputs * (1 - outputs)
+        return _one_by_one(self._over(variance.sqrt(), variance))
+
+    @staticmethod
+    def _over(numerator: Tensor, variance: Tensor) -> Tensor:
+        # A sigmoid that is 0 or 1 to the last bit has a derivative of 0: the quotient's limit is 0.
+        return torch.where(variance == 0, torch.zeros_like(numerator), numerator / variance)
+
+
+class Gaussian:
+    """p(y|x) = N(f, s^2 I), s = noise_std; the loss it belongs to is ||y - f||^2 / (2 s^2)."""
+
+    def __init__(self, noise_std: float = 1.0):
+        self.noise_std = noise_std
+
+    def refuse(self, outputs: Tensor) -> None:
+        pass
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return (_like(y, outputs) - outputs) / self.noise_std**2
+
+    def draw(self, outputs: Tensor) -> Tensor:
+        return outputs + self.noise_std * torch.randn_like(outputs)
+
+    def expectation(self, outputs: Tensor) -> Tensor:
+        # E_y [(J'(y - f) / s^2)^2] = sum_k (J' e_k / s)^2: the residuals are independent with variance s^2.
+        return _one_by_one(torch.full_like(outputs, 1 / self.noise_std))
+
+
+def density(likelihood: Likelihood, noise_std: float = 1.0, ignore_index: int = -100) -> LogDensity:
+    """Returns the density of that name; ``noise_std`` is the gaussian's, ``ignore_index`` the categorical's."""
+    if likelihood == "gaussian":
+        return Gaussian(noise_std)
+    if likelihood == "bernoulli":
+        return Bernoulli()
+    return BernoulliProbabilities() if likelihood == "bernoulli-probabilities" else Categorical(ignore_index)
+
+
+def _one_by_one(weights: Tensor) -> Tensor:
+    """Signals [K, N, K]: the k-th has weights[:, k] at output k, and 0 elsewhere."""
+    return torch.diag_embed(weights).transpose(0, 1)
+
+
+def _like(y: Tensor, outputs: Tensor) -> Tensor:
+    if y.numel() != outputs.numel():
+        raise ValueError(f"targets of shape {tuple(y.shape)} do not fit outputs of {_rows(outputs)}")
+    return y.reshape(outputs.shape).to(outputs)
+
+
+def _rows(outputs: Tensor) -> str:
+    return "shape [" + ", ".join(["N", *map(str, outputs.shape[1:])]) + "]"
+
+
+# --- which density a criterion is of ----------------------------------------------------------------------------------
+
+OF_MODULES: dict[type[nn.Module], Likelihood] = {
+    nn.CrossEntropyLoss: "categorical",
+    nn.NLLLoss: "categorical",
+    nn.BCEWithLogitsLoss: "bernoulli",
+    nn.MultiLabelSoftMarginLoss: "bernoulli",
+    nn.BCELoss: "bernoulli-probabilities",
+    nn.MSELoss: "gaussian",
+}
+OF_FUNCTIONS: dict[Callable[..., Tensor], Likelihood] = {
+    functional.cross_entropy: "categorical",
+    functional.nll_loss: "categorical",
+    functional.binary_cross_entropy_with_logits: "bernoulli",
+    functional.multilabel_soft_margin_loss: "bernoulli",
+    functional.binary_cross_entropy: "bernoulli-probabilities",
+    functional.mse_loss: "gaussian",
+}
+
+
+def likelihood_of(criterion: object) -> Likelihood | None:
+    """Returns the density that a loss of torch, a function or a module, is the negative logarithm of; None of another.
+
+    A subclass that computes its loss itself (a focal loss that is called a cross-entropy) is another.
+    """
+    if isinstance(criterion, functools.partial):
+        return likelihood_of(criterion.func)
+    for kind, likelihood in OF_MODULES.items():
+        if isinstance(criterion, kind) and type(criterion).forward is kind.forward:
+            return likelihood
+    return next((name for function, name in OF_FUNCTIONS.items() if criterion is function), None)
+
+
+def likelihood_by_gradient(loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor) -> Likelihood | None:
+    """Returns the density whose score is -c d loss / d f for some c > 0, at random outputs; None if there is none.
+
+    So a criterion that somebody wrote is known by what it does.
+
+    Args:
+        loss: the loss of a batch as a function of its outputs.
+        outputs: [N, ...], for their shape.
+        y: the batch's targets.
+    """
+    random = torch.Generator().manual_seed(0)
+    f = torch.randn(outputs.shape, generator=random, dtype=torch.float64).to(outputs)
+    inputs: dict[Likelihood, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
+        # Through the log-softmax, which changes nothing for a cross-entropy and makes log-probabilities for an NLL.
+        "categorical": (f, lambda f: f.log_softmax(1)),
+        "bernoulli": (f, lambda f: f),
+        "bernoulli-probabilities": (0.1 + 0.8 * f.sigmoid(), lambda f: f),
+        "gaussian": (f, lambda f: f),
+    }
+    for likelihood, (at, then) in inputs.items():
+        try:
+            kind = density(likelihood)
+            kind.refuse(at)
+            leaf = at.clone().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(loss(then(leaf)), leaf)
+            score = kind.score(at.reshape(len(at), -1), y).reshape(at.shape)
+        except Exception:  # whatever it raises: it is no loss of these targets
+            continue
+        scale = -(gradient * score).sum() / score.square().sum()
+        if scale > 0 and torch.allclose(gradient, -scale * score, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()):
+            return likelihood
+    return None
+
+
+def left_out(criterion: object) -> list[str]:
+    """Returns what a known loss has besides its density, in words: class weights, label smoothing."""
+    options = criterion.keywords if isinstance(criterion, functools.partial) else vars(criterion)
+    if isinstance(criterion, nn.Module):
+        options = {**options, **criterion._buffers}
+    said = [name for name in ("weight", "pos_weight") if options.get(name) is not None]
+    found = (
+        [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []
+    )
+    if options.get("label_smoothing"):
+        found.append(
+            "label smoothing, which the Fisher leaves out: p(y|x) is the softmax, whose exact and sampled Fisher is "
+            "the curvature of the smoothed loss, too"
+        )
+    return found

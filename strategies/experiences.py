@@ -1,0 +1,65 @@
+"""What an Avalanche experience says of itself, whatever benchmark it comes from.
+
+The plainest benchmarks know neither classes nor tasks, and an online stream cuts each experience into pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Met(NamedTuple):
+    """What is kept of an experience, under the names by which Avalanche adapts a model to one."""
+
+    classes_in_this_experience: Sequence[int]
+    task_labels: Sequence[int]
+
+    @classmethod
+    def of(cls, experience: Any) -> Met:
+        """Returns what an experience, or the one that this is a piece of, says: where it says nothing, no classes and
+        task 0."""
+        whole = getattr(experience, "origin_experience", experience)
+        return cls(getattr(whole, "classes_in_this_experience", ()), getattr(whole, "task_labels", [0]))
+
+
+class Pieces:
+    """Tells where experiences begin and end in a stream that comes in pieces (of ``split_online_stream``).
+
+    An experience that is no piece begins and ends with itself. Pieces are counted, since Avalanche (0.6.0) calls none
+    the last where their size divides the experience.
+    """
+
+    def __init__(self) -> None:
+        self.met = 0
+        """Pieces of the present experience, so far."""
+
+    def begin(self, experience: Any) -> bool:
+        """Tells whether an experience begins with this piece; called once, before it is learned.
+
+        Raises:
+            ValueError: the stream hides it.
+        """
+        try:
+            first = getattr(experience, "is_first_subexp", True)
+        except ValueError as error:  # Avalanche's MaskedAttributeError
+            raise ValueError(
+                "the stream hides where an experience ends; make it with split_online_stream(..., "
+                "access_task_boundaries=True)"
+            ) from error
+        self.met = 1 if first else self.met + 1
+        return first
+
+    def end(self, experience: Any) -> bool:
+        """Tells whether the experience ends with the piece that began last."""
+        return getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
+
+
+def classes_of(experience: Any) -> list[int]:
+    """Returns the classes of an experience: as it says, or else those of its data."""
+    if said := Met.of(experience).classes_in_this_experience:
+        return list(said)
+    targets = getattr(experience.dataset, "targets", None)
+    if targets is None:
+        targets = (label for _, label, *_ in experience.dataset)
+    return sorted({int(label) for label in getattr(targets, "uniques", targets)})

@@ -1,0 +1,417 @@
+"""Changes `strategies/`, one small change at a time, and tells which changes no test notices.
+
+    python -m tests.mutants                          all of it, about two hours on two cores
+    python -m tests.mutants strategies/ewc.py        one file
+    python -m tests.mutants --list strategies/ewc.py only show what would be changed
+
+A change is an operator, a comparison, a number, a condition, an argument or a statement (:func:`mutants_of`). The tests
+are run once with a tracer, to know which of them reach which line; each change is then met by these alone, in a process
+of its own that imports the changed code: no file is written. A change that no test notices survives, and must be listed
+in ``tests/mutants.toml`` with the reason why it changes nothing that counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import gc
+import importlib
+import importlib.machinery
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+LISTED = ROOT / "tests" / "mutants.toml"
+TESTS = (
+    "acgan",
+    "avalanche_generative_replay",
+    "baselines",
+    "dgr",
+    "ewc",
+    "generators",
+    "importance",
+    "mas",
+    "mergan",
+    "promises",
+    "replay_streams",
+)
+"""Of ``tests/test_*.py``: those that reach ``strategies/`` in their own process, and quickly."""
+NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py", "entries.py", "joined.py", "own.py", "references.py")
+"""How strategies are named and listed, which has tests of its own kind: command lines."""
+SHORTEST_LIMIT = 40.0
+"""Seconds that a change's tests may take at least before it counts as noticed: it loops, or crawls."""
+QUICKLY = [
+    "-x",
+    "-q",
+    "--assert=plain",
+    *(f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "anyio")),
+]
+"""What pytest need not do in every one of many processes."""
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+OPPOSITES: dict[type, type] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.LShift: ast.RShift,
+    ast.RShift: ast.LShift,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+COUNTERPARTS = {
+    "mean": "sum",
+    "sum": "mean",
+    "max": "min",
+    "min": "max",
+    "amax": "amin",
+    "argmax": "argmin",
+    "eval": "train",
+    "train": "eval",
+    "zeros": "ones",
+    "ones": "zeros",
+    "zeros_like": "ones_like",
+    "ones_like": "zeros_like",
+    "randperm": "arange",
+}
+LEFT_OUT = {"abs", "square", "exp", "sqrt", "sigmoid", "softmax", "log_softmax", "detach", "clone", "clamp_min", "tanh"}
+"""Methods for which x stands in place of x.method()."""
+
+
+@dataclass
+class Mutant:
+    """One change of one file."""
+
+    file: str
+    lines: range
+    """Of the statement that is changed."""
+    where: str
+    """The function, with its class."""
+    change: str
+    tree: ast.Module = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """By which it is listed; lines may move."""
+        return f"{self.file}: {self.where}: {self.change}"
+
+
+def mutants_of(path: Path) -> Iterator[Mutant]:
+    """Yields every change of a file.
+
+    Operators and comparisons become their opposites; numbers grow by one, True and False change places; conditions are
+    negated, ``not`` and minus signs left out; keyword arguments are left out, so that the default stands; functions
+    become their counterparts (mean and sum, eval and train, ...) or are left out; so are statements that are calls or
+    augmented assignments, and ``no_grad``. Strings, annotations, warnings and errors are left as they are.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    seen: Counter[str] = Counter()
+    for where, lines, node in _changeable(tree, (), range(0)):
+        for new in _changes(node):
+            change = f"{_text(node)} -> {_text(new)}"
+            seen[where + change] += 1
+            if seen[where + change] > 1:
+                change += f" ({seen[where + change]})"
+            copies: dict[int, Any] = {}
+            twin = copy.deepcopy(tree, copies)
+            changed = ast.fix_missing_locations(_Swap(copies[id(node)], new).visit(twin))
+            yield Mutant(path.relative_to(ROOT).as_posix(), lines, where or "module", change, changed)
+
+
+def _changeable(node: ast.AST, names: tuple[str, ...], lines: range) -> Iterator[tuple[str, range, ast.AST]]:
+    """Yields (function, lines of the statement, node) of everything below a node that may be changed."""
+    if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr) or _left_alone(node):
+        return
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        names = (*names, node.name)
+    if isinstance(node, ast.stmt):
+        # A statement that holds others ends where its own expressions do.
+        body = getattr(node, "body", None)
+        end = max(body[0].lineno - 1, node.lineno) if body else (node.end_lineno or node.lineno)
+        lines = range(node.lineno, end + 1)
+    yield ".".join(names), lines, node
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _changeable(child, names, lines)
+
+
+def _left_alone(node: ast.AST) -> bool:
+    """Tells whether it is a type, a warning, what only a type checker reads, or what lists a strategy."""
+    if isinstance(node, ast.ClassDef):
+        return any("Hyperparameters" in ast.unparse(base) for base in node.bases)
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith(("ENTRIES", "_LAMBDAS")):
+        return True
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    if isinstance(node, ast.Assign):
+        return ast.unparse(node.value).startswith(("Literal[", "Callable[", "dict[", "Annotated["))
+    if isinstance(node, ast.Expr):
+        return ast.unparse(node).startswith(("warnings.warn(", "super().__init__()"))
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
+    return isinstance(node, ast.Assert)
+
+
+def _changes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yields what may stand in a node's place."""
+
+    def but(**fields: Any) -> ast.AST:
+        new = copy.copy(node)
+        for name, value in fields.items():
+            setattr(new, name, value)
+        return new
+
+    if isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in OPPOSITES:
+        yield but(op=OPPOSITES[type(node.op)]())
+    if isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            yield but(ops=[*node.ops[:place], OPPOSITES[type(operator)](), *node.ops[place + 1 :]])
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield node.operand
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield but(value=not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield but(value=node.value + 1)
+    if isinstance(node, ast.If | ast.IfExp | ast.While | ast.comprehension):
+        if isinstance(node, ast.comprehension):
+            if node.ifs:
+                yield but(ifs=[])
+        elif not isinstance(node.test, ast.Compare | ast.UnaryOp):  # these have their opposites
+            yield but(test=ast.UnaryOp(ast.Not(), node.test))
+    if isinstance(node, ast.Call):
+        for place, keyword in enumerate(node.keywords):
+            if keyword.arg and keyword.arg != "strict":  # of zip: an assertion
+                yield but(keywords=node.keywords[:place] + node.keywords[place + 1 :])
+        if isinstance(node.func, ast.Attribute):
+            if node.func.attr in COUNTERPARTS:
+                yield but(func=ast.Attribute(node.func.value, COUNTERPARTS[node.func.attr], ast.Load()))
+            if node.func.attr in LEFT_OUT:
+                yield node.func.value
+    if isinstance(node, ast.FunctionDef) and any("no_grad" in ast.unparse(one) for one in node.decorator_list):
+        yield but(decorator_list=[])
+    is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.YieldFrom)
+    if is_call or isinstance(node, ast.AugAssign):
+        yield ast.copy_location(ast.Pass(), node)
+
+
+class _Swap(ast.NodeTransformer):
+    """Puts one node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.AST):
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+def _text(node: ast.AST) -> str:
+    """Returns the code of an expression, or of a statement without what it holds."""
+    if isinstance(node, ast.comprehension):
+        return ast.unparse(node).strip()
+    lines = ast.unparse(node).splitlines()
+    return " ".join(lines[:2]) if isinstance(node, ast.FunctionDef) else lines[0]
+
+
+# --- which test reaches what ------------------------------------------------------------------------------------------
+
+
+class Reach:
+    """Runs the tests with a tracer. A plugin of pytest."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        """Test -> (file, line); "" is what runs when the files are imported."""
+        self.seconds: dict[str, float] = {}
+        self._test = ""
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item):
+        began, self._test = time.perf_counter(), item.nodeid
+        yield
+        self.seconds[item.nodeid], self._test = time.perf_counter() - began, ""
+
+    def enter(self, frame, event, _):
+        file = _strategies_file(frame.f_code.co_filename)
+        if not file:
+            return None
+        reached = self.lines[self._test]
+
+        def line(frame, event, _):
+            reached.add((file, frame.f_lineno))
+            return line
+
+        return line(frame, event, _)
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """Returns the tests that reach a change, the quickest first."""
+        if any((mutant.file, line) in self.lines[""] for line in mutant.lines):  # a default, a constant: all may
+            reaching = list(self.seconds)
+        else:
+            wanted = {(mutant.file, line) for line in mutant.lines}
+            reaching = [test for test in self.seconds if wanted & self.lines[test]]
+        return sorted(reaching, key=self.seconds.__getitem__)
+
+
+@cache
+def _strategies_file(path: str) -> str | None:
+    """Returns its name from the repository's root on, or None if it is another's file."""
+    real = os.path.realpath(path)
+    inside = real.startswith(str(ROOT / "strategies") + os.sep)
+    return Path(real).relative_to(ROOT).as_posix() if inside else None
+
+
+def reach_of(tests: Sequence[str]) -> Reach:
+    """
+    Raises:
+        SystemExit: a test fails as things are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "reach.pickle"
+        child = os.fork()
+        if not child:
+            reach = Reach()
+            sys.settrace(reach.enter)
+            code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[reach])
+            sys.settrace(None)
+            found.write_bytes(pickle.dumps((dict(reach.lines), reach.seconds)))
+            os._exit(int(code))
+        if os.waitpid(child, 0)[1]:
+            sys.exit("the tests must pass before anything is changed")
+        reach = Reach()
+        lines, reach.seconds = pickle.loads(found.read_bytes())
+        reach.lines.update(lines)
+    return reach
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def notices(mutant: Mutant, tests: Sequence[str]) -> int:
+    """Runs tests on changed code, in a process that must have imported nothing of it; returns pytest's exit code."""
+    original = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self, fullname):
+        if _strategies_file(self.path) == mutant.file:
+            return compile(mutant.tree, self.path, "exec")
+        return original(self, fullname)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    gc.disable()
+    return int(pytest.main([*QUICKLY, *tests]))
+
+
+def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[Mutant]:
+    """Yields the changes that no test notices."""
+    waiting = list(reversed(mutants))
+    running: dict[int, tuple[Mutant, float]] = {}
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < processes:
+            mutant = waiting.pop()
+            tests = reach.of(mutant)
+            if not tests:
+                done += 1
+                yield mutant
+                continue
+            child = os.fork()
+            if not child:
+                os.setsid()
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                for stream in (0, 1, 2):
+                    os.dup2(nowhere, stream)
+                try:
+                    os._exit(notices(mutant, tests))
+                finally:
+                    os._exit(1)
+            limit = max(SHORTEST_LIMIT, 5 * sum(reach.seconds[test] for test in tests))
+            running[child] = mutant, time.monotonic() + limit
+        time.sleep(0.05)
+        for child, (mutant, deadline) in list(running.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended and time.monotonic() > deadline:
+                os.killpg(child, signal.SIGKILL)
+                ended, status = os.waitpid(child, 0)
+            if ended:
+                del running[child]
+                done += 1
+                if not status:
+                    yield mutant
+                if not done % 50:
+                    print(f"{done} of {len(mutants)}", flush=True)
+
+
+def main() -> None:
+    """Says what survives; exits with 1 if something does that is not listed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="of strategies/; default: all")
+    parser.add_argument("--list", action="store_true", help="show the changes and run nothing")
+    parser.add_argument(
+        "--tests", nargs="+", default=TESTS, help="which tests/test_*.py are to notice; default: all that could"
+    )
+    parser.add_argument("--every", type=int, default=1, help="take only every n-th change, for a quick estimate")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    files = [path.resolve() for path in options.files] or [
+        path for path in sorted((ROOT / "strategies").rglob("*.py")) if path.name not in NOT_CHANGED
+    ]
+    mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
+    if options.list:
+        print("\n".join(mutant.key for mutant in mutants))
+        return
+    for slow in ("avalanche.training", "pandas", "sklearn.datasets", "torchvision"):
+        importlib.import_module(slow)  # once, not in every process
+    os.chdir(ROOT)
+    reach = reach_of([f"tests/test_{name}.py" for name in options.tests])
+    listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["equivalent"]
+    found = []
+    for mutant in survivors(mutants, reach, options.processes):
+        if mutant.key not in listed:
+            found.append(mutant)
+            print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
+    unlisted = len(mutants) - sum(mutant.key in listed for mutant in mutants)
+    stale = set(listed) - {mutant.key for mutant in mutants} if not options.files and options.every == 1 else set()
+    for key in sorted(stale):
+        print(f"listed, but there is no such change any more: {key}")
+    noticed = unlisted - len(found)
+    print(f"{noticed} of {unlisted} changes noticed; {len(mutants) - unlisted} more are listed as changing nothing")
+    sys.exit(bool(found or stale))
+
+
+if __name__ == "__main__":
+    main()

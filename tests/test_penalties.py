@@ -1,0 +1,606 @@
+"""What surrounds the penalties: whose anchors they are, where an experience ends, what is refused, and the options."""
+
+import copy
+import pickle
+import warnings
+from contextlib import suppress
+from functools import partial
+
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.benchmarks.utils import make_avalanche_dataset
+from avalanche.models import IncrementalClassifier
+from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
+
+from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
+from engrams.strategies.baselines import L2Plugin
+from engrams.strategies.importance import diagonal_fisher, mas_importance
+from tests.test_ewc import joint_least_squares, learn, mlp, quiet, stream
+
+PLUGINS = {
+    "ewc": lambda **options: EWCPlugin(1.0, **options),
+    "ewc-separate": lambda **options: EWCPlugin(1.0, "separate", **options),
+    "mas": lambda **options: MASPlugin(1.0, **options),
+    "l2": lambda **options: L2Plugin(1.0, **options),
+}
+
+
+def online(size, experiences=2):
+    """Sub-experiences of experiences of 40 samples; Avalanche's own data sets."""
+    torch.manual_seed(0)
+    sets = [make_avalanche_dataset(TensorDataset(torch.randn(40, 6), torch.arange(40) % 2)) for _ in range(experiences)]
+    return split_online_stream(benchmark_from_datasets(train=sets).train_stream, experience_size=size)
+
+
+class Net(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.body, self.fc = nn.Linear(6, 5), nn.Linear(5, classes)
+
+    def forward(self, x):
+        return self.fc(self.body(x).relu())
+
+
+def anchors_of(plugin):
+    return plugin.anchors[-1] if plugin.consolidation == "separate" else plugin.anchors
+
+
+# --- whose anchors they are -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, classes):
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1, 2], [0, 1]])
+    strategy = learn(Net(3), [experiences[0]], plugin)
+    strategy.model.fc = nn.Linear(5, classes)
+    with pytest.warns(UserWarning, match="'fc.weight', 'fc.bias': exchanged for a fresh one, which is not penalised"):
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    with torch.no_grad():
+        strategy.model.fc.weight.add_(3.0)
+    assert plugin.penalty(strategy.model).item() == 0
+    with torch.no_grad():
+        strategy.model.body.weight.add_(3.0)
+    assert plugin.penalty(strategy.model).item() > 0
+    strategy.train(experiences[1])
+    assert anchors_of(plugin)["fc.weight"].shape == (classes, 5)
+
+
+def at_the_start_of(strategy, experience):
+    """The strategy as it is at the start of an experience."""
+    strategy.experience = experience
+    return strategy
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_parameter_that_is_gone_is_named(kind):
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    strategy.model.fc2 = nn.Linear(5, 2)
+    del strategy.model.fc
+    strategy.model.forward = lambda x: strategy.model.fc2(strategy.model.body(x).relu())
+    with pytest.warns(UserWarning, match="'fc.weight', 'fc.bias': not in the model any more"):
+        strategy.train(experiences[1])
+    assert "fc2.weight" in anchors_of(plugin)
+
+
+def test_a_layer_that_is_reparametrised_is_named():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    nn.utils.parametrizations.weight_norm(strategy.model.fc)
+    with pytest.warns(UserWarning, match="'fc.weight': not in the model any more .*reparametrised"):
+        strategy.train(experiences[1])
+
+
+class Renaming(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize(
+    "wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel, copy.deepcopy, Renaming]
+)
+def test_a_model_that_is_wrapped_or_copied_between_experiences_keeps_its_anchors(kind, wrap):
+    experiences = stream([[0, 1]] * 2)
+    found = []
+    for between in (lambda m: m, wrap):
+        torch.manual_seed(4)
+        plugin = PLUGINS[kind]()
+        strategy = learn(Net(), [experiences[0]], plugin)
+        strategy.model = between(strategy.model)
+        strategy.make_optimizer(reset_optimizer_state=True)
+        strategy.optimizer = torch.optim.SGD(strategy.model.parameters(), lr=0.05)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*(exchanged|not in the model|afresh)")
+            strategy.train(experiences[1])
+        prefix = "net." if wrap is Renaming and between is wrap else ""
+        found.append(
+            (list(strategy.model.parameters()), [anchors_of(plugin)[prefix + n] for n in ("body.weight", "fc.bias")])
+        )
+    for plain, wrapped in zip(*found, strict=True):
+        for a, b in zip(plain, wrapped, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_layer_that_grows_keeps_the_anchors_of_its_old_units(kind):
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1], [2, 3]])
+    model = mlp()
+    model.classifier = IncrementalClassifier(5, initial_out_features=2)
+    strategy = learn(model, [experiences[0]], plugin)
+    model.classifier.adaptation(experiences[1])
+    assert plugin.penalty(model).item() == 0
+    with torch.no_grad():
+        model.classifier.classifier.weight[2:] += 1
+    assert plugin.penalty(model).item() == 0, "new units begin with importance 0"
+    with torch.no_grad():
+        model.classifier.classifier.weight[0] += 1
+    assert plugin.penalty(model).item() > 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(exchanged|not in the model|afresh)")
+        strategy.train(experiences[1])
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_plugin_used_for_a_second_strategy_starts_afresh(kind):
+    shared, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    for seed in range(2):
+        learned = []
+        for plugin in (PLUGINS[kind](), shared):
+            torch.manual_seed(seed)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                learned.append(learn(Net(), experiences, plugin).model)
+            afresh = [w for w in caught if "it starts afresh" in str(w.message)]
+            assert len(afresh) == (plugin is shared and seed == 1)
+        assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in learned), strict=True))
+
+
+def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_was_reset_does_not():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 3)
+    model = learn(Net(), [experiences[0]], plugin).model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*afresh")
+        learn(model, [experiences[1]], plugin)
+    assert plugin.consolidated == 2
+    model.fc.reset_parameters()
+    with pytest.warns(UserWarning, match="it starts afresh"):
+        learn(model, [experiences[2]], plugin)
+    assert plugin.consolidated == 1
+
+
+def test_a_plugin_and_its_model_survive_pickling():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
+    model = learn(Net(), [experiences[0]], plugin).model
+    plugin, model = pickle.loads(pickle.dumps((plugin, model)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*afresh")
+        learn(model, [experiences[1]], plugin)
+    assert plugin.consolidated == 2
+
+
+# --- where an experience ends -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [7, 8])  # 8 divides 40: Avalanche marks no sub-experience as the last
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_an_online_stream_consolidates_where_its_experiences_end(kind, size):
+    plugin, parts = PLUGINS[kind](), list(online(size, 3))
+    model = learn(Net(), parts, plugin).model
+    assert plugin.consolidated == 3
+    if kind == "ewc-separate":
+        assert len(plugin.anchors) == 3
+        whole = diagonal_fisher(model, parts[-1].origin_experience.dataset)
+        for name, f in plugin.importances[2].items():
+            torch.testing.assert_close(f, whole[name])
+
+
+def test_importance_data_of_an_online_stream_has_an_entry_an_experience():
+    plugin = MASPlugin(1.0, importance_data=[e.dataset for e in stream([[0, 1]] * 2)])
+    learn(Net(), online(10), plugin)
+    assert plugin.consolidated == 2
+
+
+def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
+    def hidden():
+        for part in online(5):
+            yield part.train()
+
+    with pytest.raises(ValueError, match="the stream hides where an experience ends: give consolidate_every"):
+        learn(Net(), hidden(), EWCPlugin(1.0))
+    plugin = EWCPlugin(1.0, "separate", consolidate_every=20)
+    learn(Net(), hidden(), plugin)
+    assert len(plugin.anchors) == 4  # 80 samples
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataLoader(TensorDataset(torch.zeros(3, 6))), "is a DataLoader; give the data set"),
+        (torch.zeros(3, 6), "is a tensor; give torch.utils.data.TensorDataset"),
+        (stream([[0, 1]])[0], "is one experience; give its .dataset"),
+        (7, "must be a data set or a sequence of them; got a int"),
+    ],
+)
+def test_importance_data_that_is_no_data_set_is_refused_at_once(data, message):
+    with pytest.raises(ValueError, match=message):
+        MASPlugin(1.0, importance_data=data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (TensorDataset(torch.zeros(4, 5)), "shapes cannot be multiplied"),
+        (TensorDataset(torch.zeros(4, 6, dtype=torch.double)), "dtype"),
+        (TensorDataset(torch.zeros(0, 6)), "the dataset is empty"),
+    ],
+)
+def test_importance_data_that_does_not_fit_is_refused_before_training(data, message):
+    model = Net()
+    before = model.fc.weight.clone()
+    with pytest.raises(ValueError, match=f"MASPlugin cannot work here, and nothing was trained: .*{message}"):
+        learn(model, stream([[0, 1]]), MASPlugin(1.0, importance_data=data))
+    assert torch.equal(model.fc.weight, before)
+
+
+@pytest.mark.parametrize("make", [lambda: EWCPlugin(-1), lambda: MASPlugin(-1), lambda: L2Plugin(-1)])
+def test_a_negative_lambda_is_named_as_it_was_given(make):
+    with pytest.raises(ValueError, match=r"(ewc|mas|l2)_lambda must be at least 0; got -1$"):
+        make()
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched", None])
+@pytest.mark.parametrize("position", [7, 1100])
+def test_a_sample_that_is_no_number_is_named(fisher, position):
+    torch.manual_seed(0)
+    x, y = torch.randn(1200, 6), torch.arange(1200) % 2
+    x[position, 2] = float("nan")
+    where = "the mini-batch of samples" if fisher == "batched" else f"sample {position}"
+    data = TensorDataset(x, y)
+    measure = partial(mas_importance, Net(), data) if fisher is None else partial(diagonal_fisher, Net(), data, fisher)
+    with pytest.raises(ValueError, match=f"of 'body.weight' is not finite (for|in) {where}"):
+        measure()
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_parameters_that_are_no_numbers_any_more_are_named(kind):
+    class Diverge(SupervisedPlugin):
+        def after_training_exp(self, strategy, **kwargs):
+            strategy.model.fc.bias.data.fill_(float("nan"))
+
+    plugin = PLUGINS[kind]()
+    with pytest.raises(ValueError, match=r"the parameter 'fc.bias' is not finite .* training has diverged"):
+        learn(Net(), stream([[0, 1]]), Diverge(), plugin)
+    assert not plugin.importances
+
+
+# --- what samples are made of -----------------------------------------------------------------------------------------
+
+
+def test_a_third_column_is_no_task_label_unless_the_model_has_several_heads():
+    torch.manual_seed(0)
+    x, y, attribute = torch.randn(24, 6), torch.arange(24) % 2, torch.arange(24) % 5
+    with_attribute, without = TensorDataset(x, y, attribute), TensorDataset(x, y)
+    model = Net()
+    for fisher in ("exact", "batched"):
+        found, expected = (diagonal_fisher(model, d, fisher, batch_size=8) for d in (with_attribute, without))
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+class Parts(torch.utils.data.Dataset):
+    def __init__(self, form):
+        self.form = form
+        self.x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        a, b = self.x[i], torch.arange(6.0) / 6
+        return {"dict": {"values": a, "mask": b}, "tuple": (a, b)}[self.form], i % 2, 0
+
+
+class OfParts(Net):
+    def forward(self, x):
+        values, mask = x.values() if isinstance(x, dict) else x
+        return super().forward(values * mask), values  # more than outputs
+
+
+class Own(SupervisedTemplate):
+    def forward(self):
+        return self.model(self.mb_x)[0]
+
+    def _unpack_minibatch(self):
+        pass
+
+
+@pytest.mark.parametrize("form", ["dict", "tuple"])
+def test_what_the_strategys_own_forward_takes_is_measured(form):
+    data = make_avalanche_dataset(Parts(form))
+    plugins = [EWCPlugin(1.0), MASPlugin(1.0), EWCPlugin(1.0, fisher="empirical")]
+    model = OfParts()
+    strategy = Own(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8, plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
+    x, y = Parts(form).x * (torch.arange(6.0) / 6), torch.arange(20) % 2
+    plain = Net()
+    plain.load_state_dict(model.state_dict())
+    expected = [
+        diagonal_fisher(plain, TensorDataset(x, y)),
+        mas_importance(plain, TensorDataset(x)),
+        diagonal_fisher(plain, TensorDataset(x, y), "empirical"),
+    ]
+    for plugin, importances in zip(plugins, expected, strict=True):
+        assert plugin.importances.keys() == importances.keys()
+        for name, value in importances.items():
+            torch.testing.assert_close(plugin.importances[name], value)
+
+
+def test_samples_of_unequal_length_are_measured_one_by_one():
+    bags = [(torch.randn(2 + i % 3, 6), i % 2) for i in range(10)]
+
+    class Pooled(Net):
+        def forward(self, x):
+            return self.fc(self.body(x).relu().mean(1))
+
+    model = Pooled().double()
+    bags = [(x.double(), y) for x, y in bags]
+    found = diagonal_fisher(model, bags, "empirical")
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, y in bags:
+        model.zero_grad()
+        functional.cross_entropy(model(x[None]), torch.tensor([y])).backward()
+        for name, p in model.named_parameters():
+            expected[name] += p.grad**2 / len(bags)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+# --- memory and loading -----------------------------------------------------------------------------------------------
+
+
+class Largest(nn.Sequential):
+    """Remembers the largest batch that it saw."""
+
+    largest = 0
+
+    def forward(self, x):
+        self.largest = max(self.largest, len(x))
+        return super().forward(x)
+
+
+def test_a_pass_takes_as_many_samples_as_two_training_steps_or_a_little_memory_in_any_case(monkeypatch):
+    def largest(side, **options):
+        model = Largest(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+        mas_importance(model, TensorDataset(torch.zeros(60, 1, side, side)), **options)
+        return model.largest
+
+    monkeypatch.setattr(per_sample_gradients, "ACTIVATIONS_AT_ONCE", 2**22)
+    assert largest(6) == 60
+    assert 3 < largest(42, batch_size=2) < 45  # 16 x 40 x 40 floats are 0.1 MB; once to ten times, in 4 MiB
+    assert largest(42, batch_size=25) == 50
+    assert largest(42, batch_size=2, samples_at_once=55) == 55
+
+
+@pytest.mark.parametrize("make", [lambda: EWCPlugin(1.0, batch_size=6), lambda: MASPlugin(1.0, batch_size=6)])
+def test_batch_size_is_that_of_the_passes(make):
+    model = Largest(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    strategy = learn(model, [], make())
+    strategy.experience = stream([[0, 1]])[0]
+    strategy.plugins[0].importance(strategy)
+    assert model.largest == 6
+
+
+def test_num_workers_of_train_reach_the_importance(monkeypatch):
+    seen = []
+    loader = torch.utils.data.DataLoader
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs.pop("num_workers", 0))
+        return loader(*args, **kwargs)
+
+    monkeypatch.setattr("engrams.strategies.minibatches.DataLoader", watched)
+    strategy = learn(Net(), [], EWCPlugin(1.0), MASPlugin(1.0, num_workers=3))
+    experience = stream([[0, 1]])[0]
+    for plugin in strategy.plugins[:2]:
+        plugin.before_training_exp(at_the_start_of(strategy, experience), num_workers=2)
+        seen.clear()
+        plugin.importance(strategy)
+        assert max(seen) == (2 if isinstance(plugin, EWCPlugin) else 3)
+
+
+def test_what_takes_long_suggests_fewer_samples(monkeypatch):
+    monkeypatch.setattr(per_sample_gradients, "LONG", 0.0)
+    with pytest.warns(UserWarning, match="exact Fisher information will take about .* fisher_samples"):
+        diagonal_fisher(Net(), TensorDataset(torch.randn(9, 6)))
+
+
+# --- the penalty's derivatives and steps ------------------------------------------------------------------------------
+
+
+def test_the_penalty_has_second_derivatives():
+    plugin = EWCPlugin(2.0)
+    model = nn.Linear(1, 1, bias=False)
+    plugin.importances, plugin.anchors = {"weight": torch.tensor([[3.0]])}, {"weight": torch.tensor([[1.0]])}
+    loss = model.weight.square().sum() + plugin.penalty(model)
+    (first,) = torch.autograd.grad(loss, model.weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), model.weight)
+    assert first.item() == pytest.approx(2 * model.weight.item() + 6 * (model.weight.item() - 1))
+    assert second.item() == pytest.approx(8)
+
+
+class Far(SupervisedPlugin):
+    """Starts the second experience away from the anchor, with no gradient but the penalty's."""
+
+    def before_training_exp(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter:
+            with torch.no_grad():
+                for p in strategy.model.parameters():
+                    p.add_(0.1)
+
+
+@pytest.mark.parametrize("lambda_", [0.1, 1e6])
+def test_a_proximal_step_minimises_the_penalty_and_the_way_to_it_and_is_stable(lambda_):
+    """argmin_t (lambda/2) F (t - a)^2 + (t - t0)^2 / (2 lr), found by Newton's method on autograd's derivatives."""
+    plugin = L2Plugin(lambda_, penalty_step="proximal")
+    strategy = learn(Net().double(), [], plugin)
+    plugin.importances = {n: torch.rand_like(p) for n, p in strategy.model.named_parameters()}
+    plugin.anchors = {n: torch.randn_like(p) for n, p in strategy.model.named_parameters()}
+    plugin._terms, _ = plugin._matched(strategy.model)
+    start = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+    plugin.after_update(strategy)
+    lr = strategy.optimizer.param_groups[0]["lr"]
+    for name, p in strategy.model.named_parameters():
+        t = start[name].clone().requires_grad_()
+        objective = (lambda_ / 2 * plugin.importances[name] * (t - plugin.anchors[name]) ** 2).sum()
+        objective = objective + ((t - start[name]) ** 2).sum() / (2 * lr)
+        (gradient,) = torch.autograd.grad(objective, t, create_graph=True)
+        (curvature,) = torch.autograd.grad(gradient.sum(), t)
+        torch.testing.assert_close(p.detach(), (t - gradient / curvature).detach())
+
+
+@pytest.mark.parametrize("kind", ["ewc", "mas", "l2"])
+def test_where_gradient_steps_on_the_penalty_diverge_proximal_ones_do_not(kind):
+    huge = {"ewc": EWCPlugin, "mas": MASPlugin, "l2": L2Plugin}[kind]
+    experiences = stream([[0, 1], [1, 0]])
+
+    def moved(step):
+        plugin = huge(1e5, penalty_step=step)
+        torch.manual_seed(0)
+        strategy = learn(Net(), [experiences[0]], plugin)
+        anchors = dict(plugin.anchors)
+        with suppress(ValueError):  # parameters that are not finite
+            strategy.train(experiences[1])
+        away = torch.stack([(p - anchors[n]).abs().max() for n, p in strategy.model.named_parameters()])
+        return away.max().item(), plugin  # NaN, if one is
+
+    with pytest.warns(UserWarning, match="take penalty_step='proximal'"):
+        explicit, _ = moved("gradient")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*will diverge")
+        proximal, plugin = moved("proximal")
+    assert not explicit < 10
+    assert proximal < 1
+    assert plugin.consolidated == 2
+
+
+def test_a_small_proximal_penalty_ends_where_the_gradients_does():
+    learned = []
+    for step in ("gradient", "proximal"):
+        torch.manual_seed(0)
+        learned.append(learn(Net(), stream([[0, 1], [1, 0]]), EWCPlugin(1e-2, penalty_step=step)).model)
+    for a, b in zip(*(m.parameters() for m in learned), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def unequal_regression_tasks():
+    """Orthogonal designs (X'X = N_k I), each experience of its own size."""
+    torch.manual_seed(0)
+    tasks = []
+    for size in (16, 64, 32):
+        x = torch.linalg.qr(torch.randn(size, 4, dtype=torch.double)).Q * size**0.5
+        tasks.append((x, x @ torch.randn(4, 1, dtype=torch.double)))
+    return tasks
+
+
+def learn_unequal(plugin):
+    tasks = unequal_regression_tasks()
+    model = nn.Linear(4, 1, bias=False).double()
+    for x, y in tasks:
+        strategy = SupervisedTemplate(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            criterion=lambda output, y: (output - y).square().mean() / 2,
+            train_mb_size=len(x),
+            train_epochs=150,
+            plugins=[plugin],
+            evaluator=quiet(),
+        )
+        strategy.train(benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(x, y))]).train_stream[0])
+    return model.weight.detach().squeeze(), joint_least_squares(tasks)
+
+
+def test_weighed_by_samples_the_laplace_approximation_is_exact_for_experiences_of_unequal_size():
+    found, joint = learn_unequal(EWCPlugin(1.0, weigh_by_samples=True))
+    torch.testing.assert_close(found, joint, rtol=1e-4, atol=1e-4)
+    unweighed, _ = learn_unequal(EWCPlugin(1.0))
+    assert (unweighed - joint).norm() > 0.05
+
+
+def test_normalised_fishers_count_alike():
+    plugin = EWCPlugin(1.0, "separate", normalise=True)
+    plain = EWCPlugin(1.0, "separate")
+    torch.manual_seed(0)
+    learn(Net(), stream([[0, 1]] * 2), plugin, plain)
+    for normalised, raw in zip(plugin.importances, plain.importances, strict=True):
+        assert torch.cat([f.flatten() for f in normalised.values()]).mean().item() == pytest.approx(1)
+        ratio = normalised["fc.weight"] / raw["fc.weight"]
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ("fc.*", {"0.weight", "0.bias", "1.weight", "1.bias"}),
+        (nn.BatchNorm1d, {"0.weight", "0.bias", "fc.weight", "fc.bias"}),
+        (["*.bias", nn.BatchNorm1d], {"0.weight", "fc.weight"}),
+    ],
+)
+def test_parameters_are_left_out_by_name_or_kind(kind, exclude, left):
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
+    model.add_module("fc", nn.Linear(5, 2))
+    plugin = PLUGINS[kind](exclude=exclude)
+    learn(model, stream([[0, 1]]), plugin)
+    assert anchors_of(plugin).keys() == left
+
+
+def test_what_is_to_be_left_out_and_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"exclude='head.\*' is no parameter of the model; it has body.weight"):
+        learn(Net(), stream([[0, 1]]), EWCPlugin(1.0, exclude="head.*"))
+
+
+def test_importance_goes_on_on_unlabelled_data_in_deployment():
+    """Observed in parts, it is what it would be measured on all at once; anchors stay."""
+    first, second = stream([[0, 1]] * 2)
+    plugin = MASPlugin(1.0)
+    model = learn(Net(), [first], plugin).model
+    anchors = dict(plugin.anchors)
+    x = torch.randn(30, 6)
+    plugin.observe(model, TensorDataset(x[:7]))
+    plugin.observe(model, TensorDataset(x[7:]))
+    seen = torch.cat([torch.stack([first.dataset[i][0] for i in range(len(first.dataset))]), x])
+    expected = mas_importance(model, TensorDataset(seen))
+    for name, value in expected.items():
+        torch.testing.assert_close(plugin.importances[name], value)
+        assert torch.equal(plugin.anchors[name], anchors[name])
+    with pytest.raises(ValueError, match="before the first experience has ended"):
+        MASPlugin(1.0).observe(model, TensorDataset(x))
+    assert second is not None
+
+
+def test_local_is_half_of_global_on_one_linear_layer():
+    """d ||W a||^2 / d w_ij = 2 f_i a_j; Hebb's product is f_i a_j."""
+    torch.manual_seed(0)
+    model, data = nn.Linear(4, 3), ConcatDataset([TensorDataset(torch.randn(9, 4))])
+    local, whole = (mas_importance(model, data, variant) for variant in ("local", "global"))
+    for name in whole:
+        torch.testing.assert_close(2 * local[name], whole[name])

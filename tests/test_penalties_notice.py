@@ -1,0 +1,139 @@
+"""What the penalties measure on, and when they warn: against what torch's own optimiser and plain autograd do."""
+
+import warnings
+
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.training import Naive
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from engrams.strategies import EWCPlugin, MASPlugin
+from engrams.strategies.baselines import L2Plugin
+from engrams.strategies.importance import mas_importance
+from tests.test_ewc import mlp, quiet, stream
+
+# --- where SGD diverges -----------------------------------------------------------------------------------------------
+
+
+def diverges(step: float, momentum: float, nesterov: bool) -> bool:
+    """Whether torch's SGD, let loose on theta^2 / 2 at a learning rate of ``step``, ends further off than it began."""
+    theta = nn.Parameter(torch.ones((), dtype=torch.double))
+    optimizer = torch.optim.SGD([theta], lr=step, momentum=momentum, nesterov=nesterov)
+    for _ in range(4000):
+        theta.grad = theta.detach().clone()
+        optimizer.step()
+    return not theta.abs() < 1
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)])
+def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, nesterov):
+    low, high = 0.1, 8.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        low, high = (low, middle) if diverges(middle, momentum, nesterov) else (middle, high)
+    for factor in (0.98, 1.02):
+        model = mlp()
+        plugin = L2Plugin(low * factor / 0.01)  # of curvature lambda, at a learning rate of 0.01
+        strategy = Naive(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum, nesterov=nesterov),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=10,
+            plugins=[plugin],
+            evaluator=quiet(),
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            strategy.train(stream([[0, 1]])[0])
+        warned = any("SGD steps on the penalty will diverge" in str(one.message) for one in caught)
+        assert warned == (factor > 1), (low, factor)
+
+
+# --- the data and the mode that are measured in -----------------------------------------------------------------------
+
+
+class Stronger(nn.Module):
+    """A linear layer behind dropout, which makes another network of it in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(0.9), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(self.dropout(x))
+
+
+def fisher_by_hand(model, x):
+    total = torch.zeros_like(model.linear.weight)
+    for sample in x:
+        outputs = model.linear(sample).log_softmax(0)
+        for label in (0, 1):
+            (gradient,) = torch.autograd.grad(outputs[label], model.linear.weight, retain_graph=True)
+            total += outputs[label].exp().detach() * gradient**2
+    return total / len(x)
+
+
+def mas_by_hand(model, x):
+    total = torch.zeros_like(model.linear.weight)
+    for sample in x:
+        (gradient,) = torch.autograd.grad(model.linear(sample).square().sum(), model.linear.weight)
+        total += gradient.abs()
+    return total / len(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "by_hand"),
+    [(lambda: EWCPlugin(1.0), fisher_by_hand), (lambda: MASPlugin(1.0), mas_by_hand)],
+    ids=["ewc", "mas"],
+)
+def test_importance_is_of_the_data_and_the_network_as_they_are_in_evaluation(make, by_hand):
+    """In training the data are augmented (here: negated and made larger by one) and the network drops inputs out."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    tensors = TensorDataset(x, y)
+    tensors.targets = y.tolist()
+    data = as_classification_dataset(tensors, transform_groups={"train": (lambda x: 1 - x, None), "eval": (None, None)})
+    model, plugin = Stronger(), make()
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=5,
+        plugins=[plugin],
+        evaluator=quiet(),
+    )
+    strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
+    torch.testing.assert_close(plugin.importances["linear.weight"], by_hand(model, x), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(by_hand(model, x), by_hand(model, 1 - x), rtol=0.1)
+
+
+# --- local MAS --------------------------------------------------------------------------------------------------------
+
+
+def test_local_importance_is_the_gradient_of_each_layers_own_squared_norm():
+    """Aljundi et al. 2018, section 3.3: global importance, layer by layer, each output of its own inputs alone.
+
+    By autograd, one sample at a time: no product of activations is written down here. What a factor common to all
+    layers does is lambda's to undo, so it is measured, not assumed.
+    """
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    x = torch.randn(12, 4, dtype=torch.double)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for sample in x:
+        inputs = sample.abs()
+        for place in (0, 2, 4):
+            layer = model[place]
+            after = layer(inputs)
+            outputs = after.clamp(min=0) if place < 4 else after
+            gradients = torch.autograd.grad(outputs.square().sum(), [layer.weight, layer.bias])
+            for name, gradient in zip(("weight", "bias"), gradients, strict=True):
+                expected[f"{place}.{name}"] += gradient.abs() / len(x)
+            inputs = outputs.detach()
+    found = mas_importance(model, TensorDataset(x.abs(), torch.zeros(12)), "local")
+    factors = torch.cat([(expected[name][found[name] > 0] / found[name][found[name] > 0]) for name in expected])
+    assert factors.std() < 1e-9, factors
+    assert all((expected[name] > 0).equal(found[name] > 0) for name in expected)
