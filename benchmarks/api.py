@@ -15,7 +15,7 @@ from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.store import Records
-from engrams.reports.wandb.logger import WandBMode, usable_mode
+from engrams.reports.wandb.settings import WandBMode, WandBSettings, resolve
 from engrams.strategies.contract import Strategy
 
 
@@ -41,7 +41,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     *,
     experiences: int | None = None,
-    wandb: WandBMode = "disabled",
+    wandb: WandBMode | WandBSettings = "disabled",
     workers: int | None = None,
     stream_from_disk: bool = False,
     progress: bool = True,
@@ -58,7 +58,8 @@ def run(
         settings: dotted key -> value, in place of the protocol's: ``{"ewc_lambda": 10.0, "training.epochs": 2}``. The
             records say so and lie apart from the protocol's own.
         experiences: how many are learned and judged, for a smoke test; None for all.
-        wandb: where W&B keeps the runs: ``online``, ``offline`` or ``disabled``.
+        wandb: where W&B keeps the runs: ``online``, ``offline`` or ``disabled``; or more than that. A run of your own
+            that is active in this process is left alone.
         workers: runs at once; None for one a core.
         stream_from_disk: read images when they are needed: less memory, more time, the same results.
         progress: show a bar.
@@ -78,4 +79,7 @@ def run(
         if line:
             warnings.warn(line, stacklevel=2)
     display = Display(Console(quiet=not progress))
-    return Records(run_all(runs, Path(out), usable_mode(wandb), workers, display, stream_from_disk))
+    sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
+    records = run_all(runs, Path(out), sent_to, workers, display, stream_from_disk)
+    display.say_afterwards()
+    return Records(records)

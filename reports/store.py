@@ -223,9 +223,10 @@ class Records(list[Record]):
 
 
 def read_records(*folders: str | Path) -> Records:
-    """Returns every record below some folders, by protocol, strategy and seed.
+    """Returns every record below some folders, or of projects of W&B, by protocol, strategy and seed.
 
-    Where there are several folders, each row says in parentheses which one it is of.
+    ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says
+    in parentheses which one it is of.
 
     Raises:
         RecordError: there is no such folder, none has a record, or a record cannot be read.
@@ -243,14 +244,22 @@ def read_records(*folders: str | Path) -> Records:
 
 
 def read_all(out: Path) -> list[Record]:
-    """Returns every record below a folder, by protocol, strategy and seed.
+    """Returns every record below a folder, or of ``wandb:ENTITY/PROJECT``, by protocol, strategy and seed.
+
+    In a folder that has no records, W&B's offline files are read.
 
     Raises:
         RecordError: there is no such folder, or a record in it cannot be read.
     """
-    if not out.is_dir():
+    from engrams.reports.wandb import read as wandb
+
+    if str(out).startswith(wandb.SOURCE):
+        found = wandb.records_of_project(str(out))
+    elif not out.is_dir():
         raise RecordError(f"there is no folder {out}; 'engrams run' makes one")
-    return sorted(_all(out), key=lambda record: (record.protocol, record.strategy, record.variant, record.seed))
+    else:
+        found = list(_all(out)) or wandb.records_of_files(out)
+    return sorted(found, key=lambda record: (record.protocol, record.strategy, record.variant, record.seed))
 
 
 def _all(out: Path) -> Iterator[Record]:

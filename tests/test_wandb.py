@@ -1,196 +1,568 @@
-"""What an offline W&B run holds, read back from the files that wandb wrote."""
+"""W&B, against a stand-in for its service on loopback and in the offline files that wandb writes."""
 
 import json
 import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+import matplotlib
 import pytest
-from wandb.proto import wandb_internal_pb2
 
 from engrams.benchmarks.jobs.execute import execute
-from engrams.benchmarks.jobs.plan import run_of
-from engrams.benchmarks.protocols import registry as protocol
-from engrams.reports.matrix import METRICS
-from engrams.reports.wandb import logger as wandb_logger
-from tests.test_generation import SMALL
-
-SPLIT_DIGITS = protocol.get("split-digits/task")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished offline run: its record, its folder and everything in its .wandb file."""
-    return offline_run("ewc", tmp_path_factory.mktemp("runs"))
+from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.training.run import Run
+from engrams.reports import store
+from engrams.reports.errors import UserError
+from engrams.reports.wandb import page, read, sending
+from engrams.reports.wandb import service as services
+from engrams.reports.wandb.settings import resolve
+from engrams.strategies import catalogue
+from tests.wandb_runs import GENERATOR, JOINT, RECORDS, SCHOLAR, SOLVER, Screen, learned, suite
+from tests.wandb_service import ENTITY, KEY, standing_in
 
 
-def offline_run(strategy, out, entry=SPLIT_DIGITS):
-    run = run_of(entry, strategy, 0)
-    record = execute(run, out, "cpu", "offline", lambda epochs: None)
-    (path,) = run.folder(out).rglob("*.wandb")
-    for _ in range(100):  # W&B's own process may write its last lines after the run was told that it is over
-        found = list(messages(path))
-        if any(message.HasField("exit") for message in found):
-            break
-        time.sleep(0.1)
-    return run, record, path, found
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No account, no variables, an empty home, and a temporary folder of its own."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # its list of fonts takes long to make
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    temporary = tempfile.mkdtemp(prefix="w")  # a short path: wandb makes a socket below it
+    monkeypatch.setattr(tempfile, "tempdir", temporary)
+    monkeypatch.setenv("TMPDIR", temporary)
+    yield Path(temporary)
+    shutil.rmtree(temporary)
 
 
-def messages(path):
-    """The messages of a .wandb file: LevelDB's log format after a header of 7 bytes.
-
-    Blocks of 32 KiB hold chunks: checksum (4 bytes), length (2), type (1: whole, 2: first, 3: middle, 4: last), data.
-    """
-    content, at, parts = path.read_bytes(), 7, []
-    assert content[:4] == b":W&B"
-    while at + 7 <= len(content):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        parts.append(content[at + 7 : at + 7 + length])
-        at += 7 + length
-        if kind in (1, 4):
-            message = wandb_internal_pb2.Record()
-            message.ParseFromString(b"".join(parts))
-            parts = []
-            yield message
+@pytest.fixture
+def service(monkeypatch):
+    with standing_in() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield found
 
 
-def items(entries):
-    return {"/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}
+def page_of(service, name):
+    record = store.read(RECORDS / name / "record.json")
+    return service.pages[page.introduction_of(record)["id"]]
 
 
-def test_identity_and_config(finished):
-    run, _, _, found = finished
-    (page,) = [m.run for m in found if m.HasField("run")][:1]
-    assert (page.project, page.run_group, page.job_type) == ("engrams", "split-digits/task", "ewc")
-    config = {}
-    for message in found:
-        if message.HasField("run"):
-            config |= {update.key: json.loads(update.value_json) for update in message.run.config.update}
-        if message.HasField("config"):
-            config |= {update.key: json.loads(update.value_json) for update in message.config.update}
-    assert config["seed"] == 0
-    assert config["strategy"]["ewc_lambda"] == run.hyperparameters.ewc_lambda
-    assert config["training"]["epochs"] == 10
-    assert config["environment"]["versions"]["torch"]
-    assert page.run_id == wandb_logger.run_id("split-digits/task", "ewc", 0, run.deciding()), (
-        "the same run, the same page"
-    )
-    assert page.run_id != wandb_logger.run_id("split-digits/task", "ewc", 1, run.deciding())
+def dumped(name):
+    return store.read(RECORDS / name / "record.json").model_dump()
 
 
-def test_history_has_one_row_an_experience(finished):
-    _, record, _, found = finished
-    rows = [items(m.history.item) for m in found if m.HasField("history")]
-    rows = [row for row in rows if "experience" in row]
-    assert [row["experience"] for row in rows] == list(range(5))
-    for index, row in enumerate(rows):
-        logged = [row[f"accuracy/exp_{j:02d}"] for j in range(5)]
-        assert logged == pytest.approx(record.accuracy_matrix[index])
-        assert row["ACC"] == pytest.approx(sum(logged[: index + 1]) / (index + 1))
-        assert ("forgetting" in row) == (index > 0)
-        assert row["seconds"] > 0
-    assert rows[-1]["ACC"] == pytest.approx(record.metrics["ACC"])
-    assert rows[-1]["forgetting"] == pytest.approx(record.metrics["forgetting"])
+def arrived(found):
+    """The record that a page says."""
+    return page.record_of(found.config, found.history, found.summary).model_dump()
 
 
-def test_the_accuracy_matrix_as_table_and_image(finished):
-    _, record, path, found = finished
-    last = {}
-    for message in found:
-        if message.HasField("history"):
-            last |= items(message.history.item)
-    media = path.parent / "files"
-    table = json.loads((media / last["accuracy_matrix/path"]).read_text())
-    assert table["columns"] == ["trained_experience", *(f"exp_{j:02d}" for j in range(5))]
-    assert [row[1:] for row in table["data"]] == record.accuracy_matrix
-    image = (media / last["accuracy_matrix_image/path"]).read_bytes()
-    assert image.startswith(b"\x89PNG")
-    assert len(image) > 3000
+def rows(found):
+    return [row for row in found.history if "experience" in row]
 
 
-def test_joint_training_has_seen_every_experience(tmp_path):
-    _, record, _, found = offline_run("joint", tmp_path)
-    rows = [items(m.history.item) for m in found if m.HasField("history")]
-    assert [row["ACC"] for row in rows if "ACC" in row] == [pytest.approx(record.metrics["ACC"])]
+# --- what arrives -----------------------------------------------------------------------------------------------------
 
 
-def test_metrics_in_the_summary_and_the_record_as_an_artifact(finished):
-    _, record, _, found = finished
-    summary = {}
-    for message in found:
-        if message.HasField("summary"):
-            summary |= items(message.summary.update)
-    for name in METRICS:
-        assert summary[name] == pytest.approx(record.metrics[name])
-    (artifact,) = [m.artifact for m in found if m.HasField("artifact") and m.artifact.type == "record"]
-    assert [entry.path for entry in artifact.manifest.contents] == ["record.json"]
+def test_what_arrives_equals_the_record(service, tmp_path, alone):
+    names = [SOLVER, JOINT, SCHOLAR, GENERATOR]
+    screen = suite(tmp_path / "runs", names)
+    assert f"W&B: 4 runs sent: {service.url}/{ENTITY}/engrams" in screen.text
+    for name in names:
+        record = store.read(RECORDS / name / "record.json")
+        found = page_of(service, name)
+        assert arrived(found) == record.model_dump()
+        (artifact,) = service.artifacts_of(found, "record")
+        assert json.loads(artifact.files["record.json"]) == record.model_dump()
+        table = json.loads(next(body for file, body in found.files.items() if "table/accuracy_matrix" in file))
+        assert [row[1:] for row in table["data"]] == record.accuracy_matrix
+        picture = next(body for file, body in found.files.items() if "images/accuracy_matrix_image" in file)
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 3000
+        assert found.state == "finished"
+        assert (found.last("groupName"), found.last("jobType")) == (record.protocol, record.strategy)
+    # One row an experience that has all of it, with the step that it is drawn against.
+    generator = rows(page_of(service, GENERATOR))
+    assert [row["experience"] for row in generator] == list(range(10))
+    assert all({"ACC", "generated", "frechet_distance", "seconds"} <= set(row) for row in generator)
+    assert all("class_shares/class_09" in row for row in rows(page_of(service, SCHOLAR)))
+    (joint,) = rows(page_of(service, JOINT))
+    assert joint["experience"] == 4, "it has seen every experience"
+    losses = [(row["epoch"], row["loss/training"]) for row in page_of(service, SOLVER).history if "epoch" in row]
+    assert losses == [(epoch, 1 / epoch) for epoch in range(1, 6)]
+    assert all("experience" in row or "epoch" in row for row in page_of(service, SOLVER).history)
+    assert {"upper bound", "class-incremental", "joint"} <= set(page_of(service, JOINT).last("tags"))
+    # Nothing of the machine is sent, and nothing is left on it.
+    sent = b"".join(service.bodies)
+    for secret in (KEY, str(Path.home()), str(tmp_path), str(Path.cwd())):
+        assert secret.encode() not in sent, secret
+    assert not re.search(rf'"(host|commit|repo)[^"]*": *"{socket.gethostname()}', sent.decode(errors="replace"))
+    for found in service.pages.values():
+        assert (found.last("host"), found.last("commit"), found.last("repo")) == (None, None, None)
+        assert not {"requirements.txt", "wandb-metadata.json", "diff.patch"} & set(found.files)
+    assert not list(alone.iterdir())
+    assert not [path for path in Path.home().rglob("*") if path.is_file()]
+    assert not service.unknown
 
 
-def test_what_a_generator_makes_as_pictures_and_its_class_shares_as_a_table(tmp_path):
-    _, record, path, found = offline_run("noise-replay", tmp_path, protocol.get("split-digits/class"))
-    history = [items(m.history.item) for m in found if m.HasField("history")]
-    pictures = [row for row in history if any(key.startswith("generated") for key in row)]
-    assert [row["experience"] for row in pictures] == [0, 1, 2, 3, 4]
-    assert len(list(path.parent.rglob("media/images/generated_*.png"))) == 5
-    (file,) = path.parent.rglob("class_shares_*.table.json")
-    table = json.loads(file.read_text())
-    assert table["columns"] == ["trained_experience", *(f"class_{label}" for label in range(10))]
-    assert [row[1:] for row in table["data"]] == record.generated.class_shares
+def test_a_final_figure_has_a_name_that_an_unfinished_run_never_has(service, tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    failed = record.model_copy(update={"status": "failed", "reason": "E: no (see /home/me/runs/traceback.txt)"})
+    failed = failed.model_copy(update={"accuracy_matrix": [], "metrics": {}})
+    out = tmp_path / "runs"
+    screen = Screen()
+    with sending.sending(resolve("online"), out, screen, lambda n: out / n, lambda n, e: None) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(record, out / SOLVER, upto=2, ended=False)
+        store.write(failed, out / SOLVER)
+        (out / SOLVER / "traceback.txt").write_text(f'File "{Path.home()}/x y/run.py", line 3, in f\nE: no')
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert [row["ACC"] for row in rows(found)] == [pytest.approx(1, abs=0.1), pytest.approx(0.5, abs=0.1)]
+    assert (found.state, found.exit_code) == ("failed", 1)
+    assert not {"ACC", "forgetting", "final/ACC"} & set(found.summary)
+    assert found.summary["reason"] == "E: no (see …/runs/traceback.txt)"
+    assert found.summary["traceback"] == 'File "…/x y/run.py", line 3, in f\nE: no'
 
 
-def test_wandb_failing_does_not_fail_the_run(tmp_path, monkeypatch):
-    import wandb
+def test_a_run_repeated_is_one_page_with_each_row_once(service, tmp_path):
+    suite(tmp_path / "one", [SOLVER], upto=2, ended=False)
+    interrupted = page_of(service, SOLVER)
+    assert (len(rows(interrupted)), interrupted.exit_code) == (2, 130), "cut short, and ended all the same"
+    suite(tmp_path / "two", [SOLVER])
+    suite(tmp_path / "three", [SOLVER])
+    found = page_of(service, SOLVER)
+    assert len(service.pages) == 1
+    assert [row["experience"] for row in rows(found)] == [0, 1, 2, 3, 4]
+    assert len(found.history) == 10
+    assert found.state == "finished"
+    record = store.read(RECORDS / SOLVER / "record.json")
+    assert arrived(found) == record.model_dump()
 
-    def broken(*args, **kwargs):
-        raise OSError("disk full")
 
-    monkeypatch.setattr(wandb, "init", broken)
-    entry = protocol.get("split-digits/task")
-    with pytest.warns(UserWarning, match="W&B logging stopped, the run goes on: OSError: disk full"):
-        record = execute(run_of(entry, "naive", 0), tmp_path, "cpu", "offline", lambda e: None)
-    assert record.complete
+def test_other_figures_of_the_same_run_get_a_page_of_their_own(service, tmp_path):
+    suite(tmp_path / "here", [SOLVER])
+    here = page_of(service, SOLVER)
+    before = json.dumps(here.history)
+    here.history[1]["accuracy/exp_00"] = 0.125  # as another machine found it
+    screen = suite(tmp_path / "there", [SOLVER])
+    other = service.pages[f"{here.name}-2"]
+    assert json.dumps(other.history, sort_keys=True) != before
+    assert len(rows(other)) == 5
+    assert len(service.artifacts_of(here, "record")) == len(service.artifacts_of(other, "record")) == 1
+    assert f"its page {here.name} has other figures; its page has a new id" in screen.text
 
 
-def test_never_a_login_prompt(monkeypatch, tmp_path):
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    assert wandb_logger.default_mode() == "offline"
+def test_a_page_that_was_deleted_gets_a_new_id_and_a_word(service, tmp_path, monkeypatch):
+    name = page.introduction_of(store.read(RECORDS / SOLVER / "record.json"))["id"]
+    service.deleted.add(name)
+    screen = suite(tmp_path / "runs", [SOLVER])
+    assert list(service.pages) == [f"{name}-2"]
+    assert f"its page {name} was deleted" in screen.text
+    assert screen.waited < 28
+
+
+# --- a service that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(sending, "AT_MOST", 5.0)
+    monkeypatch.setattr(services, "PATIENCE", 2.0)
+
+
+def test_the_bounds_are_those_that_are_promised():
+    assert services.PATIENCE <= 15
+    assert sending.AT_MOST + 2 <= 30
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("500", "answers with status 500"),
+        ("429", "answers with status 429"),
+        ("401", "refuses the API key"),
+        ("403", "refuses the API key"),
+        ("silent", "does not answer within 2 s"),
+        ("unreachable", "cannot be reached"),
+    ],
+)
+def test_a_service_that_is_not_there_is_found_out_once(service, tmp_path, impatient, failure, said):
+    if failure == "silent":
+        service.silent = True
+    elif failure == "unreachable":
+        service.stop()
+    else:
+        service.refuse = lambda what: int(failure)
+    began = time.monotonic()
+    screen = suite(tmp_path / "runs", [SOLVER, JOINT])
+    assert time.monotonic() - began < 40
+    assert len([line for line in screen.lines if said in line]) == 1
+    first = screen.lines[0]
+    assert f"Runs are kept offline; 'engrams upload {tmp_path / 'runs'}' sends them later" in first
+    assert ("/authorize" in first) == (failure in ("401", "403"))
+    assert screen.mode == "offline"
+    assert "W&B (offline): 2 runs kept" in screen.text
+    kept = {found.strategy: found.model_dump() for found in read.records_of_files(tmp_path / "runs")}
+    assert kept == {name.split("/")[2]: dumped(name) for name in (SOLVER, JOINT)}
+
+
+def test_a_wrong_key_is_found_out(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
+    screen = suite(tmp_path / "runs", [JOINT])
+    assert "refuses the API key (status 401); get one at" in screen.lines[0]
+    assert screen.mode == "offline"
+
+
+@pytest.mark.parametrize("failure", ["history", "dies", "all"])
+def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_sent_later(
+    service, tmp_path, impatient, failure
+):
+    if failure == "dies":
+        service.dies_at_history = True
+    else:
+        service.refuse = lambda what: 500 if what != "Viewer" and (failure == "all" or "file_stream" in what) else None
+    out = tmp_path / "runs"
+    screen = suite(out, [SOLVER, JOINT])
+    assert screen.waited < 5 + 3
+    assert f"W&B: not sent: {SOLVER}: " in screen.text
+    assert f"W&B: not sent: {JOINT}: " in screen.text
+    assert f"'engrams upload {out}' sends what was not sent later" in screen.text
+    assert not _wandb_processes(out)
+    service.refuse = lambda what: None
+    if failure == "dies":
+        return
+    assert sending.upload(resolve("online"), [out], Screen())
+    for name in (SOLVER, JOINT):
+        found, record = page_of(service, name), store.read(RECORDS / name / "record.json")
+        assert arrived(found) == record.model_dump()
+        assert found.state == "finished"
+
+
+def _wandb_processes(out):
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if "wandb-core" in line and tempfile.gettempdir() in line]
+
+
+def test_one_thing_that_cannot_be_logged_does_not_keep_the_rest_from_it(service, tmp_path, monkeypatch):
+    record = store.read(RECORDS / GENERATOR / "record.json")
+    out = tmp_path / "runs"
+    with sending.sending(resolve("online"), out, Screen(), lambda n: out / n, lambda n, e: None) as (_, runs):
+        learned(record, out / GENERATOR, ended=False)
+        for picture in (out / GENERATOR / "wandb").glob("generated-0*.png"):
+            picture.write_bytes(b"no picture")
+        journal = out / GENERATOR / "wandb" / "journal.jsonl"
+        kept = [line for line in journal.read_text().splitlines() if '"experience": 3' not in line]
+        journal.write_text("\n".join([*kept[:5], '{"row": {"exp', *kept[5:]]) + "\n")
+        store.write(record, out / GENERATOR)
+        runs.over(GENERATOR)
+    found = page_of(service, GENERATOR)
+    assert found.state == "finished"
+    assert sorted(row["experience"] for row in rows(found)) == list(range(10)), "what is lacking is the record's"
+    assert service.artifacts_of(found, "record")
+    assert arrived(found) == record.model_dump()
+
+
+def test_a_journal_that_cannot_be_written_fails_no_run_and_the_page_is_made_of_the_record(service, tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    out = tmp_path / "runs"
+    with sending.sending(resolve("online"), out, Screen(), lambda n: out / n, lambda n, e: None) as (_, runs):
+        (out / SOLVER).mkdir(parents=True)
+        (out / SOLVER / "wandb").write_text("in the way")
+        with pytest.warns(UserWarning, match="W&B lacks something of a run"):
+            learned(record, out / SOLVER)
+        (out / SOLVER / "wandb").unlink()
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert arrived(found) == record.model_dump()
+
+
+def test_an_interrupt_ends_the_pages(service, tmp_path):
+    out = tmp_path / "runs"
+    screen = Screen()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        suite(out, [SOLVER], then=interrupted, screen=screen, upto=2, ended=False)
+    assert page_of(service, SOLVER).exit_code == 130
+    assert page_of(service, SOLVER).state == "failed"
+
+
+def test_stop_run_on_a_page_is_an_interrupt(service, tmp_path):
+    out, screen = tmp_path / "runs", Screen()
+
+    def goes_on():
+        with sending.sending(resolve("online"), out, screen, lambda n: out / n, lambda n, e: None) as (_, runs):
+            runs.advanced(SOLVER, 0)
+            learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=1, ended=False)
+            while not service.pages:
+                time.sleep(0.05)
+            page_of(service, SOLVER).stopped = True
+            time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        goes_on()
+    assert time.monotonic() - began < 60
+    assert f"stopped on its page: {SOLVER}" in screen.text
+    assert page_of(service, SOLVER).exit_code == 130
+
+
+# --- what is set ------------------------------------------------------------------------------------------------------
+
+
+def test_wandbs_own_variables_hold_unless_an_option_says_otherwise(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_ENTITY", "a-team")
+    monkeypatch.setenv("WANDB_TAGS", "one,two")
+    found = resolve()
+    assert (found.mode, found.project, found.entity, found.tags) == ("offline", "mine", "a-team", ("one", "two"))
+    found = resolve("online", project="other", entity="me", tags=["three"])
+    assert (found.mode, found.project, found.entity, found.tags) == ("online", "other", "me", ("one", "two", "three"))
+    assert KEY not in repr(found)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert resolve().mode == "disabled"
+
+
+def test_a_settings_file_and_a_login_on_ones_own_server_count(monkeypatch):
+    folder = Path.home() / ".config" / "wandb"
+    folder.mkdir(parents=True)
+    (folder / "settings").write_text("[default]\nproject = ours\nentity = group\nbase_url = http://127.0.0.1:4321\n")
+    (Path.home() / ".netrc").write_text(f"machine 127.0.0.1:4321\n  login user\n  password {KEY}\n")
+    found = resolve("online")
+    assert (found.mode, found.project, found.entity) == ("online", "ours", "group")
+    assert found.address.key == KEY
+    assert resolve().mode == "offline", "a login alone sends nothing"
+
+
+def test_never_a_login_prompt(monkeypatch):
     with pytest.warns(UserWarning, match="W&B is offline: no API key"):
-        assert wandb_logger.usable_mode("online") == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert wandb_logger.default_mode() == "online"
-    assert wandb_logger.usable_mode("online") == "online"
+        assert resolve("online").mode == "offline"
+    assert resolve().mode == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert resolve().mode == "online"
 
 
-def test_a_command_line_without_an_account_asks_nothing(tmp_path):
-    arguments = ["run", "split-digits/task", "naive", "--seeds", "1", "--out", str(tmp_path), "--wandb", "online"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "NETRC": str(tmp_path / "none")},
-    )
+def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_GROUP", "a group")
+    monkeypatch.setenv("WANDB_NOTES", "a note")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    suite(tmp_path / "runs", [JOINT], resolve("online", tags=["mine"]))
+    found = page_of(service, JOINT)
+    assert (found.last("groupName"), found.last("notes")) == ("a group", "a note")
+    assert "mine" in found.last("tags")
+    assert list((tmp_path / "elsewhere").rglob("*.wandb"))
+    assert not list((tmp_path / "runs").rglob("*.wandb"))
+
+
+def test_each_trial_of_an_agent_is_a_page_of_the_sweep(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial1")
+    suite(tmp_path / "runs", [SOLVER, "split-mnist/class/ewc/1"])
+    assert "trial1" in service.pages, "the page that the agent has made"
+    assert len(service.pages) == 2, "a second seed has its own"
+    assert {found.last("sweep") for found in service.pages.values()} == {"sweep1"}
+
+
+# --- upload, and read back --------------------------------------------------------------------------------------------
+
+
+def test_upload_sends_each_record_once_and_goes_on_past_a_broken_one(service, tmp_path):
+    out = tmp_path / "runs"
+    for name in (SOLVER, JOINT, SCHOLAR):
+        (out / name).mkdir(parents=True)
+        shutil.copy(RECORDS / name / "record.json", out / name)
+    broken = out / "split-mnist/class/mas/0/record.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text('{"protocol": "split')
+    screen = Screen()
+    assert not sending.upload(resolve("online"), [out], screen)
+    assert "3 runs sent" in screen.text
+    assert "not sent: split-mnist/class/mas/0" in screen.text
+    broken.unlink()
+    screen = Screen()
+    assert sending.upload(resolve("online"), [out], screen)
+    assert "3 of which were there already" in screen.text
+    assert len(service.pages) == 3
+    for name in (SOLVER, JOINT, SCHOLAR):
+        found, record = page_of(service, name), store.read(RECORDS / name / "record.json")
+        assert len(found.history) == len(record.accuracy_matrix)
+        assert arrived(found) == record.model_dump()
+    # And back: the tables of a project are those of the folder.
+    read_back = store.read_records(f"wandb:{ENTITY}/engrams")
+    assert read_back == store.read_records(out)
+    with pytest.raises(store.RecordError, match="there is no project somebody/nothing"):
+        store.read_records(f"wandb:{ENTITY}/nothing")
+
+
+def test_offline_runs_taken_to_another_machine_arrive_whole(service, tmp_path):
+    suite(tmp_path / "here", [SCHOLAR], resolve("offline"))
+    assert not service.pages
+    assert [found.model_dump() for found in store.read_records(tmp_path / "here")] == [dumped(SCHOLAR)]
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert sending.upload(resolve("online"), [tmp_path / "there"], Screen())
+    found = page_of(service, SCHOLAR)
+    assert len([file for file in found.files if "images/generated" in file]) == 5
+    types = {artifact.type for artifact in service.artifacts.values() if artifact.committed}
+    assert types == {"record", "run_table"}
+    # Without the records, what W&B's own files hold is the same; one that is cut short is passed over.
+    (tmp_path / "there" / SCHOLAR / "record.json").unlink()
+    (file,) = (tmp_path / "there").rglob("offline-run-*/*.wandb")
+    shutil.rmtree(next((tmp_path / "there").rglob("run-2*")), ignore_errors=True)
+    (file.parent / "run-short.wandb").write_bytes(file.read_bytes()[:7])
+    assert [found.model_dump() for found in store.read_records(tmp_path / "there")] == [dumped(SCHOLAR)]
+
+
+def test_a_killed_suite_leaves_nothing_and_its_pages_are_ended(service, tmp_path, alone):
+    script = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pathlib import Path
+from tests.wandb_runs import *
+out = Path({str(tmp_path / "runs")!r})
+with sending.sending(resolve("online"), out, Screen(), lambda n: out / n, lambda n, e: None) as (_, runs):
+    runs.advanced(SOLVER, 0)
+    learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=2, ended=False)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        deadline = time.monotonic() + 50
+        while not any(found.history for found in service.pages.values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 12
+    while page_of(service, SOLVER).exit_code is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert page_of(service, SOLVER).exit_code == 130
+    suite(tmp_path / "runs", [SOLVER])
+    assert len(rows(page_of(service, SOLVER))) == 5
+    assert not list(alone.glob("engrams-wandb-*"))
+
+
+# --- dashboards and sweeps --------------------------------------------------------------------------------------------
+
+
+def named(found, known=frozenset()):
+    """Every string of a specification that stands where a metric or a key of the configuration does."""
+    places = {"metrics", "mediaKeys", "xAxis", "yAxis", "groupBy", "columnOrder", "grouping", "sort"}
+    if isinstance(found, dict):
+        if set(found) >= {"section", "name"} and found["section"] != "run":
+            yield found["name"] if found["section"] == "summary" else f"config:{found['name']}"
+        for key, value in found.items():
+            if key in places and key not in ("grouping", "sort"):
+                for one in value if isinstance(value, list) else [value]:
+                    yield f"config:{one}" if key == "groupBy" else one.removeprefix("summary:")
+            yield from named(value)
+    elif isinstance(found, list):
+        for one in found:
+            yield from named(one)
+
+
+def test_every_name_in_the_dashboards_is_one_that_a_run_logs(service, tmp_path):
+    from wandb_workspaces.workspaces import internal
+
+    from engrams.reports.wandb import dashboards
+
+    suite(tmp_path / "runs", [SCHOLAR, GENERATOR])
+    logged = {"_step", "run:displayName", "generated_animation", "loss/generator"}
+    assert {"generated_animation", "loss/*"} <= {name for names in page.STEPS.values() for name in names}
+    for found in service.pages.values():
+        logged |= {key for row in found.history for key in row} | set(found.summary)
+        logged |= {f"config:{key}.value" for key in found.config}
+    made = dashboards.specification(ENTITY, "engrams")
+    internal.WorkspaceViewspec.model_validate(made["workspace"])
+    names = set(named(made))
+    assert len(names) > 14
+    assert names <= logged, names - logged
+
+
+def test_dashboards_saved_twice_are_one_view_and_one_report(service, tmp_path):
+    suite(tmp_path / "runs", [JOINT])
+    first = sending.dashboards(resolve("online"))
+    again = sending.dashboards(resolve("online"), parity="| a board |")
+    assert first == again
+    assert sorted(view["type"] for view in service.views.values()) == ["project-view", "runs"]
+    (report,) = [view for view in service.views.values() if view["type"] == "runs"]
+    assert "| a board |" in report["spec"]
+    with pytest.raises(UserError, match="there is no project somebody/nothing"):
+        sending.dashboards(resolve("online", project="nothing"))
+
+
+def test_the_command_line_prints_dashboards_and_a_sweep_for_every_range(capsys):
+    import yaml
+
+    from engrams.benchmarks.cli.options import settings_of
+    from engrams.reports.wandb.sweeps import sweep_of
+
+    command_line(["dashboards", "--dry-run", "--entity", "me"])
+    assert set(json.loads(capsys.readouterr().out)) == {"workspace", "report"}
+    command_line(["sweep", "split-digits/task", "ewc"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["command"][-2:] == ["--set", "${args_json}"]
+    assert settings_of(['{"ewc_lambda": 12.5}']) == {"ewc_lambda": 12.5}
+    searched = {name: entry for name in catalogue.CATALOGUE if (entry := catalogue.get(name)).search}
+    assert len(searched) > 8
+    for name, entry in searched.items():
+        made = sweep_of("split-digits/task", name, {key: (s.low, s.high) for key, s in entry.search.items()})
+        assert set(made["parameters"]) <= set(entry.hyperparameters.model_fields)
+
+
+def command_line(arguments):
+    from engrams.benchmarks.cli import app, wandb  # noqa: F401
+
+    with pytest.raises(SystemExit) as stopped:
+        app.app(arguments)
+    assert not stopped.value.code
+
+
+# --- real runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_run_leaves_a_journal_of_what_it_did(tmp_path):
+    entry = registry.get("split-digits/class")
+    strategy = catalogue.get("noise-replay")
+    run = Run(entry, strategy, 0, entry.hyperparameters_of(strategy))
+    record = execute(run, tmp_path, "cpu", "offline", lambda epochs: None)
+    lines = [json.loads(line) for line in (run.folder(tmp_path) / "wandb" / "journal.jsonl").read_text().splitlines()]
+    config = lines[0]["begin"]["config"]
+    assert config["about"]["title"] == entry.title
+    assert config["about"]["engrams"]["version"]
+    assert config["strategy"] == record.hyperparameters["strategy"]
+    written = [line["row"] for line in lines if "row" in line]
+    experiences = [row for row in written if "experience" in row]
+    assert [row["experience"] for row in experiences] == [0, 1, 2, 3, 4]
+    assert experiences[-1]["seconds"] <= record.seconds
+    assert [row["class_shares/class_03"] for row in experiences] == [s[3] for s in record.generated.class_shares]
+    assert all(Path(run.folder(tmp_path), "wandb", row["generated"]["picture"]).exists() for row in experiences)
+    losses = [row["loss/training"] for row in written if "epoch" in row]
+    assert len(losses) == 5 * entry.training.epochs
+    assert losses[0] > losses[entry.training.epochs - 1] > 0
+    assert lines[-1]["end"] == {"complete": True, "summary": {}}
+
+
+def test_the_command_line_sends_what_it_runs(service, tmp_path):
+    arguments = ["run", "split-digits/task", "naive", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
-    assert "W&B is offline: no API key" in done.stderr
-    assert "W&B (offline)" in done.stdout
-    assert list(tmp_path.rglob("*.wandb"))
-
-
-def test_a_generator_that_is_judged_itself(tmp_path):
-    _, record, path, found = offline_run("gan-finetune", tmp_path, SMALL)
-    history = [items(m.history.item) for m in found if m.HasField("history")]
-    distances = [(row["experience"], row["frechet_distance"]) for row in history if "frechet_distance" in row]
-    assert distances == [(i, pytest.approx(d)) for i, d in enumerate(record.generated.frechet_distance)]
-    assert len(list(path.parent.rglob("media/images/generated_*.png"))) == 10
-    assert len(list(path.parent.rglob("media/videos/generated_animation_*.gif"))) == 1
-    summary = {}
-    for message in found:
-        if message.HasField("summary"):
-            summary |= items(message.summary.update)
-    assert summary["reverse_accuracy"] == pytest.approx(record.generated.reverse_accuracy)
+    (found,) = service.pages.values()
+    assert f"W&B: 1 run sent: {service.url}/{ENTITY}/engrams/runs/{found.name}" in done.stdout.splitlines()[-1]
+    assert found.config["about"]["command"].startswith("engrams run split-digits/task naive --seeds 1 --out …/")
+    assert "Loaded credentials" not in done.stdout + done.stderr
+    record = store.read(tmp_path / "runs" / "split-digits/task/naive/0/record.json")
+    assert arrived(found) == record.model_dump()

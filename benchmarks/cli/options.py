@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engrams.reports.errors import UserError
+
+if TYPE_CHECKING:
+    from engrams.reports.wandb.settings import WandBSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,8 +53,11 @@ StreamFromDisk = Annotated[
 ]
 WandBOption = Annotated[
     WandB | None,
-    typer.Option(help="Where W&B keeps the runs; by default online if WANDB_API_KEY is set, else offline."),
+    typer.Option(help="Where W&B keeps the runs; by default WANDB_MODE, or online with WANDB_API_KEY, else offline."),
 ]
+Project = Annotated[str | None, typer.Option(help="W&B's; by default WANDB_PROJECT, or engrams.")]
+Entity = Annotated[str | None, typer.Option(help="User or team in W&B; by default WANDB_ENTITY, or the key's own.")]
+Tags = Annotated[list[str] | None, typer.Option("--tag", help="A tag of the runs in W&B. Can be given several times.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,14 +76,26 @@ class OptionError(UserError):
     """An option says something that cannot be; the message is one line."""
 
 
+def wandb_of(mode: WandB | None, project: str | None, entity: str | None, tags: list[str] | None) -> WandBSettings:
+    """Returns where W&B keeps the runs, as the options say."""
+    from engrams.reports.wandb.settings import resolve
+
+    return resolve(mode.value if mode else None, project, entity, tags or ())
+
+
 def settings_of(options: list[str] | None) -> dict[str, Any]:
     """Returns dotted key -> value of every ``--set``; a value is read as TOML has it, else as text.
+
+    One that is a dictionary in JSON, as W&B's agents write what they try, is taken as it is.
 
     Raises:
         OptionError: one is no KEY=VALUE, or a key is there twice.
     """
     settings: dict[str, Any] = {}
     for option in options or []:
+        if option.startswith("{"):
+            settings |= _read_json(option)
+            continue
         key, equals, text = option.partition("=")
         if not equals or not key or not text:
             raise OptionError(f"--set {option}: write KEY=VALUE, ewc_lambda=100 for example")
@@ -87,3 +106,10 @@ def settings_of(options: list[str] | None) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[key] = text
     return settings
+
+
+def _read_json(option: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(option))
+    except ValueError as error:
+        raise OptionError(f"--set {option}: no dictionary in JSON ({error})") from error

@@ -10,24 +10,27 @@ import typer
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import (
     DryRun,
+    Entity,
     Out,
+    Project,
     ProtocolName,
     Seeds,
     Set,
     StrategyNames,
     StreamFromDisk,
-    WandB,
+    Tags,
     WandBOption,
     Wide,
     Workers,
     settings_of,
+    wandb_of,
 )
 from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_failed
 
 if TYPE_CHECKING:
     from engrams.benchmarks.studies.sweeps import Subsets, Sweep
     from engrams.benchmarks.training.run import Run
-    from engrams.reports.wandb.logger import WandBMode
+    from engrams.reports.wandb.settings import WandBSettings
 
 
 @app.command()
@@ -41,6 +44,9 @@ def run(
     ] = None,
     out: Out = Path("runs"),
     wandb: WandBOption = None,
+    project: Project = None,
+    entity: Entity = None,
+    tags: Tags = None,
     workers: Workers = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
@@ -58,7 +64,8 @@ def run(
     from engrams.benchmarks.jobs.plan import plan, seeds_of
 
     runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
-    _do(runs, out, wandb, workers, stream_from_disk, dry_run, wide)
+    logged = wandb_of(wandb, project, entity, tags)
+    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide)
 
 
 @app.command()
@@ -69,6 +76,9 @@ def suite(
     ] = None,
     out: Out = Path("runs"),
     wandb: WandBOption = None,
+    project: Project = None,
+    entity: Entity = None,
+    tags: Tags = None,
     workers: Workers = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
@@ -82,7 +92,8 @@ def suite(
     from engrams.benchmarks.jobs.plan import plan
 
     runs = [one for protocol, strategy, seed in wanted for one in plan(protocol, [strategy], [seed])]
-    _do(runs, out, wandb, workers, stream_from_disk, dry_run, wide)
+    logged = wandb_of(wandb, project, entity, tags)
+    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide)
 
 
 @app.command()
@@ -93,6 +104,10 @@ def search(
     out: Annotated[
         Path, typer.Option(help="Folder of Optuna's journals; a search goes on where it was stopped.")
     ] = Path("runs-search"),
+    wandb: WandBOption = None,
+    project: Project = None,
+    entity: Entity = None,
+    tags: Tags = None,
     workers: Workers = None,
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
@@ -108,9 +123,12 @@ def search(
     from engrams.benchmarks.studies.search import search as choose
 
     chosen = [strategy_called(strategy) for strategy in strategies]
-    path = choose(entry, chosen, trials, out, workers, Display(console), stream_from_disk)
+    display = Display(console)
+    settings = wandb_of(wandb, project, entity, tags)
+    path = choose(entry, chosen, trials, out, workers, display, stream_from_disk, settings)
     console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
     say(f"written to {path}")
+    display.say_afterwards()
 
 
 @app.command()
@@ -119,6 +137,9 @@ def study(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds; by default the study's own number.")] = None,
     out: Out = Path("runs-studies"),
     wandb: WandBOption = None,
+    project: Project = None,
+    entity: Entity = None,
+    tags: Tags = None,
     workers: Workers = None,
     only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
     wide: Wide = False,
@@ -129,12 +150,14 @@ def study(
     listing.check(name)
     start_server(only_draw)
     from engrams.benchmarks.studies import sweeps
+    from engrams.reports.wandb.settings import DISABLED
 
     entry = sweeps.get(name)
+    settings = DISABLED if only_draw else wandb_of(wandb, project, entity, tags)
     if isinstance(entry, sweeps.Sweep):
-        _sweep(name, entry, seeds, out, wandb, workers, only_draw, wide)
+        _sweep(name, entry, seeds, out, settings, workers, only_draw, wide)
     else:
-        _subsets(name, entry, seeds, out, workers, only_draw, wide)
+        _subsets(name, entry, seeds, out, settings, workers, only_draw, wide)
 
 
 @app.command()
@@ -156,7 +179,7 @@ def start_server(nothing_to_do: bool = False) -> None:
 def _do(
     runs: list[Run],
     out: Path,
-    wandb: WandB | None,
+    wandb: WandBSettings,
     workers: int | None,
     stream_from_disk: bool,
     dry_run: bool,
@@ -171,15 +194,11 @@ def _do(
     if dry_run:
         _show_plan(runs, out, wide)
         return
-    mode = _wandb_mode(wandb)
-    records = run_all(runs, out, mode, workers, Display(console), stream_from_disk)
+    display = Display(console)
+    records = run_all(runs, out, wandb, workers, display, stream_from_disk)
     show_pages(records, wide)
     say(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json")
-    if mode != "disabled":
-        say(
-            f"W&B ({mode}): {out}/PROTOCOL/STRATEGY/SEED/wandb"
-            + ("; 'wandb sync' one to see it on the web" if mode == "offline" else "")
-        )
+    display.say_afterwards()
     stop_if_failed(records)
 
 
@@ -200,18 +219,12 @@ def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
     say(f"{done.count(False)} of {len(runs)} to be run; records go to {out}")
 
 
-def _wandb_mode(wandb: WandB | None) -> WandBMode:
-    from engrams.reports.wandb.logger import default_mode, usable_mode
-
-    return usable_mode(wandb.value if wandb else default_mode())
-
-
 def _sweep(
     name: str,
     sweep: Sweep,
     seeds: int | None,
     out: Path,
-    wandb: WandB | None,
+    wandb: WandBSettings,
     workers: int | None,
     only_draw: bool,
     wide: bool,
@@ -222,19 +235,25 @@ def _sweep(
     from engrams.reports.studies.figures import curves_figure
 
     points = sweeps.points_of(name, sweep, seeds)
-    if only_draw:
-        records = sweeps.recorded(points, out)
-    else:
-        records = sweeps.run_sweep(points, out, _wandb_mode(wandb), workers, Display(console))
+    display = Display(console)
+    records = sweeps.recorded(points, out) if only_draw else sweeps.run_sweep(points, out, wandb, workers, display)
     found = sweeps.curves_of(sweep, points, records)
     show([curves.sheet(found)], curves.LEGEND, wide)
     if any(record.complete for record in records.values()):
         draw(curves_figure(found), out / f"{name}.png")
+    display.say_afterwards()
     stop_if_failed(records.values())
 
 
 def _subsets(
-    name: str, entry: Subsets, seeds: int | None, out: Path, workers: int | None, only_draw: bool, wide: bool
+    name: str,
+    entry: Subsets,
+    seeds: int | None,
+    out: Path,
+    wandb: WandBSettings,
+    workers: int | None,
+    only_draw: bool,
+    wide: bool,
 ) -> None:
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies import adaptive
@@ -242,13 +261,15 @@ def _subsets(
     from engrams.reports.studies import adaptive as results
     from engrams.reports.studies.figures import adaptive_figure
 
+    display = Display(console)
     if only_draw:
         recorded = adaptive.recorded(name, entry, out)
         if recorded is None:
             raise RecordError(f"there are no results of this study in {out}; leave out --only-draw to run it")
         found = recorded
     else:
-        found = adaptive.run_subsets(name, entry, seeds, out, workers, Display(console))
+        found = adaptive.run_subsets(name, entry, seeds, out, workers, display, wandb)
     show(results.sheets(found), results.LEGEND, wide)
     draw(adaptive_figure(found), out / f"{name}.png")
     say(f"results: {adaptive.results_path(name, out)}")
+    display.say_afterwards()

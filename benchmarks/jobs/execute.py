@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -21,7 +24,9 @@ from engrams.reports import store
 from engrams.reports.errors import UserError
 from engrams.reports.matrix import metrics
 from engrams.reports.store import Record
-from engrams.reports.wandb.logger import WandBLogger, WandBMode
+from engrams.reports.wandb import page
+from engrams.reports.wandb.journal import Journal
+from engrams.reports.wandb.settings import WandBMode
 
 TRACEBACK = "traceback.txt"
 
@@ -40,26 +45,18 @@ def execute(
         run: what to do.
         out: folder of all records.
         device: torch's name of the device to train on.
-        wandb_mode: where W&B keeps the run.
+        wandb_mode: where W&B keeps the run; a journal is written for whoever sends it, unless it is disabled.
         report: called with the number of epochs done, as they are done.
         stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
     """
     folder = run.folder(out)
     ran_on = {**environment(device), "images": "on disk" if stream_from_disk else "in memory"}
-    logger = WandBLogger(
-        folder,
-        run.protocol.name,
-        " ".join(part for part in (run.strategy.name, run.variant) if part),
-        run.seed,
-        {**run.deciding(), "environment": ran_on},
-        wandb_mode,
-        run.strategy.whole_stream_at_once,
-    )
+    journal = None if wandb_mode == "disabled" else journal_of(run, folder, ran_on)
     outcome: dict[str, Any]
     started = time.perf_counter()
     try:
         observer = _observer(run, device, out, folder)
-        watchers = [watcher for watcher in (observer, logger) if watcher is not None]
+        watchers = [watcher for watcher in (observer, journal) if watcher is not None]
         judge = observer.judge if isinstance(observer, GenerationObserver) else None
         started = time.perf_counter()
         learned = learn(run, device, watchers, report, stream_from_disk, judge)
@@ -72,7 +69,9 @@ def execute(
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):
-            logger.animation(observer.animate())
+            animation = observer.animate()
+            if journal:
+                journal.animation(animation)
     except UserError as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
@@ -92,8 +91,49 @@ def execute(
     )
     if record.complete:
         (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
-    logger.finish(record, store.write(record, folder))
+    store.write(record, folder)
+    if journal:
+        journal.ended(complete=record.complete)
     return record
+
+
+def journal_of(run: Run, folder: Path, ran_on: dict[str, Any]) -> Journal:
+    """Returns a journal of a run that begins, for W&B.
+
+    Args:
+        run: what begins.
+        folder: of the run.
+        ran_on: the record's ``environment``.
+    """
+    known = {
+        "protocol": run.protocol.name,
+        "strategy": run.strategy.name,
+        "variant": run.variant,
+        "seed": run.seed,
+        "upper_bound": run.strategy.upper_bound,
+        "hyperparameters": run.deciding(),
+        "environment": ran_on,
+    }
+    about = {
+        "title": run.protocol.title,
+        "sources": run.protocol.sources,
+        "engrams": {"version": ran_on["versions"]["engrams"], "commit": commit()},
+        "command": page.without_paths(shlex.join(["engrams", *sys.argv[1:]])),
+    }
+    return Journal(folder, page.introduction(known, about), run.strategy.whole_stream_at_once)
+
+
+@cache
+def commit() -> str | None:
+    """Returns the commit of Engrams itself, where it runs from its repository."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserver | GenerationObserver | None:

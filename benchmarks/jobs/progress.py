@@ -27,6 +27,9 @@ SECONDS_BETWEEN_LINES = 30
 """Without a terminal: a run that takes long says that often where it is."""
 
 
+SECONDS_BETWEEN_WAITS = 5
+
+
 class Display:
     """One bar for all runs and one for each that is going on; a line for each that has ended."""
 
@@ -37,6 +40,28 @@ class Display:
         self._over: set[Run] = set()
         self._total = self._ended = 0
         self._lock = Lock()  # a run may end in one thread while another is told how far it is
+        self._afterwards: list[str] = []
+        self._said_left = 0.0
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def remember(self, text: str) -> None:
+        """Keeps a line for :meth:`say_afterwards`."""
+        self._afterwards.append(text)
+
+    def say_afterwards(self) -> None:
+        """Prints the lines that are the last to be read, once."""
+        for text in self._afterwards:
+            self.say(text)
+        self._afterwards = []
+
+    def left_to_send(self, runs: int) -> None:
+        """Says now and then how many runs are still on their way to W&B."""
+        if time.monotonic() - self._said_left > SECONDS_BETWEEN_WAITS:
+            self._said_left = time.monotonic()
+            self.say(f"W&B: {runs} run{'s' if runs > 1 else ''} on the way")
 
     @contextmanager
     def showing(self, total: int, already_done: int) -> Iterator[None]:

@@ -14,7 +14,8 @@ from engrams.benchmarks.training.run import Run
 from engrams.reports import store
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record
-from engrams.reports.wandb.logger import WandBMode
+from engrams.reports.wandb.sending import sending
+from engrams.reports.wandb.settings import WandBMode, WandBSettings
 
 
 class SuiteError(UserError):
@@ -24,7 +25,7 @@ class SuiteError(UserError):
 def run_all(
     runs: Sequence[Run],
     out: Path,
-    wandb_mode: WandBMode,
+    wandb: WandBSettings,
     workers: int | None,
     display: Display,
     stream_from_disk: bool = False,
@@ -34,7 +35,7 @@ def run_all(
     Args:
         runs: what to do.
         out: folder of the records.
-        wandb_mode: where W&B keeps the runs.
+        wandb: where W&B keeps the runs. They are sent beside the work; what became of them is the display's to say.
         workers: runs at once; None for as many as there are cores.
         display: told what is going on.
         stream_from_disk: read images when they are needed, not all before; see :func:`execute`.
@@ -49,14 +50,16 @@ def run_all(
     done = {run: record for run in runs if (record := finished(run, out)) is not None}
     owed = [run for run in runs if run not in done]
     check_startable(owed, out, stream_from_disk)
-    work = partial(_work, out=out, device=usual_device(), wandb_mode=wandb_mode, stream_from_disk=stream_from_disk)
-    with display.showing(len(runs), len(done)):
-        for run, record in in_processes(owed, work, workers, display.advanced):
-            done[run] = record
-            if record.complete:
-                display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
-            else:
-                display.failed(run, f"FAILED: {record.reason}")
+    with sending(wandb, out, display, lambda run: run.folder(out), display.advanced, bool(owed)) as (mode, sender):
+        work = partial(_work, out=out, device=usual_device(), wandb_mode=mode, stream_from_disk=stream_from_disk)
+        with display.showing(len(runs), len(done)):
+            for run, record in in_processes(owed, work, workers, sender.advanced):
+                done[run] = record
+                sender.over(run)
+                if record.complete:
+                    display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
+                else:
+                    display.failed(run, f"FAILED: {record.reason}")
     return [done[run] for run in runs]
 
 

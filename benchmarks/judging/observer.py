@@ -59,7 +59,7 @@ class GeneratorObserver:
         self.class_shares: list[list[float]] = []
 
     def after_experience(self, strategy: SupervisedTemplate, matrix: list[list[float]], seen: dict[str, Any]) -> None:
-        """Samples, and judges; ``seen`` gets the path of the picture as ``generated``."""
+        """Samples, and judges; ``seen`` gets ``class_shares`` and, as ``generated``, the path of the picture."""
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             x = _sampler(strategy)(JUDGED)
@@ -67,6 +67,7 @@ class GeneratorObserver:
         if self.classifier:
             counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
             self.class_shares.append((counts.double() / len(x)).tolist())
+            seen["class_shares"] = self.class_shares[-1]
         seen["generated"] = self._draw()
 
     def _draw(self) -> Path:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.errors import UnknownName
-from engrams.benchmarks.jobs.execute import environment, usual_device
+from engrams.benchmarks.jobs.execute import environment, journal_of, usual_device
 from engrams.benchmarks.jobs.processes import Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_difference
@@ -31,6 +31,8 @@ from engrams.benchmarks.training.run import Run, make_strategy
 from engrams.benchmarks.training.watch import Diverged, watch
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
+from engrams.reports.wandb.sending import sending
+from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from engrams.strategies import catalogue
 from engrams.strategies.mas import MASPlugin
 from engrams.strategies.minibatches import evaluation_mode, forward
@@ -57,7 +59,13 @@ def results_path(name: str, out: Path) -> Path:
 
 
 def run_subsets(
-    name: str, study: Subsets, seeds: int | None, out: Path, workers: int | None, display: Display
+    name: str,
+    study: Subsets,
+    seeds: int | None,
+    out: Path,
+    workers: int | None,
+    display: Display,
+    wandb: WandBSettings = DISABLED,
 ) -> Results:
     """Do what is not among the results in ``out`` yet, several at once; each result is kept as soon as it is there.
 
@@ -68,6 +76,7 @@ def run_subsets(
         out: folder of the results.
         workers: runs at once; None for one a core.
         display: told what is going on.
+        wandb: where W&B keeps the runs.
 
     Raises:
         StudyError: the protocol does not exist or is no split, or training diverged.
@@ -81,10 +90,15 @@ def run_subsets(
     done = {(outcome.seed, outcome.measured_on) for outcome in results.outcomes}
     owed = [_job(name, study, seed, classes) for seed, classes in wanted if (seed, classes) not in done]
     check_startable([job.run for job in owed], out)
-    with display.showing(len(wanted), len(wanted) - len(owed)):
-        work = partial(learn_and_measure, device=usual_device())
+    shown = lambda job, epochs: display.advanced(job.run, epochs)  # noqa: E731
+    with (
+        sending(wandb, out, display, lambda job: job.run.folder(out), shown, bool(owed)) as (mode, sender),
+        display.showing(len(wanted), len(wanted) - len(owed)),
+    ):
+        work = partial(_do_job, device=usual_device(), out=None if mode == "disabled" else out)
         try:
-            for job, outcome in in_processes(owed, work, workers, lambda job, n: display.advanced(job.run, n)):
+            for job, outcome in in_processes(owed, work, workers, sender.advanced):
+                sender.over(job)
                 results = results.model_copy(update={"outcomes": [*results.outcomes, outcome]})
                 _write(results, results_path(name, out))
                 everything = tuple(range(study.classes_per_experience))
@@ -160,6 +174,21 @@ def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
 
 
 # --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def _do_job(job: Job, report: Report, device: str, out: Path | None) -> Outcome:
+    """One job; with ``out``, it says for W&B what came out."""
+    if out is None:
+        return learn_and_measure(job, report, device)
+    journal = journal_of(job.run, job.run.folder(out), environment(device))
+    try:
+        outcome = learn_and_measure(job, report, device)
+    except Diverged as error:
+        journal.ended({"status": "failed", "reason": str(error)}, complete=False)
+        raise
+    everything = tuple(range(len(outcome.before)))
+    journal.ended({"status": "complete", "final/forgetting": outcome.forgetting(everything), **outcome.model_dump()})
+    return outcome
 
 
 def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:

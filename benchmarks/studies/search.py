@@ -24,17 +24,20 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from engrams.benchmarks.data.datasets import DataError
-from engrams.benchmarks.jobs.execute import TRACEBACK, usual_device
+from engrams.benchmarks.jobs.execute import TRACEBACK, environment, journal_of, usual_device
 from engrams.benchmarks.jobs.processes import Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.judging.observer import classifier_for
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol, flattened
-from engrams.benchmarks.training.run import Run, learn
+from engrams.benchmarks.training.run import Run, Watcher, learn
 from engrams.benchmarks.training.watch import Diverged
 from engrams.reports.matrix import seen_so_far
 from engrams.reports.store import replace_file
+from engrams.reports.wandb import page
+from engrams.reports.wandb.sending import sending
+from engrams.reports.wandb.settings import DISABLED, WandBMode, WandBSettings
 from engrams.strategies.contract import Strategy
 
 SEARCH_SEED = 1000
@@ -54,6 +57,7 @@ def search(
     workers: int | None,
     display: Display,
     stream_from_disk: bool = False,
+    wandb: WandBSettings = DISABLED,
 ) -> Path:
     """Searches each strategy's space and writes the best, with all that was tried, beside the protocol.
 
@@ -69,6 +73,7 @@ def search(
         workers: trials at once; None for one a core.
         display: told what is going on.
         stream_from_disk: read images when they are needed, not all before; see :func:`execute`.
+        wandb: where W&B keeps the trials.
 
     Returns:
         The file written.
@@ -86,14 +91,20 @@ def search(
     with ExitStack() as locks:
         studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
         finished = {name: len(_finished(study)) for name, study in studies.items()}
-        work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk)
         asked: dict[str, optuna.Trial] = {}
         owed = _owed(protocol, wanted, studies, trials, out, asked)
         for name, strategy in wanted.items():
             if finished[name] >= trials:
                 _write_choice(protocol, strategy, studies[name], trials)
-        with display.showing(sum(max(trials, count) for count in finished.values()), sum(finished.values())):
-            for trial, outcome in in_processes(owed, work, workers, lambda t, epochs: display.advanced(t.run, epochs)):
+        shown = lambda trial, epochs: display.advanced(trial.run, epochs)  # noqa: E731
+        anything = any(count < trials for count in finished.values())
+        with (
+            sending(wandb, out, display, lambda trial: trial.folder, shown, anything) as (mode, sender),
+            display.showing(sum(max(trials, count) for count in finished.values()), sum(finished.values())),
+        ):
+            work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk, wandb_mode=mode)
+            for trial, outcome in in_processes(owed, work, workers, sender.advanced):
+                sender.over(trial)
                 study = studies[trial.run.strategy.name]
                 _tell(study, asked.pop(trial.name), trial, outcome, display)
                 if len(_finished(study)) == trials:
@@ -198,6 +209,11 @@ class Trial:
     def name(self) -> str:
         return self.run.name
 
+    @property
+    def folder(self) -> Path:
+        """Where its journal for W&B lies."""
+        return self.run.folder(self.out)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -279,14 +295,31 @@ class Pruning:
             raise optuna.TrialPruned(f"pruned after {len(matrix)} of {self.experiences} experiences")
 
 
-def _try_out(trial: Trial, report: Report, device: str, stream_from_disk: bool) -> Outcome:
-    """Trains and judges on the validation stream, in a process of its own."""
+def _try_out(
+    trial: Trial, report: Report, device: str, stream_from_disk: bool, wandb_mode: WandBMode = "disabled"
+) -> Outcome:
+    """Tries in a process of its own, and says for W&B what came out."""
+    if wandb_mode == "disabled":
+        return _outcome_of(trial, report, device, stream_from_disk, [])
+    journal = journal_of(trial.run, trial.folder, environment(device))
+    outcome = _outcome_of(trial, report, device, stream_from_disk, [journal])
+    if reason := outcome.pruned or outcome.diverged or outcome.broken:
+        journal.ended({"status": "pruned" if outcome.pruned else "failed", "reason": page.without_paths(reason)}, False)
+    else:
+        journal.ended({"status": "complete", "final/validation_ACC": outcome.acc[-1]})
+    return outcome
+
+
+def _outcome_of(
+    trial: Trial, report: Report, device: str, stream_from_disk: bool, watchers: Sequence[Watcher]
+) -> Outcome:
+    """Trains and judges on the validation stream."""
     protocol = trial.run.protocol
     pruning = Pruning(trial)
     try:
         classifier = classifier_for(protocol, device, trial.out) if protocol.generation else None
         judge = classifier.network if classifier else None
-        learn(trial.run, device, [pruning], report, stream_from_disk, judge)
+        learn(trial.run, device, [*watchers, pruning], report, stream_from_disk, judge)
     except optuna.TrialPruned as stop:
         return Outcome(pruning.acc, pruned=str(stop))
     except Diverged as error:

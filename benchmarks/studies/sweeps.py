@@ -28,7 +28,7 @@ from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
 from engrams.reports.studies.curves import Curve, Curves, Point
-from engrams.reports.wandb.logger import WandBMode
+from engrams.reports.wandb.settings import WandBSettings
 
 
 class StudyError(UserError):
@@ -178,7 +178,7 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
 
 
 def run_sweep(
-    points: Sequence[Asked], out: Path, wandb_mode: WandBMode, workers: int | None, display: Display
+    points: Sequence[Asked], out: Path, wandb: WandBSettings, workers: int | None, display: Display
 ) -> dict[Run, Record]:
     """Do the runs that have no complete record yet, all points of one seed before the next seed.
 
@@ -186,7 +186,7 @@ def run_sweep(
         As :func:`engrams.benchmarks.jobs.suite.run_all`.
     """
     runs = sorted((run for point in points for run in point.runs), key=lambda run: run.seed)
-    return dict(zip(runs, run_all(runs, out, wandb_mode, workers, display), strict=True))
+    return dict(zip(runs, run_all(runs, out, wandb, workers, display), strict=True))
 
 
 def recorded(points: Sequence[Asked], out: Path) -> dict[Run, Record]:

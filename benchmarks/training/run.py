@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structural
 
 import torch
@@ -138,6 +138,19 @@ class Watcher(Structural):
         """
 
 
+@runtime_checkable
+class EpochWatcher(Structural):
+    """A watcher that sees every epoch too."""
+
+    def after_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
+        """Is told of an epoch.
+
+        Args:
+            epoch: how many have been done, a generator's among them.
+            losses: the mean of each in this epoch.
+        """
+
+
 class Learned(NamedTuple):
     """What comes out of a run."""
 
@@ -178,13 +191,20 @@ def learn(
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
-    watch(strategy, report)
+    of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
+
+    def epoch_done(epoch: int, losses: dict[str, float]) -> None:
+        with clock.paused():
+            for watcher in of_epochs:
+                watcher.after_epoch(epoch, losses)
+
+    watch(strategy, report, epoch_done)
     matrix: list[list[float]] = []
 
     def look() -> None:
         matrix.append(accuracy_row(strategy.eval(judged)))
         with clock.paused():
-            seen: dict[str, Any] = {}
+            seen: dict[str, Any] = {"seconds": clock.seconds}
             for watcher in watchers:
                 watcher.after_experience(strategy, matrix, seen)
 

@@ -19,12 +19,20 @@ class Diverged(UserError):
     """Training went wrong in a way that the user can mend; the message says how."""
 
 
-def watch(strategy: SupervisedTemplate, report: Callable[[int], None]) -> None:
-    """Tell the number of epochs done, the generator's among them, and stop what diverges."""
+Losses = Callable[[int, dict[str, float]], None]
+"""Told the number of epochs done, and the mean losses of the last one by name."""
+
+
+def watch(
+    strategy: SupervisedTemplate, report: Callable[[int], None], losses: Losses = lambda epoch, losses: None
+) -> None:
+    """Tells the number of epochs done, the generator's among them, and their losses, and stops what diverges."""
     done = count(1)
 
-    def epoch_done() -> None:
-        report(next(done))
+    def epoch_done(name: str, loss: Tensor) -> None:
+        epoch = next(done)
+        report(epoch)
+        losses(epoch, {name: loss.item()})
 
     # First of the plugins: what went wrong is neither logged nor trained on.
     strategy.plugins.insert(0, WatchTraining(epoch_done))
@@ -32,7 +40,7 @@ def watch(strategy: SupervisedTemplate, report: Callable[[int], None]) -> None:
         generator = WatchGenerator(epoch_done, "the generator's", "its learning rate or the penalty's lambda")
         strategy.plugins.insert(0, generator)
     if isinstance(strategy, GenerativeReplay):  # Avalanche's, whose generator is trained by a strategy of its own
-        generator = WatchTraining(epoch_done, "the generator's", "its learning rate")
+        generator = WatchGeneratorsStrategy(epoch_done, "the generator's", "its learning rate")
         strategy.generator_strategy.plugins.insert(0, generator)
 
 
@@ -41,13 +49,13 @@ class Watch:
 
     def __init__(
         self,
-        epoch_done: Callable[[], None],
+        epoch_done: Callable[[str, Tensor], None],
         whose: str = "the",
         too_high: str = "the learning rate or the penalty's lambda",
     ):
         """
         Args:
-            epoch_done: called after every epoch.
+            epoch_done: called after every epoch, with a name and its mean loss.
             whose: the loss and the parameters are; what is said begins with it.
             too_high: what to lower where it diverges.
         """
@@ -73,13 +81,28 @@ class Watch:
 class WatchTraining(Watch, SupervisedPlugin):
     """Watches a strategy's own training, that of its model."""
 
+    name = "training"
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self.total, self.iterations = torch.zeros(()), 0
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self.total = self.total + strategy.loss.detach()
+        self.iterations += 1
+
     def after_training_epoch(self, strategy, **kwargs):
         self.check_loss(strategy, strategy.loss)
-        self.epoch_done()
+        self.epoch_done(self.name, self.total / max(1, self.iterations))
 
     def after_training_exp(self, strategy, **kwargs):
         # The last step is taken after its loss was looked at.
         self.check_parameters(strategy, strategy.model)
+
+
+class WatchGeneratorsStrategy(WatchTraining):
+    """Watches a generator that is trained by a strategy of its own."""
+
+    name = "generator"
 
 
 class WatchGenerator(Watch, GeneratorPlugin):
@@ -88,4 +111,4 @@ class WatchGenerator(Watch, GeneratorPlugin):
     def after_generator_epoch(self, strategy, **kwargs):
         self.check_loss(strategy, strategy.generator_loss)
         self.check_parameters(strategy, strategy.generator)  # a GAN's generator has no part in the critic's loss
-        self.epoch_done()
+        self.epoch_done("generator", strategy.generator_loss)

@@ -1,0 +1,85 @@
+"""``upload``, ``dashboards`` and ``sweep``: what concerns W&B alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engrams.benchmarks.cli.app import app
+from engrams.benchmarks.cli.options import Entity, Project, ProtocolName, Tags, WandB, wandb_of
+from engrams.benchmarks.cli.shown import console, say
+
+
+@app.command()
+def upload(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of records.")],
+    project: Project = None,
+    entity: Entity = None,
+    tags: Tags = None,
+) -> None:
+    """Send finished runs to W&B, once each: offline ones, those of other machines, and what did not arrive."""
+    from engrams.benchmarks.jobs.progress import Display
+    from engrams.reports.wandb.sending import upload as send
+
+    if not send(wandb_of(WandB.online, project, entity, tags), runs, Display(console)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def dashboards(
+    records: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUNS...]", help="Records whose parity board the report shows; folders or wandb:..."),
+    ] = None,
+    project: Project = None,
+    entity: Entity = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Save nothing: print the specification as JSON.")] = False,
+) -> None:
+    """Save a view and a report of the project in W&B; saved again, they are written over."""
+    from engrams.reports.wandb import dashboards, sending
+
+    parity = _parity(records) if records else ""
+    if dry_run:
+        import json
+
+        settings = wandb_of(WandB.offline, project, entity, None)
+        made = dashboards.specification(settings.entity or "ENTITY", settings.project, parity)
+        typer.echo(json.dumps(made, indent=1))
+        return
+    settings = wandb_of(WandB.online, project, entity, None)
+    for address in sending.dashboards(settings, parity):
+        say(f"W&B: {address}")
+
+
+@app.command()
+def sweep(
+    protocol: ProtocolName,
+    strategy: Annotated[str, typer.Argument(help="One with a range to search, as 'list' shows it.")],
+) -> None:
+    """Print the W&B sweep file of a strategy: 'engrams sweep ... > sweep.yaml', then 'wandb sweep sweep.yaml'."""
+    import yaml
+
+    from engrams.benchmarks.names import strategy_called
+    from engrams.benchmarks.protocols import registry
+    from engrams.reports.errors import UserError
+    from engrams.reports.wandb.sweeps import sweep_of
+
+    name = registry.get(protocol).name
+    entry = strategy_called(strategy)
+    if not entry.search:
+        raise UserError(f"{entry.name} has no hyperparameter to search")
+    ranges = {key: (space.low, space.high) for key, space in entry.search.items()}
+    typer.echo(yaml.safe_dump(sweep_of(name, entry.name, ranges), sort_keys=False), nl=False)
+
+
+def _parity(records: list[str]) -> str:
+    from engrams.reports import store
+    from engrams.reports.parity import board, tables
+    from engrams.strategies.catalogue import CATALOGUE
+
+    found = store.read_records(*records)
+    counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
+    boards = board.compare(board.read(board.PUBLISHED), found)
+    return tables.as_markdown(boards, board.against_avalanche(found, counterparts))

@@ -1,0 +1,151 @@
+"""What a run says of itself while it runs, on its own disk: lines that whoever sends it to W&B reads as they come.
+
+A run waits for nobody, and nothing of W&B is imported where it trains. ``FOLDER/wandb/journal.jsonl`` has one line for
+its beginning, one for each row of the history and one for its end; pictures lie beside it. What is final is in the
+record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from engrams.reports.store import Record
+from engrams.reports.wandb import page
+
+FOLDER, FILE = "wandb", "journal.jsonl"
+PICTURE = "picture"
+"""Key of a value that is a picture, or an animation: the name of a file beside the journal."""
+
+
+def _never_raises(method: Callable) -> Callable:
+    """What cannot be written must not fail a run; it is warned of once, and the next is tried all the same."""
+
+    @wraps(method)
+    def guarded(self, *args, **kwargs):
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # whatever the disk comes up with, or a value that is no JSON
+            if not self.warned:
+                self.warned = True
+                warnings.warn(f"W&B lacks something of a run: {type(error).__name__}: {error}", stacklevel=2)
+            return None
+
+    return guarded
+
+
+class Journal:
+    """Watches a run; each call appends a line."""
+
+    def __init__(self, folder: Path, introduction: Mapping[str, Any], whole_stream_at_once: bool = False):
+        """
+        Args:
+            folder: the run's; what W&B has in there of an earlier try is removed.
+            introduction: of :func:`page.introduction`.
+            whole_stream_at_once: there is one experience, of everything.
+        """
+        self.folder = folder / FOLDER
+        self.whole_stream_at_once = whole_stream_at_once
+        self.warned = False
+        self.pictures = 0
+        self._begin(introduction)
+
+    @_never_raises
+    def _begin(self, introduction: Mapping[str, Any]) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self._write({"begin": introduction, "pid": os.getpid()})
+
+    @_never_raises
+    def after_experience(self, strategy, matrix: list[list[float]], seen: dict[str, Any]) -> None:
+        """Writes the row of an experience.
+
+        Args:
+            strategy: not looked at.
+            matrix: the accuracy matrix so far.
+            seen: what others saw in this experience: ``seconds``, ``class_shares``, ``frechet_distance`` and
+                ``generated``, a picture's path.
+        """
+        row = page.row(matrix, self.whole_stream_at_once, seen.get("seconds"))
+        if "frechet_distance" in seen:
+            row["frechet_distance"] = seen["frechet_distance"]
+        if "class_shares" in seen:
+            row |= page.shares(seen["class_shares"])
+        if "generated" in seen:
+            row["generated"] = {PICTURE: self._kept(seen["generated"])}
+        self._write({"row": row})
+
+    @_never_raises
+    def after_epoch(self, epoch: int, losses: Mapping[str, float]) -> None:
+        """Writes the losses of an epoch; epochs are counted from 1 on, a generator's among them."""
+        row = {page.EPOCH: epoch, **{f"loss/{name}": loss for name, loss in losses.items()}}
+        self._write({"row": row})
+
+    @_never_raises
+    def animation(self, path: Path) -> None:
+        """Keeps what a generator made after every experience, as a GIF."""
+        self._write({"animation": self._kept(path)})
+
+    @_never_raises
+    def ended(self, summary: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+        """Writes that the run is over; what came out is in its record, if it has one, or else in ``summary``."""
+        self._write({"end": {"complete": complete, "summary": dict(summary or {})}})
+
+    def _kept(self, picture: Path) -> str:
+        name = f"{picture.stem}-{self.pictures:02d}{picture.suffix}"
+        self.pictures += 1
+        shutil.copyfile(picture, self.folder / name)
+        return name
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps({**line, "time": time.time()}, allow_nan=False)
+        with (self.folder / FILE).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+class Reader:
+    """Reads a journal while it grows."""
+
+    def __init__(self, folder: Path):
+        """
+        Args:
+            folder: the run's.
+        """
+        self.folder = folder / FOLDER
+        self.read = 0
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Yields the lines that are whole and were not read yet; one that is no JSON is passed over."""
+        try:
+            with (self.folder / FILE).open("rb") as file:
+                file.seek(self.read)
+                content = file.read()
+        except OSError:
+            return
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                return
+            self.read += len(line)
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found
+
+
+def read_record(folder: Path) -> Record | None:
+    """Returns the record in a run's folder; None if there is none that can be read."""
+    from engrams.reports import store
+
+    try:
+        return store.read(folder / store.RECORD)
+    except store.RecordError:
+        return None

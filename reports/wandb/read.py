@@ -1,0 +1,148 @@
+"""W&B -> records: those of a project, from the artifact that each run leaves; and those in W&B's offline files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+from pydantic import ValidationError
+
+from engrams.reports.store import RECORD, Record, RecordError
+from engrams.reports.wandb import page
+from engrams.reports.wandb.service import PATIENCE, Service, ServiceError
+from engrams.reports.wandb.settings import resolve
+
+SOURCE = "wandb:"
+PAGES_AT_ONCE = 50
+_RUNS = """query Records($entity: String, $project: String!, $first: Int!, $after: String) {
+  project(name: $project, entityName: $entity) {
+    runs(first: $first, after: $after) {
+      pageInfo { hasNextPage endCursor }
+      edges { node { name outputArtifacts(first: 100) { edges { node {
+        state versionIndex artifactType { name } files(first: 10) { edges { node { name directUrl } } }
+      } } } } }
+    }
+  }
+}"""
+
+
+def records_of_project(source: str) -> list[Record]:
+    """Returns the record of every run of a project that has one, the newest where it has several.
+
+    Args:
+        source: ``wandb:ENTITY/PROJECT``, or ``wandb:PROJECT`` of the key's own entity.
+
+    Raises:
+        RecordError: the service cannot be used, there is no such project, or what it has is no record.
+    """
+    entity, _, project = source.removeprefix(SOURCE).rpartition("/")
+    if not project:
+        raise RecordError(f"{source}: write {SOURCE}ENTITY/PROJECT")
+    address = resolve("online").address
+    if address is None:
+        raise RecordError(f"{source}: there is no API key; set WANDB_API_KEY or run 'wandb login' first")
+    service = Service(address)
+    try:
+        return [_downloaded(service, source, url) for url in _addresses(service, entity or service.entity(), project)]
+    except (ServiceError, requests.RequestException) as error:
+        raise RecordError(f"{source}: {error}") from error
+
+
+def _addresses(service: Service, entity: str, project: str) -> Iterator[str]:
+    """Where the record of each run lies."""
+    after = None
+    while True:
+        asked = {"entity": entity, "project": project, "first": PAGES_AT_ONCE, "after": after}
+        found = service.ask(_RUNS, asked)["project"]
+        if found is None:
+            raise ServiceError(f"there is no project {entity}/{project}")
+        for run in _nodes(found["runs"]):
+            versions = [
+                artifact
+                for artifact in _nodes(run["outputArtifacts"])
+                if artifact["artifactType"]["name"] == "record" and artifact["state"] == "COMMITTED"
+            ]
+            if versions:
+                newest = max(versions, key=lambda artifact: artifact["versionIndex"] or 0)
+                yield next(file["directUrl"] for file in _nodes(newest["files"]) if file["name"] == RECORD)
+        if not found["runs"]["pageInfo"]["hasNextPage"]:
+            return
+        after = found["runs"]["pageInfo"]["endCursor"]
+
+
+def _nodes(connection: dict[str, Any]) -> list[dict[str, Any]]:
+    return [edge["node"] for edge in connection["edges"]]
+
+
+def _downloaded(service: Service, source: str, url: str) -> Record:
+    mine = url.startswith(service.url)  # an address elsewhere is signed, and must not be shown the key
+    response = requests.get(url, auth=("api", service.key) if mine else None, timeout=PATIENCE)
+    response.raise_for_status()
+    try:
+        return Record.model_validate(response.json())
+    except (ValueError, ValidationError) as error:
+        raise RecordError(f"{source}: {url} is no record") from error
+
+
+def records_of_files(folder: Path) -> list[Record]:
+    """Returns the records of the runs that W&B's offline files below a folder hold; each run once, the newest.
+
+    A file that is cut short, and one of a run that has not ended, is passed over.
+    """
+    found: dict[str, Record] = {}
+    for path in sorted(folder.rglob("*.wandb"), key=lambda path: path.stat().st_mtime):
+        config: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
+        history: list[dict[str, Any]] = []
+        for message in messages(path):
+            if message.HasField("run"):
+                config |= _items(message.run.config.update)
+            elif message.HasField("config"):
+                config |= _items(message.config.update)
+            elif message.HasField("summary"):
+                summary |= _items(message.summary.update)
+            elif message.HasField("history"):
+                history.append(_items(message.history.item))
+        record = page.record_of(config, history, summary)
+        if record is not None:
+            found[path.stem] = record
+    return list(found.values())
+
+
+def messages(path: Path) -> Iterator[Any]:
+    """Yields the messages of a .wandb file, wandb's own protocol buffers, up to where it is cut short.
+
+    They are framed as LevelDB's logs are, after a header of 7 bytes: blocks of 32 KiB hold chunks of a checksum (4
+    bytes), a length (2), a type (1: whole, 2: first, 3: middle, 4: last) and data.
+    """
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    content, at, parts = path.read_bytes(), 7, []
+    if content[:4] != b":W&B":
+        return
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if at + 7 + length > len(content) or kind not in (1, 2, 3, 4):
+            return
+        parts.append(content[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):
+            message = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            try:
+                message.ParseFromString(b"".join(parts))
+            except DecodeError:
+                return
+            parts = []
+            yield message
+
+
+def _items(entries: Iterable[Any]) -> dict[str, Any]:
+    return {"/".join(entry.nested_key) or entry.key: json.loads(entry.value_json) for entry in entries}

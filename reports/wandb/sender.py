@@ -1,0 +1,512 @@
+"""Sends runs to W&B, or keeps them in W&B's offline files, in a process of its own: nothing of it is a run's time.
+
+It follows the journals of runs that are going on, and makes a page of each; what it was told to do, and what became of
+it, are lines of JSON on its standard input and output (``sending.py`` is the other end).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from engrams.reports.figures import accuracy_matrix_figure
+from engrams.reports.store import RECORD, Record
+from engrams.reports.wandb import page
+from engrams.reports.wandb.journal import FOLDER, PICTURE, Reader, read_record
+from engrams.reports.wandb.service import Service, ServiceError
+from engrams.reports.wandb.settings import Address
+
+LOOKS_EVERY = 0.3
+"""Seconds between two looks at a journal."""
+DRAWS_EVERY = 20.0
+"""Seconds between two pictures of an accuracy matrix that grows."""
+INTERRUPTED = 130
+"""Exit status on the page of a run that was cut short."""
+HEAT_MAP, TABLES = "accuracy_matrix_image", ("accuracy_matrix", "class_shares")
+TRACEBACK = "traceback.txt"
+WITHOUT_WORD = 8.0
+"""Seconds that pages are still sent where the other end has gone without a word."""
+AT_ONCE = 8
+"""Pages of runs that have ended which are sent at once."""
+IMPATIENT = {
+    "init_timeout": 20.0,
+    "finish_timeout": 60.0,
+    "heartbeat_seconds": 10,
+    "x_graphql_timeout_seconds": 10.0,
+    "x_graphql_retry_max": 3,
+    "x_graphql_retry_wait_min_seconds": 0.5,
+    "x_graphql_retry_wait_max_seconds": 2.0,
+}
+"""wandb's settings: it would try each request for minutes. Rows of a run that goes on it may try for that long."""
+NOT_ASKED_FOR = {
+    "WANDB_X_DISABLE_META": ("x_disable_meta", True),
+    "WANDB_X_SAVE_REQUIREMENTS": ("x_save_requirements", False),
+    "WANDB_X_DISABLE_MACHINE_INFO": ("x_disable_machine_info", True),
+    "WANDB_DISABLE_GIT": ("disable_git", True),
+    "WANDB_DISABLE_CODE": ("disable_code", True),
+    "WANDB_SAVE_CODE": ("save_code", False),
+}
+"""W&B's variable -> its setting, and what holds here unless the variable is set: no host, code, commit or packages."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the sender is told first."""
+
+    mode: Literal["online", "offline"]
+    project: str
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    address: dict[str, str] = field(default_factory=dict)
+    """Of the service, where the mode is online."""
+
+
+@dataclass
+class Job:
+    """A run to be sent."""
+
+    folder: Path
+    live: bool
+    """It may still be going on."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """No more lines will come."""
+
+
+class Unreadable(Exception):
+    """There is nothing to make a page of."""
+
+
+class Taken(Exception):
+    """The page of this id was deleted, or holds other figures; the message says which."""
+
+
+class Sender:
+    """Makes pages, each in a thread."""
+
+    def __init__(self, orders: Orders, tell: TextIO):
+        """
+        Args:
+            orders: where to.
+            tell: what became of each run is written there.
+        """
+        self.orders, self.tell = orders, tell
+        self.service = Service(Address(**orders.address)) if orders.address else None
+        self.jobs: dict[str, Job] = {}
+        self.threads: list[threading.Thread] = []
+        self.telling, self.drawing = threading.Lock(), threading.Lock()
+        self.turn = threading.Semaphore(AT_ONCE)
+        self.lost = 0
+        """Runs in a row that were not sent."""
+        # With these, wandb would put every run on the one page that an agent has made.
+        self.sweep, self.agent_id = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
+
+    def obey(self, commands: TextIO) -> float:
+        """Does what it is told until there is nothing more; every page that was begun is ended then.
+
+        Returns:
+            How many seconds are left.
+        """
+        at_most = WITHOUT_WORD
+        for line in commands:
+            command = json.loads(line)
+            at_most = command.get("at_most", at_most)
+            if folder := command.get("send"):
+                job = self.jobs[folder] = Job(Path(folder), command["live"])
+                thread = threading.Thread(target=self._page, args=(job,), daemon=True)
+                self.threads.append(thread)
+                thread.start()
+            elif (folder := command.get("over")) in self.jobs:
+                self.jobs[folder].over.set()
+        deadline = time.monotonic() + at_most
+        for job in self.jobs.values():
+            job.over.set()
+        for thread in self.threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return deadline - time.monotonic()
+
+    def _say(self, job: Job, state: str, **more: Any) -> None:
+        with self.telling:
+            print(json.dumps({"folder": str(job.folder), "state": state, **more}), file=self.tell, flush=True)
+
+    def _page(self, job: Job) -> None:
+        """One run: whatever goes wrong is told, and is the end of this page alone."""
+        if not job.live:
+            self.turn.acquire()
+        try:
+            if not job.live and self.lost >= AT_ONCE:
+                raise ServiceError(f"the service did not take {self.lost} others either")
+            self._say(job, "sent", **self._send(job))
+            self.lost = 0
+        except Exception:  # of wandb, the network or the disk
+            if job.live and not job.over.is_set():  # W&B may be there again when the run has ended
+                job.over.wait()
+                try:
+                    self._say(job, "sent", **self._send(job))
+                    return
+                except Exception as again:
+                    error = again
+            self.lost += not isinstance(error, Unreadable)
+            self._say(job, "unsent", reason=_reason(error))
+        finally:
+            if not job.live:
+                self.turn.release()
+
+    def _send(self, job: Job) -> dict[str, Any]:
+        lines = self._lines(job)
+        begin = next((line for line in lines if "begin" in line), None)
+        record = read_record(job.folder) if begin is None or not job.live else None
+        if begin and record and begin["time"] > (job.folder / RECORD).stat().st_mtime:
+            begin, lines = None, iter(())  # of a later try that was cut short
+        introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
+        if introduction is None:
+            raise Unreadable("there is neither a journal nor a record that can be read")
+        if self.sweep and self.agent_id:  # the agent has made its page; more runs of a trial have their own
+            mine, self.agent_id = self.agent_id, None
+            introduction = introduction | {"id": mine}
+        if not job.live and record and self._is_there(introduction, record):
+            return {"url": self._url(introduction["id"]), "there": True}
+        pid = begin["pid"] if begin and job.live else None
+        first = [begin] if begin else []
+        word = None
+        for taken in range(2, 6):
+            there = self._there(introduction["id"])
+            try:
+                run = self._begun(job, introduction, pid, resumed=bool(there))
+                self._say(job, "begun", url=run.url)
+                writing = Page(
+                    run, job.folder, self.drawing, None if self.service else job.folder / FOLDER / "staging", there
+                )
+                try:
+                    for line in itertools.chain(first, lines):
+                        writing.write(line)
+                except Taken:
+                    raise
+                except BaseException:
+                    writing.end()
+                    raise
+                writing.end()
+                self._check(run, writing)
+                return {"url": run.url, "word": word}
+            except Taken as taken_by:
+                word = f"{taken_by}; its page has a new id"
+                introduction = introduction | {"id": f"{introduction['id'].partition('-')[0]}-{taken}"}
+                lines, first = (iter(()) if job.live is False and not begin else self._lines(job)), []
+        raise ValueError("its page was deleted, or is another run's, several times")
+
+    def _lines(self, job: Job) -> Iterator[dict[str, Any]]:
+        """The lines of its journal as they come, until its end."""
+        reader = Reader(job.folder)
+        while True:
+            over = job.over.is_set() or not job.live
+            for line in reader.lines():
+                yield line
+                if "end" in line:
+                    return
+            if over:
+                return
+            time.sleep(LOOKS_EVERY)
+
+    def _is_there(self, introduction: Mapping[str, Any], record: Record) -> bool:
+        if not self.service:
+            return False
+        entity, project = self._owner(), self.orders.project
+        there = self.service.arrived(entity, project, introduction["id"])
+        return bool(there and there.records and there.state != "running" and page.digest_of(record) in there.summary)
+
+    def _owner(self) -> str:
+        assert self.service is not None
+        return self.orders.entity or self.service.entity()
+
+    def _url(self, run_id: str) -> str | None:
+        return f"{self.service.web}/{self._owner()}/{self.orders.project}/runs/{run_id}" if self.service else None
+
+    def _there(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows that the page has already."""
+        found = self.service.arrived(self._owner(), self.orders.project, run_id) if self.service else None
+        return found.history if found else []
+
+    def _begun(self, job: Job, introduction: Mapping[str, Any], pid: int | None, resumed: bool) -> Any:
+        """The run at W&B.
+
+        Raises:
+            Taken: its id cannot be used.
+        """
+        import wandb
+
+        settings: dict[str, Any] = {
+            name: value for variable, (name, value) in NOT_ASKED_FOR.items() if variable not in os.environ
+        }
+        settings |= {"x_stats_pid": pid, "x_stats_sampling_interval": 60.0} if pid else {"x_disable_stats": True}
+        if self.service:
+            settings |= IMPATIENT
+        if self.sweep:
+            settings |= {"sweep_id": self.sweep}
+        folder = None if os.environ.get("WANDB_DIR") else str(job.folder)
+        try:
+            run = wandb.init(
+                project=self.orders.project,
+                entity=self.orders.entity,
+                group=os.environ.get("WANDB_RUN_GROUP") or introduction["group"],
+                job_type=introduction["job_type"],
+                name=introduction["name"],
+                id=introduction["id"],
+                config=introduction["config"],
+                tags=list(dict.fromkeys([*introduction["tags"], *self.orders.tags])),
+                dir=folder,
+                mode=self.orders.mode,
+                resume="allow" if resumed else None,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    console="off", silent=True, program="engrams", stop_fn=lambda: self._say(job, "stop"), **settings
+                ),
+            )
+        except Exception as error:
+            if self.service and self.service.is_deleted(self._owner(), self.orders.project, introduction["id"]):
+                raise Taken(f"its page {introduction['id']} was deleted, which W&B does not take back") from error
+            raise
+        for step, names in page.STEPS.items():
+            run.define_metric(step, hidden=True)
+            for name in names:
+                run.define_metric(name, step_metric=step, summary="none" if name in page.SO_FAR else None)
+        return run
+
+    def _check(self, run: Any, writing: Page) -> None:
+        """wandb ends a run without a word where it has given up on its history.
+
+        Raises:
+            ServiceError: not all has arrived.
+        """
+        if not self.service:
+            return
+        there = self.service.arrived(run.entity, run.project, run.id)
+        if not there or there.rows < writing.step or there.state == "running" or (writing.record and not there.records):
+            raise ServiceError("not all of it has arrived")
+
+
+class Page:
+    """Writes one page: rows as they come, and the rest from the record.
+
+    W&B adds to the page of an id that it has. A row that is there already, of an earlier try or from elsewhere, is
+    therefore not sent again, so that the page has each row once.
+    """
+
+    def __init__(
+        self, run: Any, folder: Path, lock: threading.Lock, staging: Path | None, there: Sequence[Mapping[str, Any]]
+    ):
+        """
+        Args:
+            run: wandb's.
+            folder: the run's.
+            lock: held while something is drawn, or depends on W&B's variables.
+            staging: of artifacts; None for the usual place.
+            there: the rows that the page has already.
+        """
+        self.run, self.folder, self.lock, self.staging, self.there = run, folder, lock, staging, there
+        self.step = 0
+        self.rows: list[dict[str, Any]] = []
+        self.held: dict[str, Any] | None = None
+        """The row of the last experience, which gets what only the whole run has."""
+        self.added: dict[str, Any] = {}
+        """What a row that is there lacks."""
+        self.closing: dict[str, Any] = {}
+        self.end_line: dict[str, Any] | None = None
+        self.record: Record | None = None
+        self.began = 0.0
+        self.drawn = time.monotonic()
+        self.lacks = ""
+        """The first thing that could not be logged."""
+
+    def _try(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """One thing that cannot be logged does not keep the others from it."""
+        try:
+            return step(*arguments)
+        except Taken:
+            self.run.finish(exit_code=0)  # its summary and its record stay the other's
+            raise
+        except Exception as error:
+            print(f"{self.folder}: {error!r}", file=sys.stderr)
+            self.lacks = self.lacks or _reason(error)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Takes a line of a journal."""
+        if "begin" in line:
+            self.began = line["time"]
+        elif "row" in line:
+            self._try(self._row, line["row"])
+        elif "animation" in line:
+            self.closing["generated_animation"] = {PICTURE: line["animation"]}
+        elif "end" in line:
+            self.end_line = line["end"]
+
+    def _row(self, row: dict[str, Any]) -> None:
+        if page.EXPERIENCE in row:
+            self.rows.append(row)
+            if page.is_last(row):
+                self.held = row
+                return
+            if time.monotonic() - self.drawn > DRAWS_EVERY:
+                self.drawn = time.monotonic()
+                row = row | {HEAT_MAP: [_accuracies(one) for one in self.rows]}
+        self._log(row)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        if self.step < len(self.there):
+            found = self.there[self.step]
+            if any(row[name] != found[name] for name in row if name in found and _is_compared(name)):
+                raise Taken(f"its page {self.run.id} has other figures")
+            self.added |= {name: value for name, value in row.items() if name not in found}
+        else:
+            self._send(row, self.step)
+        self.step += 1
+
+    def _send(self, row: Mapping[str, Any], step: int) -> None:
+        values = {name: self._try(self._value, name, value) for name, value in row.items()}
+        with self._staged():
+            self.run.log({name: value for name, value in values.items() if value is not None}, step=step)
+
+    @contextmanager
+    def _staged(self) -> Iterator[None]:
+        """W&B reads where artifacts are staged whenever it makes one."""
+        with self.lock:
+            before = os.environ["WANDB_DATA_DIR"]
+            if self.staging:
+                os.environ["WANDB_DATA_DIR"] = str(self.staging)
+            try:
+                yield
+            finally:
+                os.environ["WANDB_DATA_DIR"] = before
+
+    def _value(self, name: str, value: Any) -> Any:
+        import wandb
+
+        if name == HEAT_MAP:
+            path = self.folder / FOLDER / f"accuracy_matrix-{len(value):02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self.lock:
+                accuracy_matrix_figure(value, self.run.name).savefig(path)
+            return wandb.Image(str(path))
+        if name in TABLES:
+            columns, rows = value
+            return wandb.Table(columns=columns, data=rows)
+        if isinstance(value, dict) and PICTURE in value:
+            path = self.folder / FOLDER / value[PICTURE]
+            return wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+        return value
+
+    def end(self) -> None:
+        """Writes what is final and ends the run with its exit status, whatever went wrong before."""
+        exit_code = INTERRUPTED
+        try:
+            self.record = self._record()
+            if self.record is not None:
+                exit_code = 0 if self.record.complete else 1
+                self._try(self._final_rows, self.record)
+                self._try(self._final_summary, self.record)
+                self._try(self._artifact)
+            else:
+                if self.held:
+                    self._try(self._log, self.held)
+                if self.end_line is not None:
+                    exit_code = 0 if self.end_line["complete"] else 1
+                    self._try(self.run.summary.update, self.end_line["summary"])
+            if self.added:
+                self._try(self._send, self.added, max(self.step, len(self.there)))
+                self.step += 1
+        finally:
+            self.run.finish(exit_code=exit_code)
+
+    def _record(self) -> Record | None:
+        """The run's, unless it is that of an earlier try."""
+        path = self.folder / RECORD
+        if not path.exists() or path.stat().st_mtime < self.began:
+            return None
+        return read_record(self.folder)
+
+    def _final_rows(self, record: Record) -> None:
+        if not record.complete:
+            if self.held:
+                self._log(self.held)
+            return
+        *before, last = page.rows_of(record)
+        written = {row[page.EXPERIENCE] for row in self.rows}
+        for row in before:
+            if row[page.EXPERIENCE] not in written:  # the journal lacks it
+                self._log(row)
+        pictures = {"generated": "generated.png", "generated_animation": "generated.gif"}
+        kept = {name: {PICTURE: f"../{file}"} for name, file in pictures.items() if (self.folder / file).exists()}
+        drawn = {HEAT_MAP: record.accuracy_matrix, **page.tables_of(record)}
+        self._log(kept | last | (self.held or {}) | self.closing | drawn)
+
+    def _final_summary(self, record: Record) -> None:
+        traceback = self.folder / TRACEBACK
+        said = traceback.read_text(encoding="utf-8") if not record.complete and traceback.exists() else None
+        summary = page.summary_of(record, said)
+        for name in page.OF_FAILURE:  # of an earlier try
+            if name not in summary and name in self.run.summary.keys():  # noqa: SIM118
+                del self.run.summary[name]
+        self.run.summary.update(summary)
+
+    def _artifact(self) -> None:
+        import wandb
+
+        with self._staged():
+            artifact = wandb.Artifact(f"record-{self.run.id}", type="record")
+            artifact.add_file(str(self.folder / RECORD))
+            self.run.log_artifact(artifact)
+
+
+def _is_compared(name: str) -> bool:
+    """A row's times and pictures differ between two tries of one run; the rest does not."""
+    return name == page.EPOCH or name.startswith(("accuracy/", "loss/")) or name == page.EXPERIENCE
+
+
+def _accuracies(row: Mapping[str, Any]) -> list[float]:
+    return [row[name] for name in sorted(row) if name.startswith("accuracy/")]
+
+
+def _reason(error: BaseException) -> str:
+    return f"{error}".strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def main() -> None:
+    """The process: orders on the first line of standard input, then one command a line."""
+    # wandb prints; what is told goes to the standard output that the other end reads, and nothing else does.
+    tell = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    scratch = Path(os.environ["TMPDIR"])
+    orders = Orders(**json.loads(sys.stdin.readline()))
+    left = 0.0
+    try:
+        left = Sender(orders, tell).obey(sys.stdin)
+    finally:
+        _end_service(max(0.5, left))
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(0)  # whatever thread still waits for the network
+
+
+def _end_service(at_most: float) -> None:
+    """wandb's own process writes the end of its files, but would also go on trying to send for as long as it takes."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    connection = wandb_setup.singleton()._connection
+    ending.start()
+    ending.join(at_most)
+    if ending.is_alive() and connection and connection._proc:
+        connection._proc._process.kill()
+        connection._proc._process.wait()
+
+
+if __name__ == "__main__":
+    main()

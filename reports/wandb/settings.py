@@ -1,0 +1,175 @@
+"""Where W&B keeps the runs: what an option says, else W&B's own variables and settings file, else ours.
+
+What W&B's own settings say, wandb is asked in a process of its own: to import it leaves folders in the temporary
+directory of a process that is killed, and takes a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+WandBMode = Literal["online", "offline", "disabled"]
+PROJECT = "engrams"
+_MODES: dict[str, WandBMode] = {"run": "online", "shared": "online", "dryrun": "offline"}
+"""W&B's other names of modes."""
+SCRATCH = "engrams-wandb-"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Of W&B's service."""
+
+    url: str
+    web: str
+    """Of its pages."""
+    key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class WandBSettings:
+    """Where the runs of one command go in W&B."""
+
+    mode: WandBMode = "disabled"
+    project: str = PROJECT
+    entity: str | None = None
+    """The user or team; None for the key's own."""
+    tags: tuple[str, ...] = ()
+    """Besides those that every run has."""
+    address: Address | None = None
+    """Of the service, if there is a key to it."""
+
+
+DISABLED = WandBSettings()
+
+
+def resolve(
+    mode: WandBMode | None = None, project: str | None = None, entity: str | None = None, tags: Sequence[str] = ()
+) -> WandBSettings:
+    """Returns where the runs go; what is None is said by W&B's variables or its settings file, as for a plain script.
+
+    Without either, runs are kept offline, or sent if WANDB_API_KEY is set or a sweep's agent has begun them. There is
+    never a login prompt: a warning says where less can be had than is wanted, for want of the package or of a key.
+
+    Args:
+        mode, project, entity: before WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY.
+        tags: added to those of WANDB_TAGS.
+    """
+    if mode == "disabled" or (mode is None and os.environ.get("WANDB_MODE") == "disabled"):
+        return DISABLED
+    if find_spec("wandb") is None:
+        warnings.warn("W&B is off: wandb is not installed (pip install wandb)", stacklevel=2)
+        return DISABLED
+    said = _said_by_wandb()
+    if mode is None and said["mode"]:
+        mode = _MODES.get(said["mode"], said["mode"])
+    if mode is None:
+        asked = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_SWEEP_ID")
+        mode = "online" if asked else "offline"
+    if mode == "disabled":
+        return DISABLED
+    if mode == "online" and not said["key"]:
+        warnings.warn("W&B is offline: no API key; set WANDB_API_KEY or run 'wandb login' first", stacklevel=2)
+        mode = "offline"
+    return WandBSettings(
+        mode=mode,
+        project=project or said["project"] or PROJECT,
+        entity=entity or said["entity"],
+        tags=(*said["tags"], *tags),
+        address=Address(said["url"], said["web"], said["key"]) if said["key"] else None,
+    )
+
+
+def _said_by_wandb() -> dict[str, Any]:
+    """What its variables, its settings file and its login say."""
+    with scratch() as folder:
+        asked = subprocess.run(
+            [sys.executable, "-m", __name__],
+            env=environment(folder),
+            capture_output=True,
+            text=True,
+        )
+    if asked.returncode:
+        reason = asked.stderr.strip().splitlines()[-1:]
+        warnings.warn(f"W&B is offline: its settings cannot be read: {''.join(reason)}", stacklevel=3)
+        return {"mode": "offline", "project": None, "entity": None, "tags": [], "key": None}
+    return json.loads(asked.stdout.splitlines()[-1])
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for what wandb writes besides its runs, removed in the end; so is what a killed process has left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        pid = left.name.removeprefix(SCRATCH).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Returns the variables of a process that imports wandb, which writes into the folder what it would leave behind.
+
+    Args:
+        folder: of :func:`scratch`.
+    """
+    # WANDB_SERVICE would join the process of somebody's own run; WANDB_RESUME is for one run, not for each of many.
+    theirs = {key: value for key, value in os.environ.items() if key not in ("WANDB_SERVICE", "WANDB_RESUME")}
+    ours = dict.fromkeys(("TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), str(folder))
+    return theirs | ours | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "WANDB_SILENT": "true"}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _main() -> None:
+    import wandb
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    said = wandb.Settings()
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~", ".config", "wandb")
+    said.settings_system = str(Path(folder).expanduser() / "settings")
+    said.update_from_system_settings()
+    said.update_from_env_vars(dict(os.environ))
+    key = said.api_key
+    if not key:
+        try:
+            key = read_netrc_auth(host=said.base_url)
+        except (AuthenticationError, OSError):
+            key = None
+    answer = {
+        "mode": said.mode if "mode" in said.model_fields_set else None,
+        "project": said.project,
+        "entity": said.entity,
+        "tags": list(said.run_tags or ()),
+        "url": said.base_url.rstrip("/"),
+        "web": said.app_url.rstrip("/"),
+        "key": key,
+    }
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main()
