@@ -7,7 +7,7 @@ OUT ?= runs
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme test mutants lint clean
+.PHONY: help bench bench-mnist study speed readme test test-lowest mutants lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -16,6 +16,7 @@ help:
 	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
 	@echo "make test         the tests"
+	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
@@ -44,6 +45,15 @@ readme: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
+# The oldest of everything that pyproject.toml allows, on the oldest Python.
+LOWEST := .venv-lowest
+test-lowest: $(READY)
+	$(BIN)/uv venv --quiet --clear --python 3.10 $(LOWEST)
+	$(BIN)/uv pip compile --quiet --python $(LOWEST) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) -r $(LOWEST)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -e .
+	$(LOWEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants
 
@@ -55,4 +65,4 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) .links build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .links build *.egg-info
