@@ -322,12 +322,12 @@ def test_the_dagger_stands_by_what_nobody_has_read_yet(published, tmp_path):
 
 def test_csv_has_fractions_that_read_back(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "csv")
-    frame = pd.read_csv(io.StringIO(done.stdout)).set_index(["source", "protocol", "strategy"]).sort_index()
+    frame = pd.read_csv(io.StringIO(done.stdout)).set_index(["source", "protocol", "strategy"])
     assert len(frame) == 12
     for (where, strategy, source), row in compared(RECORDS).items():
         if source == "gan2018":
             continue
-        line = frame.loc[source, where, strategy]
+        line = frame.loc[[(source, where, strategy)]].iloc[0]
         assert line["published"] == pytest.approx(row.reported.mean)
         assert line["verdict"] == row.verdict.value
         assert line["seeds"] == row.seeds
