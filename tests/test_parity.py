@@ -339,7 +339,7 @@ def test_csv_has_fractions_that_read_back(published, tmp_path):
             ("difference_half_width", row.difference and row.difference.half_width),
         ):
             assert np.isnan(line[name]) if value is None else line[name] == pytest.approx(value)
-    line = frame.loc["read2018", "p/task", "ewc"]
+    line = frame.loc[[("read2018", "p/task", "ewc")]].iloc[0]
     assert line["published"] == 0.8
     assert line["published_settings_of_all"] == "training: Adam 1e-3, batch 128; extra: dropout"
 
