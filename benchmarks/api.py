@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.jobs.plan import plan, what_is_stale
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.protocols import registry
@@ -75,9 +75,8 @@ def run(
         settings,
         experiences,
     )
-    for line in dict.fromkeys(run.protocol.stale(run.strategy) for run in runs):
-        if line:
-            warnings.warn(line, stacklevel=2)
+    for line in what_is_stale(runs, settings or {}):
+        warnings.warn(line, stacklevel=2)
     display = Display(Console(quiet=not progress))
     sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
     records = run_all(runs, Path(out), sent_to, workers, display, stream_from_disk)

@@ -222,11 +222,11 @@ class Records(list[Record]):
         return self.frame().to_html()
 
 
-def read_records(*folders: str | Path) -> Records:
+def read_records(*folders: str | Path, mark: bool = True) -> Records:
     """Returns every record below some folders, or of projects of W&B, by protocol, strategy and seed.
 
     ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says
-    in parentheses which one it is of.
+    in parentheses which one it is of, unless ``mark`` is False: then they are taken as one.
 
     Raises:
         RecordError: there is no such folder, none has a record, or a record cannot be read.
@@ -234,9 +234,8 @@ def read_records(*folders: str | Path) -> Records:
     records = Records()
     for folder in folders:
         found = read_all(Path(folder))
-        if len(folders) > 1:
-            mark = f"({folder})"
-            found = [one.model_copy(update={"variant": f"{one.variant} {mark}".strip()}) for one in found]
+        if len(folders) > 1 and mark:
+            found = [one.model_copy(update={"variant": f"{one.variant} ({folder})".strip()}) for one in found]
         records += found
     if not records:
         raise RecordError(f"there are no records in {', '.join(map(str, folders))}")

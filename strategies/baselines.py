@@ -94,7 +94,7 @@ class FrozenBackbonePlugin(SupervisedPlugin):
     def before_training_epoch(self, strategy, **kwargs):
         for name, module in strategy.model.named_modules():
             if self._freezes and not self._learns(f"{name}.") and any(True for _ in module.buffers(recurse=False)):
-                module.eval()
+                module.training = False  # this one alone: the classifier may lie below it
 
     def after_training_exp(self, strategy, **kwargs):
         self._freezes = self._freezes or self._pieces.end(strategy.experience)

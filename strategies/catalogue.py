@@ -127,7 +127,15 @@ def registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in CATALOGUE}
 
 
-@cache
+def short_name(name: str) -> str:
+    """Returns what tables and records call a strategy: the same wherever its file lies."""
+    parts = []
+    for part in name.split("+"):
+        where, _, attribute = part.rpartition(":")
+        parts.append(f"{Path(where).stem}:{attribute}" if where.endswith(".py") else part)
+    return "+".join(parts)
+
+
 def get(name: str) -> Strategy:
     """Returns a strategy by name, read from its file.
 
@@ -155,9 +163,7 @@ def get(name: str) -> Strategy:
     if name in registered():
         return _own(registered()[name].value, name, name)
     if ":" in name:
-        where, _, attribute = name.rpartition(":")
-        # The same wherever the file lies, so that the records of two machines are of one strategy.
-        return _own(name, name, f"{Path(where).stem if where.endswith('.py') else where}:{attribute}")
+        return _own(name, name, short_name(name))
     raise KeyError(name)
 
 

@@ -245,6 +245,8 @@ def left_out(criterion: object) -> list[str]:
     found = (
         [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []
     )
+    if options.get("reduction") == "sum":
+        found.append("a sum over the minibatch: lambda counts as many times less as the minibatch has samples")
     if options.get("label_smoothing"):
         found.append(
             "label smoothing, which the Fisher leaves out: p(y|x) is the softmax, whose exact and sampled Fisher is "

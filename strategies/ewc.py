@@ -122,6 +122,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             exclude=exclude,
             consolidate_every=consolidate_every,
         )
+        if normalise and weigh_by_samples:
+            raise ValueError("normalise makes experiences count alike, weigh_by_samples does not: choose one of them")
         check_fisher_options(fisher, fisher_samples, likelihood or "categorical", noise_std)
         self.ewc_lambda = ewc_lambda
         self.fisher: Fisher = fisher
@@ -189,7 +191,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         method = getattr(strategy, "criterion", None)
         own = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
         if known is None or own:
-            known = self._likelihood_by_gradient(strategy) or known
+            known = self._likelihood_by_gradient(strategy) or (None if own else known)
         if self.likelihood is None and known is None:
             name = getattr(criterion, "__name__", type(criterion).__name__)
             raise ValueError(

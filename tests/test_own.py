@@ -88,7 +88,6 @@ def test_a_strategy_that_changed_is_another(mine):
     arguments = ("run", "split-digits/domain", "mine.py:decay", *QUICK, "--set", "strength=0.1")
     assert engrams(*arguments).returncode == 0
     (mine / "mine.py").write_text(STRATEGY.replace("self.strength * size", "self.strength * 2 * size"))
-    catalogue.get.cache_clear()
     done = engrams(*arguments)
     assert done.returncode == 2
     assert "was made with other settings (code was " in done.stderr
@@ -108,7 +107,6 @@ def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
         assert plan("split-digits/domain", ["ewc+shrink"], [0], {"shrink.strength": 0.5})
     finally:
         catalogue.registered.cache_clear()
-        catalogue.get.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -194,7 +192,7 @@ def test_a_protocol_that_is_printed_and_run_is_the_same_to_the_bit(mine):
 def test_a_file_changes_some_values_of_another(mine):
     (mine / "wide.toml").write_text(
         'extends = "split-digits"\ntitle = "a wider network"\n'
-        '[network]\nhidden_size = 30\n[strategies.ewc]\nfisher = "sampled"\n'
+        '[network]\nhidden_size = 30\n[strategies.ewc]\nfisher = "sampled"\n[strategies.mas]\nmas_lambda = 0.5\n'
     )
     wide, digits = load_protocol("wide.toml/task"), load_protocol("split-digits/task")
     assert (wide.network.hidden_size, wide.network.hidden_layers) == (30, digits.network.hidden_layers)
@@ -203,7 +201,9 @@ def test_a_file_changes_some_values_of_another(mine):
     ewc = catalogue.get("ewc")
     assert wide.hyperparameters_of(ewc).fisher == "sampled"
     assert wide.hyperparameters_of(ewc).ewc_lambda == digits.hyperparameters_of(ewc).ewc_lambda
+    assert wide.hyperparameters_of(catalogue.get("mas")).mas_lambda == 0.5, "what the file sets goes before a search's"
     assert "ewc_lambda of ewc was chosen under other settings" in wide.stale(ewc)
+    assert wide.stale(ewc, ["ewc_lambda"]) is None, "set by hand"
     done = engrams("run", "wide.toml", "naive", "--dry-run")
     assert done.returncode == 2
     assert "name one: " in done.stderr
@@ -225,6 +225,10 @@ def test_what_cannot_be_extended_is_one_line(mine, content, message):
     (mine / "my.toml").write_text(content)
     with pytest.raises(ProtocolError, match=message):
         load_protocol("my.toml")
+    (mine / "a.toml").write_text('extends = "b.toml"')
+    (mine / "b.toml").write_text('extends = "a.toml"')
+    with pytest.raises(ProtocolError, match="a protocol cannot extend itself"):
+        load_protocol("a.toml")
     (mine / "split-digits.toml").write_text('extends = "split-mnist"')
     with pytest.raises(ProtocolError, match="is the name of a protocol of Engrams"):
         load_protocol("split-digits.toml")

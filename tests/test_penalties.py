@@ -604,3 +604,8 @@ def test_local_is_half_of_global_on_one_linear_layer():
     local, whole = (mas_importance(model, data, variant) for variant in ("local", "global"))
     for name in whole:
         torch.testing.assert_close(2 * local[name], whole[name])
+
+
+def test_experiences_count_alike_or_by_their_samples_but_not_both():
+    with pytest.raises(ValueError, match="choose one of them"):
+        EWCPlugin(1.0, normalise=True, weigh_by_samples=True)

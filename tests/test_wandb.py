@@ -1,5 +1,6 @@
 """W&B, against a stand-in for its service on loopback and in the offline files that wandb writes."""
 
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from engrams.reports import store
 from engrams.reports.errors import UserError
 from engrams.reports.wandb import page, read, sending
 from engrams.reports.wandb import service as services
+from engrams.reports.wandb.sender import Job, Orders, Sender
 from engrams.reports.wandb.settings import resolve
 from engrams.strategies import catalogue
 from tests.wandb_runs import GENERATOR, JOINT, RECORDS, SCHOLAR, SOLVER, Screen, learned, suite
@@ -566,3 +568,11 @@ def test_the_command_line_sends_what_it_runs(service, tmp_path):
     assert "Loaded credentials" not in done.stdout + done.stderr
     record = store.read(tmp_path / "runs" / "split-digits/task/naive/0/record.json")
     assert arrived(found) == record.model_dump()
+
+
+def test_what_could_not_be_sent_is_told_with_its_reason(tmp_path):
+    told = io.StringIO()
+    Sender(Orders("offline", "engrams"), told)._page(Job(tmp_path / "nothing here", live=False))
+    (line,) = map(json.loads, told.getvalue().splitlines())
+    assert line["state"] == "unsent"
+    assert "neither a journal nor a record" in line["reason"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +66,7 @@ def run(
 
     runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
     logged = wandb_of(wandb, project, entity, tags)
-    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide)
+    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide, settings)
 
 
 @app.command()
@@ -184,13 +185,14 @@ def _do(
     stream_from_disk: bool,
     dry_run: bool,
     wide: bool,
+    by_hand: Mapping[str, Any] | None = None,
 ) -> None:
+    from engrams.benchmarks.jobs.plan import what_is_stale
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.jobs.suite import run_all
 
-    for line in dict.fromkeys(run.protocol.stale(run.strategy) for run in runs):
-        if line:
-            say(line, style="yellow")
+    for line in what_is_stale(runs, by_hand or {}):
+        say(line, style="yellow")
     if dry_run:
         _show_plan(runs, out, wide)
         return

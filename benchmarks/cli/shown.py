@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from engrams.reports.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -56,7 +58,13 @@ def say(text: str, style: str | None = None) -> None:
 
 def draw(figure: Figure, path: Path) -> None:
     """Writes a picture and says where."""
-    figure.savefig(path)
+    if not path.suffix:
+        path = path.with_suffix(".png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # the disk's; matplotlib's of a kind of file that it does not know
+        raise UserError(f"the picture cannot be written to {path}: {error}") from error
     say(f"figure: {path}")
 
 

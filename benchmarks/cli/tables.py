@@ -63,7 +63,7 @@ def parity(
     from engrams.reports import store
     from engrams.reports.parity import tables
 
-    records = store.read_records(*runs)
+    records = store.read_records(*runs, mark=False)
     boards, duels = compared(records)
     if format is BoardFormat.text:
         show(tables.sheets(boards), tables.LEGEND, wide)

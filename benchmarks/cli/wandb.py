@@ -79,7 +79,7 @@ def _parity(records: list[str]) -> str:
     from engrams.reports.parity import board, tables
     from engrams.strategies.catalogue import CATALOGUE
 
-    found = store.read_records(*records)
+    found = store.read_records(*records, mark=False)
     counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
     boards = board.compare(board.read(board.PUBLISHED), found)
     return tables.as_markdown(boards, board.against_avalanche(found, counterparts))

@@ -30,7 +30,7 @@ def plan(
 
     Args:
         protocol: its name, the path of its file, or one that was read.
-        strategies: names, as :func:`engrams.strategies.catalogue.get` takes them, or strategies.
+        strategies: names, as :func:`engrams.strategies.catalogue.get` takes them, or strategies got by one.
         seeds: of the runs.
         settings: dotted key -> value, in place of the protocol's: ``training.epochs`` is the protocol's,
             ``ewc_lambda`` is set for every strategy that has it, ``ewc.ewc_lambda`` for one of several that are joined.
@@ -55,16 +55,25 @@ def plan(
     elif of_protocol:
         protocol = registry.get(protocol.reference, protocol.changed | of_protocol)
     entries = [strategy_called(one) if isinstance(one, str) else one for one in strategies]
+    if any(not entry.reference for entry in entries):
+        raise PlanError(
+            "a strategy that was made here has no name by which another process finds it; put it into a file and "
+            "name it: file.py:name"
+        )
     for key in of_strategies:
         if not any(key in keys_of(entry) for entry in entries):
             known = sorted({key for entry in entries for key in keys_of(entry)})
             raise PlanError(f"no strategy here has {key!r} to set; there are {', '.join(known) or 'none'}")
-    seeds = list(seeds)
+    seeds = list(dict.fromkeys(seeds))
+    if wrong := [seed for seed in seeds if not isinstance(seed, int) or seed < 0]:
+        raise PlanError(f"a seed is a whole number of at least 0; got {wrong[0]!r}")
     runs = []
     for entry in {entry.name: entry for entry in entries}.values():
         own = {key: value for key, value in of_strategies.items() if key in keys_of(entry)}
         hyperparameters = protocol.hyperparameters_of(entry, own)
-        shown = own | protocol.changed | ({} if first is None else {"experiences": first})
+        # In one order, so that the same settings are the same row.
+        shown = dict(sorted(own.items())) | dict(sorted(protocol.changed.items()))
+        shown |= {} if first is None else {"experiences": first}
         variant = ",".join(f"{key}={shown_as(value)}" for key, value in shown.items())
         runs += [Run(protocol, entry, seed, hyperparameters, variant=variant, first=first) for seed in seeds]
     return runs
@@ -105,7 +114,7 @@ def _keys(model: type[Hyperparameters]) -> list[str]:
 
 def shown_as(value: Any) -> str:
     """Returns a value as a variant's name has it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -129,3 +138,13 @@ def seeds_of(text: str) -> list[int]:
         if seeds and not text.isdecimal():
             return list(dict.fromkeys(seeds))
     raise PlanError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
+
+
+def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every strategy of some runs whose hyperparameters were chosen under other settings.
+
+    Args:
+        runs: of any number of strategies.
+        settings: what was set by hand, as for :func:`plan`.
+    """
+    return list(dict.fromkeys(line for run in runs if (line := run.protocol.stale(run.strategy, list(settings)))))

@@ -26,7 +26,7 @@ from engrams.benchmarks.protocols.schema import (
     ProtocolFile,
     first_problem,
 )
-from engrams.strategies import references
+from engrams.strategies import catalogue, references
 from engrams.strategies.catalogue import CATALOGUE, registered
 from engrams.strategies.references import BadReference
 
@@ -138,12 +138,17 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
         raise ProtocolError(f"{path}: {path.stem} is the name of a protocol of Engrams; call the file something else")
     changed = dict(settings or {})
     for key, value in changed.items():
+        if key.startswith("strategies."):
+            raise ProtocolError(f"--set {key}: write the hyperparameter alone, as in ewc_lambda=10")
+        if key == "stream.scenarios":
+            raise ProtocolError(f"--set {key}: name the scenario in place of it, as in {path.stem}/class")
         _set(content, key, _absolute("--set", Path.cwd(), key, value))
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
         raise ProtocolError(f"{path}: {first_problem(error)}") from error
     _check_strategies(path, file.strategies)
+    strategies = {catalogue.short_name(name): values for name, values in file.strategies.items()}
     if comes_with_engrams and not changed:
         _check_sources(path, file)
     sources = file.sources | dict.fromkeys(changed, SET_BY_HAND)
@@ -157,7 +162,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
                 chosen=_chosen(path, scenario, name),
                 file=path,
                 changed=changed,
-                **{key: getattr(file, key) for key in COPIED} | {"sources": sources},
+                **{key: getattr(file, key) for key in COPIED} | {"sources": sources, "strategies": strategies},
             )
         )
     return protocols
@@ -173,8 +178,10 @@ def _names_in(path: Path, content: dict[str, Any]) -> Iterator[str]:
 # --- one file that changes another ------------------------------------------------------------------------------------
 
 
-def _extended(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _extended(path: Path, content: dict[str, Any], extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's content, over that of the one that it extends; paths in each are relative to its own folder."""
+    if path in extending:
+        raise ProtocolError(f"{path}: extends: a protocol cannot extend itself, be it by way of {extending[-1]}")
     content = dict(content)
     for key in ("dataset", "network.kind"):
         table, _, rest = key.rpartition(".")
@@ -184,7 +191,7 @@ def _extended(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base_path = _base_of(path, content)
-    base = _extended(base_path, read_toml(base_path))
+    base = _extended(base_path, read_toml(base_path), (*extending, path))
     own = {key: value for key, value in content.items() if key != "extends"}
     for table in NUMBERED:
         for key in _numbers(own.get(table, {})):
@@ -214,8 +221,6 @@ def _base_of(path: Path, content: dict[str, Any]) -> Path:
         raise ProtocolError(
             f"{path}: extends: {extends} is one scenario of {base.stem}; extend that and set stream.scenarios"
         )
-    if base == path:
-        raise ProtocolError(f"{path}: extends: a protocol cannot extend itself")
     return base
 
 
@@ -254,10 +259,19 @@ def _chosen(path: Path, scenario: str, name: str) -> dict[str, Choice]:
         base = _base_of(path, content)
         several = len(list(_names_in(base, _extended(base, read_toml(base))))) > 1
         chosen = _chosen(base, scenario, f"{base.stem}/{scenario}" if several else base.stem)
+        chosen = _without(chosen, content.get("strategies", {}))  # what the file itself sets goes before
     own_file = chosen_path(name, path.parent)
     own = read_chosen(own_file)
     _check_strategies(own_file, {strategy: choice.hyperparameters for strategy, choice in own.items()})
     return chosen | own
+
+
+def _without(chosen: dict[str, Choice], own: Mapping[str, Any]) -> dict[str, Choice]:
+    kept = {
+        name: {key: value for key, value in choice.hyperparameters.items() if key not in own.get(name, {})}
+        for name, choice in chosen.items()
+    }
+    return {name: chosen[name].model_copy(update={"hyperparameters": kept[name]}) for name in kept if kept[name]}
 
 
 def chosen_path(protocol: str, folder: Path = FOLDER) -> Path:

@@ -378,16 +378,24 @@ class Protocol(Table):
         text = json.dumps([self.deciding(strategy), kept, strategy.code], sort_keys=True)
         return sha256(text.encode()).hexdigest()[:12]
 
-    def stale(self, strategy: Strategy) -> str | None:
-        """Returns one line where what was chosen for a strategy was chosen under other settings, else None."""
+    def stale(self, strategy: Strategy, by_hand: Collection[str] = ()) -> str | None:
+        """Returns one line where what was chosen for a strategy was chosen under other settings, else None.
+
+        Args:
+            strategy: of the catalogue, or one's own; one that is joined of others has no choice of its own here.
+            by_hand: hyperparameters that were set in place of what was chosen.
+        """
         choice = self.chosen.get(strategy.name)
         if choice is None or not choice.fingerprint or choice.fingerprint == self.fingerprint(strategy):
             return None
-        keys = ", ".join(choice.hyperparameters)
-        return (
-            f"{self.name}: {keys} of {strategy.name} was chosen under other settings than these; "
-            f"'engrams search {self.reference} {strategy.reference}' chooses anew"
-        )
+        keys = [key for key in choice.hyperparameters if key not in by_hand]
+        if not keys:
+            return None
+        if self.changed:
+            advice = "set it by hand, or put these settings into a file that extends the protocol and search that"
+        else:
+            advice = f"'engrams search {self.reference} {strategy.reference}' chooses anew"
+        return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:

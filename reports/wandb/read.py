@@ -78,7 +78,9 @@ def _nodes(connection: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _downloaded(service: Service, source: str, url: str) -> Record:
-    mine = url.startswith(service.url)  # an address elsewhere is signed, and must not be shown the key
+    mine = url.startswith(
+        f"{service.url.rstrip('/')}/"
+    )  # an address elsewhere is signed, and must not be shown the key
     response = requests.get(url, auth=("api", service.key) if mine else None, timeout=PATIENCE)
     response.raise_for_status()
     try:

@@ -147,7 +147,8 @@ class Sender:
                 raise ServiceError(f"the service did not take {self.lost} others either")
             self._say(job, "sent", **self._send(job))
             self.lost = 0
-        except Exception:  # of wandb, the network or the disk
+        except Exception as failure:  # of wandb, the network or the disk
+            error = failure
             if job.live and not job.over.is_set():  # W&B may be there again when the run has ended
                 job.over.wait()
                 try:

@@ -248,7 +248,12 @@ def sending(
         except ServiceError as error:
             screen.say(f"W&B: {error}. Runs are kept offline; {LATER.format(out=out, what='them')}")
             settings, service = replace(settings, mode="offline"), None
-    sender = Sending(settings, out, screen.say, service)
+    try:
+        sender = Sending(settings, out, screen.say, service)
+    except OSError as error:  # no room for another process or its files
+        screen.say(f"W&B is off: its sender cannot be started ({error}); {LATER.format(out=out, what='the runs')}")
+        yield "disabled", Runs(folder_of, shown, None)
+        return
     try:
         yield settings.mode, Runs(folder_of, shown, sender)
     except BaseException:
