@@ -139,6 +139,11 @@ class Strategy:
             raise ValueError("a strategy has a plugin or a way to build it, not both")
         if self.plugin is None and self.build is None and self.generate is None:
             raise ValueError("a strategy needs a plugin (plugin=...) or a way to build it (build=...)")
+        if not (isinstance(self.hyperparameters, type) and issubclass(self.hyperparameters, Hyperparameters)):
+            raise ValueError("hyperparameters must be a subclass of engrams.strategies.Hyperparameters")
+        for key, space in self.search.items():
+            if not isinstance(space, LogUniform):
+                raise ValueError(f"search[{key!r}] must be a LogUniform(low, high); got {space!r}")
 
     @property
     def has_solver(self) -> bool:

@@ -50,12 +50,17 @@ decay = Strategy(
 )
 an_object, a_number = DecayPlugin(1.0), 3
 '''
+BROKEN = """
+from engrams.strategies import Strategy
+no_range = Strategy(plugin=lambda h: None, search={"step": (0.1, 1.0)})
+"""
 
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A folder with a strategy in it, in which the command line is called."""
     (tmp_path / "mine.py").write_text(STRATEGY)
+    (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,6 +121,7 @@ def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
         ("mine.py:an_object", "this is one object of DecayPlugin; name the class"),
         ("mine.py:a_number", "this is int, and should be an engrams.strategies.Strategy"),
         ("yours.py:decay", "there is no file"),
+        ("broken.py:no_range", "search['step'] must be a LogUniform(low, high); got (0.1, 1.0)"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
         ("ewc+rplay", "no strategy is called 'rplay'; did you mean 'replay'?"),

@@ -60,7 +60,7 @@ def run(
     settings = settings_of(set)
     for strategy in strategies:  # a misspelt name is answered before torch is read
         check_strategy_name(strategy)
-    registry.get(protocol)
+    registry.get(protocol, registry.of_protocol(settings))
     start_server(dry_run)
     from engrams.benchmarks.jobs.plan import plan, seeds_of
 

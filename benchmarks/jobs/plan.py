@@ -8,7 +8,6 @@ from typing import Any
 
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.registry import NUMBERED
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
@@ -43,7 +42,7 @@ def plan(
         PlanError: a setting is known neither to the protocol nor to a strategy; or ``first`` is below 1.
     """
     settings = dict(settings or {})
-    of_protocol = {key: value for key, value in settings.items() if key.partition(".")[0] in (*NUMBERED, "dataset")}
+    of_protocol = registry.of_protocol(settings)
     of_strategies = {key: value for key, value in settings.items() if key not in of_protocol}
     if first is not None and first < 1:
         raise PlanError(f"at least one experience has to be learned; got {first}")

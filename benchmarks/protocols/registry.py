@@ -83,6 +83,11 @@ def as_toml(protocol: Protocol) -> str:
     return tomli_w.dumps(tables)
 
 
+def of_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those settings that are a protocol's and not a strategy's: ``training.epochs``, ``dataset``."""
+    return {key: value for key, value in settings.items() if key.partition(".")[0] in (*NUMBERED, "dataset")}
+
+
 def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
     """Returns a protocol.
 
