@@ -403,3 +403,11 @@ def test_the_published_figures_name_protocols_that_there_are():
     for figure in parity.read(parity.PUBLISHED).figures:
         for name in figure.protocols:
             assert name in names or name.partition("/")[0] not in ours, name
+
+
+def test_records_of_several_folders_stand_on_one_board(published, tmp_path):
+    together = engrams("parity", runs_of(tmp_path / "all", RECORDS), "--format", "csv")
+    halves = [runs_of(tmp_path / name, part) for name, part in (("a", RECORDS[::2]), ("b", RECORDS[1::2]))]
+    apart = engrams("parity", *halves, "--format", "csv")
+    assert apart.returncode == 0, apart.stderr
+    assert apart.stdout == together.stdout
