@@ -76,7 +76,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
             penalty_step: ``gradient``: the penalty is part of the loss. ``proximal``: it is left out of the loss, and
                 after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
                 coefficient x importance: the minimum of the penalty plus ||theta' - theta||^2 / (2 learning rate) (a
-                proximal step; Parikh & Boyd 2014, "Proximal Algorithms", section 4.2). It is stable for every
+                proximal step; Parikh & Boyd 2014, "Proximal Algorithms"). It is stable for every
                 coefficient. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
                 its steps does not reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
