@@ -91,8 +91,10 @@ def suite(
     wanted = list(dict.fromkeys(suites.runs_of(name, seeds)))
     start_server(dry_run)
     from engrams.benchmarks.jobs.plan import plan
+    from engrams.benchmarks.protocols import registry
 
-    runs = [one for protocol, strategy, seed in wanted for one in plan(protocol, [strategy], [seed])]
+    protocols = {name: registry.get(name) for name in dict.fromkeys(protocol for protocol, *_ in wanted)}
+    runs = [one for protocol, strategy, seed in wanted for one in plan(protocols[protocol], [strategy], [seed])]
     logged = wandb_of(wandb, project, entity, tags)
     _do(runs, out, logged, workers, stream_from_disk, dry_run, wide)
 

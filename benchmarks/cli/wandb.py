@@ -75,11 +75,8 @@ def sweep(
 
 
 def _parity(records: list[str]) -> str:
+    from engrams.benchmarks.cli.tables import compared
     from engrams.reports import store
-    from engrams.reports.parity import board, tables
-    from engrams.strategies.catalogue import CATALOGUE
+    from engrams.reports.parity import tables
 
-    found = store.read_records(*records, mark=False)
-    counterparts = {name: listed.counterpart for name, listed in CATALOGUE.items() if listed.counterpart}
-    boards = board.compare(board.read(board.PUBLISHED), found)
-    return tables.as_markdown(boards, board.against_avalanche(found, counterparts))
+    return tables.as_markdown(*compared(store.read_records(*records, mark=False)))

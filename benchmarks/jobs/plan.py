@@ -146,4 +146,5 @@ def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]
         runs: of any number of strategies.
         settings: what was set by hand, as for :func:`plan`.
     """
-    return list(dict.fromkeys(line for run in runs if (line := run.protocol.stale(run.strategy, list(settings)))))
+    rows = {(run.protocol.name, run.strategy.name): run for run in runs}  # not once a seed
+    return [line for run in rows.values() if (line := run.protocol.stale(run.strategy, list(settings)))]
