@@ -79,7 +79,17 @@ def execute(
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
         reason = f"{type(error).__name__}: {error} (see {folder / TRACEBACK})"
         outcome = {"status": "failed", "reason": reason}
-    record = Record(
+    record = _record(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
+    if record.complete:
+        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
+    store.write(record, folder)
+    if journal:
+        journal.ended(complete=record.complete)
+    return record
+
+
+def _record(run: Run, ran_on: dict[str, Any], outcome: dict[str, Any]) -> Record:
+    return Record(
         protocol=run.protocol.name,
         strategy=run.strategy.name,
         variant=run.variant,
@@ -87,13 +97,14 @@ def execute(
         upper_bound=run.strategy.upper_bound,
         hyperparameters=run.deciding(),
         environment=ran_on,
-        **{"seconds": time.perf_counter() - started} | outcome,
+        **outcome,
     )
-    if record.complete:
-        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
-    store.write(record, folder)
-    if journal:
-        journal.ended(complete=record.complete)
+
+
+def of_a_death(run: Run, out: Path, device: str, cause: UserError) -> Record:
+    """Writes and returns the record of a run that took its process with it, and so could write none itself."""
+    record = _record(run, environment(device), {"status": "failed", "reason": str(cause), "seconds": 0.0})
+    store.write(record, run.folder(out))
     return record
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.jobs.execute import execute, usual_device
+from engrams.benchmarks.jobs.execute import execute, of_a_death, usual_device
 from engrams.benchmarks.jobs.processes import Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.training.run import Run
@@ -42,7 +42,7 @@ def run_all(
 
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
-        ProcessError: a process was killed.
+        ProcessError: a process could not write its files.
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
         store.RecordError: a record cannot be read.
@@ -53,7 +53,8 @@ def run_all(
     with sending(wandb, out, display, lambda run: run.folder(out), display.advanced, bool(owed)) as (mode, sender):
         work = partial(_work, out=out, device=usual_device(), wandb_mode=mode, stream_from_disk=stream_from_disk)
         with display.showing(len(runs), len(done)):
-            for run, record in in_processes(owed, work, workers, sender.advanced):
+            for run, outcome in in_processes(owed, work, workers, sender.advanced):
+                record = outcome if isinstance(outcome, Record) else of_a_death(run, out, usual_device(), outcome)
                 done[run] = record
                 sender.over(run)
                 if record.complete:

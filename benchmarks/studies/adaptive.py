@@ -21,7 +21,7 @@ from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs.execute import environment, journal_of, usual_device
-from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_difference
 from engrams.benchmarks.protocols import registry
@@ -99,6 +99,8 @@ def run_subsets(
         try:
             for job, outcome in in_processes(owed, work, workers, sender.advanced):
                 sender.over(job)
+                if isinstance(outcome, ProcessError):
+                    raise outcome
                 results = results.model_copy(update={"outcomes": [*results.outcomes, outcome]})
                 _write(results, results_path(name, out))
                 everything = tuple(range(study.classes_per_experience))

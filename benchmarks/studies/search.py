@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from engrams.benchmarks.data.datasets import DataError
 from engrams.benchmarks.jobs.execute import TRACEBACK, environment, journal_of, usual_device
-from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.judging.observer import classifier_for
@@ -105,6 +105,8 @@ def search(
             work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk, wandb_mode=mode)
             for trial, outcome in in_processes(owed, work, workers, sender.advanced):
                 sender.over(trial)
+                if isinstance(outcome, ProcessError):
+                    outcome = Outcome([], broken=str(outcome))
                 study = studies[trial.run.strategy.name]
                 _tell(study, asked.pop(trial.name), trial, outcome, display)
                 if len(_finished(study)) == trials:
