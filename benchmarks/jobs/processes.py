@@ -39,7 +39,7 @@ SECONDS_TO_END = 30
 
 
 # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
-_context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
 def start_server() -> None:
