@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"
+LONGEST_NAME = 120
+"""Bytes of one part of a path; file systems take 255, and temporary files add to it."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -120,7 +123,15 @@ class Record(BaseModel):
 
 def folder_of(out: Path, protocol: str, strategy: str, seed: int, variant: str = "") -> Path:
     """Returns where a run's record and its W&B files lie."""
-    return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
+    return out / protocol / _as_name(strategy) / _as_name(variant) / str(seed)
+
+
+def _as_name(text: str) -> str:
+    """The text as one part of a path; what is too long for a file system is cut, and told apart by a digest."""
+    name = text.replace("/", "-").replace(":", ".")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 2]}-{sha256(text.encode()).hexdigest()[:12]}"
 
 
 def write(record: Record, folder: Path) -> Path:
