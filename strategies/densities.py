@@ -43,9 +43,9 @@ class LogDensity(Protocol):
 class Categorical:
     """p(y|x) = softmax(f)_y, so that d log p(y|x) / d f = e_y - p.
 
-    Outputs that are log-probabilities (of ``nn.NLLLoss``) are their own softmax's logarithm, and the same holds. Outputs
-    [N, K, ...] are of one class at every position (a pixel, a word), and p is the product over positions. A label that
-    is ``ignore_index`` is none: nothing is known, and nothing held, of it.
+    Outputs that are log-probabilities (of ``nn.NLLLoss``) are their own softmax's logarithm, and the same holds.
+    Outputs [N, K, ...] are of one class at every position (a pixel, a word), and p is the product over positions. A
+    label that is ``ignore_index`` is none.
     """
 
     def __init__(self, ignore_index: int = -100):

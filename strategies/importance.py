@@ -74,8 +74,8 @@ def diagonal_fisher(
             are, means all.
         likelihood: what p(y|x) is; the loss's own, see :mod:`densities`. ``categorical``: softmax of the K outputs
             (logits or log-probabilities), y a class index, or the classes' probabilities; with outputs [N, K, ...] and
-            y [N, ...] the product over positions, whose negative logarithm is a *sum* over them (``nn.CrossEntropyLoss``
-            takes their mean, so that F is as many times larger as there are positions). ``bernoulli``: K independent
+            y [N, ...] the product over positions, whose negative logarithm is a *sum* over them, where
+            ``nn.CrossEntropyLoss`` takes the mean: F is as many times larger. ``bernoulli``: K independent
             yes-or-no answers, the outputs their logits; ``bernoulli-probabilities``: the outputs their probabilities.
             ``gaussian``: normal around the outputs with standard deviation ``noise_std`` in every one.
         noise_std: standard deviation of the gaussian likelihood, > 0.

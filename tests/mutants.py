@@ -413,12 +413,17 @@ def main() -> None:
         if mutant.key not in listed:
             found.append(mutant)
             print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
-    unlisted = len(mutants) - sum(mutant.key in listed for mutant in mutants)
+    met = [mutant for mutant in mutants if mutant.key not in listed]
+    unnoticed = Counter(mutant.file for mutant in found)
+    for file, count in Counter(mutant.file for mutant in met).items():
+        print(f"{file}: {count - unnoticed[file]} of {count}")
     stale = set(listed) - {mutant.key for mutant in mutants} if not options.files and options.every == 1 else set()
     for key in sorted(stale):
         print(f"listed, but there is no such change any more: {key}")
-    noticed = unlisted - len(found)
-    print(f"{noticed} of {unlisted} changes noticed; {len(mutants) - unlisted} more are listed as changing nothing")
+    print(
+        f"{len(met) - len(found)} of {len(met)} changes noticed; "
+        f"{len(mutants) - len(met)} more are listed as changing nothing"
+    )
     sys.exit(bool(found or stale))
 
 

@@ -281,7 +281,9 @@ UNKNOWN = {
     "focal, a function": (3, focal, LABELS, "categorical"),
     "margins": (3, nn.MultiMarginLoss(), LABELS, "categorical"),
     "margins of two": (2, nn.MultiMarginLoss(), HALF, "categorical"),
-    "weighted": (3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical"),
+    "weighted": (
+        3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical",
+    ),
     "smoothed": (3, lambda f, y: functional.cross_entropy(f, y, label_smoothing=0.1), LABELS, "categorical"),
     "positive weight": (
         1, lambda f, y: functional.binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor([3.0]).to(f)),

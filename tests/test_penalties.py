@@ -216,7 +216,7 @@ def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
         for part in online(5):
             yield part.train()
 
-    with pytest.raises(ValueError, match="the stream hides where an experience ends; .*, or give consolidate_every"):
+    with pytest.raises(ValueError, match=r"the stream hides where an experience ends; .*, or give consolidate_every"):
         learn(Net(), hidden(), EWCPlugin(1.0))
     plugin = EWCPlugin(1.0, "separate", consolidate_every=20)
     learn(Net(), hidden(), plugin)
@@ -280,9 +280,7 @@ def test_a_network_that_was_frozen_after_an_experience_is_refused_in_one_line(ki
     plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
     strategy.model.requires_grad_(False)
-    with pytest.raises(
-        ValueError, match="Plugin cannot work here, .*: no parameter of the network requires a gradient"
-    ):
+    with pytest.raises(ValueError, match=r"Plugin cannot work here, .*: no parameter of the network requires"):
         strategy.train(experiences[1])
 
 

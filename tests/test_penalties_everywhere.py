@@ -194,7 +194,7 @@ REFUSED = [
     (lambda: Outputs(lambda f: f - f.mean(0)), "a sample's outputs depend on the other samples of its batch"),
     (lambda: Outputs(lambda f: (f, f)), "the network gives a tuple where outputs of shape"),
     (lambda: Outputs(lambda f: {"logits": f}), "the network gives a dict where outputs of shape"),
-    (lambda: Outputs(lambda f: f[:, 0]), r"needs outputs \[N, K\] with K >= 2 classes .*; the network gives shape \[N\]"),
+    (lambda: Outputs(lambda f: f[:, 0]), r"needs outputs \[N, K\] with K >= 2 .*; the network gives shape \[N\]"),
     (lambda: Outputs(lambda f: f[:, :1]), r"the network gives shape \[N, 1\]. One logit belongs to nn.BCEWithLogits"),
     (lambda: Outputs(lambda f: f[:, :, None]), r"Expected target size \[3, 1\], got \[3\]"),
     (lambda: Outputs(lambda f: f[:, None]), r"the network gives shape \[N, 1, 3\]"),
