@@ -7,7 +7,7 @@ factor, and with one output the softmax's is 0, since a softmax of one output is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -247,51 +247,91 @@ PROBED_AT: dict[Likelihood, tuple[float, ...]] = {
 def likelihood_by_gradient(
     loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, ignore_index: int = -100
 ) -> Likelihood | None:
-    """Returns the density whose score is -c d loss / d f for one c > 0, at several random outputs; None if none is.
+    """Returns the density that a loss is of, whatever it takes for its targets; None if it is of none.
 
-    So a criterion that somebody wrote is known by what it does.
+    So a criterion that somebody wrote is known by what it does. Its gradient must be c (m - t), with m the density's
+    mean at the outputs, some c > 0, and some targets t (the labels, smoothed ones, the inputs), for all samples alike
+    and at all outputs: from one to the next it changes as c m does.
 
     Args:
         loss: the loss of a batch as a function of its outputs.
-        outputs: [N, ...], for their shape and type.
-        y: the batch's targets.
+        outputs: [N, ...]: the network's, for their shape and type, and whether they are log-probabilities.
+        y: the batch's labels; only those that are ``ignore_index`` are read, whose gradient is 0.
         ignore_index: a class index that counts as no label.
     """
-    for likelihood, scales in PROBED_AT.items():
+    for likelihood in PROBED_AT:
         try:
-            if _is_loss_of(density(likelihood, ignore_index=ignore_index), likelihood, scales, loss, outputs, y):
+            of = density(likelihood, ignore_index=ignore_index)
+            gradients, means = zip(*_probed(of, likelihood, loss, outputs), strict=True)
+            changes = [
+                (gradient - gradients[0], mean - means[0]) for gradient, mean in zip(gradients, means, strict=True)
+            ]
+            if (answered := of.answered(y)) is not None:
+                counted = fitting(answered, outputs).unsqueeze(1)
+                changes = [(gradient, mean * counted) for gradient, mean in changes]
+            if _alike(changes[1:], outputs.dtype):
                 return likelihood
-        except Exception:  # whatever it raises: it is no loss of these targets
+        except Exception:  # whatever it raises: it is no loss of these outputs
             continue
     return None
 
 
-def _is_loss_of(
-    of: LogDensity,
-    likelihood: Likelihood,
-    scales: Sequence[float],
-    loss: Callable[[Tensor], Tensor],
-    outputs: Tensor,
-    y: Tensor,
+def of_labels(
+    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood, ignore_index: int = -100
 ) -> bool:
+    """Tells whether a loss of that density has the labels for its targets: its gradient is -c times their score."""
+    try:
+        at, gradient = _gradient(likelihood, loss, outputs, torch.Generator().manual_seed(0))
+        return _alike([(gradient, -density(likelihood, 1.0, ignore_index).score(at, y).double())], outputs.dtype)
+    except Exception:  # whatever it raises: it is no loss of these labels
+        return False
+
+
+def _probed(
+    of: LogDensity, likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the loss's gradient c (m - t) and the density's mean m at random outputs, which both are rid of the
+    variance that a gradient by probabilities is divided by."""
     random = torch.Generator().manual_seed(0)
-    tolerance = 1e-3 if outputs.dtype in (torch.float32, torch.float64) else 3e-2
-    c = None
-    for scale in scales:
-        f = scale * torch.randn(outputs.shape, generator=random, dtype=torch.float64)
-        at = (0.1 + 0.8 * f.sigmoid() if likelihood == "bernoulli-probabilities" else f).to(outputs)
+    for scale in PROBED_AT[likelihood]:
+        at, gradient = _gradient(likelihood, loss, outputs, random, scale)
         of.refuse(at)
-        leaf = at.clone().requires_grad_()
-        with torch.enable_grad():
-            # Through the log-softmax, which changes nothing for a cross-entropy and makes log-probabilities for an NLL.
-            (gradient,) = torch.autograd.grad(loss(leaf.log_softmax(1) if likelihood == "categorical" else leaf), leaf)
-        gradient, score = gradient.double(), of.score(at, y).double()
-        if c is None:
-            c = -(gradient * score).sum() / score.square().sum()
-        near = tolerance / 10 * gradient.abs().max().item()
-        if not c > 0 or not torch.allclose(gradient, -c * score, rtol=tolerance, atol=near):
-            return False
-    return True
+        if likelihood == "categorical":
+            yield gradient, at.double().softmax(1)
+        elif likelihood == "bernoulli":
+            yield gradient, at.double().sigmoid()
+        elif likelihood == "gaussian":
+            yield gradient, at.double()
+        else:
+            yield gradient * at * (1 - at), at.double()
+
+
+def _gradient(
+    likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor, random: torch.Generator, scale: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Random outputs, and the gradient of the loss there."""
+    f = scale * torch.randn(outputs.shape, generator=random, dtype=torch.float64)
+    at = (0.1 + 0.8 * f.sigmoid() if likelihood == "bernoulli-probabilities" else f).to(outputs).requires_grad_()
+    with torch.enable_grad():
+        through = at.log_softmax(1) if likelihood == "categorical" and normalised(outputs) else at
+        (gradient,) = torch.autograd.grad(loss(through), at)
+    return at.detach(), gradient.double()
+
+
+def normalised(outputs: Tensor) -> bool:
+    """Tells whether outputs [N, K, ...] are log-probabilities."""
+    return bool(outputs.dim() > 1 and outputs.logsumexp(1).abs().max() < 1e-2)
+
+
+def _alike(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:
+    """Tells whether every first tensor is the second times one c > 0."""
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 3e-2
+    found, expected = pairs[0]
+    c = (found * expected).sum() / expected.square().sum()
+    return bool(c > 0) and all(
+        torch.allclose(found, c * expected, rtol=tolerance, atol=tolerance / 10 * found.abs().max().item())
+        for found, expected in pairs
+    )
 
 
 def refuse_unnormalised(criterion: str, loss: Callable[[Tensor], Tensor], outputs: Tensor) -> None:
@@ -301,8 +341,8 @@ def refuse_unnormalised(criterion: str, loss: Callable[[Tensor], Tensor], output
     cross-entropy) is the same for the outputs and for their log-softmax.
     """
     with torch.no_grad():
-        given, normalised = loss(outputs), loss(outputs.log_softmax(1))
-    if (given - normalised).abs().max() > 1e-2:
+        given, of_logarithms = loss(outputs), loss(outputs.log_softmax(1))
+    if (given - of_logarithms).abs().max() > 1e-2:
         total = outputs.double().logsumexp(1).exp().flatten()[0].item()
         raise ValueError(
             f"the criterion ({criterion}) needs log-probabilities; the exponentials of the network's outputs add up to "

@@ -29,9 +29,11 @@ from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUn
 from engrams.strategies.densities import (
     Likelihood,
     density,
+    fitting,
     left_out,
     likelihood_by_gradient,
     likelihood_of,
+    of_labels,
     options_of,
     refuse_unnormalised,
 )
@@ -186,12 +188,20 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
-        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, _):
+        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
+            density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
             if self.likelihood is None and likelihood == "categorical":
-                density(likelihood).refuse(outputs)
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
+            elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
+                fitting(y, outputs)
+            if self.fisher in ("empirical", "batched") and _is_own(strategy) and self.likelihood is None:
+                if not of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)):
+                    raise ValueError(
+                        f"fisher={self.fisher!r} reads labels, and the criterion's targets are others (smoothed ones, "
+                        f"or the inputs): fisher='exact' or 'sampled' read none"
+                    )
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
         data = first_samples(self.data_since(strategy))
         self._measured(strategy, data, "sampled" if self.fisher == "exact" else self.fisher, None)
@@ -221,11 +231,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             ValueError: the criterion's density is not known, and none was given; or it is known and another was given.
         """
         criterion = getattr(strategy, "_criterion", None)
-        known = likelihood_of(criterion)
-        method = getattr(strategy, "criterion", None)
-        own = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
-        if known is None or own:
-            known = self._likelihood_by_gradient(strategy) or (None if own else known)
+        known = self._likelihood_by_gradient(strategy) if _is_own(strategy) else likelihood_of(criterion)
         if self.likelihood is None and known is None:
             raise ValueError(
                 f"the criterion ({_name_of(criterion)}) is none whose density is known (cross-entropy, NLL, binary "
@@ -242,7 +248,18 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
         """What the strategy's own loss does on three samples."""
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
-            return likelihood_by_gradient(loss, outputs, y, _ignore_index(strategy))
+            found = likelihood_by_gradient(loss, outputs, y, _ignore_index(strategy))
+            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
+                refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
+            if found is None and outputs.dim() > 2:
+                last = outputs.movedim(-1, 1)
+                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last, y, _ignore_index(strategy))
+                if of_last == "categorical":
+                    raise ValueError(
+                        f"the criterion takes the last dimension of the outputs {list(outputs.shape)} for the classes: "
+                        f"give [N, K, ...], as nn.CrossEntropyLoss takes them (outputs.movedim(-1, 1))"
+                    )
+            return found
 
 
 @contextmanager
@@ -253,6 +270,13 @@ def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor],
         batch = next(minibatches(model, first_samples(data), 3))
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
         yield partial(model.loss, batch.inputs), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+
+def _is_own(strategy) -> bool:
+    """Tells whether the loss is none of torch's: somebody's criterion, or a strategy's method."""
+    method = getattr(strategy, "criterion", None)
+    overridden = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
+    return overridden or likelihood_of(getattr(strategy, "_criterion", None)) is None
 
 
 def _ignore_index(strategy) -> int:

@@ -284,7 +284,7 @@ UNKNOWN = {
     "weighted": (
         3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical",
     ),
-    "smoothed": (3, lambda f, y: functional.cross_entropy(f, y, label_smoothing=0.1), LABELS, "categorical"),
+    "warmer": (3, lambda f, y: functional.cross_entropy(f / 2, y), LABELS, "categorical"),
     "positive weight": (
         1, lambda f, y: functional.binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor([3.0]).to(f)),
         HALF.double()[:, None], "bernoulli",
@@ -322,6 +322,55 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
     train(model, dataset, criterion, plugin)
     assert plugin.importances
     train(network(outputs), dataset, criterion, MASPlugin(1.0))  # reads no density
+
+
+class Reconstruction(SupervisedTemplate):
+    def criterion(self):
+        return functional.mse_loss(self.mb_output, self.mb_x)
+
+
+OF_OTHER_TARGETS = {
+    "smoothed": (3, lambda f, y: functional.cross_entropy(f, y, label_smoothing=0.1), LABELS, "categorical"),
+    "squares of one-hot labels": (
+        3, lambda f, y: functional.mse_loss(f, functional.one_hot(y, 3).to(f)), LABELS, "gaussian",
+    ),
+    "one against all": (
+        3, lambda f, y: functional.binary_cross_entropy_with_logits(f, functional.one_hot(y, 3).to(f)), LABELS,
+        "bernoulli",
+    ),
+    "logarithms of probabilities": (
+        3, lambda f, y: functional.kl_div(f.log_softmax(1), y, reduction="batchmean", log_target=True),
+        numbers(3).log_softmax(1), "categorical",
+    ),
+    "the inputs": (4, None, LABELS, "gaussian"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_OTHER_TARGETS)
+def test_a_density_is_known_whatever_the_targets_are(case):
+    """But where labels are read, they have to be the targets."""
+    outputs, criterion, y, likelihood = OF_OTHER_TARGETS[case]
+    model, plugin, dataset = network(outputs), EWCPlugin(1.0), data_of(y)
+    template = SupervisedTemplate if criterion else Reconstruction
+    train(model, dataset, criterion, plugin, template)
+    assert_same(plugin.importances, diagonal_fisher(model, TensorDataset(dataset.tensors[0]), likelihood=likelihood))
+    for fisher in ("empirical", "batched"):
+        with pytest.raises(ValueError, match=f"fisher='{fisher}' reads labels, and the criterion's targets are others"):
+            train(network(outputs), dataset, criterion, EWCPlugin(1.0, fisher=fisher), template)
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+def test_classes_in_the_last_dimension_are_refused(likelihood):
+    """Outputs [N, 2, 3] of somebody's criterion that flattens them."""
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    model = nn.Sequential(Positions(), nn.Flatten(), nn.Unflatten(1, (2, 3)))
+    with pytest.raises(
+        ValueError, match="the criterion takes the last dimension|labels of shape .* do not fit outputs"
+    ):
+        train(
+            model, data_of(y), lambda f, y: functional.cross_entropy(f.flatten(0, 1), y.flatten()),
+            EWCPlugin(1.0, likelihood=likelihood),
+        )  # fmt: skip
 
 
 def test_the_density_is_found_once_and_again_for_another_criterion():
