@@ -262,14 +262,12 @@ def likelihood_by_gradient(
     for likelihood in PROBED_AT:
         try:
             of = density(likelihood, ignore_index=ignore_index)
-            gradients, means = zip(*_probed(of, likelihood, loss, outputs), strict=True)
-            changes = [
-                (gradient - gradients[0], mean - means[0]) for gradient, mean in zip(gradients, means, strict=True)
-            ]
+            (first, first_mean), *others = _probed(of, likelihood, loss, outputs)
+            changes = [(gradient - first, mean - first_mean) for gradient, mean in others]
             if (answered := of.answered(y)) is not None:
                 counted = fitting(answered, outputs).unsqueeze(1)
                 changes = [(gradient, mean * counted) for gradient, mean in changes]
-            if _alike(changes[1:], outputs.dtype):
+            if _alike(changes, outputs.dtype):
                 return likelihood
         except Exception:  # whatever it raises: it is no loss of these outputs
             continue

@@ -196,12 +196,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
             elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
                 fitting(y, outputs)
-            if self.fisher in ("empirical", "batched") and _is_own(strategy) and self.likelihood is None:
-                if not of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)):
-                    raise ValueError(
-                        f"fisher={self.fisher!r} reads labels, and the criterion's targets are others (smoothed ones, "
-                        f"or the inputs): fisher='exact' or 'sampled' read none"
-                    )
+            if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
+                _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)))
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
         data = first_samples(self.data_since(strategy))
         self._measured(strategy, data, "sampled" if self.fisher == "exact" else self.fisher, None)
@@ -270,6 +266,14 @@ def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor],
         batch = next(minibatches(model, first_samples(data), 3))
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
         yield partial(model.loss, batch.inputs), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+
+def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:
+    if not are_labels:
+        raise ValueError(
+            f"fisher={fisher!r} reads labels, and the criterion's targets are others (smoothed ones, or the inputs): "
+            f"fisher='exact' or 'sampled' read none"
+        )
 
 
 def _is_own(strategy) -> bool:

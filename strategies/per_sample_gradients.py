@@ -36,6 +36,7 @@ from engrams.strategies.minibatches import (
     Inputs,
     Minibatch,
     arguments,
+    attributes_kept,
     below,
     forward,
     minibatches,
@@ -237,6 +238,9 @@ def plan(
     parameters = trainable_parameters(model)
     if not parameters:
         raise ValueError("no parameter of the network requires a gradient: there is none whose importance to measure")
+    for name, p in parameters.items():
+        if p.is_complex():
+            raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
     three = torch.arange(3) % rows(batch.inputs)
     probe, task = part(batch.inputs, three), batch.task
     y = None if batch.y is None else batch.y[three]
@@ -371,10 +375,19 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
                 f"statistics, use group or layer norm, or ask for the 'batched' kind"
             )
     found = []
-    for order in ([0, 1, 2], [0, 0, 0]):
+    for order in ([0, 1, 2], [0, 0, 0], [0, 1, 2]):
         with torch.no_grad(), same_random_numbers():  # a network that draws random numbers draws the same ones
             found.append(outputs_of(model, part(probe, torch.tensor(order)), task)[1][0])
-    if not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3 * found[0].abs().max().item(), equal_nan=True):
+
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * a.abs().max().item(), equal_nan=True)
+
+    if differ(found[0], found[2]):
+        raise ValueError(
+            "the network's outputs for the same samples change from one pass to the next (it keeps a state?), so that "
+            "no sample has a gradient of its own: let it begin afresh with every batch in eval mode"
+        )
+    if differ(found[0], found[1]):
         raise ValueError(
             "a sample's outputs depend on the other samples of its batch (normalisation by the batch?), so that no "
             "sample has a gradient of its own: normalise by running statistics, or ask for the 'batched' kind"
@@ -518,7 +531,8 @@ def _vectorised(
         _, pull_back = vjp(outputs_of_one, {name: p.detach() for name, p in parameters.items()})
         return vmap(pull_back)(v_n)[0]
 
-    return vmap(gradients_of_one, in_dims=(0, *batched))(v, *leaves)
+    with attributes_kept(model):  # what vmap hands to the network must not stay in it
+        return vmap(gradients_of_one, in_dims=(0, *batched))(v, *leaves)
 
 
 def _add_one_by_one(
