@@ -360,6 +360,63 @@ def test_what_the_strategys_own_forward_takes_is_measured(form):
             torch.testing.assert_close(plugin.importances[name], value)
 
 
+class InPlace(Net):
+    """Centres its inputs in place; with a parameter outside of any layer, and by choice an ``.item()``."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.scale, self.asks = nn.Parameter(torch.rand(6) + 0.5), asks
+
+    def forward(self, x):
+        x -= 0.5
+        x *= 2
+        assert not self.asks or x.sum().item() < 1e9
+        return super().forward(x * self.scale)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_network_that_changes_its_inputs_in_place_gets_each_sample_as_it_is(asks):
+    torch.manual_seed(0)
+    model, x = InPlace(asks).double(), torch.randn(10, 6, dtype=torch.double)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for sample in x:
+        gradients = torch.autograd.grad(model(sample[None].clone()).square().sum(), list(model.parameters()))
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+            expected[name] += gradient.abs() / len(x)
+    found = mas_importance(model, TensorDataset(x.clone()))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+class Remembering(nn.Module):
+    """Carries its last state over to the next batch of the same size, if it is told to."""
+
+    def __init__(self, carry):
+        super().__init__()
+        self.body, self.fc, self.carry, self.state = nn.RNNCell(6, 5), nn.Linear(5, 2), carry, None
+
+    def forward(self, x):
+        before = self.state if self.carry and self.state is not None and len(self.state) == len(x) else None
+        self.state = self.body(x, before)
+        return self.fc(self.state)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+def test_a_network_keeps_no_state_of_being_measured_and_one_that_needs_it_is_refused():
+    torch.manual_seed(0)
+    model, data = Remembering(carry=False), TensorDataset(torch.randn(10, 6), torch.arange(10) % 2)
+    model.fc.weight.data *= 9
+    model(data.tensors[0])
+    state = model.state
+    for fisher in ("exact", "batched"):
+        diagonal_fisher(model, data, fisher)
+        assert model.state is state
+    model.carry = True
+    with pytest.raises(ValueError, match="for the same samples change from one pass to the next"):
+        diagonal_fisher(model, data)
+
+
 def test_samples_of_unequal_length_are_measured_one_by_one():
     bags = [(torch.randn(2 + i % 3, 6), i % 2) for i in range(10)]
 
@@ -384,12 +441,14 @@ def test_samples_of_unequal_length_are_measured_one_by_one():
 
 
 class Largest(nn.Sequential):
-    """Remembers the largest batch that it saw."""
+    """Remembers the batches that it saw; in a list, since what measuring sets in a network is taken back."""
 
-    largest = 0
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.seen = []
 
     def forward(self, x):
-        self.largest = max(self.largest, len(x))
+        self.seen.append(len(x))
         return super().forward(x)
 
 
@@ -397,7 +456,7 @@ def test_a_pass_takes_as_many_samples_as_two_training_steps_or_a_little_memory_i
     def largest(side, **options):
         model = Largest(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
         mas_importance(model, TensorDataset(torch.zeros(60, 1, side, side)), **options)
-        return model.largest
+        return max(model.seen)
 
     monkeypatch.setattr(per_sample_gradients, "ACTIVATIONS_AT_ONCE", 2**22)
     assert largest(6) == 60
@@ -412,7 +471,7 @@ def test_batch_size_is_that_of_the_passes(make):
     strategy = learn(model, [], make())
     strategy.experience = stream([[0, 1]])[0]
     strategy.plugins[0].importance(strategy)
-    assert model.largest == 6
+    assert max(model.seen) == 6
 
 
 def test_num_workers_of_train_reach_the_importance(monkeypatch):
