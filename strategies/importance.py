@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from engrams.strategies.densities import Likelihood, density, fitting
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
@@ -219,7 +219,18 @@ def check_mas_variant(variant: str) -> None:
         raise ValueError(f"variant must be one of {', '.join(get_args(MASVariant))}; got {variant!r}")
 
 
+def refuse_what_is_no_data_set(data: object, name: str = "the data set") -> None:
+    """Raises a ValueError that says what to give instead."""
+    if isinstance(data, DataLoader):
+        raise ValueError(f"{name} is a DataLoader; give the data set that it loads (its .dataset)")
+    if hasattr(data, "dataset") and not hasattr(data, "__len__"):
+        raise ValueError(f"{name} is one experience; give its .dataset")
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise ValueError(f"{name} must have a length and be indexed by numbers; got a {type(data).__name__}")
+
+
 def _refuse_empty(dataset: Dataset) -> None:
+    refuse_what_is_no_data_set(dataset)
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("an importance needs at least one sample; the dataset is empty")
 

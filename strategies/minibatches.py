@@ -78,13 +78,18 @@ class AskedThroughStrategy(nn.Module):
             strategy.mbatch = before
 
 
+PLAIN_COLUMNS = {name: getattr(SupervisedProblem, name) for name in ("mb_x", "mb_y", "mb_task_id")}
+"""Which column of a minibatch is what, for a strategy that does not say otherwise."""
+
+
 def asked(strategy) -> nn.Module:
-    """Returns the strategy's model, behind the strategy's own ``forward`` if it has one."""
-    ours = {name: getattr(strategy, name, None) for name in ("forward", "_unpack_minibatch")}
+    """Returns the strategy's model, behind the strategy itself if that has its own ``forward`` or columns."""
+    methods = {name: getattr(strategy, name, None) for name in ("forward", "_unpack_minibatch")}
     own = any(
         method is not None and getattr(method, "__func__", None) is not getattr(SupervisedProblem, name)
-        for name, method in ours.items()
+        for name, method in methods.items()
     )
+    own = own or any(getattr(type(strategy), name, None) not in (None, plain) for name, plain in PLAIN_COLUMNS.items())
     return AskedThroughStrategy(strategy) if own else strategy.model
 
 
@@ -171,6 +176,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     ]
     with attributes_kept(model), ExitStack() as stack:
         model.eval()
+        stack.enter_context(torch.enable_grad())
         if hasattr(torch.compiler, "set_stance"):  # torch 2.6
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):

@@ -248,7 +248,8 @@ def plan(
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
     if not outputs.requires_grad:
-        raise ValueError("the network's outputs depend on no parameter that requires a gradient")
+        why = " (in torch.inference_mode() nothing has one)" if torch.is_inference_mode_enabled() else ""
+        raise ValueError(f"the network's outputs depend on no parameter that requires a gradient{why}")
     refuse(outputs.detach())
     _refuse_batch_statistics(model, probe, task)
     layers = _layers_with_rule(model)

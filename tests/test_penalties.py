@@ -360,6 +360,58 @@ def test_what_the_strategys_own_forward_takes_is_measured(form):
             torch.testing.assert_close(plugin.importances[name], value)
 
 
+class LabelsLast(SupervisedTemplate):
+    """Samples are (inputs, something else, label)."""
+
+    @property
+    def mb_y(self):
+        return self.mbatch[2]
+
+
+def test_the_columns_are_those_that_the_strategy_says():
+    torch.manual_seed(0)
+    x, y, other = torch.randn(20, 6), torch.arange(20) % 2, torch.randn(20)
+    model, plugin = Net(), EWCPlugin(1.0, fisher="empirical")
+    strategy = LabelsLast(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8, plugins=[plugin], evaluator=quiet(),
+    )  # fmt: skip
+    data = make_avalanche_dataset(TensorDataset(x, other, y))
+    strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
+    for name, value in diagonal_fisher(model, TensorDataset(x, y), "empirical").items():
+        torch.testing.assert_close(plugin.importances[name], value)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(6), 0)])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataLoader(TensorDataset(torch.zeros(3, 6))), "is a DataLoader; give the data set that it loads"),
+        (stream([[0, 1]])[0], "is one experience; give its .dataset"),
+        (Endless(), "must have a length and be indexed by numbers; got a Endless"),
+        ([], "the dataset is empty"),
+    ],
+)
+def test_what_is_no_data_set_is_named(data, message):
+    for measure in (diagonal_fisher, mas_importance):
+        with pytest.raises(ValueError, match=message):
+            measure(Net(), data)
+
+
+def test_gradients_are_needed_wherever_an_importance_is_asked_for():
+    model, data = Net(), TensorDataset(torch.randn(9, 6), torch.arange(9) % 2)
+    expected = {fisher: diagonal_fisher(model, data, fisher) for fisher in ("exact", "batched")}
+    with torch.no_grad():
+        found = {fisher: diagonal_fisher(model, data, fisher) for fisher in expected}
+    assert all(torch.equal(found[fisher][name], value) for fisher, of in expected.items() for name, value in of.items())
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"in torch.inference_mode\(\) nothing has one"):
+        diagonal_fisher(model, data)
+
+
 class InPlace(Net):
     """Centres its inputs in place; with a parameter outside of any layer, and by choice an ``.item()``."""
 
