@@ -288,7 +288,7 @@ def _importances(ours) -> list[tuple[str, str, str]]:
 
 
 def resnet_importances(repeats: int = 3, images: int = RESNET_IMAGES) -> list[tuple[str, str, str]]:
-    """Of random images, since what they show costs nothing; each beside a training epoch, in seconds of one processor."""
+    """Of random images, since what they show costs nothing, beside a training epoch; seconds of one processor."""
     torch.manual_seed(0)
     model = ReducedResNet(3, width=20, classes=10)
     dataset = torch.utils.data.TensorDataset(torch.randn(images, 3, 32, 32), torch.arange(images) % 10)
