@@ -7,7 +7,7 @@ OUT ?= runs
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme test test-lowest mutants lint clean
+.PHONY: help bench bench-mnist study speed readme test test-lowest test-newest mutants lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -17,6 +17,7 @@ help:
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
 	@echo "make test         the tests"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
+	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
 	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
@@ -45,14 +46,16 @@ readme: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# The oldest of everything that pyproject.toml allows, on the oldest Python.
-LOWEST := .venv-lowest
-test-lowest: $(READY)
-	$(BIN)/uv venv --quiet --clear --python 3.10 $(LOWEST)
-	$(BIN)/uv pip compile --quiet --python $(LOWEST) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST)/requirements.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) -r $(LOWEST)/requirements.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -e .
-	$(LOWEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# The oldest, and the newest, of everything that pyproject.toml allows, on the oldest and the newest Python.
+test-lowest: BOUNDS := 3.10 lowest-direct
+test-newest: BOUNDS := 3.13 highest
+test-lowest test-newest: ELSEWHERE = $(VENV)-$(word 1,$(BOUNDS))
+test-lowest test-newest: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(word 1,$(BOUNDS)) $(ELSEWHERE)
+	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
+	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants
@@ -65,4 +68,4 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .links build *.egg-info
+	rm -rf $(VENV) $(VENV)-* .links build *.egg-info

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"
+LONGEST_NAME = 120
+"""Bytes of one part of a path; file systems take 255, and temporary files add to it."""
 SCHEMA = 2
 """Of the files written here. Files of version 1 have no checksum, and nobody wrote down which version they are."""
 TEMPORARY = ".tmp"
@@ -144,7 +146,15 @@ class Record(BaseModel):
 
 def folder_of(out: Path, protocol: str, strategy: str, seed: int, variant: str = "") -> Path:
     """Returns where a run's record and its W&B files lie."""
-    return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
+    return out / protocol / _as_name(strategy) / _as_name(variant) / str(seed)
+
+
+def _as_name(text: str) -> str:
+    """The text as one part of a path; what is too long for a file system is cut, and told apart by a digest."""
+    name = text.replace("/", "-").replace(":", ".")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------

@@ -127,10 +127,21 @@ def registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in CATALOGUE}
 
 
+def parts_of(name: str) -> list[str]:
+    """Returns the names of the strategies that ``a+b`` joins; a path may have a ``+`` of its own."""
+    parts: list[str] = []
+    for piece in name.split("+"):
+        if parts and "/" in parts[-1] and ":" not in parts[-1]:  # a path that has not come to its file yet
+            parts[-1] += f"+{piece}"
+        else:
+            parts.append(piece)
+    return parts
+
+
 def short_name(name: str) -> str:
     """Returns what tables and records call a strategy: the same wherever its file lies."""
     parts = []
-    for part in name.split("+"):
+    for part in parts_of(name):
         where, _, attribute = part.rpartition(":")
         parts.append(f"{Path(where).stem}:{attribute}" if where.endswith(".py") else part)
     return "+".join(parts)
@@ -147,8 +158,8 @@ def get(name: str) -> Strategy:
         BadReference: ``module:attribute`` leads nowhere, or to something that is no strategy.
         ValueError: the strategies in ``a+b`` cannot be joined.
     """
-    if "+" in name:
-        return joined(name, [get(part) for part in name.split("+")])
+    if len(parts := parts_of(name)) > 1:
+        return joined(name, [get(part) for part in parts])
     if name in CATALOGUE:
         listed = CATALOGUE[name]
         entry: Strategy = import_module(f"engrams.strategies.{listed.file}").ENTRIES[name]

@@ -127,6 +127,8 @@ class Strategy:
     """It makes images, and must know what they look like."""
     has_gan: bool = False
     """It trains the protocol's conditional GAN."""
+    parts: tuple[Strategy, ...] = ()
+    """Those that it joins; empty for one that stands alone."""
     name: str = ""
     """By which tables and records call it."""
     reference: str = ""

@@ -23,6 +23,7 @@ from engrams.benchmarks.cli.options import (
     WandBOption,
     Wide,
     Workers,
+    seeds_of,
     settings_of,
     wandb_of,
 )
@@ -57,14 +58,14 @@ def run(
     from engrams.benchmarks.names import check_strategy_name
     from engrams.benchmarks.protocols import registry
 
-    settings = settings_of(set)
+    settings, wanted = settings_of(set), seeds_of(seeds)
     for strategy in strategies:  # a misspelt name is answered before torch is read
         check_strategy_name(strategy)
     registry.get(protocol, registry.of_protocol(settings))
     start_server(dry_run)
-    from engrams.benchmarks.jobs.plan import plan, seeds_of
+    from engrams.benchmarks.jobs.plan import plan
 
-    runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
+    runs = plan(protocol, strategies, wanted, settings, experiences)
     logged = wandb_of(wandb, project, entity, tags)
     _do(runs, out, logged, workers, stream_from_disk, dry_run, wide, settings)
 
@@ -219,7 +220,10 @@ def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
         }
         for run, complete in zip(runs, done, strict=True)
     ]
-    show([Sheet(f"{len(runs)} runs", rows, left=("run", "what is there"), spare=("epochs",))], wide=wide)
+    show(
+        [Sheet(f"{len(runs)} run{'s' * (len(runs) != 1)}", rows, left=("run", "what is there"), spare=("epochs",))],
+        wide=wide,
+    )
     say(f"{done.count(False)} of {len(runs)} to be run; records go to {out}")
 
 
