@@ -255,7 +255,9 @@ def record_of(content: Any) -> Record:
     if not isinstance(content, dict):
         raise ValueError("it is no table")
     version = content.get("schema_version", 1)
-    if isinstance(version, int) and version > SCHEMA:
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its schema_version is {version!r}")
+    if version > SCHEMA:
         raise NewerRecord(f"is of schema version {version}, this Engrams reads up to {SCHEMA}; install a later one")
     if version != 1 and content.get("checksum") != checksum(content):
         raise ValueError("its checksum is not that of its content")

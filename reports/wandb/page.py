@@ -36,7 +36,17 @@ STEPS: dict[str, tuple[str, ...]] = {
 SO_FAR = ("ACC", "forgetting", "seconds")
 """Names of the history that the summary does not repeat: there, what is final is below ``final/``."""
 OF_FAILURE = ("reason", "traceback", "seconds_until_failure")
-OWN = ("protocol", "strategy_name", "variant", "seed", "upper_bound", "environment", "about", "experiences", "revisions")
+OWN = (
+    "protocol",
+    "strategy_name",
+    "variant",
+    "seed",
+    "upper_bound",
+    "environment",
+    "about",
+    "experiences",
+    "revisions",
+)
 """Keys of the configuration that decide nothing, besides those of :meth:`Run.deciding`."""
 
 

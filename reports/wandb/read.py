@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+
 from engrams.reports.store import RECORD, Record, RecordError, record_of
 from engrams.reports.wandb import page
 from engrams.reports.wandb.service import PATIENCE, Service, ServiceError
