@@ -33,6 +33,8 @@ class Listed(NamedTuple):
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     counterpart: str = ""
     """Avalanche's strategy of the same method, to compare with."""
+    revision: int = 1
+    """Of what it does: raised by one with a change after which the same seed ends in another record."""
 
 
 AVALANCHE = "avalanche.entries"
@@ -170,6 +172,7 @@ def get(name: str) -> Strategy:
             summary=listed.summary,
             upper_bound=listed.upper_bound,
             counterpart=listed.counterpart,
+            revision=listed.revision,
         )
     if name in registered():
         return _own(registered()[name].value, name, name)

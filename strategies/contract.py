@@ -133,6 +133,8 @@ class Strategy:
     """By which tables and records call it."""
     reference: str = ""
     """By which :func:`engrams.strategies.catalogue.get` finds it."""
+    revision: int = 1
+    """Of what it does: raised by one with a change after which the same seed ends in another record."""
     code: str = ""
     """A fingerprint of the file that an own strategy was read from; empty for those of the catalogue."""
 
