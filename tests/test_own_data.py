@@ -336,7 +336,7 @@ def test_the_column_of_the_labels_is_named_where_there_are_several(hub):
     two = {"label": None, "fine": LABELS, "coarse": LABELS % 2}
     first = {"label": None, "fine": LABELS[:12], "coarse": LABELS[:12] % 2}
     name = hub(two, first)
-    with pytest.raises(DataError, match="which column has the labels, fine or coarse.*parquet:FOLDER#fine"):
+    with pytest.raises(DataError, match=r"which column has the labels, fine or coarse.*parquet:FOLDER#fine"):
         load(name)
     assert load(f"{name}#coarse").classes == 2
     assert load(f"{name}#fine").classes == 3

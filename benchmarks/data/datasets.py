@@ -64,8 +64,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """Returns a data set by name, from memory if this process has loaded it before.
 
     One of :data:`NAMES` is looked for in the folder that the environment variable ENGRAMS_DATA names, then in
-    Avalanche's default data folder, in each of its formats, then downloaded into the latter. One of one's own is named as
-    :mod:`engrams.benchmarks.data.names` says, and is as :mod:`engrams.benchmarks.data.own` says.
+    Avalanche's default data folder, in each of its formats, then downloaded into the latter. One of one's own is named
+    as :mod:`engrams.benchmarks.data.names` says, and is as :mod:`engrams.benchmarks.data.own` says.
 
     Args:
         name: of the data set.
@@ -109,7 +109,7 @@ def _part(source: Source, root: Path, train: bool, from_disk: bool) -> tuple[Ten
 def canonical_order(x: Tensor, y: Tensor) -> Tensor:
     """Returns an order of samples that depends on nothing but their pixels and labels, int64 [N].
 
-    It is that of a hash of each sample: as good as shuffled, so that the first samples of a data set are of all classes.
+    It is that of a hash of each sample: as good as shuffled, so that the first samples of a set are of all classes.
 
     Args:
         x: images, uint8 [N, channels, height, width].
@@ -120,6 +120,27 @@ def canonical_order(x: Tensor, y: Tensor) -> Tensor:
         for pixels, label in zip(x.contiguous().numpy(), y.tolist(), strict=True)
     ]
     return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__))
+
+
+def check(name: str, from_disk: bool) -> None:
+    """Says what is wrong with a data set's files, and downloads what is missing.
+
+    Each is read, but no image of thousands is decoded, where that takes half a minute.
+
+    Args:
+        name: of the data set.
+        from_disk: as for :func:`load`.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if name not in SOURCES or not SOURCES[name][0].in_any_order:
+        load(name, from_disk)
+        return
+    source, root = _found_or_downloaded(name)
+    with _named_if_broken(source, root):
+        for train in (True, False):
+            source.open(root, train)
 
 
 @lru_cache(maxsize=8)

@@ -92,7 +92,8 @@ def fingerprint(dataset: str) -> str:
     """Returns 12 hexadecimal digits of what data of one's own are made of.
 
     Of a file its content; of a folder of images the names and contents of all files in ``train`` and ``test``; of one
-    of Parquet files those of both splits; of a function the source file that it stands in (what the function reads is not in it).
+    of Parquet files those of both splits; of a function the source file that it stands in (what the function reads is
+    not in it).
 
     Raises:
         DataError: there is no such file, folder or module, or it cannot be read.

@@ -179,7 +179,8 @@ def _label_column(where: str, schema: pyarrow.Schema, wanted: str | None) -> str
     if wanted is not None:
         if wanted not in integers:
             raise DataError(
-                f"{where}: there is no column of whole numbers called {wanted!r}; it has {', '.join(integers) or 'none'}"
+                f"{where}: there is no column of whole numbers called {wanted!r}; it has "
+                f"{', '.join(integers) or 'none'}"
             )
         return wanted
     named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
 from sklearn.model_selection import train_test_split
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.benchmarks.data.datasets import load
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, as_float
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.protocols.schema import Images, Judge, PermutedStream, ProtocolError, SplitStream
 
@@ -21,8 +22,13 @@ VALIDATION_SEED = 0
 """Of the choice of validation samples, the same in every run: what is chosen on them is never trained on."""
 
 
-@lru_cache(maxsize=1)
-def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData:
+InputsOf = Tensor | ImagesOnDisk | PreparedLater
+LARGE = 1 << 29
+"""Bytes of prepared images from which on they are prepared by the minibatch, where that is possible: half a GB."""
+
+
+@lru_cache(maxsize=2)
+def prepared(dataset: str, images: Images, from_disk: bool = False, by_minibatch: bool = False) -> ImageData:
     """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 
     Kept, since the runs that a process does one after another mostly share it. What is standardised by the first
@@ -32,6 +38,8 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
         dataset: its name.
         images: what is done to them.
         from_disk: read and prepare an image when it is asked for, in place of all at once. The values are the same.
+        by_minibatch: leave images in memory as their files have them, and prepare those of a minibatch, where all would
+            be :data:`LARGE`. The values are the same.
 
     Raises:
         DataError: as :func:`engrams.benchmarks.data.datasets.load`.
@@ -51,10 +59,16 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
             raise ProtocolError(f"images.{name}: {len(values)} values, but {dataset} has {channels} channel(s)")
 
     def prepare(x: Tensor) -> Tensor:  # one image or all; whole numbers until they are padded: a quarter of the memory
-        return as_float(functional.pad(x, [images.pad] * 4)).sub_(_spread(images.mean)).div_(_spread(images.std))
+        mean, std = (_spread(value, x.device) for value in (images.mean, images.std))
+        return as_float(functional.pad(x, [images.pad] * 4)).sub_(mean).div_(std)
 
-    def all_or_each(x: Tensor | ImagesOnDisk) -> Tensor | ImagesOnDisk:
-        return x.map(prepare) if isinstance(x, ImagesOnDisk) else prepare(x)
+    def all_or_each(x: InputsOf) -> InputsOf:
+        if isinstance(x, ImagesOnDisk):
+            return x.map(prepare)
+        assert isinstance(x, Tensor)
+        if by_minibatch and x.dtype == torch.uint8 and len(data.train_y) * prepare(x[:1]).nbytes >= LARGE:
+            return PreparedLater(x, prepare)
+        return prepare(x)
 
     return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
 
@@ -96,9 +110,9 @@ def brightness(x: Tensor, images: Images) -> Tensor:
     return (x - black) / (white - black)
 
 
-def _spread(value: float | tuple[float, ...]) -> float | Tensor:
+def _spread(value: float | tuple[float, ...], device: torch.device | None = None) -> float | Tensor:
     """One number for all pixels, or one a channel, [channels, 1, 1]."""
-    return torch.tensor(value)[:, None, None] if isinstance(value, tuple) else value
+    return torch.tensor(value, device=device)[:, None, None] if isinstance(value, tuple) else value
 
 
 def make_benchmark(
@@ -125,7 +139,7 @@ def make_benchmark(
         data = _standardised(data, stream, learned, judge, seed)
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
-    def experiences(x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
+    def experiences(x: InputsOf, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
         generator = torch.Generator().manual_seed(seed)  # the same for both streams
         if isinstance(stream, PermutedStream):
             return _permuted(x, y, chosen, stream, generator)
@@ -181,13 +195,13 @@ def _standardised(
 
 
 def _permuted(
-    x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
+    x: InputsOf, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Experience 0 is the images as they are; each later one applies its own permutation of the pixels to all."""
     pixels = x[0].numel()
     orders = [torch.arange(pixels)]
     orders += [torch.randperm(pixels, generator=generator) for _ in range(stream.experiences - 1)]
-    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]
+    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]  # prepared all, each by its own permutation
 
     def permuted(order: Tensor) -> Tensor | ImagesOnDisk:
         if isinstance(x, ImagesOnDisk):
@@ -198,7 +212,7 @@ def _permuted(
 
 
 def _split(
-    x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor, groups: Sequence[Tensor], scenario: str
+    x: InputsOf, y: Tensor, chosen: Tensor, groups: Sequence[Tensor], scenario: str
 ) -> list[TensorClassificationDataset]:
     """A few classes an experience.
 

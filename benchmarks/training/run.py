@@ -187,7 +187,7 @@ def learn(
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
     clock = Stopwatch()
-    data = prepared(protocol.dataset, protocol.images, stream_from_disk)
+    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
