@@ -342,6 +342,39 @@ def test_usps_is_the_same_from_torchvisions_files_and_from_arrays(fresh_data, tm
     same_from_disk("usps")
 
 
+@pytest.mark.parametrize(("name", "mnist_first"), [("mnist-usps", True), ("usps-mnist", False)])
+def test_mnist_and_usps_are_two_experiences_of_the_same_ten_digits(idx_files, fresh_data, tmp_path, name, mnist_first):
+    """USPS's 16x16 in the middle of MNIST's 28x28, from disk as from memory."""
+    idx_files(train=60, test=30)
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{what}": values
+        for split, count in (("train", 40), ("test", 20))
+        for what, values in (
+            ("images", rng.integers(1, 256, (count, 16, 16), dtype=np.uint8)),
+            ("labels", np.arange(count) % 10),
+        )
+    }
+    np.savez(tmp_path / "usps.npz", **arrays)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    same_from_disk(name)
+    entry = protocol.get(name)
+    benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, "test", seed=0)
+    usps = benchmark.test_stream[1 if mnist_first else 0]
+    assert len(benchmark.test_stream) == 2
+    assert [len(experience.dataset) for experience in benchmark.train_stream] == ([60, 40] if mnist_first else [40, 60])
+    x, y, _ = tensors_of(usps.dataset)
+    black = (0 - entry.images.mean) / entry.images.std
+    assert torch.allclose(x[:, :, :6], torch.tensor(black))
+    assert torch.allclose(x[:, :, :, -6:], torch.tensor(black))
+    inner = (x[:, 0, 6:-6, 6:-6] * entry.images.std + entry.images.mean) * 255
+    found = {
+        (label, tuple(image.round().int().flatten().tolist())) for image, label in zip(inner, y.tolist(), strict=True)
+    }
+    images, labels = arrays["test_images"], arrays["test_labels"].tolist()
+    assert found == {(label, tuple(image.flatten().tolist())) for image, label in zip(images, labels, strict=True)}
+
+
 def test_images_that_are_not_exact_are_told(fresh_data, tmp_path):
     rng = np.random.default_rng(0)
     fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))

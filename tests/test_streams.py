@@ -130,7 +130,7 @@ def test_the_first_experiences_may_be_for_choosing_alone(scenario, order):
 
 def test_not_all_experiences_can_be_for_choosing():
     stream = split("task").model_copy(update={"choosing_experiences": 5})
-    with pytest.raises(ProtocolError, match="stream.choosing_experiences: 5 of 5 leave none to be learned"):
+    with pytest.raises(ProtocolError, match=r"stream.choosing_experiences: 5 of 5 leave none to be learned"):
         make_benchmark(DATA, stream, "task", "test", 0)
 
 
