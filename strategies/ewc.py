@@ -25,7 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.contract import Fraction, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.densities import (
     Likelihood,
     density,
@@ -50,6 +50,7 @@ from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,
     Excluded,
+    PenaltyHyperparameters,
     PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
@@ -297,7 +298,7 @@ def _name_of(criterion: object) -> str:
 EWC_LAMBDAS = LogUniform(1e1, 1e6)
 
 
-class EWCHyperparameters(Hyperparameters):
+class EWCHyperparameters(PenaltyHyperparameters):
     """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
 
     ewc_lambda: Lambda
@@ -313,17 +314,19 @@ class OnlineEWCHyperparameters(EWCHyperparameters):
 
 ENTRIES = {
     "ewc-separate": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc-online": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma),
+        plugin=lambda h: EWCPlugin(
+            h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step
+        ),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
