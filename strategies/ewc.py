@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.contract import Fraction, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.densities import Likelihood, left_out, likelihood_by_gradient, likelihood_of
 from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher
 from engrams.strategies.minibatches import (
@@ -38,6 +38,7 @@ from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,
     Excluded,
+    PenaltyHyperparameters,
     PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
@@ -238,7 +239,7 @@ def _refuse_unnormalised(model: nn.Module, data: Dataset) -> None:
 EWC_LAMBDAS = LogUniform(1e1, 1e6)
 
 
-class EWCHyperparameters(Hyperparameters):
+class EWCHyperparameters(PenaltyHyperparameters):
     """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
 
     ewc_lambda: Lambda
@@ -254,17 +255,17 @@ class OnlineEWCHyperparameters(EWCHyperparameters):
 
 ENTRIES = {
     "ewc-separate": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc-online": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
