@@ -265,7 +265,9 @@ ENTRIES = {
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc-online": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step),
+        plugin=lambda h: EWCPlugin(
+            h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step
+        ),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),

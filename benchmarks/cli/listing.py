@@ -51,6 +51,10 @@ def data(wide: Wide = False) -> None:
     rows = [{"data": "digits", "where": "comes with scikit-learn"}]
     for name in datasets.SOURCES:
         found = datasets.located(name)
-        where = f"{found[1]} ({', '.join(found[0].files)})" if found else "not here; looked for in ENGRAMS_DATA, downloaded when first used"
+        where = (
+            f"{found[1]} ({', '.join(found[0].files)})"
+            if found
+            else "not here; looked for in ENGRAMS_DATA, downloaded when first used"
+        )
         rows.append({"data": name, "where": where})
     show([Sheet("Data", rows, left=("data", "where"), words=("where",))], wide=wide)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -200,10 +201,10 @@ def features_file(name: str) -> Path:
     """
     file = found_features(name)
     if file is None:
-        raise DataError(
-            f"{name} is not in {' or '.join(map(str, features_folders()))}; 'engrams features DATASET --network NAME "
-            f"--size PIXELS' makes it, and calls it by these three"
-        )
+        made_of = re.fullmatch(rf"{FEATURES}:({'|'.join(NAMES)})-(.+)-(\d+)(?:-first(\d+))?", name)
+        dataset, network, size, first = made_of.groups() if made_of else ("DATASET", "NAME", "PIXELS", None)
+        command = f"engrams features {dataset} --network {network} --size {size}" + (f" --first {first}" if first else "")
+        raise DataError(f"{name} is not in {' or '.join(map(str, features_folders()))}; '{command}' makes it")
     return file
 
 

@@ -1,7 +1,8 @@
 """The features of a data set's images in a frozen, pre-trained network: made once, then read as any data set.
 
-``engrams features cifar100 --network efficientnet-lite0 --size 128`` writes ``features/cifar100-efficientnet-lite0-128.npz``
-below the data folder; a protocol reads it as ``dataset = "features:cifar100-efficientnet-lite0-128"``.
+``engrams features cifar100 --network efficientnet-lite0 --size 128`` writes the file
+``features/cifar100-efficientnet-lite0-128.npz`` below the data folder; a protocol reads it as
+``dataset = "features:cifar100-efficientnet-lite0-128"``.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def extract(
         raise DataError(f"{folder / name}: another process is making these features; wait for it") from error
     except OSError as error:
         raise DataError(
-            f"the features cannot be written to {folder}: {error.strerror or error}; what is done is kept, run the same "
-            f"command again"
+            f"the features cannot be written to {folder}: {error.strerror or error}; what is done is kept, run the "
+            f"same command again"
         ) from error
 
 

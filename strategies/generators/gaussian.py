@@ -2,8 +2,8 @@
 
 Its statistics (a class's number of samples and mean, and the scatter around it) are those of linear discriminant
 analysis, and are kept exactly while classes and samples come: Chan, Golub & LeVeque 1979, "Updating formulae and a
-pairwise algorithm for computing sample variances", a class's past and its new samples being the pair. Hayes & Kanan 2020
-(arXiv 1909.01520) classify by them, in the features of a pre-trained network; here a solver learns from samples.
+pairwise algorithm for computing sample variances", a class's past and its new samples being the pair. Hayes & Kanan
+2020 (arXiv 1909.01520) classify by them, in the features of a pre-trained network; here a solver learns from samples.
 """
 
 from __future__ import annotations
