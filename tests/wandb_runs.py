@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +34,7 @@ def online(**more):
 @contextmanager
 def nowhere(folder):
     """No account, no variables, an empty home, and a temporary folder of its own."""
+    get_temp_dir()  # the processes of later tests have their socket in it too
     with pytest.MonkeyPatch.context() as patched:
         for name in list(os.environ):
             if name.startswith("WANDB_"):

@@ -100,6 +100,13 @@ class Sending:
         """A run has ended, one way or another."""
         self._tell({"over": str(folder.resolve())})
 
+    def wait(self, folder: Path) -> bool:
+        """Waits until a run has been sent or has not, and returns which."""
+        name = str(folder.resolve())
+        with self._ended:
+            self._ended.wait_for(lambda: name not in self._left() or not self._listener.is_alive())
+        return self.states[name]["state"] == "sent"
+
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
