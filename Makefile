@@ -7,7 +7,7 @@ OUT ?= runs
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme test test-lowest test-newest mutants lint clean
+.PHONY: help bench bench-mnist study speed readme verify test test-lowest test-newest mutants lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -15,6 +15,7 @@ help:
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
+	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
@@ -42,6 +43,9 @@ speed: $(READY)
 
 readme: $(READY)
 	$(BIN)/python -m benchmarks pages reports/results/records --studies $(STUDIES) --out reports/results/pages --readme README.md
+
+verify: $(READY)
+	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile

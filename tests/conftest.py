@@ -86,8 +86,8 @@ def fresh_data(monkeypatch, tmp_path):
     """No data set is loaded, none is in Avalanche's folder, and none can be downloaded."""
     from engrams.benchmarks.data import datasets, streams
 
-    datasets.load.cache_clear()
-    streams.prepared.cache_clear()
+    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+        kept.cache_clear()
     monkeypatch.setattr(datasets, "default_dataset_location", lambda name: str(tmp_path / "avalanche" / name))
     monkeypatch.delenv("ENGRAMS_DATA", raising=False)
 
@@ -96,8 +96,8 @@ def fresh_data(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     yield monkeypatch
-    datasets.load.cache_clear()
-    streams.prepared.cache_clear()
+    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+        kept.cache_clear()
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_what_is_told_of_a_job_comes_in_order_and_before_its_result():
     jobs = [job(str(number)) for number in range(4)]
     results = in_processes(jobs, count, 2, lambda one, epochs: told.append((one.name, epochs)))
     for one, _ in results:
-        assert [epochs for name, epochs in told if name == one.name] == [0, 1, 2, 3]
+        assert [epochs for name, epochs in told if name == one.name] == [1, 2, 3]
 
 
 def test_a_job_is_drawn_when_the_outcome_before_it_was_taken_in():

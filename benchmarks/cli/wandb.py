@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import Entity, Project, ProtocolName, Tags
-from engrams.benchmarks.cli.shown import console, say
+from engrams.benchmarks.cli.shown import console, say, stop_if_damaged
+
+if TYPE_CHECKING:
+    from engrams.reports.store import RecordError
 
 
 @app.command()
@@ -42,16 +45,19 @@ def dashboards(
     from engrams.reports.wandb import dashboards, sending
     from engrams.reports.wandb.settings import resolve
 
-    parity = _parity(records) if records else ""
+    damaged: list[RecordError] = []
+    parity = _parity(records, damaged) if records else ""
     if dry_run:
         import json
 
         settings = resolve("offline", project, entity)
         made = dashboards.specification(settings.entity or "ENTITY", settings.project, parity)
         typer.echo(json.dumps(made, indent=1))
+        stop_if_damaged(damaged)
         return
     for line in sending.dashboards(resolve("online", project, entity), parity):
         say(f"W&B: {line}")
+    stop_if_damaged(damaged)
 
 
 @app.command()
@@ -75,9 +81,9 @@ def sweep(
     typer.echo(yaml.safe_dump(sweep_of(reference, entry.reference, ranges), sort_keys=False), nl=False)
 
 
-def _parity(records: list[str]) -> str:
+def _parity(records: list[str], damaged: list[RecordError]) -> str:
     from engrams.benchmarks.cli.tables import compared
     from engrams.reports import store
     from engrams.reports.parity import tables
 
-    return tables.as_markdown(*compared(store.read_records(*records, mark=False)))
+    return tables.as_markdown(*compared(store.read_records(*records, mark=False, damaged=damaged)))

@@ -32,7 +32,7 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 Report = Callable[[int], None]
-"""Told the number of epochs done, as they are done."""
+"""Told the number of epochs done, as they are done; 0 when the job has begun."""
 
 SECONDS_TO_END = 30
 """That a process has to end by itself when there is nothing more to do."""
@@ -77,9 +77,9 @@ def in_processes(
     Args:
         jobs: what to do. The next one is drawn when a process is free and the caller has taken in what ended, so that
             it may depend on that.
-        work: done in the process; must be importable there.
+        work: done in the process; must be importable there. It is handed what to tell of its progress.
         workers: jobs at once; None for one a core.
-        advanced: told in this process of a job that has begun (0) or has done so many epochs.
+        advanced: told in this process what the work tells of its progress.
 
     Raises:
         ProcessError: a process could not write its files.
@@ -255,7 +255,6 @@ def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
 
 def _attempt(job: Any, work: Callable[[Any, Report], Any], report: Report) -> _Returned | _Raised:
     try:
-        report(0)
         return _Returned(work(job, report))
     except Exception as error:
         try:

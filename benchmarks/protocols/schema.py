@@ -6,7 +6,7 @@ The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -33,6 +33,8 @@ from engrams.strategies.references import BadReference
 FOLDER = Path(__file__).parent
 """Of the protocols that come with Engrams."""
 Scenario = Literal["task", "domain", "class"]
+Judge = Literal["test", "validation"]
+"""What a run is judged on; it is of a search's trials that the second is asked."""
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -95,13 +97,41 @@ class PermutedStream(Table):
 
 
 class SplitStream(Table):
-    """Every experience is a few classes."""
+    """Every experience is a few classes.
+
+    ``choosing_experiences``: the first so many are for choosing hyperparameters alone, and a search learns nothing but
+    them; a run learns those behind them (Chaudhry et al. 2019, section 5). A seeded order of classes then shuffles the
+    classes of either part among themselves. 0: a search learns what a run does.
+    """
 
     kind: Literal["split"]
     scenarios: Annotated[list[Scenario], Field(min_length=1)]
     classes_per_experience: Positive
     class_order: Literal["in-order", "seeded"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    choosing_experiences: Annotated[int, Field(ge=0)] = 0
+
+    def experiences_of(self, classes: int, judge: Judge) -> range:
+        """Returns which of the experiences of a data set are learned.
+
+        Args:
+            classes: of the data set.
+            judge: ``test`` for a run, ``validation`` for a trial of a search.
+
+        Raises:
+            ProtocolError: the classes cannot be split so.
+        """
+        size = self.classes_per_experience
+        if classes % size:
+            raise ProtocolError(
+                f"stream.classes_per_experience: {classes} classes cannot be split into experiences of {size}"
+            )
+        count, choosing = classes // size, self.choosing_experiences
+        if choosing >= count:
+            raise ProtocolError(f"stream.choosing_experiences: {choosing} of {count} leave none to be learned")
+        if not choosing:
+            return range(count)
+        return range(choosing) if judge == "validation" else range(choosing, count)
 
     @field_validator("scenarios")
     @classmethod
@@ -109,6 +139,11 @@ class SplitStream(Table):
         if len(set(scenarios)) < len(scenarios):
             raise ValueError("a scenario stands there twice")
         return scenarios
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there was this have none."""
+        return {key: value for key, value in serialize(self).items() if value or key != "choosing_experiences"}
 
 
 class MLP(Table):
@@ -275,14 +310,12 @@ class Protocol(Table):
             ProtocolError: one is missing, unknown or out of range; or as :meth:`check`.
         """
         self.check(strategy)
-        parts = strategy.name.split("+")
-        if len(parts) == 1:
-            values = self._values_of(strategy.name) | dict(settings or {})
-        else:
-            values = {part: self._values_of(part) for part in parts}
-            for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
-                part, _, rest = key.rpartition(".")
-                values[part] = values.get(part, {}) | {rest: value}
+        parts = [part.name for part in strategy.parts]
+        values: dict[str, Any] = {part: self._values_of(part) for part in parts}
+        for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
+            # A part's name may have a dot of its own: package.module:name.
+            part = next((part for part in parts if key.startswith(f"{part}.")), "")
+            set_below(values, [part, *key[len(part) + 1 :].split(".")] if part else key.split("."), value)
         try:
             return strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
@@ -382,7 +415,7 @@ class Protocol(Table):
         """Returns one line where what was chosen for a strategy was chosen under other settings, else None.
 
         Args:
-            strategy: of the catalogue, or one's own; one that is joined of others has no choice of its own here.
+            strategy: of the catalogue, or one's own. What was chosen for the parts of a joined one is theirs to say.
             by_hand: hyperparameters that were set in place of what was chosen.
         """
         choice = self.chosen.get(strategy.name)
@@ -396,6 +429,16 @@ class Protocol(Table):
         else:
             advice = f"'engrams search {self.reference} {strategy.reference}' chooses anew"
         return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
+
+
+def set_below(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets ``values[keys[0]][keys[1]]...``; tables on the way that are missing, or are none, are made."""
+    *tables, last = keys
+    for key in tables:
+        inner = values.get(key)
+        values[key] = dict(inner) if isinstance(inner, Mapping) else {}  # a copy: the file's own stays as it is
+        values = values[key]
+    values[last] = value
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:

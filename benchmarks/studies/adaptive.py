@@ -95,7 +95,7 @@ def run_subsets(
         sending(wandb, out, display, lambda job: job.run.folder(out), shown, bool(owed)) as (mode, sender),
         display.showing(len(wanted), len(wanted) - len(owed)),
     ):
-        work = partial(_do_job, device=usual_device(), out=None if mode == "disabled" else out)
+        work = partial(_do_job, out=None if mode == "disabled" else out)
         try:
             for job, outcome in in_processes(owed, work, workers, sender.advanced):
                 sender.over(job)
@@ -178,8 +178,10 @@ def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def _do_job(job: Job, report: Report, device: str, out: Path | None) -> Outcome:
+def _do_job(job: Job, report: Report, out: Path | None) -> Outcome:
     """One job; with ``out``, it says for W&B what came out."""
+    report(0)
+    device = usual_device()
     if out is None:
         return learn_and_measure(job, report, device)
     journal = journal_of(job.run, job.run.folder(out), environment(device))
