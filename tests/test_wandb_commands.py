@@ -17,7 +17,7 @@ from engrams.reports import store
 from engrams.reports.wandb import read, sending
 from engrams.strategies import catalogue
 from tests.test_runs import engrams
-from tests.wandb_runs import RECORDS, SOLVER, Screen, arrived, online, rows, table_of
+from tests.wandb_runs import RECORDS, SOLVER, Screen, arrived, online, record_in, rows, table_of
 from tests.wandb_service import ENTITY
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -248,7 +248,7 @@ def test_wandbs_own_agent_runs_our_sweep_and_each_trial_is_a_page_of_it(service,
         assert (trial.last("sweep"), trial.state) == ("sweep1", "finished")
         (artifact,) = service.artifacts_of(trial, "record")
         record = records[trial.config["ewc_lambda"]]
-        assert json.loads(artifact.files["record.json"]) == record.model_dump()
+        assert record_in(artifact) == record
         assert trial.summary["final/ACC"] == record.acc
     assert not service.unknown
 
@@ -328,10 +328,12 @@ def test_the_last_line_says_that_nothing_new_was_sent(service, protocols, monkey
     again = ["run", "solvers.toml", "naive", "--seeds", "1", "--wandb"]
     assert engrams(*again, "disabled").returncode == 0
     done = engrams(*again, "online")
-    assert (
-        done.stdout.splitlines()[-1] == "W&B: nothing new; 'engrams upload runs' sends what is complete already later"
-    )
+    assert done.stdout.splitlines()[-1] == "W&B: nothing new; 'engrams upload runs' sends what is complete already"
     assert not service.asked
+
+
+def test_a_project_that_is_not_there_is_one_line(service):
+    assert engrams("table", "wandb:x").stderr == f"error: wandb:x: there is no project {ENTITY}/x\n", "and no emoji"
 
 
 def test_the_command_line_prints_dashboards_and_a_sweep_for_every_range(capsys):

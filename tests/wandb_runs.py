@@ -145,6 +145,10 @@ def arrived(found):
     return page.record_of(found.config, found.history, found.summary).model_dump()
 
 
+def record_in(artifact):
+    return store.record_of(json.loads(artifact.files["record.json"]))
+
+
 def rows(found):
     return [row for row in found.history if "experience" in row]
 
