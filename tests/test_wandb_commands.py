@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.studies import listing
 from engrams.reports import store
@@ -104,7 +106,16 @@ def protocols(tmp_path):
     return tmp_path
 
 
-def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives(service, protocols):
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The folder of the classifier of real digits, which every generator is judged by: trained once."""
+    out = tmp_path_factory.mktemp("classifier")
+    classifier_for(registry.get("split-digits/class"), "cpu", out)
+    return out / CLASSIFIERS
+
+
+def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives(service, protocols, classifier):
+    shutil.copytree(classifier, protocols / "runs" / CLASSIFIERS)
     entry = registry.get(str(protocols / "generators.toml"))
     (run,) = plan(entry, ["mergan-ra"], [0])
     record = execute(run, protocols / "runs", "cpu", "offline", lambda epochs: None)
@@ -134,7 +145,6 @@ def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives
 
 
 SUITES = """
-import shutil
 import sys
 from pathlib import Path
 from engrams.benchmarks.cli.app import main
@@ -146,8 +156,6 @@ if __name__ == "__main__":
     sending.AT_MOST = 5.0
     out = {"tmp": Path(sys.argv[1]), "home": Path.home()}
     for mode in ("disabled", "offline", "online"):
-        if mode != "disabled":  # the classifier of real images is trained once
-            shutil.copytree(Path("disabled") / "classifiers", Path(mode) / "classifiers")
         sys.argv = ["engrams", "suite", "bench", "--out", mode, "--wandb", mode]
         try:
             main()
@@ -159,8 +167,10 @@ if __name__ == "__main__":
 """
 
 
-def test_a_suite_with_wandb_on_off_and_online_at_a_service_that_fails_half_way(service, protocols, alone):
+def test_a_suite_with_wandb_on_off_and_online_at_a_service_that_fails_half_way(service, protocols, alone, classifier):
     """As ``make bench`` has it, with a smaller suite: a solver, and DGR with pictures."""
+    for mode in ("disabled", "offline", "online"):
+        shutil.copytree(classifier, protocols / mode / CLASSIFIERS)
     (protocols / "suites.toml").write_text(
         '[bench]\nseeds = 1\n[[bench.runs]]\nprotocols = ["solvers.toml"]\nstrategies = ["naive", "dgr-vae"]\n'
     )
@@ -212,7 +222,7 @@ def in_a_process(folder, *arguments, **variables):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         stdin=subprocess.DEVNULL,
     )
 
