@@ -81,7 +81,9 @@ def learned(record, folder, upto=None, ended=True):
     """What a run leaves while it goes on: the journal of a committed record, then the record."""
     matrix = record.accuracy_matrix
     generated = record.generated
-    journal = Journal(folder, page.introduction_of(record), len(matrix) == 1)
+    known = record.model_dump()
+    known["environment"] = {key: value for key, value in known["environment"].items() if key != "threads"}
+    journal = Journal(folder, page.introduction(known), len(matrix) == 1)  # the rest shows in the end
     for index in range(len(matrix) if upto is None else upto):
         journal.after_epoch(index + 1, {"training": 1 / (index + 1)})
         seen = {"seconds": record.seconds * (index + 1) / len(matrix)}
