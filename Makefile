@@ -13,7 +13,7 @@ help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
-	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
+	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
