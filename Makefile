@@ -16,7 +16,7 @@ help:
 	@echo "make report       one page of every run in $(OUT), which opens from disk: tables, charts, matrices"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make gallery      the pictures that explain the methods"
-	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
+	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
