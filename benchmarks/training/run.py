@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import nn
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
+from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import Judge, Protocol, ProtocolError
 from engrams.benchmarks.training.augment import HorizontalFlips
@@ -86,6 +88,8 @@ class Run:
         stream = self.protocol.stream
         if stream.kind == "permuted":
             count = stream.experiences
+        elif stream.kind == "benchmark":
+            count = experience_count(self.protocol.dataset, json.dumps(stream.arguments, sort_keys=True))
         else:
             classes = datasets.class_count(self.protocol.dataset)
             try:
@@ -187,8 +191,7 @@ def learn(
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
     clock = Stopwatch()
-    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
-    benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
+    benchmark = benchmark_of(run, stream_from_disk)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
     of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
@@ -223,6 +226,20 @@ def learn(
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         look()
     return Learned(matrix, at_initialisation, clock.seconds)
+
+
+def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
+    """Returns the streams of a run.
+
+    Raises:
+        DataError, ProtocolError: the data are not here or not as they have to be; see ``make_benchmark`` and
+            ``own_benchmark``.
+    """
+    protocol, stream = run.protocol, run.protocol.stream
+    if stream.kind == "benchmark":
+        return own_benchmark(protocol.dataset, stream, protocol.scenario, run.judge, run.seed)
+    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
+    return make_benchmark(data, stream, protocol.scenario, run.judge, run.seed)
 
 
 def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
@@ -297,6 +314,11 @@ def make_strategy(
     }
     entry = run.strategy
     if entry.needs_images:
+        if run.protocol.stream.kind == "benchmark" and "mean" not in run.protocol.images.model_fields_set:
+            raise ProtocolError(
+                f"{run.protocol.name}: {entry.name} makes images and must know what black and white are in this "
+                f"benchmark: say by images.mean and images.std how it normalises (0 and 1 if it does not)"
+            )
         template |= {"images": ImageSpec(shape, *bounds(shape, run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
         met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
