@@ -68,6 +68,8 @@ def execute(
             "accuracy_at_initialisation": learned.accuracy_at_initialisation,
             "metrics": metrics(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
             "generated": observer.summary() if observer else None,
+            "anytime": learned.anytime,
+            "prequential": learned.prequential,
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):

@@ -35,9 +35,21 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     import tomli as tomllib
 
-COPIED = ("title", "dataset", "images", "stream", "network", "training", "generation", "gan", "strategies", "sources")
+COPIED = (
+    "title",
+    "dataset",
+    "images",
+    "stream",
+    "network",
+    "training",
+    "generation",
+    "judging",
+    "gan",
+    "strategies",
+    "sources",
+)
 """From a file to each of its protocols."""
-NUMBERED = ("images", "stream", "network", "training", "generation", "gan", "strategies")
+NUMBERED = ("images", "stream", "network", "training", "generation", "judging", "gan", "strategies")
 """The tables of a file whose numbers have sources."""
 NAMED = ("dataset", "benchmark")
 """What may lead to a file or function of one's own."""
@@ -65,7 +77,7 @@ def as_toml(protocol: Protocol) -> str:
     """
     named = "benchmark" if protocol.stream.kind == "benchmark" else "dataset"
     tables: dict[str, Any] = {"title": protocol.title, named: protocol.dataset}
-    for table in ("images", "stream", "network", "training", "generation", "gan"):
+    for table in ("images", "stream", "network", "training", "generation", "judging", "gan"):
         value = getattr(protocol, table)
         if value is not None:
             tables[table] = value.model_dump(mode="json", exclude_none=True)

@@ -259,6 +259,21 @@ class Generation(Table):
     images_per_class: Positive
 
 
+class Judging(Table):
+    """What is measured besides the accuracy after every experience; it changes nothing of what is learned.
+
+    ``every``: the accuracy on all experiences met is measured every so many steps of the optimiser, for the measures of
+    De Lange et al. 2023. ``samples``: of how many test samples of each experience; all, if none are named.
+    ``prequential``: every minibatch is predicted before it is learned from. ``window``: samples whose prequential
+    accuracy is given one after another.
+    """
+
+    every: Positive | None = None
+    samples: Positive | None = None
+    prequential: bool = False
+    window: Positive = 1000
+
+
 class ProtocolFile(Table):
     title: str
     dataset: Annotated[str, Field(min_length=1)]
@@ -268,6 +283,7 @@ class ProtocolFile(Table):
     network: Network
     training: Training
     generation: Generation | None = None
+    judging: Judging | None = None
     gan: GANSettings | None = None
     strategies: dict[str, dict[str, Any]] = {}
     sources: dict[str, str] = {}
@@ -329,6 +345,7 @@ class Protocol(Table):
     training: Training
     generation: Generation | None
     gan: GANSettings | None
+    judging: Judging | None = None
     strategies: dict[str, dict[str, Any]]
     """Name -> the hyperparameters that the file sets for it."""
     chosen: dict[str, Choice]

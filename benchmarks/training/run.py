@@ -26,12 +26,14 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
-from engrams.benchmarks.protocols.schema import Judge, Protocol, ProtocolError
+from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
+from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
 from engrams.benchmarks.training.augment import HorizontalFlips
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports import store
+from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.matrix import accuracy_row
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
@@ -163,6 +165,9 @@ class Learned(NamedTuple):
     """Empty where the whole stream is learned at once."""
     seconds: float
     """Of training and evaluation."""
+    anytime: Anytime | None = None
+    prequential: Prequential | None = None
+    """What the protocol's ``[judging]`` asks for; None where the whole stream is learned at once."""
 
 
 def learn(
@@ -222,10 +227,23 @@ def learn(
         look()
         return Learned(matrix, [], clock.seconds)
     at_initialisation = accuracy_row(strategy.eval(judged))
+    judging = protocol.judging or Judging()
+    anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
+    prequential = PrequentialPlugin(judging.window, clock.paused) if judging.prequential else None
+    if anytime:
+        strategy.plugins.append(anytime)
+    if prequential:
+        strategy.plugins.insert(0, prequential)
     for experience in learned:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         look()
-    return Learned(matrix, at_initialisation, clock.seconds)
+    return Learned(
+        matrix,
+        at_initialisation,
+        clock.seconds,
+        anytime.result() if anytime else None,
+        prequential.result() if prequential else None,
+    )
 
 
 def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
