@@ -7,7 +7,7 @@ OUT ?= runs
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme test test-lowest mutants lint clean
+.PHONY: help bench bench-mnist study speed readme verify test test-lowest test-newest mutants lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -15,8 +15,10 @@ help:
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
+	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
+	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
 	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
@@ -42,17 +44,22 @@ speed: $(READY)
 readme: $(READY)
 	$(BIN)/python -m benchmarks pages reports/results/records --studies $(STUDIES) --out reports/results/pages --readme README.md
 
+verify: $(READY)
+	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
+
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# The oldest of everything that pyproject.toml allows, on the oldest Python.
-LOWEST := .venv-lowest
-test-lowest: $(READY)
-	$(BIN)/uv venv --quiet --clear --python 3.10 $(LOWEST)
-	$(BIN)/uv pip compile --quiet --python $(LOWEST) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST)/requirements.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) -r $(LOWEST)/requirements.txt
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --no-deps -e .
-	$(LOWEST)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# The oldest, and the newest, of everything that pyproject.toml allows, on the oldest and the newest Python.
+test-lowest: BOUNDS := 3.10 lowest-direct
+test-newest: BOUNDS := 3.13 highest
+test-lowest test-newest: ELSEWHERE = $(VENV)-$(word 1,$(BOUNDS))
+test-lowest test-newest: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(word 1,$(BOUNDS)) $(ELSEWHERE)
+	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
+	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants
@@ -65,4 +72,4 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .links build *.egg-info
+	rm -rf $(VENV) $(VENV)-* .links build *.egg-info

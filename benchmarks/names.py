@@ -18,7 +18,7 @@ def check_strategy_name(name: str) -> None:
     Raises:
         UnknownName: a part of it is in neither the catalogue nor an installed package, and names no file or module.
     """
-    for part in name.split("+"):
+    for part in catalogue.parts_of(name):
         known = [*catalogue.CATALOGUE, *catalogue.registered()]
         if part not in known and ":" not in part:
             raise UnknownName("strategy", part, known)

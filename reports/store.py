@@ -1,10 +1,20 @@
-"""Records on disk: OUT/PROTOCOL/STRATEGY/SEED/record.json."""
+"""Records on disk: OUT/PROTOCOL/STRATEGY/SEED/record.json.
+
+What a file says is believed only if it is whole (its checksum is that of its content), if it can be (the accuracy
+matrix has the shape and the range of one, and the metrics are those of the matrix), and if it lies where the run that
+it names lies.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,17 +31,29 @@ from pydantic import (
 
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.errors import UserError
-from engrams.reports.matrix import METRICS
+from engrams.reports.matrix import METRICS, metrics
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"
+LONGEST_NAME = 120
+"""Bytes of one part of a path; file systems take 255, and temporary files add to it."""
+SCHEMA = 2
+"""Of the files written here. Files of version 1 have no checksum, and nobody wrote down which version they are."""
+TEMPORARY = ".tmp"
+MEND = "move it away, or give the command that made it again: it keeps the file beside and does the run anew"
+TOLERANCE = 1e-9
+"""Of a metric against its matrix: another NumPy may add in another order."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class RecordError(UserError):
     """A record cannot be read; the message is one line that names the file and says what to do."""
+
+
+class NewerRecord(RecordError):
+    """A record was written by a later Engrams: nothing is wrong with it."""
 
 
 class Generated(BaseModel):
@@ -63,7 +85,9 @@ class Record(BaseModel):
     then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
     is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
     strategy has a generator, ``anytime`` and ``prequential`` where the protocol's ``[judging]`` asks for them.
-    ``seconds`` is the wall-clock time of training and evaluation.
+    ``seconds`` is the wall-clock time of training and evaluation. ``experiences`` says how many are judged.
+    ``revisions`` has the revision of every part of the code that decided the result (strategies by name,
+    ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,6 +97,7 @@ class Record(BaseModel):
     variant: str = ""
     seed: int
     upper_bound: bool = False
+    experiences: int | None = None
     status: str
     reason: str | None = None
     accuracy_matrix: list[list[float]] = []
@@ -84,6 +109,7 @@ class Record(BaseModel):
     hyperparameters: dict[str, Any]
     seconds: float
     environment: dict[str, Any]
+    revisions: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _complete(self) -> Record:
@@ -97,7 +123,15 @@ class Record(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_there_is_not(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        left_out = {"variant": "", "upper_bound": False, "generated": None, "anytime": None, "prequential": None}
+        left_out = {
+            "variant": "",
+            "upper_bound": False,
+            "experiences": None,
+            "generated": None,
+            "anytime": None,
+            "prequential": None,
+            "revisions": {},
+        }
         return {key: value for key, value in serialize(self).items() if left_out.get(key, ...) != value}
 
     @property
@@ -132,15 +166,37 @@ class Record(BaseModel):
 
 def folder_of(out: Path, protocol: str, strategy: str, seed: int, variant: str = "") -> Path:
     """Returns where a run's record and its W&B files lie."""
-    return out / protocol / strategy.replace(":", ".") / variant.replace("/", "-").replace(":", ".") / str(seed)
+    return out / protocol / _as_name(strategy) / _as_name(variant) / str(seed)
+
+
+def _as_name(text: str) -> str:
+    """The text as one part of a path; what is too long for a file system is cut, and told apart by a digest."""
+    name = text.replace("/", "-").replace(":", ".")
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME // 2]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
 
 
 def write(record: Record, folder: Path) -> Path:
-    """Write a record whole or not at all: a run cut short leaves the old file, never half a new one."""
+    """Write a record whole or not at all: a run cut short leaves the old file, never half a new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RECORD
-    write_json(path, record.model_dump())
+    content = {"schema_version": SCHEMA, **record.model_dump()}
+    write_json(path, content | {"checksum": checksum(content)})
     return path
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a file's values, however they are laid out, but for the checksum itself."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -148,20 +204,115 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Exchange a file's content in one step."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Exchange a file's content in one step that has reached the disk when this returns.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of the attempt.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # nobody else's, on any machine
+    try:
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name is the folder's content
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # not every file system knows this for folders
+                os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a process left in a run's folder that was killed while it wrote; only for who alone writes there."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        RecordError: it is cut short, or not a record.
+        NewerRecord: it was written by a later Engrams.
+        RecordError: it is cut short, not a record, or not to be believed; see :func:`record_of`.
     """
-    return read_json(path, Record, "is no record")
+    content = _read_json(path)
+    try:
+        record = record_of(content)
+    except NewerRecord as error:
+        raise NewerRecord(f"{path} {error}") from None
+    except ValueError as error:
+        raise RecordError(f"{path} is no record ({_problem(error)}); {MEND}") from error
+    folders, its_own = path.absolute().parent.parts, _run_folder(record)
+    if "schema_version" not in content and not record.variant and folders[-len(its_own) :] != its_own:
+        # Records of studies did not say their variant then: the folder alone did.
+        record = record.model_copy(update={"variant": folders[-2]})
+        its_own = _run_folder(record)
+    if folders[-len(its_own) :] != its_own:
+        raise RecordError(f"{path} is of another run ({'/'.join(its_own)}); {MEND}")
+    return record
+
+
+def _run_folder(record: Record) -> tuple[str, ...]:
+    return folder_of(Path(), record.protocol, record.strategy, record.seed, record.variant).parts
+
+
+def record_of(content: Any) -> Record:
+    """Returns the record that a file's content is, checked.
+
+    Raises:
+        NewerRecord: it is of a later version.
+        ValueError: it is no record, its checksum is another's, its accuracy matrix is ragged, of the wrong size, or has
+            what is no fraction, or its metrics are not those of the matrix.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it is no table")
+    version = content.get("schema_version", 1)
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its schema_version is {version!r}")
+    if version > SCHEMA:
+        raise NewerRecord(f"is of schema version {version}, this Engrams reads up to {SCHEMA}; install a later one")
+    if version != 1 and content.get("checksum") != checksum(content):
+        raise ValueError("its checksum is not that of its content")
+    record = Record.model_validate({k: v for k, v in content.items() if k not in ("schema_version", "checksum")})
+    if record.complete:
+        _check_result(record)
+    return record
+
+
+def _check_result(record: Record) -> None:
+    lengths = {len(row) for row in record.accuracy_matrix}
+    if len(lengths) != 1:
+        raise ValueError("accuracy_matrix is ragged")
+    matrix = np.array(record.accuracy_matrix)
+    baseline = np.array(record.accuracy_at_initialisation)
+    for name, values in (("accuracy_matrix", matrix), ("accuracy_at_initialisation", baseline)):
+        if not ((values >= 0) & (values <= 1)).all():  # no NaN is
+            raise ValueError(f"{name} has values outside [0, 1]")
+    promised = _experiences(record)
+    if promised is not None and matrix.shape[1] != promised:
+        raise ValueError(f"accuracy_matrix judges {matrix.shape[1]} experiences, the protocol has {promised}")
+    for name, value in metrics(record.accuracy_matrix, record.accuracy_at_initialisation or None).items():
+        found = record.metrics[name]
+        if (value is None) != (found is None) or (value is not None and not abs(value - (found or 0.0)) <= TOLERANCE):
+            raise ValueError(f"metrics.{name} is {found}, its accuracy_matrix gives {value}")
+
+
+def _experiences(record: Record) -> int | None:
+    """How many a record has to judge; None where that is not known here."""
+    if record.experiences is not None:
+        return record.experiences
+    stream = record.hyperparameters.get("stream")
+    promised = stream.get("experiences") if isinstance(stream, dict) else None
+    first = record.hyperparameters.get("first_experiences")
+    return min(promised, first) if isinstance(promised, int) and isinstance(first, int) else promised
 
 
 def read_json(path: Path, model: type[Model], is_none: str) -> Model:
@@ -176,15 +327,35 @@ def read_json(path: Path, model: type[Model], is_none: str) -> Model:
         RecordError: it is cut short, cannot be read, or holds something else.
     """
     try:
-        return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
+        return model.model_validate(_read_json(path))
+    except ValidationError as error:
+        raise RecordError(f"{path} {is_none} ({_problem(error)}); delete it") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise RecordError(f"{path} {is_none} ({key + ': ' if key else ''}{problem['msg']}); delete it") from error
+    except (ValueError, RecursionError) as error:  # neither JSON nor text; or one that is nested without end
+        raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
+
+
+def _problem(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    return f"{key + ': ' if key else ''}{problem['msg']}"
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a file that is not to be believed, and returns what it is called now; nothing is overwritten."""
+    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    return path.rename(kept)
+
+
+# --- many -------------------------------------------------------------------------------------------------------------
 
 
 class Records(list[Record]):
@@ -234,46 +405,74 @@ class Records(list[Record]):
         return self.frame().to_html()
 
 
-def read_records(*folders: str | Path, mark: bool = True) -> Records:
+def read_records(*folders: str | Path, mark: bool = True, damaged: list[RecordError] | None = None) -> Records:
     """Returns every record below some folders, or of projects of W&B, by protocol, strategy and seed.
 
     ``wandb:ENTITY/PROJECT`` reads the records that runs have left there. Where there are several folders, each row says
     in parentheses which one it is of, unless ``mark`` is False: then they are taken as one.
 
+    A record that cannot be read, or is not to be believed, is left out: ``damaged`` gets why, or a warning says it.
+
     Raises:
-        RecordError: there is no such folder, none has a record, or a record cannot be read.
+        RecordError: there is no such folder, or none has a record that can be read.
     """
     records = Records()
+    left_out: list[RecordError] = []
     for folder in folders:
-        found = read_all(Path(folder))
+        found = read_all(Path(folder), left_out)
         if len(folders) > 1 and mark:
             found = [one.model_copy(update={"variant": f"{one.variant} ({folder})".strip()}) for one in found]
         records += found
     if not records:
+        if left_out:
+            raise left_out[0]
         raise RecordError(f"there are no records in {', '.join(map(str, folders))}")
+    if damaged is not None:
+        damaged += left_out
+    else:
+        for error in left_out:
+            warnings.warn(f"left out: {error}", stacklevel=2)
     return records
 
 
-def read_all(out: Path) -> list[Record]:
+def read_all(out: Path, damaged: list[RecordError] | None = None) -> list[Record]:
     """Returns every record below a folder, or of ``wandb:ENTITY/PROJECT``, by protocol, strategy and seed.
 
     In a folder that has no records, W&B's offline files are read.
 
+    Args:
+        out: the folder.
+        damaged: gets why a record is left out; None raises it.
+
     Raises:
-        RecordError: there is no such folder, or a record in it cannot be read.
+        RecordError: there is no such folder; without ``damaged``, a record in it cannot be read.
     """
     from engrams.reports.wandb import read as wandb
 
+    before = len(damaged or ())
     if str(out).startswith(wandb.SOURCE):
         found = wandb.records_of_project(str(out))
     elif not out.is_dir():
         raise RecordError(f"there is no folder {out}; 'engrams run' makes one")
     else:
-        found = list(_all(out)) or wandb.records_of_files(out)
+        found = list(_all(out, damaged))
+        if not found and len(damaged or ()) == before:
+            found = wandb.records_of_files(out)
     return sorted(found, key=lambda record: (record.protocol, record.strategy, record.variant, record.seed))
 
 
-def _all(out: Path) -> Iterator[Record]:
+def paths_below(out: Path) -> Iterator[Path]:
+    """Yields where records lie below a folder."""
     for path in out.rglob(RECORD):
         if "wandb" not in path.relative_to(out).parts:  # W&B keeps copies of its artifacts
+            yield path
+
+
+def _all(out: Path, damaged: list[RecordError] | None) -> Iterator[Record]:
+    for path in paths_below(out):
+        try:
             yield read(path)
+        except RecordError as error:
+            if damaged is None:
+                raise
+            damaged.append(error)

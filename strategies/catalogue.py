@@ -33,6 +33,8 @@ class Listed(NamedTuple):
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     counterpart: str = ""
     """Avalanche's strategy of the same method, to compare with."""
+    revision: int = 1
+    """Of what it does: raised by one with a change after which the same seed ends in another record."""
 
 
 AVALANCHE = "avalanche.entries"
@@ -71,6 +73,9 @@ CATALOGUE: dict[str, Listed] = {
     "dgr": Listed("dgr", "deep generative replay: a scholar of a WGAN-GP and a solver (Shin et al. 2017)"),
     "dgr-vae": Listed(
         "dgr", "deep generative replay with a variational autoencoder", counterpart="avalanche-generative-replay"
+    ),
+    "dgr-gaussian": Listed(
+        "dgr", "deep generative replay with one Gaussian a class, in closed form, asked for by class"
     ),
     "exact-replay": Listed(
         "dgr",
@@ -127,10 +132,21 @@ def registered() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in CATALOGUE}
 
 
+def parts_of(name: str) -> list[str]:
+    """Returns the names of the strategies that ``a+b`` joins; a path may have a ``+`` of its own."""
+    parts: list[str] = []
+    for piece in name.split("+"):
+        if parts and "/" in parts[-1] and ":" not in parts[-1]:  # a path that has not come to its file yet
+            parts[-1] += f"+{piece}"
+        else:
+            parts.append(piece)
+    return parts
+
+
 def short_name(name: str) -> str:
     """Returns what tables and records call a strategy: the same wherever its file lies."""
     parts = []
-    for part in name.split("+"):
+    for part in parts_of(name):
         where, _, attribute = part.rpartition(":")
         parts.append(f"{Path(where).stem}:{attribute}" if where.endswith(".py") else part)
     return "+".join(parts)
@@ -147,8 +163,8 @@ def get(name: str) -> Strategy:
         BadReference: ``module:attribute`` leads nowhere, or to something that is no strategy.
         ValueError: the strategies in ``a+b`` cannot be joined.
     """
-    if "+" in name:
-        return joined(name, [get(part) for part in name.split("+")])
+    if len(parts := parts_of(name)) > 1:
+        return joined(name, [get(part) for part in parts])
     if name in CATALOGUE:
         listed = CATALOGUE[name]
         entry: Strategy = import_module(f"engrams.strategies.{listed.file}").ENTRIES[name]
@@ -159,6 +175,7 @@ def get(name: str) -> Strategy:
             summary=listed.summary,
             upper_bound=listed.upper_bound,
             counterpart=listed.counterpart,
+            revision=listed.revision,
         )
     if name in registered():
         return _own(registered()[name].value, name, name)

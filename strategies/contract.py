@@ -127,10 +127,14 @@ class Strategy:
     """It makes images, and must know what they look like."""
     has_gan: bool = False
     """It trains the protocol's conditional GAN."""
+    parts: tuple[Strategy, ...] = ()
+    """Those that it joins; empty for one that stands alone."""
     name: str = ""
     """By which tables and records call it."""
     reference: str = ""
     """By which :func:`engrams.strategies.catalogue.get` finds it."""
+    revision: int = 1
+    """Of what it does: raised by one with a change after which the same seed ends in another record."""
     code: str = ""
     """A fingerprint of the file that an own strategy was read from; empty for those of the catalogue."""
 

@@ -71,6 +71,7 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
         hyperparameters=create_model("JoinedHyperparameters", __base__=Hyperparameters, **fields),
         search={f"{part.name}.{key}": space for part in parts for key, space in part.search.items()},
         upper_bound=any(part.upper_bound for part in parts),
+        parts=tuple(parts),
         name="+".join(names),
         reference="+".join(part.reference for part in parts),
         code="+".join(part.code for part in parts if part.code),

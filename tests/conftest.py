@@ -95,3 +95,21 @@ def fresh_data(monkeypatch, tmp_path):
     yield monkeypatch
     for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
         kept.cache_clear()
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """No account of W&B, an empty home, and a temporary folder of its own, which this is."""
+    from tests.wandb_runs import nowhere
+
+    with nowhere(tmp_path) as temporary:
+        yield temporary
+
+
+@pytest.fixture
+def service(alone):
+    """A stand-in for W&B's service, and a key to it."""
+    from tests.wandb_runs import served
+
+    with served() as found:
+        yield found

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from engrams.benchmarks import load_protocol, run
-from engrams.benchmarks.jobs.plan import PlanError, plan, seeds_of
+from engrams.benchmarks.cli.options import OptionError, seeds_of
+from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.protocols.schema import ProtocolError
-from engrams.reports import UserError, read_records
+from engrams.reports import UserError, read_records, store
 from engrams.strategies import catalogue
 from tests.test_runs import engrams
 
@@ -182,6 +183,51 @@ def test_joined_hyperparameters_come_from_each_ones_own_and_are_searched_togethe
     assert (found["ewc"]["ewc_lambda"], found["mas"]["mas_lambda"]) == tuple(chosen.values())
 
 
+def test_what_was_chosen_for_a_part_is_stale_in_the_joined_one_too(mine):
+    settings = ("--set", "training.epochs=1")
+    done = engrams("run", "split-digits/class", "ewc+replay", *settings, "--seeds", 1, "--dry-run")
+    assert "ewc_lambda of ewc was chosen under other settings than these" in done.stdout
+    by_hand = ("--set", "ewc.ewc_lambda=1")
+    done = engrams("run", "split-digits/class", "ewc+replay", *settings, *by_hand, "--seeds", 1, "--dry-run")
+    assert "chosen under other settings" not in done.stdout
+
+
+def test_a_path_may_have_a_plus_of_its_own(mine):
+    (mine / "a+b").mkdir()
+    (mine / "a+b" / "mine.py").write_text(STRATEGY)
+    assert catalogue.parts_of("ewc+./a+b/mine.py:decay+replay") == ["ewc", "./a+b/mine.py:decay", "replay"]
+    joined = catalogue.get("ewc+./a+b/mine.py:decay")
+    assert (joined.name, [part.name for part in joined.parts]) == ("ewc+mine:decay", ["ewc", "mine:decay"])
+    settings = {"mine:decay.strength": 0.1}
+    (one,) = plan("split-digits/class", ["ewc+./a+b/mine.py:decay"], [0], settings)
+    assert one.hyperparameters.settings()["mine:decay"] == {"strength": 0.1, "power": 2}
+
+
+NESTED = """
+from engrams.strategies import Hyperparameters, Strategy
+
+class Buffer(Hyperparameters):
+    size: int = 10
+
+class Nested(Hyperparameters):
+    buffer: Buffer = Buffer()
+    network: str = "small"
+
+nested = Strategy(hyperparameters=Nested, plugin=lambda h: None)
+"""
+
+
+def test_hyperparameters_may_be_nested_and_be_called_as_a_table_of_a_protocol(mine):
+    (mine / "nested.py").write_text(NESTED)
+    own = {"buffer.size": 3, "network": "large"}
+    (one,) = plan("split-digits/class", ["nested.py:nested"], [0], own)
+    assert one.hyperparameters.settings() == {"buffer": {"size": 3}, "network": "large"}
+    assert one.variant == "buffer.size=3,network=large"
+    joined = {f"nested:nested.{key}": value for key, value in own.items()} | {"l2.l2_lambda": 1.0}
+    (one,) = plan("split-digits/class", ["nested.py:nested+l2"], [0], joined)
+    assert one.hyperparameters.settings()["nested:nested"] == {"buffer": {"size": 3}, "network": "large"}
+
+
 # --- protocols --------------------------------------------------------------------------------------------------------
 
 
@@ -281,11 +327,30 @@ def test_a_setting_that_cannot_be_is_one_line(options, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_network_of_another_kind_takes_the_place_of_the_whole():
+    mlp = {"kind": "mlp", "hidden_size": 7, "hidden_layers": 1}
+    entry = load_protocol("split-cifar100/task", {f"network.{key}": value for key, value in mlp.items()})
+    assert mlp | entry.network.model_dump(exclude_none=True) == mlp
+    assert entry.network.hidden_size == 7
+
+
+def test_a_variant_names_no_folder_of_ones_own_and_its_folder_is_never_too_long(mine):
+    images, labels = np.zeros((20, 8, 8), dtype=np.uint8), np.arange(20) % 10
+    columns = {"images": images, "labels": labels}
+    arrays = {f"{part}_{name}": column for part in ("train", "test") for name, column in columns.items()}
+    np.savez(mine / "my.npz", **arrays)
+    (one,) = plan("split-digits/class", ["naive"], [0], {"dataset": f"npz:{mine / 'my.npz'}"})
+    assert one.variant == "dataset=npz:my.npz"
+    long = [store.folder_of(mine, "p", "s", 0, f"{'x=1,' * 200}last={last}") for last in (1, 2)]
+    assert long[0] != long[1]
+    assert all(len(part.encode()) <= 200 for folder in long for part in folder.parts)
+
+
 def test_seeds():
     assert seeds_of("3") == [0, 1, 2]
     assert seeds_of("5-9,12") == [5, 6, 7, 8, 9, 12]
     assert seeds_of("7,") == seeds_of("7-7") == [7]
-    with pytest.raises(PlanError):
+    with pytest.raises(OptionError):
         seeds_of(",")
 
 

@@ -305,17 +305,6 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "binary"])
-def test_a_record_cut_short_is_named(tmp_path, damage):
-    path = store.write(in_process(tmp_path, "naive"), tmp_path / "split-digits" / "task" / "naive" / "0")
-    content = path.read_bytes()
-    path.write_bytes({"cut": content[:100], "foreign": b'{"protocol": 3}', "binary": b"\xff\xfe\x00"}[damage])
-    done = engrams("run", "split-digits/task", "naive", "--seeds", 1, "--out", tmp_path)
-    assert done.returncode == 2
-    assert str(path) in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     done = engrams("run", "split-digits/task", "naive", "--out", tmp_path / "file", "--wandb", "disabled")

@@ -310,7 +310,9 @@ def test_the_committed_sweeps_are_whole(name):
     folder = ROOT / "reports" / "results" / "studies"
     sweep = studies.get(name)
     points = studies.points_of(name, sweep)
-    found = studies.curves_of(sweep, points, studies.recorded(points, folder))
+    damaged = []
+    found = studies.curves_of(sweep, points, studies.recorded(points, folder, damaged))
+    assert not damaged
     assert [curve.label for curve in found.curves] == [line.label for line in sweep.lines]
     for point in [*(point for curve in found.curves for point in curve.points), *found.references.values()]:
         assert (point.complete, point.failed) == (sweep.seeds, 0)

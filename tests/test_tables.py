@@ -19,7 +19,7 @@ ENVIRONMENT = {"versions": {}}
 
 
 def record(strategy, seed, acc, protocol="p", status="complete"):
-    values = dict.fromkeys(METRICS) | {"ACC": acc, "BWT": -0.1}
+    values = dict.fromkeys(METRICS) | {"ACC": acc}
     return Record(
         protocol=protocol,
         strategy=strategy,

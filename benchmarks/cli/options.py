@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import Enum
 from pathlib import Path
@@ -77,10 +78,37 @@ class OptionError(UserError):
 
 
 def wandb_of(mode: WandB | None, project: str | None, entity: str | None, tags: list[str] | None) -> WandBSettings:
-    """Returns where W&B keeps the runs, as the options say."""
+    """Returns where W&B keeps the runs, as the options say; where it is less than they ask for, a line says why."""
+    from engrams.benchmarks.cli.shown import say
     from engrams.reports.wandb.settings import resolve
 
-    return resolve(mode.value if mode else None, project, entity, tags or ())
+    settings = resolve(mode.value if mode else None, project, entity, tags or ())
+    if settings.word:
+        say(settings.word, style="yellow")
+    return settings
+
+
+def seeds_of(text: str) -> list[int]:
+    """Returns the seeds that a text means.
+
+    ``3`` is how many: 0, 1, 2. With a comma or a hyphen they are the seeds themselves: ``5-9,12``; a single one is
+    ``7-7``, or ``7,``.
+
+    Raises:
+        OptionError: the text is none of these.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return list(range(int(text)))
+    seeds: list[int] = []
+    for part in filter(None, text.split(",")):
+        span = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not span or int(span[2] or span[1]) < int(span[1]):
+            break
+        seeds += range(int(span[1]), int(span[2] or span[1]) + 1)
+    else:
+        if seeds and not text.isdecimal():
+            return list(dict.fromkeys(seeds))
+    raise OptionError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
 
 
 def settings_of(options: list[str] | None) -> dict[str, Any]:

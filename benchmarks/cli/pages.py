@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engrams.benchmarks.cli.app import app
-from engrams.benchmarks.cli.shown import say
+from engrams.benchmarks.cli.shown import say, stop_if_damaged
 
 if TYPE_CHECKING:
     from engrams.reports.publish import Described, StudyPage
+    from engrams.reports.store import RecordError
 
 SHOWN = ("split-mnist/task", "split-mnist/domain", "split-mnist/class")
 """The protocols of the README's table."""
@@ -38,7 +39,8 @@ def pages(
     from engrams.reports import marks, matrices, publish, render, store
     from engrams.reports.pages.comparison import by_protocol
 
-    records = store.read_records(runs)
+    damaged: list[store.RecordError] = []
+    records = store.read_records(runs, damaged=damaged)
     described = _described()
     listed = []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
@@ -48,7 +50,7 @@ def pages(
     publish.write(out / "parity.md", publish.parity_page(*compared(records)))
     others = [("parity", "every published figure beside ours, and Avalanche's strategies beside ours")]
     if studies is not None:
-        publish.write(out / "studies.md", publish.studies_page(_studies(studies), out))
+        publish.write(out / "studies.md", publish.studies_page(_studies(studies, damaged), out))
         others.append(("studies", "questions that many runs answer with one figure"))
     publish.write(out / "README.md", publish.index(listed, others))
     if readme is not None:
@@ -56,6 +58,7 @@ def pages(
         found = matrices.of(records, (SHOWN[0], SHOWN[-1]), PICTURED)
         matrices.figure(found).savefig(out / "matrices.png", metadata={"Software": None})
     say(f"pages: {out / 'README.md'}")
+    stop_if_damaged(damaged)
 
 
 def _described() -> dict[str, Described]:
@@ -65,11 +68,10 @@ def _described() -> dict[str, Described]:
     return {name: Described(title, registry.as_toml(registry.get(name))) for name, title, _ in registry.listed()}
 
 
-def _studies(folder: Path) -> Iterator[StudyPage]:
+def _studies(folder: Path, damaged: list[RecordError]) -> Iterator[StudyPage]:
     """Every study that has results in the folder; its figure is drawn beside them."""
     from engrams.benchmarks.studies import adaptive, listing, sweeps
     from engrams.reports.publish import StudyPage
-    from engrams.reports.store import RecordError
     from engrams.reports.studies import adaptive as results
     from engrams.reports.studies import curves
     from engrams.reports.studies.figures import adaptive_figure, curves_figure
@@ -78,10 +80,9 @@ def _studies(folder: Path) -> Iterator[StudyPage]:
         figure = folder / f"{name}.png"
         if isinstance(study, sweeps.Sweep):
             points = sweeps.points_of(name, study)
-            try:
-                found = sweeps.curves_of(study, points, sweeps.recorded(points, folder))
-            except RecordError:
+            if not (records := sweeps.recorded(points, folder, damaged)):
                 continue
+            found = sweeps.curves_of(study, points, records)
             curves_figure(found).savefig(figure, metadata={"Software": None})
             yield StudyPage(name, [curves.sheet(found)], curves.LEGEND, figure, study.source, study.finding)
         elif outcomes := adaptive.recorded(name, study, folder):

@@ -23,10 +23,11 @@ from engrams.benchmarks.cli.options import (
     WandBOption,
     Wide,
     Workers,
+    seeds_of,
     settings_of,
     wandb_of,
 )
-from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_failed
+from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_damaged, stop_if_failed
 
 if TYPE_CHECKING:
     from engrams.benchmarks.studies.sweeps import Subsets, Sweep
@@ -57,14 +58,14 @@ def run(
     from engrams.benchmarks.names import check_strategy_name
     from engrams.benchmarks.protocols import registry
 
-    settings = settings_of(set)
+    settings, wanted = settings_of(set), seeds_of(seeds)
     for strategy in strategies:  # a misspelt name is answered before torch is read
         check_strategy_name(strategy)
     registry.get(protocol, registry.of_protocol(settings))
     start_server(dry_run)
-    from engrams.benchmarks.jobs.plan import plan, seeds_of
+    from engrams.benchmarks.jobs.plan import plan
 
-    runs = plan(protocol, strategies, seeds_of(seeds), settings, experiences)
+    runs = plan(protocol, strategies, wanted, settings, experiences)
     logged = wandb_of(wandb, project, entity, tags)
     _do(runs, out, logged, workers, stream_from_disk, dry_run, wide, settings)
 
@@ -209,18 +210,30 @@ def _do(
 def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
     from engrams.benchmarks.jobs.suite import finished
     from engrams.reports.render import Sheet
+    from engrams.reports.store import NewerRecord, RecordError
 
-    done = [finished(run, out) is not None for run in runs]
+    def there(run: Run) -> str:
+        try:
+            return "complete" if finished(run, out) is not None else "to be run"
+        except NewerRecord:
+            raise
+        except RecordError:
+            return "damaged, to be run again"
+
+    found = [there(run) for run in runs]
     rows = [
         {
             "run": run.name,
             "epochs": str(run.upper_limit_of_epochs),
-            "what is there": "complete" if complete else "to be run",
+            "what is there": what,
         }
-        for run, complete in zip(runs, done, strict=True)
+        for run, what in zip(runs, found, strict=True)
     ]
-    show([Sheet(f"{len(runs)} runs", rows, left=("run", "what is there"), spare=("epochs",))], wide=wide)
-    say(f"{done.count(False)} of {len(runs)} to be run; records go to {out}")
+    show(
+        [Sheet(f"{len(runs)} run{'s' * (len(runs) != 1)}", rows, left=("run", "what is there"), spare=("epochs",))],
+        wide=wide,
+    )
+    say(f"{len(runs) - found.count('complete')} of {len(runs)} to be run; records go to {out}")
 
 
 def _sweep(
@@ -235,18 +248,24 @@ def _sweep(
 ) -> None:
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies import sweeps
+    from engrams.reports.store import RecordError
     from engrams.reports.studies import curves
     from engrams.reports.studies.figures import curves_figure
 
     points = sweeps.points_of(name, sweep, seeds)
     display = Display(console)
-    records = sweeps.recorded(points, out) if only_draw else sweeps.run_sweep(points, out, wandb, workers, display)
+    damaged: list[RecordError] = []
+    if not only_draw:
+        records = sweeps.run_sweep(points, out, wandb, workers, display)
+    elif not (records := sweeps.recorded(points, out, damaged)):
+        raise RecordError(f"there are no records of this study in {out}; leave out --only-draw to run it")
     found = sweeps.curves_of(sweep, points, records)
     show([curves.sheet(found)], curves.LEGEND, wide)
     if any(record.complete for record in records.values()):
         draw(curves_figure(found), out / f"{name}.png")
     display.say_afterwards()
     stop_if_failed(records.values())
+    stop_if_damaged(damaged)
 
 
 def _subsets(

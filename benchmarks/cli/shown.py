@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from engrams.reports.render import Sheet
-    from engrams.reports.store import Record
+    from engrams.reports.store import Record, RecordError
 
 console = Console()
 
@@ -66,6 +66,20 @@ def draw(figure: Figure, path: Path) -> None:
     except (OSError, ValueError) as error:  # the disk's; matplotlib's of a kind of file that it does not know
         raise UserError(f"the picture cannot be written to {path}: {error}") from error
     say(f"figure: {path}")
+
+
+def remark(lines: Iterable[str]) -> None:
+    """Prints lines beside what a command shows, so that what is piped on is the same with and without them."""
+    for line in lines:
+        Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def stop_if_damaged(damaged: Iterable[RecordError]) -> None:
+    """Names the records that were left out, and ends the command with status 1 if there are any."""
+    lines = [f"left out: {error}" for error in damaged]
+    remark(lines)
+    if lines:
+        raise typer.Exit(1)
 
 
 def stop_if_failed(records: Iterable[Record]) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import Wide
-from engrams.benchmarks.cli.shown import draw, say, show, show_pages
+from engrams.benchmarks.cli.shown import draw, remark, say, show, show_pages, stop_if_damaged
 
 if TYPE_CHECKING:
     from engrams.reports.parity.board import Board, Duel
@@ -40,10 +40,12 @@ def table(
     wide: Wide = False,
 ) -> None:
     """Show the comparison tables of the records below some folders."""
-    from engrams.reports import pages, store
+    from engrams.benchmarks.revisions import present
+    from engrams.reports import pages, provenance, store
     from engrams.reports.pages import comparison
 
-    records = store.read_records(*runs)
+    damaged: list[store.RecordError] = []
+    records = store.read_records(*runs, damaged=damaged)
     if format is Format.text:
         show_pages(records, wide)
     elif format is Format.md:
@@ -51,6 +53,8 @@ def table(
     else:
         written = {Format.csv: comparison.as_csv, Format.tex: comparison.as_latex}[format]
         typer.echo(written(comparison.compare(records)), nl=False)
+    remark(provenance.remarks(records, present()))
+    stop_if_damaged(damaged)
 
 
 @app.command()
@@ -63,7 +67,8 @@ def parity(
     from engrams.reports import store
     from engrams.reports.parity import tables
 
-    records = store.read_records(*runs, mark=False)
+    damaged: list[store.RecordError] = []
+    records = store.read_records(*runs, mark=False, damaged=damaged)
     boards, duels = compared(records)
     if format is BoardFormat.text:
         show(tables.sheets(boards), tables.LEGEND, wide)
@@ -74,6 +79,7 @@ def parity(
         typer.echo(tables.as_markdown(boards, duels), nl=False)
     else:
         typer.echo(tables.as_csv(boards), nl=False)
+    stop_if_damaged(damaged)
 
 
 def compared(records: Records) -> tuple[list[Board], list[Duel]]:
@@ -99,7 +105,9 @@ def matrix(
     """Draw the accuracy matrices of records side by side, the mean over seeds, and write them as CSV."""
     from engrams.reports import matrices, store
 
-    found = matrices.of(store.read_records(*runs), protocol or (), strategy or ())
+    damaged: list[store.RecordError] = []
+    found = matrices.of(store.read_records(*runs, damaged=damaged), protocol or (), strategy or ())
     draw(matrices.figure(found), out)
     matrices.write_csv(found, out.with_suffix(".csv"))
     say(f"numbers: {out.with_suffix('.csv')}")
+    stop_if_damaged(damaged)

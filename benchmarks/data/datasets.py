@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import rgb_to_grayscale, to_pil_image
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import DataError, is_own
+from engrams.benchmarks.data.names import FEATURES, NPZ, DataError, is_own
 from engrams.benchmarks.data.own import load_own
 from engrams.benchmarks.data.parquet import ParquetImages
 
@@ -64,8 +65,9 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """Returns a data set by name, from memory if this process has loaded it before.
 
     One of :data:`NAMES` is looked for in the folder that the environment variable ENGRAMS_DATA names, then in
-    Avalanche's default data folder, in each of its formats, then downloaded into the latter. One of one's own is named
-    as :mod:`engrams.benchmarks.data.names` says, and is as :mod:`engrams.benchmarks.data.own` says.
+    Avalanche's default data folder, in each of its formats, then downloaded into the latter. ``features:NAME`` is what
+    :mod:`engrams.benchmarks.data.features` made. One of one's own is named as :mod:`engrams.benchmarks.data.names`
+    says, and is as :mod:`engrams.benchmarks.data.own` says.
 
     Args:
         name: of the data set.
@@ -79,6 +81,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """
     if is_own(name):
         return load_own(name, from_disk)
+    if name.startswith(f"{FEATURES}:"):
+        return load_own(f"{NPZ}:{features_file(name)}", from_disk)
     if name == "digits":
         return _digits()
     if name in SEQUENCES:
@@ -87,8 +91,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
         near = get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
         raise DataError(
-            f"no data set is called {name!r}; {hint} (one's own: npz:path, folder:path, parquet:path, "
-            f"module:function or file.py:function)"
+            f"no data set is called {name!r}; {hint} (features of one: features:name; one's own: npz:path, "
+            f"folder:path, parquet:path, module:function or file.py:function)"
         )
     source, root = _found_or_downloaded(name)
     with _named_if_broken(source, root):
@@ -196,6 +200,35 @@ def located(name: str) -> tuple[Source, Path] | None:
     """The first of a data set's formats whose files are all here, and the root folder that holds them, or None."""
     places = ((source, root) for source in SOURCES[name] for root in _roots(name))
     return next((place for place in places if all((place[1] / file).is_file() for file in place[0].files)), None)
+
+
+def features_folders() -> list[Path]:
+    """Returns where features are looked for, in order: below ENGRAMS_DATA, then below Avalanche's data folder."""
+    *named, default = _roots(FEATURES)
+    return [*(root / FEATURES for root in named), default]
+
+
+def found_features(name: str) -> Path | None:
+    """Returns the file of ``features:NAME``; None if they have not been made."""
+    files = (folder / f"{name.removeprefix(f'{FEATURES}:')}.npz" for folder in features_folders())
+    return next((file for file in files if file.is_file()), None)
+
+
+def features_file(name: str) -> Path:
+    """Returns the file of ``features:NAME``.
+
+    Raises:
+        DataError: they have not been made.
+    """
+    file = found_features(name)
+    if file is None:
+        made_of = re.fullmatch(rf"{FEATURES}:({'|'.join(NAMES)})-(.+)-(\d+)(?:-first(\d+))?", name)
+        dataset, network, size, first = made_of.groups() if made_of else ("DATASET", "NAME", "PIXELS", None)
+        command = f"engrams features {dataset} --network {network} --size {size}" + (
+            f" --first {first}" if first else ""
+        )
+        raise DataError(f"{name} is not in {' or '.join(map(str, features_folders()))}; '{command}' makes it")
+    return file
 
 
 def _roots(name: str) -> list[Path]:

@@ -201,7 +201,9 @@ def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
         None where a sample is more than an index into tensors; see :func:`columns_of`.
     """
     columns = columns_of(dataset)
-    return columns and tuple(column[:] if isinstance(column, PreparedLater) else column for column in columns)
+    if columns is None:
+        return None
+    return tuple(column[:] if isinstance(column, PreparedLater) else column for column in columns)
 
 
 def columns_of(dataset: AvalancheDataset) -> tuple[Column, ...] | None:

@@ -16,6 +16,8 @@ from engrams.strategies import references
 from engrams.strategies.references import BadReference
 
 NPZ, FOLDER, PARQUET = "npz", "folder", "parquet"
+FEATURES = "features"
+"""What features that ``engrams features`` made are called by, before a colon; and the folder that they lie in."""
 SPLITS = ("train", "test")
 """The two folders in a folder of images."""
 PARQUET_SPLITS = (("train",), ("test", "validation", "valid", "val"))
@@ -28,7 +30,7 @@ class DataError(UserError):
 
 def is_own(dataset: str) -> bool:
     """Returns whether a data set's name is not one of Engrams' own."""
-    return ":" in dataset
+    return ":" in dataset and not dataset.startswith(f"{FEATURES}:")
 
 
 def path_of(dataset: str) -> Path | None:

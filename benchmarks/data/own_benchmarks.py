@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
@@ -81,6 +81,7 @@ def _made(reference: str, arguments: str, seed: int) -> Any:
     """What the function returns; no random number is taken from the network's."""
     function = _function(reference)
     given = json.loads(arguments)
+    takes: Mapping[str, inspect.Parameter]
     try:
         takes = inspect.signature(function).parameters
     except (TypeError, ValueError):  # written in C, say
@@ -127,9 +128,9 @@ def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]
     if experiences is None:
         what = f"a {type(made).__name__} without a {stream}_stream"
         raise ProtocolError(f"benchmark: {reference} returns {what}; it has to return an Avalanche benchmark")
-    found = []
+    found: list[AvalancheDataset] = []
     for experience in experiences:
-        data = getattr(experience, "dataset", None)
+        data: Any = getattr(experience, "dataset", None)
         if not hasattr(data, "targets"):
             raise ProtocolError(
                 f"benchmark: experience {len(found)} of {reference} has no classes: its data set has no targets "

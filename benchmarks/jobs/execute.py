@@ -19,6 +19,7 @@ import torch
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
+from engrams.benchmarks.revisions import revisions_of
 from engrams.benchmarks.training.run import Run, learn
 from engrams.reports import store
 from engrams.reports.errors import UserError
@@ -74,16 +75,39 @@ def execute(
         }
         if isinstance(observer, GenerationObserver):
             animation = observer.animate()
-            if journal:
+            if journal and animation:
                 journal.animation(animation)
     except UserError as error:  # says all there is to say in one line
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
+        outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}{_kept(folder)}"}
+    record = _record(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
+    try:
+        if record.complete:
+            (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
+        store.write(record, folder)
+    except OSError as error:
+        if record.complete:  # not another's fault, and not to be shown as done
+            record = failed(run, device, f"done, but its record cannot be written: {error}; make room and run it again")
+    if journal:
+        journal.ended(complete=record.complete)
+    return record
+
+
+def _kept(folder: Path) -> str:
+    """Writes the traceback of the present error, and says where."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
-        reason = f"{type(error).__name__}: {error} (see {folder / TRACEBACK})"
-        outcome = {"status": "failed", "reason": reason}
-    record = Record(
+    except OSError:
+        return ""
+    return f" (see {folder / TRACEBACK})"
+
+
+def _record(run: Run, ran_on: dict[str, Any], outcome: dict[str, Any]) -> Record:
+    return Record(
+        experiences=run.experiences if outcome["status"] == "complete" else None,
+        revisions=revisions_of(run.strategy),
         protocol=run.protocol.name,
         strategy=run.strategy.name,
         variant=run.variant,
@@ -91,14 +115,19 @@ def execute(
         upper_bound=run.strategy.upper_bound,
         hyperparameters=run.deciding(),
         environment=ran_on,
-        **{"seconds": time.perf_counter() - started} | outcome,
+        **outcome,
     )
-    if record.complete:
-        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
-    store.write(record, folder)
-    if journal:
-        journal.ended(complete=record.complete)
-    return record
+
+
+def failed(run: Run, device: str, reason: str) -> Record:
+    """Returns the record of a run that came to nothing before it could say so itself.
+
+    Args:
+        run: that failed.
+        device: torch's name of the one that it ran on, or ``unknown``.
+        reason: why.
+    """
+    return _record(run, environment(device), {"status": "failed", "reason": reason, "seconds": 0.0})
 
 
 def journal_of(run: Run, folder: Path, ran_on: dict[str, Any]) -> Journal:
@@ -117,6 +146,8 @@ def journal_of(run: Run, folder: Path, ran_on: dict[str, Any]) -> Journal:
         "upper_bound": run.strategy.upper_bound,
         "hyperparameters": run.deciding(),
         "environment": ran_on,
+        "experiences": run.experiences,
+        "revisions": revisions_of(run.strategy),
     }
     about = {
         "title": run.protocol.title,
@@ -156,6 +187,15 @@ def usual_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _cpu() -> str:
+    """Its model, where the system says it: two of them may round differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 @cache
 def environment(device: str) -> dict[str, Any]:
     """What the run ran on: versions, machine, device."""
@@ -169,6 +209,7 @@ def environment(device: str) -> dict[str, Any]:
         "versions": versions,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
     }

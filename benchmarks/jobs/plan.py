@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
+from engrams.strategies import references
 from engrams.strategies.contract import Hyperparameters, Strategy
 
 
@@ -73,7 +74,7 @@ def plan(
         # In one order, so that the same settings are the same row.
         shown = dict(sorted(own.items())) | dict(sorted(protocol.changed.items()))
         shown |= {} if first is None else {"experiences": first}
-        variant = ",".join(f"{key}={shown_as(value)}" for key, value in shown.items())
+        variant = ",".join(f"{key}={shown_as(key, value)}" for key, value in shown.items())
         runs += [Run(protocol, entry, seed, hyperparameters, variant=variant, first=first) for seed in seeds]
     return runs
 
@@ -111,32 +112,11 @@ def _keys(model: type[Hyperparameters]) -> list[str]:
     return keys
 
 
-def shown_as(value: Any) -> str:
-    """Returns a value as a variant's name has it."""
+def shown_as(key: str, value: Any) -> str:
+    """Returns a setting's value as a variant's name has it; of a path to one's own data or network, its last part."""
+    if isinstance(value, str) and ":" in value and key in ("dataset", "network.kind"):
+        return (data_names if key == "dataset" else references).short(value)
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def seeds_of(text: str) -> list[int]:
-    """Returns the seeds that a text means.
-
-    ``3`` is how many: 0, 1, 2. With a comma or a hyphen they are the seeds themselves: ``5-9,12``; a single one is
-    ``7-7``, or ``7,``.
-
-    Raises:
-        PlanError: the text is none of these.
-    """
-    if text.isdecimal() and int(text) > 0:
-        return list(range(int(text)))
-    seeds: list[int] = []
-    for part in filter(None, text.split(",")):
-        span = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not span or int(span[2] or span[1]) < int(span[1]):
-            break
-        seeds += range(int(span[1]), int(span[2] or span[1]) + 1)
-    else:
-        if seeds and not text.isdecimal():
-            return list(dict.fromkeys(seeds))
-    raise PlanError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
 
 
 def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]:
@@ -146,5 +126,12 @@ def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]
         runs: of any number of strategies.
         settings: what was set by hand, as for :func:`plan`.
     """
-    rows = {(run.protocol.name, run.strategy.name): run for run in runs}  # not once a seed
-    return [line for run in rows.values() if (line := run.protocol.stale(run.strategy, list(settings)))]
+    lines = []
+    for run in {(run.protocol.name, run.strategy.name): run for run in runs}.values():  # not once a seed
+        protocol, joined = run.protocol, run.strategy
+        lines.append(protocol.stale(joined, list(settings)))
+        own = [*settings, *(protocol.chosen[joined.name].hyperparameters if joined.name in protocol.chosen else ())]
+        for part in joined.parts:
+            below = [key.removeprefix(f"{part.name}.") for key in own if key.startswith(f"{part.name}.")]
+            lines.append(protocol.stale(part, below))
+    return [line for line in lines if line]

@@ -6,16 +6,20 @@ import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, TypeVar
+
+import psutil
 
 from engrams.reports.errors import UserError
 
@@ -28,11 +32,14 @@ class Job(Protocol):
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 Report = Callable[[int], None]
-"""Told the number of epochs done, as they are done."""
+"""Told the number of epochs done, as they are done; 0 when the job has begun."""
+
+SECONDS_TO_END = 30
+"""That a process has to end by itself when there is nothing more to do."""
 
 
 # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
-_context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 
 
 def start_server() -> None:
@@ -52,89 +59,214 @@ def start_server() -> None:
 
 
 class ProcessError(UserError):
-    """A process was killed or could not write; the message is one line that says what to do."""
+    """A process died twice on one job, or could not write; the message is one line that says what to do."""
 
 
 def in_processes(
     jobs: Iterable[J], work: Callable[[J, Report], R], workers: int | None, advanced: Callable[[J, int], None]
-) -> Iterator[tuple[J, R]]:
-    """(job, what its work returned), as they end; each job has a process and one thread.
+) -> Iterator[tuple[J, R | ProcessError]]:
+    """Yields (job, what its work returned), as they end; each job has a process and one thread.
 
     With small networks two runs side by side are faster than one on two cores, and the result does not depend on how
     many there are. On a GPU the processes share it.
 
+    A process that dies (killed, out of memory, a crash in native code) takes one attempt of one job with it. The job is
+    tried once more, with no other beside it; if its process dies again, its outcome is a :class:`ProcessError` that
+    says what is known.
+
     Args:
         jobs: what to do. The next one is drawn when a process is free and the caller has taken in what ended, so that
             it may depend on that.
-        work: done in the process; must be importable there.
+        work: done in the process; must be importable there. It is handed what to tell of its progress.
         workers: jobs at once; None for one a core.
-        advanced: told in this process of a job that has begun (0) or has done so many epochs.
+        advanced: told in this process what the work tells of its progress.
 
     Raises:
-        ProcessError: a process was killed, or could not write its files.
+        ProcessError: a process could not write its files.
     """
     import joblib  # here, as torch below: the command line reads this file before it knows what it needs
 
     start_server()
-    remaining = iter(jobs)
-    started: list[J] = []
-    pending: dict[Future, J] = {}
-    events = _context.Queue()
-    listener = Thread(target=_listen, args=(events, started, advanced), daemon=True)
-    workers = workers or joblib.cpu_count()
-    pool = ProcessPoolExecutor(workers, _context, _start_worker, (events,))
-
-    def submit(count: int) -> None:
-        for job in islice(remaining, count):
-            started.append(job)
-            pending[pool.submit(_work, len(started) - 1, job, work)] = job
-
-    listener.start()
+    crew = _Crew(iter(jobs), work, workers or joblib.cpu_count())
     try:
-        submit(workers)
-        while pending:
-            ended, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in ended:
-                job = pending.pop(future)
-                yield job, _result(future, job)
-                submit(1)
+        crew.draw()
+        while crew.busy:
+            for worker in crew.heard():
+                job = worker.job
+                try:
+                    message = worker.connection.recv()
+                except (EOFError, OSError):  # whole messages only: what it was about to say died with it
+                    if (outcome := crew.lost(worker)) is not None:
+                        yield job, outcome
+                        crew.draw()
+                    continue
+                if isinstance(message, _Progress):
+                    worker.most_memory = max(worker.most_memory, message.memory)
+                    advanced(job, message.epochs)
+                else:
+                    crew.free(worker)
+                    yield job, message.value(job)
+                    crew.draw()
     except BaseException:
-        for process in multiprocessing.active_children():  # jobs that nobody waits for any more must not go on
-            process.terminate()
+        crew.terminate()  # jobs that nobody waits for any more must not go on
         raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        events.put(None)
-        listener.join()
+        crew.dismiss()
 
 
-def _result(future: Future, job: Job) -> Any:
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """A process that does one job after another.
+
+    It has a pipe of its own: of a queue that all share, one that is killed while it holds the lock would silence all.
+    """
+
+    def __init__(self, work: Callable[[Any, Report], Any]):
+        self.connection, theirs = _context.Pipe()
+        self.process = _context.Process(target=_serve, args=(theirs, work), daemon=False)
+        self.process.start()
+        theirs.close()
+        self.job: Any = None
+        self.is_last_attempt = False
+        self.most_memory = 0
+
+
+class _Crew:
+    """The workers, and the jobs that none of them has yet."""
+
+    def __init__(self, jobs: Iterator[Any], work: Callable[[Any, Report], Any], size: int):
+        self.jobs, self.work, self.size = jobs, work, size
+        self.idle: list[_Worker] = []
+        self.busy: list[_Worker] = []
+        self.once_more: list[Any] = []
+
+    def draw(self) -> None:
+        """Gives jobs to those that are free; a job that killed its process waits until no other runs."""
+        if self.once_more:
+            if not self.busy:
+                self._begin(self.once_more.pop(0), is_last_attempt=True)
+        elif not any(worker.is_last_attempt for worker in self.busy):
+            for job in islice(self.jobs, self.size - len(self.busy)):
+                self._begin(job, is_last_attempt=False)
+
+    def _begin(self, job: Any, is_last_attempt: bool) -> None:
+        worker = self.idle.pop() if self.idle else _Worker(self.work)
+        worker.job, worker.is_last_attempt, worker.most_memory = job, is_last_attempt, 0
+        self.busy.append(worker)
+        with suppress(OSError):  # it died while it was idle, which shows when it is listened to
+            worker.connection.send(job)
+
+    def heard(self) -> list[_Worker]:
+        """Waits until one of the busy has something to say, or is no more."""
+        # A process that it started may hold its end of the pipe open, so an end of the pipe alone is not waited for.
+        ready = multiprocessing.connection.wait(
+            [end for worker in self.busy for end in (worker.connection, worker.process.sentinel)]
+        )
+        return [w for w in self.busy if w.connection in ready or w.process.sentinel in ready]
+
+    def free(self, worker: _Worker) -> None:
+        self.busy.remove(worker)
+        self.idle.append(worker)
+
+    def lost(self, worker: _Worker) -> ProcessError | None:
+        """Returns why the job of a worker that died has no result; None if it is tried once more."""
+        self.busy.remove(worker)
+        worker.process.join()
+        worker.connection.close()
+        if not worker.is_last_attempt:
+            self.once_more.append(worker.job)
+            self.draw()
+            return None
+        return ProcessError(
+            f"the process of {worker.job.name} died twice, the second time with no other beside it: "
+            f"{_cause(worker.process.exitcode)}"
+            f", having held {worker.most_memory / 2**30:.1f} GiB of memory"
+        )
+
+    def terminate(self) -> None:
+        for worker in (*self.busy, *self.idle):
+            worker.process.terminate()
+
+    def dismiss(self) -> None:
+        """Ends all workers; one that holds on is killed."""
+        for worker in (*self.busy, *self.idle):
+            worker.connection.close()  # which the idle take for the end
+        for worker in (*self.busy, *self.idle):
+            worker.process.join(SECONDS_TO_END)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+def _cause(exit_code: int | None) -> str:
+    if exit_code is None or exit_code >= 0:
+        return f"it left with status {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"it was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+# --- in the worker's process ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Progress:
+    epochs: int
+    memory: int
+    """Bytes that the process holds."""
+
+
+@dataclass(frozen=True)
+class _Returned:
+    result: Any
+
+    def value(self, job: Job) -> Any:
+        return self.result
+
+
+@dataclass(frozen=True)
+class _Raised:
+    error: BaseException
+    traceback: str
+
+    def value(self, job: Job) -> Any:
+        if isinstance(self.error, OSError):
+            raise ProcessError(f"the files of {job.name} cannot be written: {self.error}") from self.error
+        raise self.error from RuntimeError(f"in a process of its own:\n{self.traceback}")
+
+
+def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
+    """Does what comes through the pipe until it ends."""
+    _prepare()
+    process = psutil.Process()
+    while True:
+        try:
+            job = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(
+            _attempt(job, work, lambda epochs: connection.send(_Progress(epochs, process.memory_info().rss)))
+        )
+        # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
+        # would otherwise gather until Python happens to look.
+        gc.collect()
+
+
+def _attempt(job: Any, work: Callable[[Any, Report], Any], report: Report) -> _Returned | _Raised:
     try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise ProcessError(
-            f"a process was killed while {job.name} ran (out of memory?); what is finished is kept, run the same "
-            f"command again, perhaps with --workers 1"
-        ) from error
-    except OSError as error:
-        raise ProcessError(f"the files of {job.name} cannot be written: {error}") from error
+        return _Returned(work(job, report))
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it takes more arguments than it keeps, or holds what cannot be sent
+            return _Raised(RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc())
+        return _Raised(error, traceback.format_exc())
 
 
-def _listen(events, started: list, advanced: Callable[[Any, int], None]) -> None:
-    while (event := events.get()) is not None:
-        index, epochs = event
-        advanced(started[index], epochs)
-
-
-_events: Any = None
-"""The worker's queue of (index of the job, epochs done)."""
-
-
-def _start_worker(events) -> None:
+def _prepare() -> None:
     import torch
 
-    global _events
-    _events = events
     gc.freeze()  # what the server has read stays: not to be looked through after each job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
@@ -167,13 +299,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _work(index: int, job: Any, work: Callable[[Any, Report], Any]) -> Any:
-    _events.put((index, 0))
-    try:
-        return work(job, lambda epochs: _events.put((index, epochs)))
-    finally:
-        # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
-        # would otherwise gather until Python happens to look.
-        gc.collect()

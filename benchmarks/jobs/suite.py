@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.jobs.execute import execute, usual_device
-from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.claims import Claimed, claim
+from engrams.benchmarks.jobs.execute import execute, failed, usual_device
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
+from engrams.benchmarks.revisions import present
 from engrams.benchmarks.training.run import Run
-from engrams.reports import store
+from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
-from engrams.reports.store import Record
+from engrams.reports.store import Record, RecordError
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import WandBMode, WandBSettings
 
@@ -32,6 +35,9 @@ def run_all(
 ) -> list[Record]:
     """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
 
+    A record that is damaged, or another run's, is kept beside the one that takes its place. What another command is
+    doing in the same folder is waited for, and not done again.
+
     Args:
         runs: what to do.
         out: folder of the records.
@@ -42,25 +48,61 @@ def run_all(
 
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
-        ProcessError: a process was killed.
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
-        store.RecordError: a record cannot be read.
+        store.NewerRecord: a record is of a later Engrams.
     """
-    done = {run: record for run in runs if (record := finished(run, out)) is not None}
+    done: dict[Run, Record] = {}
+    for run in runs:
+        try:
+            record = finished(run, out)
+        except store.NewerRecord:
+            raise
+        except RecordError as error:
+            display.say(f"not believed: {error}")
+            continue
+        if record is not None:
+            done[run] = record
     owed = [run for run in runs if run not in done]
     check_startable(owed, out, stream_from_disk)
-    with sending(wandb, out, display, lambda run: run.folder(out), display.advanced, bool(owed)) as (mode, sender):
-        work = partial(_work, out=out, device=usual_device(), wandb_mode=mode, stream_from_disk=stream_from_disk)
-        with display.showing(len(runs), len(done)):
-            for run, record in in_processes(owed, work, workers, sender.advanced):
-                done[run] = record
-                sender.over(run)
+    for line in provenance.remarks(done.values(), present()):
+        display.say(line)
+    begun: set[Run] = set()
+    with (
+        sending(wandb, out, display, lambda run: run.folder(out), display.advanced, bool(owed)) as (mode, sender),
+        display.showing(len(runs), len(done)),
+    ):
+
+        def advanced(run: Run, epochs: int) -> None:
+            begun.add(run)
+            sender.advanced(run, epochs)
+
+        for waits in (False, True):
+            claimed = []
+            work = partial(_work, out=out, wandb_mode=mode, stream_from_disk=stream_from_disk, waits=waits)
+            for run, outcome in in_processes(owed, work, workers, advanced):
+                if outcome is None:
+                    claimed.append(run)
+                    continue
+                record = done[run] = outcome if isinstance(outcome, Record) else _of_a_death(run, out, outcome)
+                if run in begun:  # else another command did it, which sends it too
+                    sender.over(run)
                 if record.complete:
                     display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
                 else:
                     display.failed(run, f"FAILED: {record.reason}")
+            if not (owed := claimed):
+                break
+            display.say(f"{len(owed)} of these runs are being done by another command; waiting for it")
     return [done[run] for run in runs]
+
+
+def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
+    """Writes and returns the record of a run that took its process with it, and so could write none itself."""
+    record = failed(run, "unknown", str(cause))
+    with suppress(OSError):
+        store.write(record, run.folder(out))
+    return record
 
 
 def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = False) -> None:
@@ -91,7 +133,7 @@ def finished(run: Run, out: Path) -> Record | None:
 
     Raises:
         SuiteError: it is of other settings.
-        store.RecordError: it cannot be read.
+        store.RecordError: it cannot be read, or is not to be believed.
     """
     path = run.folder(out) / store.RECORD
     if not path.exists():
@@ -118,5 +160,22 @@ def first_difference(old: dict, new: dict, key: str = "") -> str:
     return "none"
 
 
-def _work(run: Run, report: Report, out: Path, device: str, wandb_mode: WandBMode, stream_from_disk: bool) -> Record:
-    return execute(run, out, device, wandb_mode, report, stream_from_disk)
+def _work(
+    run: Run, report: Report, out: Path, wandb_mode: WandBMode, stream_from_disk: bool, waits: bool
+) -> Record | None:
+    """Does a run in a process of its own; None if another command is doing it, unless this one ``waits``."""
+    folder, device = run.folder(out), usual_device()
+    try:
+        with claim(folder, waits):
+            try:
+                if (record := finished(run, out)) is not None:  # by another command, meanwhile
+                    return record
+            except RecordError:
+                store.set_aside(folder / store.RECORD)
+            store.remove_leftovers(folder)
+            report(0)
+            return execute(run, out, device, wandb_mode, report, stream_from_disk)
+    except Claimed:
+        return None
+    except OSError as error:
+        return failed(run, device, f"{folder} cannot be written to: {error}")

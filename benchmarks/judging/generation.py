@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from engrams.benchmarks.data.streams import brightness, prepared
+from engrams.benchmarks.judging.pictures import drawn
 from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_of, train_classifier
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
@@ -72,7 +73,9 @@ class GenerationObserver:
         real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
         self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
         self.learned = len(classes)
-        seen |= {"generated": self._draw(), "frechet_distance": self.frechet_distance[-1]}
+        seen["frechet_distance"] = self.frechet_distance[-1]
+        if picture := drawn(self._draw):
+            seen["generated"] = picture
 
     def _draw(self) -> Path:
         """Writes the latest grid, rows the classes."""
@@ -84,8 +87,11 @@ class GenerationObserver:
             self.pictures.append(picture.convert("RGB"))
         return self.folder / PICTURE
 
-    def animate(self) -> Path:
+    def animate(self) -> Path | None:
         """Writes what was drawn after every experience, one after another; the last stays twice as long."""
+        return drawn(self._animate) if self.pictures else None
+
+    def _animate(self) -> Path:
         first, *others = self.pictures
         durations = [1000] * len(others) + [2000]
         first.save(self.folder / ANIMATION, save_all=True, append_images=others, duration=durations, loop=0)

@@ -12,6 +12,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
 from engrams.benchmarks.data.streams import brightness
+from engrams.benchmarks.judging.pictures import drawn
 from engrams.benchmarks.judging.real_classifier import RealClassifier, real_classifier
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
@@ -68,7 +69,8 @@ class GeneratorObserver:
             counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
             self.class_shares.append((counts.double() / len(x)).tolist())
             seen["class_shares"] = self.class_shares[-1]
-        seen["generated"] = self._draw()
+        if picture := drawn(self._draw):
+            seen["generated"] = picture
 
     def _draw(self) -> Path:
         """Writes the picture: one row of images an experience."""

@@ -19,6 +19,7 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.names import short
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.protocols.schema import CNN, Images
+from engrams.benchmarks.revisions import CLASSIFIER_REVISION
 from engrams.benchmarks.training.networks import ConvolutionalNetwork
 
 NETWORK = CNN(kind="cnn", convolutions=(16, "M", 32, "M"), hidden_sizes=(128,))
@@ -27,8 +28,6 @@ BATCH = 128
 IMAGES_SEEN = 200_000
 """In training; see :func:`train_classifier`."""
 SEED = 0
-VERSION = 1
-"""Of the code below, which what is kept was made by."""
 AT_ONCE = 1000
 
 
@@ -114,7 +113,7 @@ def _digest(dataset: str, images: Images) -> str:
         BATCH,
         IMAGES_SEEN,
         SEED,
-        VERSION,
+        CLASSIFIER_REVISION,
     ]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for column in (raw.train_x, raw.train_y, raw.test_x, raw.test_y):

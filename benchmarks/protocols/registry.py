@@ -25,6 +25,7 @@ from engrams.benchmarks.protocols.schema import (
     ProtocolError,
     ProtocolFile,
     first_problem,
+    set_below,
 )
 from engrams.strategies import catalogue, references
 from engrams.strategies.catalogue import CATALOGUE, registered
@@ -100,7 +101,8 @@ def as_toml(protocol: Protocol) -> str:
 
 def of_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those settings that are a protocol's and not a strategy's: ``training.epochs``, ``dataset``."""
-    return {key: value for key, value in settings.items() if key.partition(".")[0] in (*NUMBERED, *NAMED)}
+    tables = tuple(f"{table}." for table in NUMBERED)  # a strategy may have a hyperparameter called 'network'
+    return {key: value for key, value in settings.items() if key in NAMED or key.startswith(tables)}
 
 
 def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
@@ -162,7 +164,9 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
             raise ProtocolError(f"--set {key}: write the hyperparameter alone, as in ewc_lambda=10")
         if key == "stream.scenarios":
             raise ProtocolError(f"--set {key}: name the scenario in place of it, as in {path.stem}/class")
-        _set(content, key, _absolute("--set", Path.cwd(), key, value))
+        by_hand: dict[str, Any] = {}
+        set_below(by_hand, key.split("."), _absolute("--set", Path.cwd(), key, value))
+        content = _merged(content, by_hand)
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
@@ -207,7 +211,7 @@ def _extended(path: Path, content: dict[str, Any], extending: tuple[Path, ...] =
         table, _, rest = key.rpartition(".")
         place = content.get(table) if table else content
         if isinstance(place, dict) and rest in place:
-            _set(content, key, _absolute(str(path), path.parent, key, place[rest]))
+            set_below(content, key.split("."), _absolute(str(path), path.parent, key, place[rest]))
     if "extends" not in content:
         return content
     base_path = _base_of(path, content)
@@ -258,16 +262,6 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         )
         merged[key] = _merged(before or {}, value) if same_kind else value
     return merged
-
-
-def _set(content: dict[str, Any], key: str, value: Any) -> None:
-    table, _, rest = key.partition(".")
-    if rest:
-        inner = content.get(table)
-        content[table] = dict(inner) if isinstance(inner, dict) else {}
-        _set(content[table], rest, value)
-    else:
-        content[key] = value
 
 
 # --- what was chosen --------------------------------------------------------------------------------------------------
@@ -358,6 +352,6 @@ def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None
     """A strategy that is set must exist; its values are checked when it is run, since that means to read its file."""
     known = [*CATALOGUE, *registered()]
     for name in strategies:
-        for part in name.split("+"):
+        for part in catalogue.parts_of(name):
             if part not in known and ":" not in part:
                 raise ProtocolError(f"{path}: strategies.{name}: {UnknownName('strategy', part, known)}")

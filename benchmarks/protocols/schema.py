@@ -6,7 +6,7 @@ The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -368,14 +368,12 @@ class Protocol(Table):
             ProtocolError: one is missing, unknown or out of range; or as :meth:`check`.
         """
         self.check(strategy)
-        parts = strategy.name.split("+")
-        if len(parts) == 1:
-            values = self._values_of(strategy.name) | dict(settings or {})
-        else:
-            values = {part: self._values_of(part) for part in parts}
-            for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
-                part, _, rest = key.rpartition(".")
-                values[part] = values.get(part, {}) | {rest: value}
+        parts = [part.name for part in strategy.parts]
+        values: dict[str, Any] = {part: self._values_of(part) for part in parts}
+        for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
+            # A part's name may have a dot of its own: package.module:name.
+            part = next((part for part in parts if key.startswith(f"{part}.")), "")
+            set_below(values, [part, *key[len(part) + 1 :].split(".")] if part else key.split("."), value)
         try:
             return strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
@@ -482,7 +480,7 @@ class Protocol(Table):
         """Returns one line where what was chosen for a strategy was chosen under other settings, else None.
 
         Args:
-            strategy: of the catalogue, or one's own; one that is joined of others has no choice of its own here.
+            strategy: of the catalogue, or one's own. What was chosen for the parts of a joined one is theirs to say.
             by_hand: hyperparameters that were set in place of what was chosen.
         """
         choice = self.chosen.get(strategy.name)
@@ -496,6 +494,16 @@ class Protocol(Table):
         else:
             advice = f"'engrams search {self.reference} {strategy.reference}' chooses anew"
         return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
+
+
+def set_below(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets ``values[keys[0]][keys[1]]...``; tables on the way that are missing, or are none, are made."""
+    *tables, last = keys
+    for key in tables:
+        inner = values.get(key)
+        values[key] = dict(inner) if isinstance(inner, Mapping) else {}  # a copy: the file's own stays as it is
+        values = values[key]
+    values[last] = value
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:

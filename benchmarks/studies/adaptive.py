@@ -18,16 +18,15 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor, nn
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
-from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs.execute import environment, journal_of, usual_device
-from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_difference
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.studies.sweeps import StudyError, Subsets
-from engrams.benchmarks.training.run import Run, make_strategy
+from engrams.benchmarks.training.run import Run, benchmark_of, make_strategy
 from engrams.benchmarks.training.watch import Diverged, watch
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
@@ -95,10 +94,12 @@ def run_subsets(
         sending(wandb, out, display, lambda job: job.run.folder(out), shown, bool(owed)) as (mode, sender),
         display.showing(len(wanted), len(wanted) - len(owed)),
     ):
-        work = partial(_do_job, device=usual_device(), out=None if mode == "disabled" else out)
+        work = partial(_do_job, out=None if mode == "disabled" else out)
         try:
             for job, outcome in in_processes(owed, work, workers, sender.advanced):
                 sender.over(job)
+                if isinstance(outcome, ProcessError):
+                    raise outcome
                 results = results.model_copy(update={"outcomes": [*results.outcomes, outcome]})
                 _write(results, results_path(name, out))
                 everything = tuple(range(study.classes_per_experience))
@@ -176,8 +177,10 @@ def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def _do_job(job: Job, report: Report, device: str, out: Path | None) -> Outcome:
+def _do_job(job: Job, report: Report, out: Path | None) -> Outcome:
     """One job; with ``out``, it says for W&B what came out."""
+    report(0)
+    device = usual_device()
     if out is None:
         return learn_and_measure(job, report, device)
     journal = journal_of(job.run, job.run.folder(out), environment(device))
@@ -200,8 +203,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     protocol, run = job.run.protocol, job.run
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    data = prepared(protocol.dataset, protocol.images)
-    benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
+    benchmark = benchmark_of(run)
     plugins: list[MASPlugin] = []
     if job.measured_on:
         images = _images_of(benchmark.train_stream[0], job.measured_on)

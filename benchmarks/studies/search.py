@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from engrams.benchmarks.data.datasets import DataError
 from engrams.benchmarks.jobs.execute import TRACEBACK, environment, journal_of, usual_device
-from engrams.benchmarks.jobs.processes import Report, in_processes
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.judging.observer import classifier_for
@@ -102,9 +102,11 @@ def search(
             sending(wandb, out, display, lambda trial: trial.folder, shown, anything) as (mode, sender),
             display.showing(sum(max(trials, count) for count in finished.values()), sum(finished.values())),
         ):
-            work = partial(_try_out, device=usual_device(), stream_from_disk=stream_from_disk, wandb_mode=mode)
+            work = partial(_try_out, stream_from_disk=stream_from_disk, wandb_mode=mode)
             for trial, outcome in in_processes(owed, work, workers, sender.advanced):
                 sender.over(trial)
+                if isinstance(outcome, ProcessError):
+                    outcome = Outcome([], broken=str(outcome))
                 study = studies[trial.run.strategy.name]
                 _tell(study, asked.pop(trial.name), trial, outcome, display)
                 if len(_finished(study)) == trials:
@@ -124,6 +126,8 @@ def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         locks.enter_context(FileLock(journal.with_suffix(".lock"), timeout=0))
+        # Optuna's own lock, which a search that was killed left behind: nobody else is here.
+        journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
     except Timeout as error:
         raise SuiteError(
             f"another search is going on in {journal.parent}; wait for it or choose another --out"
@@ -295,10 +299,10 @@ class Pruning:
             raise optuna.TrialPruned(f"pruned after {len(matrix)} of {self.experiences} experiences")
 
 
-def _try_out(
-    trial: Trial, report: Report, device: str, stream_from_disk: bool, wandb_mode: WandBMode = "disabled"
-) -> Outcome:
+def _try_out(trial: Trial, report: Report, stream_from_disk: bool, wandb_mode: WandBMode = "disabled") -> Outcome:
     """Tries in a process of its own, and says for W&B what came out."""
+    report(0)
+    device = usual_device()
     if wandb_mode == "disabled":
         return _outcome_of(trial, report, device, stream_from_disk, [])
     journal = journal_of(trial.run, trial.folder, environment(device))
@@ -361,7 +365,6 @@ def _write_choice(protocol: Protocol, strategy: Strategy, study: optuna.Study, t
         with FileLock(path.with_suffix(".lock")):
             chosen = {other: kept.model_dump() for other, kept in registry.read_chosen(path).items()}
             replace_file(path, tomli_w.dumps(dict(sorted((chosen | {strategy.name: choice}).items()))))
-        path.with_suffix(".lock").unlink(missing_ok=True)
     except OSError as error:
         raise SuiteError(f"the choice cannot be written to {path}: {error}") from error
 

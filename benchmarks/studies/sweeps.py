@@ -189,16 +189,21 @@ def run_sweep(
     return dict(zip(runs, run_all(runs, out, wandb, workers, display), strict=True))
 
 
-def recorded(points: Sequence[Asked], out: Path) -> dict[Run, Record]:
-    """The complete records that are there.
+def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> dict[Run, Record]:
+    """The complete records that are there; ``damaged`` gets why one is left out.
 
     Raises:
-        RecordError: there is none, or one cannot be read.
         SuiteError: one is of other settings.
     """
-    found = {run: record for point in points for run in point.runs if (record := finished(run, out)) is not None}
-    if not found:
-        raise RecordError(f"there are no records of this study in {out}; leave out --only-draw to run it")
+    found = {}
+    for run in (run for point in points for run in point.runs):
+        try:
+            record = finished(run, out)
+        except RecordError as error:
+            damaged.append(error)
+            continue
+        if record is not None:
+            found[run] = record
     return found
 
 

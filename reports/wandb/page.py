@@ -36,7 +36,17 @@ STEPS: dict[str, tuple[str, ...]] = {
 SO_FAR = ("ACC", "forgetting", "seconds")
 """Names of the history that the summary does not repeat: there, what is final is below ``final/``."""
 OF_FAILURE = ("reason", "traceback", "seconds_until_failure")
-OWN = ("protocol", "strategy_name", "variant", "seed", "upper_bound", "environment", "about")
+OWN = (
+    "protocol",
+    "strategy_name",
+    "variant",
+    "seed",
+    "upper_bound",
+    "environment",
+    "about",
+    "experiences",
+    "revisions",
+)
 """Keys of the configuration that decide nothing, besides those of :meth:`Run.deciding`."""
 
 
@@ -75,6 +85,7 @@ def introduction(record: Mapping[str, Any], about: Mapping[str, Any] | None = No
             "upper_bound": bool(record.get("upper_bound")),
             "environment": record["environment"],
             "about": about or {},
+            **{key: record[key] for key in ("experiences", "revisions") if record.get(key)},
         },
     }
 
@@ -215,6 +226,7 @@ def record_of(
             | {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},
             "seconds": summary["final/seconds"] if complete else summary["seconds_until_failure"],
             "environment": config["environment"],
+            **{key: config[key] for key in ("experiences", "revisions") if key in config},
         }
     )
 

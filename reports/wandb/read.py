@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from pydantic import ValidationError
 
-from engrams.reports.store import RECORD, Record, RecordError
+from engrams.reports.store import RECORD, Record, RecordError, record_of
 from engrams.reports.wandb import page
 from engrams.reports.wandb.service import PATIENCE, Service, ServiceError
 from engrams.reports.wandb.settings import resolve
@@ -84,9 +83,9 @@ def _downloaded(service: Service, source: str, url: str) -> Record:
     response = requests.get(url, auth=("api", service.key) if mine else None, timeout=PATIENCE)
     response.raise_for_status()
     try:
-        return Record.model_validate(response.json())
-    except (ValueError, ValidationError) as error:
-        raise RecordError(f"{source}: {url} is no record") from error
+        return record_of(response.json())
+    except ValueError as error:
+        raise RecordError(f"{source}: {url} is no record ({error})") from error
 
 
 def records_of_files(folder: Path) -> list[Record]:

@@ -1,0 +1,129 @@
+"""Records, doubted: each against its protocol, and some of them done again on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.jobs.progress import Display
+from engrams.benchmarks.jobs.suite import first_difference, run_all
+from engrams.benchmarks.names import strategy_called
+from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.schema import flattened
+from engrams.benchmarks.training.run import Run
+from engrams.reports.errors import UserError
+from engrams.reports.provenance import DECIDING
+from engrams.reports.store import Record
+from engrams.reports.wandb.settings import DISABLED
+
+ELSEWHERE = 0.02
+"""By how much ACC may differ where the machine or a library does."""
+
+
+class Unrepeatable(UserError):
+    """A record's run cannot be done here; the message says why."""
+
+
+class Verdict(NamedTuple):
+    """What came of doing a record's run again."""
+
+    record: Record
+    holds: bool
+    said: str
+
+
+def run_of_record(record: Record) -> Run:
+    """Returns the run that a record is of.
+
+    Raises:
+        Unrepeatable: its protocol or strategy is not known here, or no longer has what the record says.
+    """
+    try:
+        return _run_of(record)
+    except (UserError, ValueError) as error:
+        raise Unrepeatable(str(error).partition("\n")[0]) from error
+
+
+def _run_of(record: Record) -> Run:
+    decided = record.hyperparameters
+    strategy = strategy_called(record.strategy)
+    hyperparameters = strategy.hyperparameters.model_validate(decided["strategy"])
+    first = decided.get("first_experiences")
+
+    def run(settings: dict[str, Any]) -> Run:
+        protocol = registry.get(record.protocol, settings)
+        return Run(protocol, strategy, record.seed, hyperparameters, decided["judge"], record.variant, first)
+
+    now, then = (registry.of_protocol(flattened(one)) for one in (run({}).deciding(), decided))
+    again = run({key: value for key, value in then.items() if now.get(key) != value})
+    if again.deciding() != decided:
+        raise Unrepeatable(f"it was made with other settings: {first_difference(decided, again.deciding())}")
+    return again
+
+
+def wrong_size(record: Record) -> str | None:
+    """Returns what is wrong with the size of a complete record's matrix for its protocol; None if nothing is.
+
+    A protocol that is not known here, or whose data are not here, says nothing.
+    """
+    if not record.complete:
+        return None
+    try:
+        run = run_of_record(record)
+        size = run.experiences
+    except (Unrepeatable, DataError):
+        return None
+    rows, columns = len(record.accuracy_matrix), len(record.accuracy_matrix[0])
+    if (rows, columns) == (1 if run.strategy.whole_stream_at_once else size, size):
+        return None
+    return f"its accuracy matrix is {rows} x {columns}; {record.protocol} has {size} experiences"
+
+
+def repeat(records: Sequence[Record], workers: int | None, display: Display) -> list[Verdict]:
+    """Does the runs of some records again and compares what comes out, to the bit where the machine is the same.
+
+    Args:
+        records: complete ones.
+        workers: runs at once; None for one a core.
+        display: told what is going on.
+    """
+    runs: dict[int, Run] = {}
+    verdicts: dict[int, Verdict] = {}
+    for index, record in enumerate(records):
+        try:
+            runs[index] = run_of_record(record)
+        except Unrepeatable as error:
+            verdicts[index] = Verdict(record, False, f"cannot be done again here: {error}")
+    with tempfile.TemporaryDirectory(prefix="engrams-verify-") as out:
+        again = run_all(list(runs.values()), Path(out), DISABLED, workers, display)
+        for index, record in zip(runs, again, strict=True):
+            verdicts[index] = compared(records[index], record)
+    return [verdicts[index] for index in range(len(records))]
+
+
+def compared(then: Record, now: Record) -> Verdict:
+    """Returns what is to be said of a record and of that of the same run, done again."""
+    if not now.complete:
+        return Verdict(then, False, f"failed: {now.reason}")
+    figures = ("accuracy_matrix", "accuracy_at_initialisation", "generated")
+    differences = [name for name in figures if getattr(then, name) != getattr(now, name)]
+    if not differences:
+        return Verdict(then, True, "equal to the bit")
+    said = f"ACC {100 * then.acc:.2f} in the record, {100 * now.acc:.2f} here; {', '.join(differences)} differ"
+    machines = other_machine(then.environment, now.environment)
+    if not machines:
+        return Verdict(then, False, f"{said}, on the same kind of machine")
+    within = abs(then.acc - now.acc) <= ELSEWHERE
+    judged = f"within the {100 * ELSEWHERE:g} points" if within else f"more than the {100 * ELSEWHERE:g} points"
+    return Verdict(then, within, f"{said}; {judged} that other circumstances may make: {machines}")
+
+
+def other_machine(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Returns what differs between two environments that may decide a last bit; empty if nothing does."""
+    kept = [(key, then.get(key), now.get(key)) for key in ("platform", "cpu", "device", "threads")]
+    versions = then.get("versions", {}), now.get("versions", {})
+    kept += [(name, *(found.get(name) for found in versions)) for name in DECIDING]
+    return ", ".join(f"{key} {old or 'not recorded'} there, {new} here" for key, old, new in kept if old != new)

@@ -1,0 +1,132 @@
+"""Jobs in processes of their own: what is told of them, and what one that dies takes with it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from engrams.benchmarks.jobs.processes import ProcessError, in_processes
+
+
+def job(name, **about):
+    return SimpleNamespace(name=name, **about)
+
+
+def mark_and_die(job, report):
+    """Leaves a mark of when each attempt began and ended; a deadly job ends its own process."""
+    report(1)
+    began = time.monotonic()
+    if job.deadly:
+        with Path(job.marks, job.name).open("a") as marks:
+            marks.write("tried\n")
+        if job.deadly == "once" and Path(job.marks, job.name).read_text().count("tried") > 1:
+            return "well the second time", began, time.monotonic()
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.3)
+    return "well", began, time.monotonic()
+
+
+def quiet(job, epochs):
+    pass
+
+
+def test_a_process_that_dies_takes_one_attempt_of_one_job_with_it(tmp_path):
+    jobs = [job("a", deadly=""), job("b", deadly="once"), *(job(name, deadly="") for name in "cde")]
+    for one in jobs:
+        one.marks = tmp_path
+    outcomes = {one.name: outcome for one, outcome in in_processes(jobs, mark_and_die, 2, quiet)}
+    assert {name: outcome[0] for name, outcome in outcomes.items()} == {
+        "a": "well",
+        "b": "well the second time",
+        "c": "well",
+        "d": "well",
+        "e": "well",
+    }
+    _, began, ended = outcomes.pop("b")
+    assert not [name for name, (_, b, e) in outcomes.items() if b < ended and began < e], "it is tried again alone"
+
+
+def test_a_job_that_kills_its_process_twice_is_given_up_and_the_others_go_on(tmp_path):
+    jobs = [job(name, deadly="always" if name == "b" else "", marks=tmp_path) for name in "abcd"]
+    outcomes = {one.name: outcome for one, outcome in in_processes(jobs, mark_and_die, 2, quiet)}
+    assert sorted(outcomes) == list("abcd")
+    assert (tmp_path / "b").read_text() == "tried\n" * 2
+    given_up = outcomes["b"]
+    assert isinstance(given_up, ProcessError)
+    assert "the process of b died twice" in str(given_up)
+    assert "SIGKILL (out of memory?), having held 0." in str(given_up)
+
+
+def count(job, report):
+    for epoch in range(1, 4):
+        report(epoch)
+    return os.getpid()
+
+
+def test_what_is_told_of_a_job_comes_in_order_and_before_its_result():
+    told = []
+    jobs = [job(str(number)) for number in range(4)]
+    results = in_processes(jobs, count, 2, lambda one, epochs: told.append((one.name, epochs)))
+    for one, _ in results:
+        assert [epochs for name, epochs in told if name == one.name] == [1, 2, 3]
+
+
+def test_a_job_is_drawn_when_the_outcome_before_it_was_taken_in():
+    taken = []
+
+    def jobs():
+        for number in range(3):
+            assert len(taken) == number
+            yield job(str(number))
+
+    for one, _ in in_processes(jobs(), count, 1, quiet):
+        taken.append(one.name)
+    assert taken == ["0", "1", "2"]
+
+
+class Picky(Exception):
+    """Cannot be read back from a pickle: it takes more than it keeps."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail(job, report):
+    if job.name == "picky":
+        raise Picky("this", "that")
+    raise ValueError("a bug")
+
+
+@pytest.mark.parametrize(("name", "kind", "said"), [("plain", ValueError, "a bug"), ("picky", RuntimeError, "that")])
+def test_a_bug_in_a_job_is_raised_here_and_shows_where(name, kind, said):
+    with pytest.raises(kind, match=said) as raised:
+        list(in_processes([job(name)], fail, 1, quiet))
+    assert "in fail" in str(raised.value.__cause__)
+
+
+def sleep(job, report):
+    report(os.getpid())
+    time.sleep(60)
+
+
+def test_nobody_goes_on_when_the_caller_stops():
+    processes = []
+    began = time.monotonic()
+
+    class Stop(Exception):
+        pass
+
+    def advanced(one, epochs):
+        if epochs:
+            processes.append(epochs)
+        if len(processes) == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        list(in_processes([job("a"), job("b")], sleep, 2, advanced))
+    assert time.monotonic() - began < 30
+    assert not [pid for pid in processes if psutil.pid_exists(pid)]
