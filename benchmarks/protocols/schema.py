@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent
 Scenario = Literal["task", "domain", "class"]
 Judge = Literal["test", "validation"]
 """What a run is judged on; it is of a search's trials that the second is asked."""
+Augmented = Literal["both", "stream", "buffer"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -226,6 +227,9 @@ class Training(Table):
     ``reset_optimizer``: whether the optimiser's state (Adam's moments) starts afresh with every experience.
     ``momentum``: of SGD.
     ``horizontal_flips``: every training image is mirrored with probability 1/2 whenever it is used.
+    ``random_crops``: it is padded by so many black pixels on all sides, and a window of its size cut out at random.
+    ``augmented``: whether that is done to the new images alone (``stream``), to those alone that a buffer replays
+    (``buffer``), or to both.
     """
 
     optimizer: Literal["adam", "sgd"]
@@ -236,6 +240,18 @@ class Training(Table):
     reset_optimizer: bool
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     horizontal_flips: bool = False
+    random_crops: Annotated[int, Field(ge=0)] = 0
+    augmented: Augmented = "both"
+
+    @property
+    def augments(self) -> bool:
+        return self.horizontal_flips or self.random_crops > 0
+
+    @model_validator(mode="after")
+    def _something_is_augmented(self) -> Training:
+        if self.augmented != "both" and not self.augments:
+            raise ValueError(f"augmented = {self.augmented!r} goes with horizontal_flips or random_crops")
+        return self
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> Training:
@@ -245,9 +261,9 @@ class Training(Table):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there were these two have neither."""
-        later = ("momentum", "horizontal_flips")
-        return {key: value for key, value in serialize(self).items() if value or key not in later}
+        """Records made before there were these have none."""
+        later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
+        return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
 class Generation(Table):

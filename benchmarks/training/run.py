@@ -28,7 +28,7 @@ from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchma
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
 from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
-from engrams.benchmarks.training.augment import HorizontalFlips
+from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
@@ -306,8 +306,9 @@ def make_strategy(
     training = run.protocol.training
     budget = run.budget
     shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-    if training.horizontal_flips and len(shape) != 3:
-        raise ProtocolError(f"{run.protocol.name}: training.horizontal_flips is for images; these are vectors")
+    if training.augments and len(shape) != 3:
+        which = "horizontal_flips" if training.horizontal_flips else "random_crops"
+        raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
     model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
     optimizer: torch.optim.Optimizer
@@ -318,7 +319,10 @@ def make_strategy(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
     decay = [LinearDecay()] if budget.schedule == "linear" and budget.epochs else []
-    flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
+    augmentation: list[Augmentation] = []
+    if training.augments:
+        flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]
+        augmentation.append(Augmentation(flips, crops, training.augmented, black, run.seed))
     template: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -327,7 +331,7 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed), *flips, *decay, *plugins],
+        "plugins": [InMemoryLoading(run.seed), *augmentation, *decay, *plugins],
         "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
     }
     entry = run.strategy
@@ -356,6 +360,8 @@ def make_strategy(
             strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, met)))
     except ValueError as error:  # it cannot be done on this stream
         raise ProtocolError(f"{run.protocol.name}: {entry.name}: {error}") from error
+    for plugin in augmentation:
+        strategy.plugins.insert(0, plugin.new)
     return strategy
 
 
