@@ -69,6 +69,8 @@ def execute(
             "accuracy_at_initialisation": learned.accuracy_at_initialisation,
             "metrics": metrics(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
             "generated": observer.summary() if observer else None,
+            "anytime": learned.anytime,
+            "prequential": learned.prequential,
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):
@@ -171,7 +173,8 @@ def commit() -> str | None:
 
 def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserver | GenerationObserver | None:
     """What looks at the run's generator, if it has one and what it makes are images."""
-    if not run.strategy.needs_images or datasets.load(run.protocol.dataset).vectors:
+    of_data = run.protocol.stream.kind != "benchmark"
+    if not run.strategy.needs_images or (of_data and datasets.load(run.protocol.dataset).vectors):
         return None
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:

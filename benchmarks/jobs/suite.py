@@ -113,7 +113,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
     """
-    for name in {run.protocol.dataset for run in runs}:
+    for name in {run.protocol.dataset for run in runs if run.protocol.stream.kind != "benchmark"}:
         datasets.check(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences

@@ -27,14 +27,14 @@ CLASSIFIERS = "classifiers"
 
 
 def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier | None:
-    """The classifier that tells what images of a protocol show; None where its experiences permute pixels.
+    """The classifier that tells what images of a protocol show; None where its experiences permute pixels, say.
 
     Args:
         protocol: of the run.
         device: torch's name of the device that the images are on.
         out: folder of all records; the classifier is kept below it.
     """
-    if protocol.stream.kind == "permuted":
+    if protocol.stream.kind != "split":
         return None
     classifier = real_classifier(protocol.dataset, protocol.images, out / CLASSIFIERS)
     classifier.network.to(device)
