@@ -136,6 +136,13 @@ class Mutant:
     """The function, with its class."""
     change: str
     tree: ast.Module = field(repr=False)
+    """Of the file, as it is."""
+    old: ast.AST = field(repr=False)
+    new: ast.AST = field(repr=False)
+
+    def changed(self) -> ast.Module:
+        """Changes the tree, which is for a process of its own, and returns it."""
+        return ast.fix_missing_locations(_Swap(self.old, self.new).visit(self.tree))
 
     @property
     def key(self) -> str:
@@ -160,11 +167,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             seen[where + change] += 1
             if seen[where + change] > 1:
                 change += f" ({seen[where + change]})"
-            copies: dict[int, Any] = {}
-            twin = copy.deepcopy(tree, copies)
-            changed = ast.fix_missing_locations(_Swap(copies[id(node)], new).visit(twin))
             file = path.relative_to(ROOT).as_posix()
-            yield Mutant(file, place.lines, place.around, place.in_function, place.where, change, changed)
+            yield Mutant(file, place.lines, place.around, place.in_function, place.where, change, tree, node, new)
 
 
 class Place(NamedTuple):
@@ -390,7 +394,7 @@ def reach_of(tests: Sequence[str]) -> Reach:
 
 def notices(mutant: Mutant, tests: Sequence[str]) -> int:
     """Runs tests on changed code, in a process that must have imported nothing of it; returns pytest's exit code."""
-    import_instead(lambda file, path: compile(mutant.tree, path, "exec") if file == mutant.file else None)
+    import_instead(lambda file, path: compile(mutant.changed(), path, "exec") if file == mutant.file else None)
     gc.disable()
     for some in (tests[:FIRST], tests[FIRST:]):
         if some and (code := int(pytest.main([*QUICKLY, *some]))):
