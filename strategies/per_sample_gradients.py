@@ -112,6 +112,13 @@ class Plan:
     """What a pass holds: what autograd keeps, and the signals of layers whose gradients are written out."""
     outputs: int
 
+    def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
+        """From now on the parameters of these layers take the general way, whatever the first samples showed."""
+        left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
+        self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
+        with same_random_numbers():
+            self.vectorised = _can_vectorise(model, _first_three(batch.inputs), batch.task, self.rest)
+
 
 def mean_over_samples(
     model: nn.Module, measured: Measurement, signals: Signals, statistic: Statistic
@@ -241,9 +248,8 @@ def plan(
     for name, p in parameters.items():
         if p.is_complex():
             raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
-    three = torch.arange(3) % rows(batch.inputs)
-    probe, task = part(batch.inputs, three), batch.task
-    y = None if batch.y is None else batch.y[three]
+    probe, task = _first_three(batch.inputs), batch.task
+    y = None if batch.y is None else _first_three(batch.y)
     outputs, _ = outputs_of(model, probe, task)
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
@@ -287,6 +293,11 @@ def plan(
         bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / 3,
         outputs=flat.shape[1],
     )
+
+
+def _first_three(inputs: Inputs) -> Inputs:
+    """The first three samples; the first ones again where there are fewer."""
+    return part(inputs, torch.arange(3) % rows(inputs))
 
 
 def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
@@ -431,8 +442,11 @@ def _add(
 ) -> None:
     with recorded(chosen.layers) as calls:
         given, outputs = outputs_of(model, batch.inputs, batch.task)
-    if any(len(runs) > 1 or len(runs[0].output) != len(outputs) for runs in calls.values()):
-        raise ValueError("a layer ran otherwise than on the first samples; an importance needs the same layers for all")
+    # A layer that runs for some samples only, or more than once, if not for the first ones.
+    if odd := [name for name, runs in calls.items() if len(runs) > 1 or len(runs[0].output) != len(outputs)]:
+        chosen.leave(odd, model, batch)
+        _add(sums, model, chosen, batch, signals, statistic)
+        return
     v = signals(given.detach(), batch.y)
     runs = {name: found[0] for name, found in calls.items()}
     of_rows: dict[str, Tensor] = {}

@@ -132,6 +132,23 @@ def test_a_model_that_is_wrapped_or_copied_between_experiences_keeps_its_anchors
             torch.testing.assert_close(a, b)
 
 
+def test_a_model_that_is_distributed_between_experiences_keeps_its_anchors(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/peers", rank=0, world_size=1)
+    try:
+        plugin, experiences = EWCPlugin(1.0, "separate"), stream([[0, 1]] * 2)
+        strategy = learn(Net(), [experiences[0]], plugin)
+        plain = strategy.model
+        strategy.model = nn.parallel.DistributedDataParallel(plain)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*(exchanged|not in the model|afresh)")
+            strategy.train(experiences[1])
+        expected = diagonal_fisher(plain, experiences[1].dataset)
+        for name, value in expected.items():
+            torch.testing.assert_close(plugin.importances[1][name], value)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_a_layer_that_grows_keeps_the_anchors_of_its_old_units(kind):
     plugin, experiences = PLUGINS[kind](), stream([[0, 1], [2, 3]])
