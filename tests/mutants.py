@@ -22,6 +22,7 @@ import importlib
 import importlib.machinery
 import os
 import pickle
+import random
 import signal
 import sys
 import tempfile
@@ -464,8 +465,9 @@ def main() -> None:
         path for path in sorted((ROOT / "strategies").rglob("*.py")) if path.name not in NOT_CHANGED
     ]
     mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
+    random.Random(0).shuffle(mutants)  # so that what was done when one stops it is a fair sample
     if options.list:
-        print("\n".join(mutant.key for mutant in mutants))
+        print("\n".join(sorted(mutant.key for mutant in mutants)))
         return
     for slow in ("avalanche.training", "pandas", "sklearn.datasets", "torchvision"):
         importlib.import_module(slow)  # once, not in every process

@@ -89,6 +89,21 @@ def test_a_parameter_that_is_gone_is_named(kind):
     assert "fc2.weight" in anchors_of(plugin)
 
 
+def test_the_penalty_of_another_model_goes_by_the_names_of_its_parameters():
+    plugin, experiences = EWCPlugin(3.0), stream([[0, 1]])
+    model = learn(Net(), experiences, plugin).model
+    other = Net()
+    expected = sum(
+        (plugin.importances[name] * (p - plugin.anchors[name]) ** 2).sum() for name, p in other.named_parameters()
+    )
+    assert plugin.penalty(other).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
+    with torch.no_grad():
+        model.body.bias += 1
+    model.fc = nn.Linear(5, 2)  # of its own model what was exchanged is left out
+    expected = plugin.importances["body.bias"].sum()
+    assert plugin.penalty(model).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
+
+
 def test_a_layer_that_is_reparametrised_is_named():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
@@ -271,6 +286,24 @@ def test_importance_data_that_does_not_fit_is_refused_before_training(data, mess
     with pytest.raises(ValueError, match=f"MASPlugin cannot work here, and nothing was trained: .*{message}"):
         learn(model, stream([[0, 1]]), MASPlugin(1.0, importance_data=data))
     assert torch.equal(model.fc.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty_step": "implicit"}, "penalty_step must be one of gradient, proximal; got 'implicit'"),
+        ({"consolidate_every": 0}, "consolidate_every must be at least 1 sample, or None; got 0"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        EWCPlugin(1.0, **options)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    plugin = EWCPlugin(0, "online", gamma=0, fisher_samples=1, consolidate_every=1)
+    learn(Net(), stream([[0, 1]] * 2), plugin)
+    assert plugin.consolidated == 2
 
 
 @pytest.mark.parametrize("make", [lambda: EWCPlugin(-1), lambda: MASPlugin(-1), lambda: L2Plugin(-1)])
