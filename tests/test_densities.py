@@ -371,6 +371,22 @@ def test_classes_in_the_last_dimension_are_refused(likelihood):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_density_is_known_in_half_precision_too(dtype):
+    x = torch.randn(SAMPLES, 4).to(dtype)
+    for criterion, y, likelihood in (
+        (lambda f, y: functional.cross_entropy(f, y), LABELS, "categorical"),
+        (lambda f, y: (f - y).square().mean(), numbers(3).to(dtype), "gaussian"),
+        (lambda f, y: functional.binary_cross_entropy_with_logits(f, y), numbers(3).round().to(dtype), "bernoulli"),
+    ):
+        plugin = EWCPlugin(1e-3)
+        assert plugin._likelihood(train(network(3).to(dtype), TensorDataset(x, y), criterion, plugin)) == likelihood
+    of_numbers = numbers(3).to(dtype)
+    for criterion, y in ((focal, LABELS), (nn.L1Loss(), of_numbers), (nn.HuberLoss(delta=30), of_numbers)):
+        with pytest.raises(ValueError, match="is none whose density is known"):
+            train(network(3).to(dtype), TensorDataset(x, y), criterion, EWCPlugin(1.0))
+
+
 def test_the_density_is_found_once_and_again_for_another_criterion():
     """And with it, before anything is trained: not after an experience, on what it has made of the outputs."""
     from avalanche.benchmarks import benchmark_from_datasets
@@ -454,5 +470,8 @@ def test_importances_that_are_all_zero_are_warned_of_by_name():
         def forward(self, f):
             return 0 * f
 
-    with pytest.warns(UserWarning, match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight'"):
+    with pytest.warns(
+        UserWarning,
+        match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
+    ):
         train(nn.Sequential(*model, Zero()), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))

@@ -592,6 +592,9 @@ def test_num_workers_of_train_reach_the_importance(monkeypatch):
         seen.clear()
         plugin.importance(strategy)
         assert max(seen) == (2 if isinstance(plugin, EWCPlugin) else 3)
+    seen.clear()
+    learn(Net(), [experience], EWCPlugin(1.0))
+    assert set(seen) == {0}
 
 
 def test_what_takes_long_suggests_fewer_samples(monkeypatch):
