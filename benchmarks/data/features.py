@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk
+from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.pretrained import Pretrained, pretrained
 
@@ -101,8 +102,9 @@ def _made(
         parts.mkdir()
     _replace(said, json.dumps(about).encode())
     total, done = len(data.train_y) + len(data.test_y), 0
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
     for split, images, labels in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
+        assert isinstance(images, Tensor)  # they were loaded so
         found = []
         for place, part in _in_parts(images):
             path = parts / f"{split}-{place:06d}.npy"
@@ -116,7 +118,7 @@ def _made(
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as opened:
-            np.savez(opened, about=np.array(json.dumps(about)), **arrays)
+            np.savez(opened, **arrays)
             opened.flush()
             os.fsync(opened.fileno())
         temporary.replace(file)
@@ -127,8 +129,7 @@ def _made(
     return file
 
 
-def _in_parts(images: Tensor | ImagesOnDisk) -> Iterator[tuple[int, Tensor]]:
-    assert isinstance(images, Tensor)  # they were loaded so
+def _in_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
     for place in range(0, len(images), IMAGES_IN_A_PART):
         yield place, images[place : place + IMAGES_IN_A_PART]
 
@@ -155,6 +156,8 @@ def _replace(path: Path, content: bytes) -> None:
 def _first(data: ImageData, first: int | None) -> ImageData:
     if first is None:
         return data
+    assert isinstance(data.train_x, Tensor)
+    assert isinstance(data.test_x, Tensor)
     return ImageData(data.train_x[:first], data.train_y[:first], data.test_x[:first], data.test_y[:first])
 
 
