@@ -88,7 +88,7 @@ class Categorical:
         return torch.diag_embed(signals.flatten(3)).movedim(-1, 1).reshape(-1, *p.shape)
 
     def answered(self, y: Tensor | None) -> Tensor | None:
-        if y is None or y.is_floating_point():
+        if not isinstance(y, Tensor) or y.is_floating_point():
             return None
         labelled = y != self.ignore_index
         return None if labelled.all() else labelled

@@ -117,7 +117,7 @@ class Plan:
         left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
         self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
         with same_random_numbers():
-            self.vectorised = _can_vectorise(model, _first_three(batch.inputs), batch.task, self.rest)
+            self.vectorised = _can_vectorise(model, _first_three(batch).inputs, batch.task, self.rest)
 
 
 def mean_over_samples(
@@ -248,8 +248,7 @@ def plan(
     for name, p in parameters.items():
         if p.is_complex():
             raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
-    probe, task = _first_three(batch.inputs), batch.task
-    y = None if batch.y is None else _first_three(batch.y)
+    probe, y, task, _ = _first_three(batch)
     outputs, _ = outputs_of(model, probe, task)
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
@@ -295,9 +294,9 @@ def plan(
     )
 
 
-def _first_three(inputs: Inputs) -> Inputs:
+def _first_three(batch: Minibatch) -> Minibatch:
     """The first three samples; the first ones again where there are fewer."""
-    return part(inputs, torch.arange(3) % rows(inputs))
+    return _chosen(batch, torch.arange(3) % rows(batch.inputs))
 
 
 def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
@@ -623,9 +622,11 @@ def _can_vectorise(model: nn.Module, probe: Inputs, task: int, rest: dict[str, n
 def _part(batch: Minibatch, start: int, stop: int) -> Minibatch:
     if start == 0 and stop == rows(batch.inputs):
         return batch
-    chosen = slice(start, stop)
-    y = None if batch.y is None else batch.y[chosen]
-    return Minibatch(part(batch.inputs, chosen), y, batch.task, batch.first + start)
+    return _chosen(batch, slice(start, stop))._replace(first=batch.first + start)
+
+
+def _chosen(batch: Minibatch, chosen: slice | Tensor) -> Minibatch:
+    return batch._replace(inputs=part(batch.inputs, chosen), y=part(batch.y, chosen))
 
 
 def _refuse_not_finite(

@@ -462,6 +462,30 @@ def test_gradients_are_needed_wherever_an_importance_is_asked_for():
         diagonal_fisher(model, data)
 
 
+class Described(torch.utils.data.Dataset):
+    """Labels are a name and a box, which no importance reads unless it has to."""
+
+    def __init__(self):
+        self.x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return self.x[i], {"name": f"sample {i}", "box": torch.zeros(4)}
+
+
+def test_labels_of_any_form_will_do_where_none_are_read():
+    model, data, plain = Net(), Described(), TensorDataset(Described().x)
+    for measure in (diagonal_fisher, mas_importance, partial(mas_importance, variant="local")):
+        found, expected = (measure(nn.Sequential(model.body, nn.ReLU(), model.fc), d) for d in (data, plain))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="fisher='empirical' reads labels; the dataset's are dict, no tensor"):
+        diagonal_fisher(model, data, "empirical")
+    with pytest.raises(ValueError, match="fisher='batched' reads labels; the dataset's are NoneType, no tensor"):
+        diagonal_fisher(model, plain, "batched")
+
+
 class InPlace(Net):
     """Centres its inputs in place; with a parameter outside of any layer, and by choice an ``.item()``."""
 
