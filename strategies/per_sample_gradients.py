@@ -371,9 +371,12 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
-    return torch.allclose(
-        found, expected, rtol=10 * tolerance, atol=tolerance * expected.abs().max().item(), equal_nan=True
-    )
+    return torch.allclose(found, expected, rtol=10 * tolerance, atol=tolerance * _largest(expected), equal_nan=True)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; NaN, which is told of where it is measured, is none."""
+    return values.abs().nan_to_num().max().item()
 
 
 def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None:
@@ -391,7 +394,7 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
             found.append(outputs_of(model, part(probe, torch.tensor(order)), task)[1][0])
 
     def differ(a: Tensor, b: Tensor) -> bool:
-        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * a.abs().max().item(), equal_nan=True)
+        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(a), equal_nan=True)
 
     if differ(found[0], found[2]):
         raise ValueError(

@@ -194,6 +194,36 @@ def test_a_strategy_learns_positions_some_without_a_label(fisher):
     assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=9))
 
 
+class Own(nn.Module):
+    """Somebody's cross-entropy, which says what it ignores."""
+
+    def __init__(self):
+        super().__init__()
+        self.ignore_index = 7
+
+    def forward(self, f, y):
+        return functional.cross_entropy(1 * f, y, ignore_index=self.ignore_index)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_what_somebodys_criterion_ignores_is_no_label(fisher):
+    y = torch.where(LABELS == 1, 7, LABELS)
+    model, plugin, dataset = network(3), EWCPlugin(1.0, fisher=fisher), data_of(y)
+    train(model, dataset, Own(), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=7))
+
+
+def test_outputs_of_one_sample_may_be_squeezed():
+    class Squeezed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    dataset = data_of(LABELS[:7])
+    for kind in ("exact", "empirical", "batched"):
+        found = diagonal_fisher(Squeezed(*network(3)), dataset, kind, samples_at_once=3, batch_size=3)
+        assert_same(found, diagonal_fisher(network(3), dataset, kind, batch_size=3))
+
+
 def test_more_outputs_than_an_exact_fisher_can_have_backward_passes_are_refused_before_training():
     model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 5000)).double()
     y = torch.zeros(SAMPLES, 5000, dtype=torch.double)
