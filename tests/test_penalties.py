@@ -198,6 +198,16 @@ def test_a_plugin_used_for_a_second_strategy_starts_afresh(kind):
         assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in learned), strict=True))
 
 
+def test_a_second_strategy_is_checked_too():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]])
+    learn(Net(), experiences, plugin)
+    unfit = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 2))
+    before = unfit[0].weight.clone()
+    with pytest.warns(UserWarning, match="it starts afresh"), pytest.raises(ValueError, match="nothing was trained"):
+        learn(unfit, experiences, plugin)
+    assert torch.equal(unfit[0].weight, before)
+
+
 def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_was_reset_does_not():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 3)
     model = learn(Net(), [experiences[0]], plugin).model
