@@ -53,6 +53,7 @@ TESTS = (
     "ewc",
     "generators",
     "importance",
+    "layer_gradients",
     "mas",
     "mergan",
     "penalties",

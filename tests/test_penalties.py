@@ -442,6 +442,11 @@ def test_the_columns_are_those_that_the_strategy_says():
         torch.testing.assert_close(plugin.importances[name], value)
 
 
+class Unmeasured(torch.utils.data.Dataset):
+    def __getitem__(self, i):
+        return torch.zeros(6), 0
+
+
 class Endless(torch.utils.data.IterableDataset):
     def __iter__(self):
         return iter([(torch.zeros(6), 0)])
@@ -452,6 +457,7 @@ class Endless(torch.utils.data.IterableDataset):
     [
         (DataLoader(TensorDataset(torch.zeros(3, 6))), "is a DataLoader; give the data set that it loads"),
         (stream([[0, 1]])[0], "is one experience; give its .dataset"),
+        (Unmeasured(), "must have a length and be indexed by numbers; got a Unmeasured"),
         (Endless(), "must have a length and be indexed by numbers; got a Endless"),
         ([], "the dataset is empty"),
     ],
