@@ -401,6 +401,22 @@ def test_classes_in_the_last_dimension_are_refused(likelihood):
         )  # fmt: skip
 
 
+def test_classes_in_the_last_dimension_are_refused_whatever_the_criterion_is():
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    model = nn.Sequential(Positions(), nn.Flatten(), nn.Unflatten(1, (2, 3)))
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 2\) do not fit outputs of shape \(3, 2, 3\)"):
+        train(
+            model, data_of(y), lambda f, y: focal(f.flatten(0, 1), y.flatten()),
+            EWCPlugin(1.0, likelihood="categorical"),
+        )  # fmt: skip
+
+
+def test_one_sample_is_an_experience_too():
+    model, plugin = network(3), EWCPlugin(1.0)
+    train(model, data_of(LABELS[1:2]), nn.CrossEntropyLoss(), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS[1:2])))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_density_is_known_in_half_precision_too(dtype):
     x = torch.randn(SAMPLES, 4).to(dtype)
