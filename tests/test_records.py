@@ -171,7 +171,7 @@ def test_a_damaged_record_is_done_again_and_kept_beside(runs, damage):
     assert "1 of 2 runs have a complete record already" in done.stdout
     assert f"not believed: {path}" in done.stdout
     assert store.read(path).accuracy_matrix == before.accuracy_matrix
-    assert (path.parent / "record.json.damaged-1").read_bytes() == damaged
+    assert (path.parent / "record.json.aside-1").read_bytes() == damaged
     assert not list(runs.rglob(".*")), "no claim and no temporary file is left"
 
 

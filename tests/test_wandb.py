@@ -85,7 +85,7 @@ def test_what_arrives_equals_the_record(service, tmp_path, alone):
         found = page_of(service, name)
         assert arrived(found) == record.model_dump()
         (artifact,) = service.artifacts_of(found, "record")
-        assert json.loads(artifact.files["record.json"]) == record.model_dump()
+        assert store.record_of(json.loads(artifact.files["record.json"])) == record
         table = json.loads(next(body for file, body in found.files.items() if "table/accuracy_matrix" in file))
         assert [row[1:] for row in table["data"]] == record.accuracy_matrix
         picture = next(body for file, body in found.files.items() if "images/accuracy_matrix_image" in file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 
+from engrams.strategies.kept import State
+
 
 class HorizontalFlips(SupervisedPlugin):
     """Mirrors every image of a training minibatch, [N, channels, height, width], with probability 1/2.
@@ -19,6 +21,14 @@ class HorizontalFlips(SupervisedPlugin):
         """
         super().__init__()
         self._coins = torch.Generator().manual_seed(seed)
+
+    def state_dict(self) -> State:
+        """Returns the state of the source of random numbers."""
+        return {"coins": self._coins.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._coins.set_state(state["coins"])
 
     def before_training_iteration(self, strategy, **kwargs):
         x = strategy.mb_x

@@ -24,6 +24,13 @@ from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.streams import Judge, bounds, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import Protocol, ProtocolError
 from engrams.benchmarks.training.augment import HorizontalFlips
+from engrams.benchmarks.training.checkpoint import (
+    Checkpoints,
+    random_state,
+    restore_random,
+    restore_strategy,
+    state_of_strategy,
+)
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
@@ -32,6 +39,7 @@ from engrams.reports.matrix import accuracy_row
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
+from engrams.strategies.kept import KeepsNothing, State
 
 EVALUATION_BATCH = 1000
 
@@ -168,6 +176,8 @@ def learn(
     report: Callable[[int], None],
     stream_from_disk: bool = False,
     classifier: nn.Module | None = None,
+    checkpoints: Checkpoints | None = None,
+    kept: State | None = None,
 ) -> Learned:
     """Trains and judges, once through the stream.
 
@@ -178,6 +188,8 @@ def learn(
         report: called with the number of epochs done, as they are done.
         stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
         classifier: of real images, which judges where a generator is judged.
+        checkpoints: offered one after every experience but the last.
+        kept: what they had, to go on from; the result is the same to the bit.
 
     Raises:
         Diverged: the loss or a parameter is no finite number any more.
@@ -186,7 +198,7 @@ def learn(
     protocol = run.protocol
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    clock = Stopwatch()
+    clock = Stopwatch(kept["seconds"] if kept else 0.0)
     data = prepared(protocol.dataset, protocol.images, stream_from_disk)
     benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
@@ -198,8 +210,15 @@ def learn(
             for watcher in of_epochs:
                 watcher.after_epoch(epoch, losses)
 
-    watch(strategy, report, epoch_done)
-    matrix: list[list[float]] = []
+    done = kept["epochs"] if kept else 0
+
+    def told(epochs: int) -> None:
+        nonlocal done
+        done = epochs
+        report(epochs)
+
+    watch(strategy, told, epoch_done, done)
+    matrix: list[list[float]] = kept["matrix"] if kept else []
 
     def look() -> None:
         matrix.append(accuracy_row(strategy.eval(judged)))
@@ -212,18 +231,45 @@ def learn(
         strategy.train(learned)
         look()
         return Learned(matrix, [], clock.seconds)
-    at_initialisation = accuracy_row(strategy.eval(judged))
-    for experience in learned:
+    of_watchers = {type(watcher).__name__: watcher for watcher in watchers if hasattr(watcher, "state_dict")}
+    if kept:
+        at_initialisation = kept["at_initialisation"]
+        restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
+        for name in of_watchers.keys() & kept["watchers"].keys():  # whether there is one of W&B, this command says
+            of_watchers[name].load_state_dict(kept["watchers"][name])
+        restore_random(kept["random"])
+    else:
+        at_initialisation = accuracy_row(strategy.eval(judged))
+
+    def state() -> State:
+        return {
+            "matrix": matrix,
+            "at_initialisation": at_initialisation,
+            "seconds": clock.seconds,
+            "epochs": done,
+            "strategy": state_of_strategy(strategy),
+            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
+            "random": random_state(),
+        }
+
+    for experience in learned[len(matrix) :]:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         look()
+        if checkpoints and len(matrix) < len(learned):
+            with clock.paused():
+                checkpoints.offer(state)
     return Learned(matrix, at_initialisation, clock.seconds)
 
 
 class Stopwatch:
     """Wall-clock seconds since it was made, but for pauses."""
 
-    def __init__(self):
-        self._started = time.perf_counter()
+    def __init__(self, already: float = 0.0):
+        """
+        Args:
+            already: seconds that went before.
+        """
+        self._started = time.perf_counter() - already
         self._paused = 0.0
 
     @property
@@ -298,7 +344,7 @@ def make_strategy(
     return strategy
 
 
-class SilentInTraining(EvaluationPlugin):
+class SilentInTraining(KeepsNothing, EvaluationPlugin):
     """Avalanche's, asked in evaluation only.
 
     A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the
