@@ -79,6 +79,8 @@ def run(
         warnings.warn(line, stacklevel=2)
     display = Display(Console(quiet=not progress))
     sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
+    if sent_to.word:
+        warnings.warn(sent_to.word, stacklevel=2)
     records = run_all(runs, Path(out), sent_to, workers, display, stream_from_disk)
     display.say_afterwards()
     return Records(records)

@@ -279,7 +279,7 @@ def _check_result(record: Record) -> None:
     promised = _experiences(record)
     if promised is not None and matrix.shape[1] != promised:
         raise ValueError(f"accuracy_matrix judges {matrix.shape[1]} experiences, the protocol has {promised}")
-    for name, value in metrics(matrix, baseline if len(baseline) else None).items():
+    for name, value in metrics(record.accuracy_matrix, record.accuracy_at_initialisation or None).items():
         found = record.metrics[name]
         if (value is None) != (found is None) or (value is not None and not abs(value - (found or 0.0)) <= TOLERANCE):
             raise ValueError(f"metrics.{name} is {found}, its accuracy_matrix gives {value}")

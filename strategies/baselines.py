@@ -18,6 +18,7 @@ from engrams.strategies.minibatches import named_parameters
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
+    PenaltyHyperparameters,
     PenaltyStep,
     QuadraticPenaltyPlugin,
     refuse_negative,
@@ -190,7 +191,7 @@ class ReplayPlugin(SupervisedPlugin):
 # --- in the catalogue -------------------------------------------------------------------------------------------------
 
 
-class L2Hyperparameters(Hyperparameters):
+class L2Hyperparameters(PenaltyHyperparameters):
     """What :class:`L2Plugin` takes."""
 
     l2_lambda: Lambda
@@ -208,7 +209,7 @@ ENTRIES = {
     "cumulative": Strategy(build=lambda _, template: Cumulative(**template), upper_bound=True),
     "frozen": Strategy(plugin=lambda _: FrozenBackbonePlugin()),
     "l2": Strategy(
-        plugin=lambda h: L2Plugin(h.l2_lambda),
+        plugin=lambda h: L2Plugin(h.l2_lambda, penalty_step=h.penalty_step),
         hyperparameters=L2Hyperparameters,
         search={"l2_lambda": LogUniform(1e-3, 1e3)},
     ),

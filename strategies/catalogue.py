@@ -74,6 +74,9 @@ CATALOGUE: dict[str, Listed] = {
     "dgr-vae": Listed(
         "dgr", "deep generative replay with a variational autoencoder", counterpart="avalanche-generative-replay"
     ),
+    "dgr-gaussian": Listed(
+        "dgr", "deep generative replay with one Gaussian a class, in closed form, asked for by class"
+    ),
     "exact-replay": Listed(
         "dgr",
         "the same scholar with past real images for a generator: the upper bound of generative replay",

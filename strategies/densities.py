@@ -7,8 +7,8 @@ factor, and with one output the softmax's is 0, since a softmax of one output is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,14 @@ Likelihood = Literal["categorical", "bernoulli", "bernoulli-probabilities", "gau
 
 
 class LogDensity(Protocol):
-    """log p(y|x) as a function of the network's outputs f [N, K]; every method works on a whole batch.
+    """log p(y|x) as a function of the network's outputs f [N, ...], as it gives them; every method works on a batch.
 
-    A *signal* is a vector v_n for each sample, [N, K], that is pulled back through the network: the gradient of a
-    function of the outputs with respect to theta is J_n' v_n, with v_n the function's gradient with respect to f_n.
+    A *signal* is a vector v_n for each sample, of f_n's shape, that is pulled back through the network: the gradient of
+    a function of the outputs with respect to theta is J_n' v_n, with v_n the function's gradient with respect to f_n.
     """
 
     def refuse(self, outputs: Tensor) -> None:
-        """Raises a ValueError if the network's outputs [N, ...], as it gives them, are none of this density."""
+        """Raises a ValueError if the network's outputs are none of this density."""
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The signal d log p(y_n | x_n) / d f_n."""
@@ -34,23 +34,29 @@ class LogDensity(Protocol):
         """One y from p(y | x_n) for each n."""
 
     def expectation(self, outputs: Tensor) -> Tensor:
-        """Signals [terms, N, K] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
+        """Signals [terms, N, ...] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
+
+    def answered(self, y: Tensor | None) -> Tensor | None:
+        """Which of the labels count, of y's shape; None: all do."""
 
 
 class Categorical:
     """p(y|x) = softmax(f)_y, so that d log p(y|x) / d f = e_y - p.
 
     Outputs that are log-probabilities (of ``nn.NLLLoss``) are their own softmax's logarithm, and the same holds.
+    Outputs [N, K, ...] are of one class at every position (a pixel, a word), and p is the product over positions. A
+    label that is ``ignore_index`` is none.
     """
 
     def __init__(self, ignore_index: int = -100):
         self.ignore_index = ignore_index
 
     def refuse(self, outputs: Tensor) -> None:
-        if outputs.dim() != 2 or outputs.shape[1] < 2:
+        if outputs.dim() < 2 or outputs.shape[1] < 2:
             raise ValueError(
-                f"a categorical density needs outputs [N, K] with K >= 2 classes; the network gives "
-                f"{_rows(outputs)}. One logit belongs to nn.BCEWithLogitsLoss (likelihood='bernoulli')"
+                f"a categorical density needs outputs [N, K] with K >= 2 classes (or [N, K, ...], a class at every "
+                f"position); the network gives {_rows(outputs)}. One logit belongs to nn.BCEWithLogitsLoss "
+                f"(likelihood='bernoulli')"
             )
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -58,26 +64,34 @@ class Categorical:
         if y.is_floating_point():  # probabilities of the classes: d sum_c y_c log p_c / d f
             y = _like(y, outputs)
             return y - p * y.sum(1, keepdim=True)
-        if y.numel() != len(outputs):
-            raise ValueError(f"labels of shape {tuple(y.shape)} do not fit outputs of shape {tuple(outputs.shape)}")
-        y = y.flatten().long()
+        y = fitting(y, outputs).long()
         ignored = y == self.ignore_index
         if ignored.any():
-            one_hot = functional.one_hot(y.masked_fill(ignored, 0), outputs.shape[1])
-            return (one_hot - p).masked_fill(ignored.unsqueeze(1), 0)
-        return functional.one_hot(y, outputs.shape[1]) - p
+            return (_one_hot(y.masked_fill(ignored, 0), p) - p).masked_fill(ignored.unsqueeze(1), 0)
+        return _one_hot(y, p) - p
 
     def draw(self, outputs: Tensor) -> Tensor:
         # Outputs that are not finite draw something, and their score says so.
-        return torch.multinomial(outputs.softmax(1).nan_to_num(1.0), 1).squeeze(1)
+        p = outputs.softmax(1).nan_to_num(1.0).movedim(1, -1)
+        return torch.multinomial(p.flatten(0, -2), 1).view(p.shape[:-1])
 
     def expectation(self, outputs: Tensor) -> Tensor:
-        # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2
+        # E_y [(J'(e_y - p))^2] = sum_c (J' sqrt(p_c) (e_c - p))^2, at each position, since they are independent
         p = outputs.softmax(1)
         # A masked unit (a class not met yet) has probability 0 exactly. NaN is not 0, and stays to be noticed.
-        classes = (p.amax(0) != 0).nonzero().flatten()
-        weights = p[:, classes].T.sqrt().unsqueeze(2)
-        return weights * (functional.one_hot(classes, p.shape[1]).unsqueeze(1) - p)
+        classes = (p.transpose(0, 1).flatten(1).amax(1) != 0).nonzero().flatten()
+        weights = p[:, classes].transpose(0, 1).sqrt().unsqueeze(2)
+        e = functional.one_hot(classes, p.shape[1]).view(-1, 1, p.shape[1], *[1] * (p.dim() - 2))
+        signals = weights * (e - p)
+        if p.dim() == 2:
+            return signals
+        return torch.diag_embed(signals.flatten(3)).movedim(-1, 1).reshape(-1, *p.shape)
+
+    def answered(self, y: Tensor | None) -> Tensor | None:
+        if y is None or y.is_floating_point():
+            return None
+        labelled = y != self.ignore_index
+        return None if labelled.all() else labelled
 
 
 class Bernoulli:
@@ -96,6 +110,9 @@ class Bernoulli:
         # E_y [(J'(y - s))^2] = sum_k (J' sqrt(s_k (1 - s_k)) e_k)^2: the outputs are independent.
         s = outputs.sigmoid()
         return _one_by_one((s * (1 - s)).sqrt())
+
+    def answered(self, y: Tensor | None) -> Tensor | None:
+        return None
 
 
 class BernoulliProbabilities:
@@ -117,6 +134,9 @@ class BernoulliProbabilities:
     def expectation(self, outputs: Tensor) -> Tensor:
         variance = outputs * (1 - outputs)
         return _one_by_one(self._over(variance.sqrt(), variance))
+
+    def answered(self, y: Tensor | None) -> Tensor | None:
+        return None
 
     @staticmethod
     def _over(numerator: Tensor, variance: Tensor) -> Tensor:
@@ -143,6 +163,9 @@ class Gaussian:
         # E_y [(J'(y - f) / s^2)^2] = sum_k (J' e_k / s)^2: the residuals are independent with variance s^2.
         return _one_by_one(torch.full_like(outputs, 1 / self.noise_std))
 
+    def answered(self, y: Tensor | None) -> Tensor | None:
+        return None
+
 
 def density(likelihood: Likelihood, noise_std: float = 1.0, ignore_index: int = -100) -> LogDensity:
     """Returns the density of that name; ``noise_std`` is the gaussian's, ``ignore_index`` the categorical's."""
@@ -153,9 +176,20 @@ def density(likelihood: Likelihood, noise_std: float = 1.0, ignore_index: int = 
     return BernoulliProbabilities() if likelihood == "bernoulli-probabilities" else Categorical(ignore_index)
 
 
+def fitting(y: Tensor, outputs: Tensor) -> Tensor:
+    """Returns class indices in the shape of the outputs without their classes; a ValueError if they do not fit."""
+    if y.numel() != outputs[:, 0].numel():
+        raise ValueError(f"labels of shape {tuple(y.shape)} do not fit outputs of shape {tuple(outputs.shape)}")
+    return y.reshape(outputs[:, 0].shape)
+
+
+def _one_hot(y: Tensor, p: Tensor) -> Tensor:
+    return functional.one_hot(y, p.shape[1]).movedim(-1, 1)
+
+
 def _one_by_one(weights: Tensor) -> Tensor:
-    """Signals [K, N, K]: the k-th has weights[:, k] at output k, and 0 elsewhere."""
-    return torch.diag_embed(weights).transpose(0, 1)
+    """Signals [K, N, ...]: the k-th has the weights at output k of every sample, and 0 elsewhere."""
+    return torch.diag_embed(weights.reshape(len(weights), -1)).transpose(0, 1).reshape(-1, *weights.shape)
 
 
 def _like(y: Tensor, outputs: Tensor) -> Tensor:
@@ -201,46 +235,131 @@ def likelihood_of(criterion: object) -> Likelihood | None:
     return next((name for function, name in OF_FUNCTIONS.items() if criterion is function), None)
 
 
-def likelihood_by_gradient(loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor) -> Likelihood | None:
-    """Returns the density whose score is -c d loss / d f for some c > 0, at random outputs; None if there is none.
+PROBED_AT: dict[Likelihood, tuple[float, ...]] = {
+    "categorical": (1.0, 1.0, 3.0),
+    "bernoulli": (1.0, 1.0, 3.0),
+    "bernoulli-probabilities": (1.0, 1.0, 3.0),
+    "gaussian": (1.0, 1.0, 1e3),
+}
+"""How far from 0 the outputs lie at which a loss is compared with a density: a Huber loss is a square near 0 only."""
 
-    So a criterion that somebody wrote is known by what it does.
+
+def likelihood_by_gradient(
+    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, ignore_index: int = -100
+) -> Likelihood | None:
+    """Returns the density that a loss is of, whatever it takes for its targets; None if it is of none.
+
+    So a criterion that somebody wrote is known by what it does. Its gradient must be c (m - t), with m the density's
+    mean at the outputs, some c > 0, and some targets t (the labels, smoothed ones, the inputs), for all samples alike
+    and at all outputs: from one to the next it changes as c m does.
 
     Args:
         loss: the loss of a batch as a function of its outputs.
-        outputs: [N, ...], for their shape.
-        y: the batch's targets.
+        outputs: [N, ...]: the network's, for their shape and type, and whether they are log-probabilities.
+        y: the batch's labels; only those that are ``ignore_index`` are read, whose gradient is 0.
+        ignore_index: a class index that counts as no label.
     """
-    random = torch.Generator().manual_seed(0)
-    f = torch.randn(outputs.shape, generator=random, dtype=torch.float64).to(outputs)
-    inputs: dict[Likelihood, tuple[Tensor, Callable[[Tensor], Tensor]]] = {
-        # Through the log-softmax, which changes nothing for a cross-entropy and makes log-probabilities for an NLL.
-        "categorical": (f, lambda f: f.log_softmax(1)),
-        "bernoulli": (f, lambda f: f),
-        "bernoulli-probabilities": (0.1 + 0.8 * f.sigmoid(), lambda f: f),
-        "gaussian": (f, lambda f: f),
-    }
-    for likelihood, (at, then) in inputs.items():
+    for likelihood in PROBED_AT:
         try:
-            kind = density(likelihood)
-            kind.refuse(at)
-            leaf = at.clone().requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(loss(then(leaf)), leaf)
-            score = kind.score(at.reshape(len(at), -1), y).reshape(at.shape)
-        except Exception:  # whatever it raises: it is no loss of these targets
+            of = density(likelihood, ignore_index=ignore_index)
+            (first, first_mean), *others = _probed(of, likelihood, loss, outputs)
+            changes = [(gradient - first, mean - first_mean) for gradient, mean in others]
+            if (answered := of.answered(y)) is not None:
+                counted = fitting(answered, outputs).unsqueeze(1)
+                changes = [(gradient, mean * counted) for gradient, mean in changes]
+            if _alike(changes, outputs.dtype):
+                return likelihood
+        except Exception:  # whatever it raises: it is no loss of these outputs
             continue
-        scale = -(gradient * score).sum() / score.square().sum()
-        if scale > 0 and torch.allclose(gradient, -scale * score, rtol=1e-3, atol=1e-4 * gradient.abs().max().item()):
-            return likelihood
     return None
+
+
+def of_labels(
+    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood, ignore_index: int = -100
+) -> bool:
+    """Tells whether a loss of that density has the labels for its targets: its gradient is -c times their score."""
+    try:
+        at, gradient = _gradient(likelihood, loss, outputs, torch.Generator().manual_seed(0))
+        return _alike([(gradient, -density(likelihood, 1.0, ignore_index).score(at, y).double())], outputs.dtype)
+    except Exception:  # whatever it raises: it is no loss of these labels
+        return False
+
+
+def _probed(
+    of: LogDensity, likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields the loss's gradient c (m - t) and the density's mean m at random outputs, which both are rid of the
+    variance that a gradient by probabilities is divided by."""
+    random = torch.Generator().manual_seed(0)
+    for scale in PROBED_AT[likelihood]:
+        at, gradient = _gradient(likelihood, loss, outputs, random, scale)
+        of.refuse(at)
+        if likelihood == "categorical":
+            yield gradient, at.double().softmax(1)
+        elif likelihood == "bernoulli":
+            yield gradient, at.double().sigmoid()
+        elif likelihood == "gaussian":
+            yield gradient, at.double()
+        else:
+            yield gradient * at * (1 - at), at.double()
+
+
+def _gradient(
+    likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor, random: torch.Generator, scale: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Random outputs, and the gradient of the loss there."""
+    f = scale * torch.randn(outputs.shape, generator=random, dtype=torch.float64)
+    at = (0.1 + 0.8 * f.sigmoid() if likelihood == "bernoulli-probabilities" else f).to(outputs).requires_grad_()
+    with torch.enable_grad():
+        through = at.log_softmax(1) if likelihood == "categorical" and normalised(outputs) else at
+        (gradient,) = torch.autograd.grad(loss(through), at)
+    return at.detach(), gradient.double()
+
+
+def normalised(outputs: Tensor) -> bool:
+    """Tells whether outputs [N, K, ...] are log-probabilities."""
+    return bool(outputs.dim() > 1 and outputs.logsumexp(1).abs().max() < 1e-2)
+
+
+def _alike(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:
+    """Tells whether every first tensor is the second times one c > 0."""
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 3e-2
+    found, expected = pairs[0]
+    c = (found * expected).sum() / expected.square().sum()
+    return bool(c > 0) and all(
+        torch.allclose(found, c * expected, rtol=tolerance, atol=tolerance / 10 * found.abs().max().item())
+        for found, expected in pairs
+    )
+
+
+def refuse_unnormalised(criterion: str, loss: Callable[[Tensor], Tensor], outputs: Tensor) -> None:
+    """Raises a ValueError if a categorical loss takes the outputs for log-probabilities, and they are none.
+
+    Of what does not add up to 1 a negative log-likelihood is no density's loss. One that normalises by itself (a
+    cross-entropy) is the same for the outputs and for their log-softmax.
+    """
+    with torch.no_grad():
+        given, of_logarithms = loss(outputs), loss(outputs.log_softmax(1))
+    if (given - of_logarithms).abs().max() > 1e-2:
+        total = outputs.double().logsumexp(1).exp().flatten()[0].item()
+        raise ValueError(
+            f"the criterion ({criterion}) needs log-probabilities; the exponentials of the network's outputs add up to "
+            f"{total:.3g}, not 1. End the network with a log-softmax, or take nn.CrossEntropyLoss"
+        )
+
+
+def options_of(criterion: object) -> dict[str, Any]:
+    """Returns what a loss of torch was made with, be it a module or a partial of a function."""
+    if isinstance(criterion, functools.partial):
+        return criterion.keywords
+    if isinstance(criterion, nn.Module):
+        return {**vars(criterion), **criterion._buffers}
+    return {}
 
 
 def left_out(criterion: object) -> list[str]:
     """Returns what a known loss has besides its density, in words: class weights, label smoothing."""
-    options = criterion.keywords if isinstance(criterion, functools.partial) else vars(criterion)
-    if isinstance(criterion, nn.Module):
-        options = {**options, **criterion._buffers}
+    options = options_of(criterion)
     said = [name for name in ("weight", "pos_weight") if options.get(name) is not None]
     found = (
         [f"class weights ({', '.join(said)}), which the Fisher leaves out: every class counts alike"] if said else []

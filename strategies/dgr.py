@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,9 +16,11 @@ from engrams.strategies.contract import (
     Betas,
     Budget,
     Build,
+    Fraction,
     Hyperparameters,
     Lambda,
     LearningRate,
+    LogUniform,
     Positive,
     PositiveFraction,
     Schedule,
@@ -27,10 +29,11 @@ from engrams.strategies.contract import (
 )
 from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
-from engrams.strategies.generators import VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators import VAE, WGANGP, ClassGaussians, Generator, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators.gaussian import Covariance
 from engrams.strategies.generators.vae import ImageLikelihood
 from engrams.strategies.generators.wgan_gp import Architecture
-from engrams.strategies.heads import Heads
+from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
@@ -80,8 +83,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 the same. ``classes``: its number of classes among those of all experiences so far. A number in (0, 1]:
                 that, from the second experience on; 1 is training without replay.
             replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
-                ``soft``, its probabilities. ``asked``: the class that the generator was asked for; it must be
-                conditional, and there must be one head.
+                ``soft``, its probabilities. ``asked``: the class that the generator was asked for, which must be
+                conditional; under several heads, the class of a task, so that none is drawn.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
                 previous weights (EWC, MAS) has no meaning then, and this package's are refused.
@@ -90,7 +93,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
         Raises:
             ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
-                generator that cannot be or a solver of several heads, or ``soft`` with NLLLoss; new_scholar together
+                generator that cannot be, or ``soft`` with NLLLoss; new_scholar together
                 with a quadratic penalty or a conditional generator. In the first experience, before anything is
                 trained: it does not know the classes that r or the heads need, or its images are not what the generator
                 was promised.
@@ -110,8 +113,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 "replay_labels='soft' needs a criterion that takes class probabilities; NLLLoss takes none"
             )
         super().__init__(**template)
-        if replay_labels == "asked" and is_multi_task_module(self.model):
-            raise ValueError("replay_labels='asked' needs one head: a generator knows classes, not their tasks")
         self.generator = generator.to(self.device)
         self.r = r
         self.replay_labels = replay_labels
@@ -120,6 +121,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         """The last experience's, frozen."""
         self._past: list[Met] = []
         self._pieces = Pieces()
+        self._task_classes = TaskClasses() if is_multi_task_module(self.model) else None
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
 
     @property
@@ -161,6 +163,11 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
+    def _asked_for(self, labels: Tensor, columns: Sequence[Any]) -> Tensor:
+        if self._task_classes is None:
+            return labels
+        return self._task_classes.numbered(torch.cat(columns[2]).to(labels), labels)
+
     def criterion(self) -> Tensor:
         """Eq. 2 in training, the loss on the minibatch alone in evaluation."""
         loss = super().criterion()
@@ -179,7 +186,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
         while True:
             if self.replay_labels == "asked":
                 x, answers = generator.sample_labelled(n)
-                tasks = heads.draw(n, generator.random)
+                if self._task_classes is None:
+                    tasks = heads.draw(n, generator.random)
+                else:
+                    tasks, answers = self._task_classes.told_apart(answers)
             else:
                 x = generator.sample(n)
                 tasks = heads.draw(n, generator.random)
@@ -215,11 +225,14 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def state_dict(self) -> State:
         past = [[list(part) for part in met] for met in self._past]
-        return super().state_dict() | {"past": past}
+        pairs = list(self._task_classes.pairs) if self._task_classes else []
+        return super().state_dict() | {"past": past, "task_classes": pairs}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self._past = [Met(*met) for met in state["past"]]
+        if self._task_classes:
+            self._task_classes.pairs = state["task_classes"]
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()
 
@@ -263,6 +276,15 @@ class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
     penalty: Lambda = 10.0
     betas: Betas = (0.0, 0.9)
     """These three are Gulrajani et al. 2017's, algorithm 1."""
+
+
+class GaussianScholarHyperparameters(ScholarHyperparameters):
+    """The generator is :class:`ClassGaussians`."""
+
+    replay_labels: ReplayLabels = "asked"
+    covariance: Covariance = "shared"
+    shrinkage: Fraction = 0.1
+    rank: Positive | None = None
 
 
 def scholar(
@@ -320,6 +342,12 @@ ENTRIES = {
         build=scholar(_vae),
         hyperparameters=VAEScholarHyperparameters,
         budget=lambda h, _: Budget(generator_epochs=h.generator_epochs, schedule=h.solver_schedule),
+        needs_images=True,
+    ),
+    "dgr-gaussian": Strategy(
+        build=scholar(lambda h, images, seed: ClassGaussians(images, h.covariance, h.shrinkage, h.rank, seed)),
+        hyperparameters=GaussianScholarHyperparameters,
+        search={"shrinkage": LogUniform(1e-3, 1)},
         needs_images=True,
     ),
     "exact-replay": Strategy(

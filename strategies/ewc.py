@@ -15,34 +15,46 @@ and what becomes of it with more than two tasks:
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from avalanche.training.templates.problem_type import SupervisedProblem
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.strategies.contract import Fraction, Hyperparameters, Lambda, LogUniform, Positive, Strategy
-from engrams.strategies.densities import Likelihood, left_out, likelihood_by_gradient, likelihood_of
-from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher
+from engrams.strategies.contract import Fraction, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.densities import (
+    Likelihood,
+    density,
+    fitting,
+    left_out,
+    likelihood_by_gradient,
+    likelihood_of,
+    of_labels,
+    options_of,
+    refuse_unnormalised,
+)
+from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher, refuse_too_many
 from engrams.strategies.minibatches import (
     AskedThroughStrategy,
-    arguments,
     asked,
     evaluation_mode,
     minibatches,
     same_random_numbers,
 )
+from engrams.strategies.per_sample_gradients import outputs_of
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,
     Excluded,
+    PenaltyHyperparameters,
     PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
     refuse_negative,
-    shown,
 )
 
 
@@ -135,6 +147,10 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._present_samples = 1
+        self._found: tuple[object, Likelihood] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_found": None}  # a criterion that is a function may not be pickled
 
     def importance(self, strategy) -> ByName:
         """F of the experience just learned; the sum over its samples with ``weigh_by_samples``."""
@@ -153,23 +169,38 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        whole = shown(strategy.experience, "origin_experience", None)
-        self._present_samples = len(whole.dataset if whole is not None else self._since[-1])  # type: ignore[arg-type]
+        if self._checked:
+            self._likelihood(strategy)  # of another criterion than before, too, is known before it is trained with
+        self._present_samples = self._samples_to_come(strategy.experience)
+
+    def _samples_to_come(self, experience) -> int:
+        """How many there are until the next consolidation; at least, with ``consolidate_every``."""
+        if self.consolidate_every is not None:
+            return max(self.consolidate_every, len(self._since[-1]))  # type: ignore[arg-type]
+        whole = getattr(experience, "origin_experience", None)
+        return len(whole.dataset if whole is not None else self._since[-1])  # type: ignore[arg-type]
 
     @property
     def _scale(self) -> float:
         return super()._scale / (self._present_samples if self.weigh_by_samples else 1)
 
     def check(self, strategy) -> None:
-        model = asked(strategy)
-        data = first_samples(self.data_since(strategy))
         criterion = getattr(strategy, "_criterion", None)
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
-        if isinstance(criterion, nn.NLLLoss) or criterion is functional.nll_loss:
-            _refuse_unnormalised(model, data)
+        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
+            density(likelihood).refuse(outputs)
+            if self.fisher == "exact":
+                refuse_too_many(outputs)
+            if self.likelihood is None and likelihood == "categorical":
+                refuse_unnormalised(_name_of(criterion), loss, outputs)
+            elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
+                fitting(y, outputs)
+            if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
+                _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)))
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
+        data = first_samples(self.data_since(strategy))
         self._measured(strategy, data, "sampled" if self.fisher == "exact" else self.fisher, None)
 
     def _measured(self, strategy, data: Dataset, fisher: Fisher, samples: int | None) -> dict[str, Tensor]:
@@ -180,23 +211,29 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             samples,
             likelihood=self._likelihood(strategy),
             noise_std=self.noise_std,
-            ignore_index=getattr(getattr(strategy, "_criterion", None), "ignore_index", -100),
+            ignore_index=_ignore_index(strategy),
             **self._loading(strategy, self.batch_size, self.num_workers),
         )
 
     def _likelihood(self, strategy) -> Likelihood:
-        """The density of the strategy's criterion, or the one that was given; a ValueError if they contradict."""
+        """The density of the strategy's criterion, or the one that was given; found once for a criterion."""
         criterion = getattr(strategy, "_criterion", None)
-        known = likelihood_of(criterion)
-        method = getattr(strategy, "criterion", None)
-        own = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
-        if known is None or own:
-            known = self._likelihood_by_gradient(strategy) or (None if own else known)
+        if self._found is None or self._found[0] is not criterion:
+            self._found = criterion, self._find_likelihood(strategy)
+        return self._found[1]
+
+    def _find_likelihood(self, strategy) -> Likelihood:
+        """
+        Raises:
+            ValueError: the criterion's density is not known, and none was given; or it is known and another was given.
+        """
+        criterion = getattr(strategy, "_criterion", None)
+        known = self._likelihood_by_gradient(strategy) if _is_own(strategy) else likelihood_of(criterion)
         if self.likelihood is None and known is None:
-            name = getattr(criterion, "__name__", type(criterion).__name__)
             raise ValueError(
-                f"the criterion ({name}) is none whose density is known (cross-entropy, NLL, binary cross-entropy, "
-                f"squared error): say which it is by likelihood={' or '.join(map(repr, get_args(Likelihood)))}"
+                f"the criterion ({_name_of(criterion)}) is none whose density is known (cross-entropy, NLL, binary "
+                f"cross-entropy, squared error): say which it is by "
+                f"likelihood={' or '.join(map(repr, get_args(Likelihood)))}"
             )
         if self.likelihood is not None and known not in (None, self.likelihood):
             raise ValueError(
@@ -207,29 +244,52 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
         """What the strategy's own loss does on three samples."""
-        model = AskedThroughStrategy(strategy)
-        with same_random_numbers(), evaluation_mode(model):
-            try:
-                batch = next(minibatches(model, first_samples(self.data_since(strategy)), 3))
-                with torch.no_grad():
-                    outputs = model(batch.inputs)
-                y = torch.empty(0) if batch.y is None else batch.y
-                return likelihood_by_gradient(lambda f: model.loss(batch.inputs, f), outputs, y)
-            except Exception:  # it is not known then, and that is said
-                return None
+        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
+            found = likelihood_by_gradient(loss, outputs, y, _ignore_index(strategy))
+            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
+                refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
+            if found is None and outputs.dim() > 2:
+                last = outputs.movedim(-1, 1)
+                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last, y, _ignore_index(strategy))
+                if of_last == "categorical":
+                    raise ValueError(
+                        f"the criterion takes the last dimension of the outputs {list(outputs.shape)} for the classes: "
+                        f"give [N, K, ...], as nn.CrossEntropyLoss takes them (outputs.movedim(-1, 1))"
+                    )
+            return found
 
 
-def _refuse_unnormalised(model: nn.Module, data: Dataset) -> None:
-    """nn.NLLLoss takes what it gets for log-probabilities; of others it is no density's loss."""
-    with evaluation_mode(model), torch.no_grad():
-        for batch in minibatches(model, data, 3):
-            sums = model(*arguments(model, batch.inputs, batch.task)).logsumexp(1)
-            if sums.isfinite().all() and sums.abs().max() > 1e-2:
-                raise ValueError(
-                    f"nn.NLLLoss needs log-probabilities; the exponentials of the network's outputs add up to "
-                    f"{sums.exp()[0].item():.3g}, not 1. End the network with a log-softmax, or take "
-                    f"nn.CrossEntropyLoss"
-                )
+@contextmanager
+def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
+    """Within: the strategy's loss as a function of outputs, the outputs, and the labels, of the first three samples."""
+    model = AskedThroughStrategy(strategy)
+    with same_random_numbers(), evaluation_mode(model):
+        batch = next(minibatches(model, first_samples(data), 3))
+        outputs, _ = outputs_of(model, batch.inputs, batch.task)
+        yield partial(model.loss, batch.inputs), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+
+def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:
+    if not are_labels:
+        raise ValueError(
+            f"fisher={fisher!r} reads labels, and the criterion's targets are others (smoothed ones, or the inputs): "
+            f"fisher='exact' or 'sampled' read none"
+        )
+
+
+def _is_own(strategy) -> bool:
+    """Tells whether the loss is none of torch's: somebody's criterion, or a strategy's method."""
+    method = getattr(strategy, "criterion", None)
+    overridden = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
+    return overridden or likelihood_of(getattr(strategy, "_criterion", None)) is None
+
+
+def _ignore_index(strategy) -> int:
+    return options_of(getattr(strategy, "_criterion", None)).get("ignore_index", -100)
+
+
+def _name_of(criterion: object) -> str:
+    return getattr(criterion, "__name__", type(criterion).__name__)
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------
@@ -238,7 +298,7 @@ def _refuse_unnormalised(model: nn.Module, data: Dataset) -> None:
 EWC_LAMBDAS = LogUniform(1e1, 1e6)
 
 
-class EWCHyperparameters(Hyperparameters):
+class EWCHyperparameters(PenaltyHyperparameters):
     """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
 
     ewc_lambda: Lambda
@@ -254,17 +314,19 @@ class OnlineEWCHyperparameters(EWCHyperparameters):
 
 ENTRIES = {
     "ewc-separate": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples),
+        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "ewc-online": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma),
+        plugin=lambda h: EWCPlugin(
+            h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step
+        ),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),

@@ -34,8 +34,12 @@ class Pieces:
         self.met = 0
         """Pieces of the present experience, so far."""
 
-    def begin(self, experience: Any) -> bool:
+    def begin(self, experience: Any, otherwise: str = "") -> bool:
         """Tells whether an experience begins with this piece; called once, before it is learned.
+
+        Args:
+            experience: what is learned next.
+            otherwise: what the caller can do without knowing, for the message.
 
         Raises:
             ValueError: the stream hides it.
@@ -44,8 +48,8 @@ class Pieces:
             first = getattr(experience, "is_first_subexp", True)
         except ValueError as error:  # Avalanche's MaskedAttributeError
             raise ValueError(
-                "the stream hides where an experience ends; make it with split_online_stream(..., "
-                "access_task_boundaries=True)"
+                f"the stream hides where an experience ends; make it with split_online_stream(..., "
+                f"access_task_boundaries=True){otherwise}"
             ) from error
         self.met = 1 if first else self.met + 1
         return first

@@ -47,6 +47,10 @@ class GeneratorTemplate(SupervisedTemplate):
             self.generator.load_state_dict(state["generator"])
         self.classes_so_far = state["classes_so_far"]
 
+    def _asked_for(self, labels: Tensor, columns: Sequence[Any]) -> Tensor:
+        """What the generator is to call the classes [N] of an experience, given all columns of its minibatches."""
+        return labels
+
     def _train_generator(
         self, replay: Sampler | None = None, r: float = 1.0, num_workers: int = 0, **kwargs: Any
     ) -> None:
@@ -83,7 +87,7 @@ class GeneratorTemplate(SupervisedTemplate):
                 f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
             )
         self.generator.check(images)  # as its own learn does, if it is one of ours
-        for loss in self.generator.learn(images, replay, r, labels):
+        for loss in self.generator.learn(images, replay, r, self._asked_for(labels, columns)):
             self.generator_loss = loss
             trigger_plugins(self, "after_generator_epoch")
         self.classes_so_far = sorted({*self.classes_so_far, *labels.tolist()})

@@ -20,6 +20,29 @@ MASKED = -1000.0
 """An output that is no answer, as Avalanche's own heads have it."""
 
 
+class TaskClasses:
+    """One number for each class of each task, where heads have classes that are called alike.
+
+    A generator that is asked for a class knows nothing of tasks: class 0 of two heads would be one class to it.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[int, int]] = []
+        """Number -> (task label, class)."""
+
+    def numbered(self, tasks: Tensor, classes: Tensor) -> Tensor:
+        """Returns the numbers of classes [N] of tasks [N], int64 [N]; those that are new get the next ones."""
+        pairs, which = torch.stack([tasks, classes], dim=1).unique(dim=0, return_inverse=True)
+        found = [(int(task), int(class_)) for task, class_ in pairs]
+        self.pairs += [pair for pair in found if pair not in self.pairs]
+        return torch.tensor([self.pairs.index(pair) for pair in found], device=classes.device)[which]
+
+    def told_apart(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the tasks [N] and the classes [N] of numbers [N]."""
+        tasks, classes = torch.tensor(self.pairs, device=numbers.device)[numbers].unbind(dim=1)
+        return tasks, classes
+
+
 class Heads:
     """Those of a solver that has met these experiences."""
 

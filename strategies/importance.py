@@ -12,11 +12,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from engrams.strategies.densities import Likelihood, density
+from engrams.strategies.densities import Likelihood, density, fitting
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
 from engrams.strategies.minibatches import (
+    Minibatch,
     chosen_samples,
     evaluation_mode,
     rows,
@@ -34,6 +35,9 @@ from engrams.strategies.per_sample_gradients import (
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
+
+MOST_OUTPUTS = 4096
+"""Of a sample, for the exact Fisher: a signal for each of as many outputs is 64 MiB."""
 
 
 def diagonal_fisher(
@@ -54,12 +58,12 @@ def diagonal_fisher(
     F_i = E_x E_{y ~ p(y|x)} [(d log p(y|x) / d theta_i)^2]  (Kirkpatrick et al. 2017, eq. 3), the model in eval mode.
 
     Args:
-        model: maps a batch x to outputs of shape [N, K] (any [N, ...] but for ``categorical``); an Avalanche
-            ``MultiTaskModule`` also gets the task label. One that is compiled or made parallel is seen through.
+        model: maps a batch x to outputs of shape [N, K] or [N, ...]; an Avalanche ``MultiTaskModule`` also gets the
+            task label. One that is compiled or made parallel is seen through.
         dataset: yields (x, y) or (x, y, ..., task label), as Avalanche's datasets do. x is a tensor, or a dict or tuple
-            of tensors. y is read by ``empirical`` and ``batched`` only.
+            of tensors. Of y, ``exact`` and ``sampled`` read only which is ``ignore_index``.
         fisher: which y stands in the expectation.
-            ``exact``: all of them, weighted by p(y|x): no randomness is left.
+            ``exact``: all of them, weighted by p(y|x): no randomness is left. A backward pass for every output.
             ``sampled``: one y drawn from p(y|x) for each x, by torch's global generator.
             ``empirical``: the dataset's own y.
             ``batched``: the squared gradient of a *mini-batch mean* with the dataset's own y, averaged over
@@ -69,11 +73,14 @@ def diagonal_fisher(
         fisher_samples: how many x, drawn without replacement by torch's global generator; None, or more than there
             are, means all.
         likelihood: what p(y|x) is; the loss's own, see :mod:`densities`. ``categorical``: softmax of the K outputs
-            (logits or log-probabilities), y a class index, or the classes' probabilities. ``bernoulli``: K independent
+            (logits or log-probabilities), y a class index, or the classes' probabilities; with outputs [N, K, ...] and
+            y [N, ...] the product over positions, whose negative logarithm is a *sum* over them, where
+            ``nn.CrossEntropyLoss`` takes the mean: F is as many times larger. ``bernoulli``: K independent
             yes-or-no answers, the outputs their logits; ``bernoulli-probabilities``: the outputs their probabilities.
             ``gaussian``: normal around the outputs with standard deviation ``noise_std`` in every one.
         noise_std: standard deviation of the gaussian likelihood, > 0.
-        ignore_index: a class index that counts as no label (``categorical``).
+        ignore_index: a class index that counts as no label (``categorical``). A sample without a label is none of the
+            density's: as in the loss, whose mean is over the others, it counts in no kind of Fisher, nor in its N.
         batch_size: mini-batch size of ``batched``; the other three do not depend on it.
         samples_at_once: samples in one forward pass; None: as many as take no more memory than two training steps of
             ``batch_size`` samples (or 64 MiB), 1,000 at most. ``batched`` does not read it.
@@ -96,19 +103,42 @@ def diagonal_fisher(
 
     def signals(outputs: Tensor, y: Tensor | None) -> Tensor:
         if fisher == "exact":
-            return log_density.expectation(outputs)
-        if fisher == "sampled":
-            return log_density.score(outputs, log_density.draw(outputs)).unsqueeze(0)
-        if y is None:
+            found = log_density.expectation(outputs)
+        elif fisher == "sampled":
+            found = log_density.score(outputs, log_density.draw(outputs)).unsqueeze(0)
+        elif y is None:
             raise ValueError(f"fisher={fisher!r} reads labels; the dataset has none")
-        return log_density.score(outputs, y).unsqueeze(0)
+        else:
+            found = log_density.score(outputs, y).unsqueeze(0)
+        answered = log_density.answered(y)
+        if answered is not None:
+            found = found.masked_fill(~fitting(answered, outputs).unsqueeze(1), 0)
+        return found.reshape(len(found), len(outputs), -1)
+
+    def labelled(batch: Minibatch) -> int:
+        answered = log_density.answered(batch.y)
+        return rows(batch.inputs) if answered is None else int(answered.reshape(len(answered), -1).any(1).sum())
+
+    def refuse(outputs: Tensor) -> None:
+        log_density.refuse(outputs)
+        if fisher == "exact":
+            refuse_too_many(outputs)
 
     measured = Measurement(
-        dataset, indices, batch_size, samples_at_once, num_workers, log_density.refuse, f"{fisher} Fisher information"
+        dataset, indices, batch_size, samples_at_once, num_workers, refuse, f"{fisher} Fisher information", labelled
     )
     with evaluation_mode(model):
         way = mean_over_minibatches if fisher == "batched" else mean_over_samples
         return way(model, measured, signals, torch.square)
+
+
+def refuse_too_many(outputs: Tensor) -> None:
+    """Raises a ValueError if the network has more outputs than the exact Fisher can have backward passes."""
+    if (numbers := outputs[0].numel()) > MOST_OUTPUTS:
+        raise ValueError(
+            f"the exact Fisher has a backward pass for every output, and the network has {numbers:,} of them a sample "
+            f"(at most {MOST_OUTPUTS:,}): fisher='sampled' has one"
+        )
 
 
 def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: str, noise_std: float) -> None:
@@ -180,7 +210,7 @@ def mas_importance(
 
 def squared_norm(outputs: Tensor, y: Tensor | None) -> Tensor:
     """The signal of ||f||^2: d ||f||^2 / d f. Labels are not read."""
-    return (2 * outputs).unsqueeze(0)
+    return (2 * outputs).reshape(1, len(outputs), -1)
 
 
 def check_mas_variant(variant: str) -> None:
@@ -189,7 +219,18 @@ def check_mas_variant(variant: str) -> None:
         raise ValueError(f"variant must be one of {', '.join(get_args(MASVariant))}; got {variant!r}")
 
 
+def refuse_what_is_no_data_set(data: object, name: str = "the data set") -> None:
+    """Raises a ValueError that says what to give instead."""
+    if isinstance(data, DataLoader):
+        raise ValueError(f"{name} is a DataLoader; give the data set that it loads (its .dataset)")
+    if hasattr(data, "dataset") and not hasattr(data, "__len__"):
+        raise ValueError(f"{name} is one experience; give its .dataset")
+    if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise ValueError(f"{name} must have a length and be indexed by numbers; got a {type(data).__name__}")
+
+
 def _refuse_empty(dataset: Dataset) -> None:
+    refuse_what_is_no_data_set(dataset)
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("an importance needs at least one sample; the dataset is empty")
 

@@ -15,13 +15,14 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Strategy
+from engrams.strategies.contract import Lambda, LogUniform, Strategy
 from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
 from engrams.strategies.kept import State
 from engrams.strategies.minibatches import asked
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
+    PenaltyHyperparameters,
     PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
@@ -174,7 +175,7 @@ def _refuse_what_is_no_dataset(data: object) -> None:
 # --- in the catalogue -------------------------------------------------------------------------------------------------
 
 
-class MASLocalHyperparameters(Hyperparameters):
+class MASLocalHyperparameters(PenaltyHyperparameters):
     """What the local form of :class:`MASPlugin` takes."""
 
     mas_lambda: Lambda
@@ -188,12 +189,12 @@ class MASHyperparameters(MASLocalHyperparameters):
 
 ENTRIES = {
     "mas": Strategy(
-        plugin=lambda h: MASPlugin(h.mas_lambda, h.variant),
+        plugin=lambda h: MASPlugin(h.mas_lambda, h.variant, penalty_step=h.penalty_step),
         hyperparameters=MASHyperparameters,
         search={"mas_lambda": LogUniform(1e-4, 1e5)},
     ),
     "mas-local": Strategy(
-        plugin=lambda h: MASPlugin(h.mas_lambda, "local"),
+        plugin=lambda h: MASPlugin(h.mas_lambda, "local", penalty_step=h.penalty_step),
         hyperparameters=MASLocalHyperparameters,
         search={"mas_lambda": LogUniform(1e-5, 1e4)},
     ),

@@ -78,13 +78,18 @@ class AskedThroughStrategy(nn.Module):
             strategy.mbatch = before
 
 
+PLAIN_COLUMNS = {name: getattr(SupervisedProblem, name) for name in ("mb_x", "mb_y", "mb_task_id")}
+"""Which column of a minibatch is what, for a strategy that does not say otherwise."""
+
+
 def asked(strategy) -> nn.Module:
-    """Returns the strategy's model, behind the strategy's own ``forward`` if it has one."""
-    ours = {name: getattr(strategy, name, None) for name in ("forward", "_unpack_minibatch")}
+    """Returns the strategy's model, behind the strategy itself if that has its own ``forward`` or columns."""
+    methods = {name: getattr(strategy, name, None) for name in ("forward", "_unpack_minibatch")}
     own = any(
         method is not None and getattr(method, "__func__", None) is not getattr(SupervisedProblem, name)
-        for name, method in ours.items()
+        for name, method in methods.items()
     )
+    own = own or any(getattr(type(strategy), name, None) not in (None, plain) for name, plain in PLAIN_COLUMNS.items())
     return AskedThroughStrategy(strategy) if own else strategy.model
 
 
@@ -140,9 +145,12 @@ def forward(model: nn.Module, inputs: Inputs, task: int) -> Tensor:
 def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
     """What the model is called with: a multi-task model gets the task label, too.
 
+    Inputs are copied, since a network may change them in place, and is asked more than once.
+
     Avalanche's own ``forward`` takes one label for all samples; one that was overridden gets a label a sample, as in
     training.
     """
+    inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     if not isinstance(model, MultiTaskModule):
         return (inputs,)
     if type(model).forward is MultiTaskModule.forward:
@@ -155,8 +163,8 @@ def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode (no dropout, batch norm on its running statistics), every module's own mode restored afterwards.
 
-    So are buffers that a network changes in its forward pass: measuring leaves it as it was. What was compiled is run
-    as it was written, since a compiled layer's hooks do not fire.
+    So are buffers and attributes that a network changes in its forward pass: measuring leaves it as it was. What was
+    compiled is run as it was written, since a compiled layer's hooks do not fire.
     """
     training = [module for module in model.modules() if module.training]
     buffers = [
@@ -166,8 +174,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
-    model.eval()
-    with ExitStack() as stack:
+    with attributes_kept(model), ExitStack() as stack:
+        model.eval()
+        stack.enter_context(torch.enable_grad())
         if hasattr(torch.compiler, "set_stance"):  # torch 2.6
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
@@ -183,6 +192,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                         setattr(module, name, buffer)
                     if not torch.equal(buffer, before):
                         buffer.copy_(before)
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Attributes that are set within (the state that a recurrent network keeps) are what they were afterwards."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from engrams.strategies.minibatches import (
     Inputs,
     Minibatch,
     arguments,
+    attributes_kept,
     below,
     forward,
     minibatches,
@@ -58,7 +59,7 @@ LONG = 60.0
 """Seconds; a measurement that will take longer than this is told of."""
 
 Signals = Callable[[Tensor, Tensor | None], Tensor]
-"""(outputs [N, K], y or None) -> what is pulled back through the network, [terms, N, K]."""
+"""(outputs [N, ...], y or None) -> what is pulled back through the network, [terms, N, K]: outputs as rows."""
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Measurement:
         num_workers: processes that load.
         refuse: raises if the outputs, as the network gives them, are not what is measured.
         name: what is measured, for progress and messages.
+        samples: how many of a minibatch's samples count; by default all do.
     """
 
     dataset: Dataset
@@ -82,6 +84,7 @@ class Measurement:
     num_workers: int = 0
     refuse: Callable[[Tensor], None] = lambda outputs: None
     name: str = "importance"
+    samples: Callable[[Minibatch], int] = lambda batch: rows(batch.inputs)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)  # type: ignore[arg-type]
@@ -136,7 +139,7 @@ def mean_over_samples(
         plans[first.task] = plan(model, first, signals, measured.refuse)
     at_once = measured.at_once or _samples_at_once(plans[first.task], measured.batch_size)
     began, count = time.perf_counter(), 0
-    for batch in measured.minibatches(model, at_once):
+    for number, batch in enumerate(measured.minibatches(model, at_once)):
         if batch.task not in plans:
             with same_random_numbers():
                 plans[batch.task] = plan(model, batch, signals, measured.refuse)
@@ -148,10 +151,10 @@ def mean_over_samples(
             _add(sums, model, chosen, some, signals, statistic)
             if not all(total.isfinite().all() for total in sums.values()):
                 _refuse_not_finite(model, chosen, some, signals, statistic, measured)
-        if count == 0 and (seconds := (time.perf_counter() - began) / size * len(measured)) > LONG:
+        if number == 0 and (seconds := (time.perf_counter() - began) / size * len(measured)) > LONG:
             warnings.warn(_it_takes_long(measured.name, seconds, chosen.outputs), stacklevel=2)
-        count += size
-    return {name: total / count for name, total in sums.items()}
+        count += measured.samples(batch)
+    return {name: total / max(1, count) for name, total in sums.items()}  # if none counts, the sum is 0
 
 
 def mean_over_minibatches(
@@ -168,12 +171,14 @@ def mean_over_minibatches(
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     batches = 0
     for batch in measured.minibatches(model, measured.batch_size):
-        size = rows(batch.inputs)
+        size, counted = rows(batch.inputs), measured.samples(batch)
         outputs, flat = outputs_of(model, batch.inputs, batch.task)
         if batches == 0:
             measured.refuse(outputs)
-        (signal,) = signals(flat.detach(), batch.y)
-        found = gradients_of(flat, list(parameters.values()), signal / size)
+        if not counted:
+            continue
+        (signal,) = signals(outputs.detach(), batch.y)
+        found = gradients_of(flat, list(parameters.values()), signal / counted)
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue
@@ -184,7 +189,7 @@ def mean_over_minibatches(
                 )
             _accumulate(total, gradient, statistic)
         batches += 1
-    return {name: total / batches for name, total in sums.items()}
+    return {name: total / max(1, batches) for name, total in sums.items()}
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, task: int) -> tuple[Tensor, Tensor]:
@@ -205,6 +210,8 @@ def outputs_of(model: nn.Module, inputs: Inputs, task: int) -> tuple[Tensor, Ten
         raise ValueError(
             f"the network gives outputs of shape {tuple(outputs.shape)} for {size} samples; expected are [N, K]"
         )
+    if not (outputs.dim() and len(outputs) == size):  # of the one sample, squeezed
+        outputs = outputs.unsqueeze(0)
     return outputs, outputs.reshape(size, -1)
 
 
@@ -214,7 +221,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, task: int) -> tuple[Tensor, Ten
 def plan(
     model: nn.Module,
     batch: Minibatch,
-    signals: Signals = lambda outputs, y: outputs.unsqueeze(0),
+    signals: Signals = lambda outputs, y: outputs.reshape(1, len(outputs), -1),
     refuse: Callable[[Tensor], None] = lambda outputs: None,
 ) -> Plan:
     """Returns how the parameters are measured, found on three samples (the first ones, repeated if there are fewer).
@@ -231,6 +238,9 @@ def plan(
     parameters = trainable_parameters(model)
     if not parameters:
         raise ValueError("no parameter of the network requires a gradient: there is none whose importance to measure")
+    for name, p in parameters.items():
+        if p.is_complex():
+            raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
     three = torch.arange(3) % rows(batch.inputs)
     probe, task = part(batch.inputs, three), batch.task
     y = None if batch.y is None else batch.y[three]
@@ -238,7 +248,8 @@ def plan(
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
     if not outputs.requires_grad:
-        raise ValueError("the network's outputs depend on no parameter that requires a gradient")
+        why = " (in torch.inference_mode() nothing has one)" if torch.is_inference_mode_enabled() else ""
+        raise ValueError(f"the network's outputs depend on no parameter that requires a gradient{why}")
     refuse(outputs.detach())
     _refuse_batch_statistics(model, probe, task)
     layers = _layers_with_rule(model)
@@ -263,7 +274,7 @@ def plan(
     used = gradients_of(flat, list(parameters.values()), torch.ones_like(flat))
     idle -= {name for name, gradient in zip(parameters, used, strict=True) if gradient is not None}
     rest = {name: p for name, p in parameters.items() if name not in explained | idle}
-    terms = len(signals(flat.detach(), y))
+    terms = len(signals(outputs.detach(), y))
     kept_signals = sum(
         terms * runs[0].output.nbytes
         for name, runs in calls.items()
@@ -365,10 +376,19 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
                 f"statistics, use group or layer norm, or ask for the 'batched' kind"
             )
     found = []
-    for order in ([0, 1, 2], [0, 0, 0]):
+    for order in ([0, 1, 2], [0, 0, 0], [0, 1, 2]):
         with torch.no_grad(), same_random_numbers():  # a network that draws random numbers draws the same ones
             found.append(outputs_of(model, part(probe, torch.tensor(order)), task)[1][0])
-    if not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3 * found[0].abs().max().item(), equal_nan=True):
+
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * a.abs().max().item(), equal_nan=True)
+
+    if differ(found[0], found[2]):
+        raise ValueError(
+            "the network's outputs for the same samples change from one pass to the next (it keeps a state?), so that "
+            "no sample has a gradient of its own: let it begin afresh with every batch in eval mode"
+        )
+    if differ(found[0], found[1]):
         raise ValueError(
             "a sample's outputs depend on the other samples of its batch (normalisation by the batch?), so that no "
             "sample has a gradient of its own: normalise by running statistics, or ask for the 'batched' kind"
@@ -410,10 +430,10 @@ def _add(
     sums: dict[str, Tensor], model: nn.Module, chosen: Plan, batch: Minibatch, signals: Signals, statistic: Statistic
 ) -> None:
     with recorded(chosen.layers) as calls:
-        _, outputs = outputs_of(model, batch.inputs, batch.task)
+        given, outputs = outputs_of(model, batch.inputs, batch.task)
     if any(len(runs) > 1 or len(runs[0].output) != len(outputs) for runs in calls.values()):
         raise ValueError("a layer ran otherwise than on the first samples; an importance needs the same layers for all")
-    v = signals(outputs.detach(), batch.y)
+    v = signals(given.detach(), batch.y)
     runs = {name: found[0] for name, found in calls.items()}
     of_rows: dict[str, Tensor] = {}
     written_out: dict[str, list[Tensor]] = {}
@@ -430,7 +450,7 @@ def _add(
                 _accumulate(of_rows[name], d, statistic)
             else:
                 of_rows[name] = statistic(d)
-    del outputs
+    del given, outputs
     ruled = {name: total for name, total in sums.items() if name not in chosen.rest}
     names = {id(p): name for name, p in trainable_parameters(model).items()}
     for name, d in of_rows.items():
@@ -512,7 +532,8 @@ def _vectorised(
         _, pull_back = vjp(outputs_of_one, {name: p.detach() for name, p in parameters.items()})
         return vmap(pull_back)(v_n)[0]
 
-    return vmap(gradients_of_one, in_dims=(0, *batched))(v, *leaves)
+    with attributes_kept(model):  # what vmap hands to the network must not stay in it
+        return vmap(gradients_of_one, in_dims=(0, *batched))(v, *leaves)
 
 
 def _add_one_by_one(

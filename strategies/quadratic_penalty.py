@@ -17,17 +17,33 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from engrams.strategies.contract import Hyperparameters
+from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import named_parameters, same_random_numbers
+from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
 
 Consolidation = Literal["separate", "corrected", "online"]
 PenaltyStep = Literal["gradient", "proximal"]
 ByName = dict[str, Tensor]
 Excluded = Sequence[str | type[nn.Module]]
+
+OTHERWISE = ", or give consolidate_every, the number of samples after which to consolidate"
+
+
+class PenaltyHyperparameters(Hyperparameters):
+    """What every penalty takes in the catalogue."""
+
+    penalty_step: PenaltyStep = "gradient"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before it could be set have none."""
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("penalty_step", "gradient")}
 
 
 class Term(NamedTuple):
@@ -121,6 +137,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         self._owners: dict[str, nn.Parameter] = {}  # whose anchors they are; a name alone says little
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
+        self._pieces = Pieces()
         self._checked = False
         self._num_workers = 0
 
@@ -160,9 +177,14 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
     def before_training_exp(self, strategy, **kwargs):
         self._meet(strategy)
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
-        if self.consolidate_every is None and shown(strategy.experience, "is_first_subexp", True):
+        if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._since = []
         self._since.append(_data_of(strategy))
+        if not trainable_parameters(strategy.model):
+            raise ValueError(
+                f"{type(self).__name__} cannot work here, and nothing was trained: no parameter of the network "
+                f"requires a gradient"
+            )
         if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
             self._refuse_what_cannot_work(strategy)
             self._checked = True
@@ -189,6 +211,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
                 raise ValueError(
                     f"{type(self).__name__}: the parameter {name!r} is not finite (NaN or infinite) after the "
                     f"experience: training has diverged. Lower the learning rate or the penalty"
+                    f"{', or take penalty_step=' + repr('proximal') if self.penalty_step == 'gradient' else ''}"
                 )
         importances = self.importance(strategy)
         left_out = self._left_out(strategy.model)
@@ -243,8 +266,7 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         """Whether an experience ends with this one, which may be a part of it."""
         if self.consolidate_every is not None:
             return sum(len(data) for data in self._since) >= self.consolidate_every  # type: ignore[arg-type]
-        # Avalanche 0.6 marks no sub-experience as the last where their size divides the experience's: they are counted.
-        return len(self._since) >= shown(experience, "sub_stream_length", 1)
+        return self._pieces.end(experience)
 
     def data_since(self, strategy) -> Dataset:
         """What was trained on since the last consolidation, with the transformations of evaluation."""
@@ -265,11 +287,6 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
         }
 
     def _refuse_what_cannot_work(self, strategy) -> None:
-        if self.consolidate_every is None and shown(strategy.experience, "sub_stream_length", 1) is None:
-            raise ValueError(
-                f"{type(self).__name__}: the stream hides where an experience ends: give consolidate_every, the number "
-                f"of samples after which to consolidate"
-            )
         with same_random_numbers():
             self._left_out(strategy.model, refuse_unused=True)
             try:
@@ -465,14 +482,6 @@ class _WeightedSquare(torch.autograd.Function):
 def _data_of(strategy) -> Dataset:
     """What the strategy trains on: the experience's data; in joint training, that of all of them."""
     return strategy.adapted_dataset if isinstance(strategy, JointTraining) else strategy.experience.dataset
-
-
-def shown(experience, attribute: str, missing: Any, hidden: Any = None) -> Any:
-    """An experience's attribute; ``missing`` where it has none, ``hidden`` where the stream does not show it."""
-    try:
-        return getattr(experience, attribute, missing)
-    except ValueError:  # Avalanche's MaskedAttributeError
-        return hidden
 
 
 def first_samples(dataset: Dataset, count: int = 3) -> Dataset:

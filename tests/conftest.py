@@ -83,8 +83,8 @@ def fresh_data(monkeypatch, tmp_path):
     """No data set is loaded, none is in Avalanche's folder, and none can be downloaded."""
     from engrams.benchmarks.data import datasets, streams
 
-    datasets.load.cache_clear()
-    streams.prepared.cache_clear()
+    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+        kept.cache_clear()
     monkeypatch.setattr(datasets, "default_dataset_location", lambda name: str(tmp_path / "avalanche" / name))
     monkeypatch.delenv("ENGRAMS_DATA", raising=False)
 
@@ -93,5 +93,23 @@ def fresh_data(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     yield monkeypatch
-    datasets.load.cache_clear()
-    streams.prepared.cache_clear()
+    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+        kept.cache_clear()
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """No account of W&B, an empty home, and a temporary folder of its own, which this is."""
+    from tests.wandb_runs import nowhere
+
+    with nowhere(tmp_path) as temporary:
+        yield temporary
+
+
+@pytest.fixture
+def service(alone):
+    """A stand-in for W&B's service, and a key to it."""
+    from tests.wandb_runs import served
+
+    with served() as found:
+        yield found

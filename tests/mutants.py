@@ -5,15 +5,17 @@
     python -m tests.mutants --list strategies/ewc.py only show what would be changed
 
 A change is an operator, a comparison, a number, a condition, an argument or a statement (:func:`mutants_of`). The tests
-are run once with a tracer, to know which of them reach which line; each change is then met by these alone, in a process
-of its own that imports the changed code: no file is written. A change that no test notices survives, and must be listed
-in ``tests/mutants.toml`` with the reason why it changes nothing that counts.
+are run once on code that tells which statements run, to know which of them reach which; each change is then met by
+these alone, the quickest first, in a process of its own that imports the changed code: no file is written. A change
+that no test notices survives, and must be listed in ``tests/mutants.toml`` with the reason why it changes nothing that
+counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import copy
 import gc
 import importlib
@@ -25,11 +27,12 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -44,12 +47,16 @@ TESTS = (
     "acgan",
     "avalanche_generative_replay",
     "baselines",
+    "densities",
     "dgr",
     "ewc",
     "generators",
     "importance",
     "mas",
     "mergan",
+    "penalties",
+    "penalties_everywhere",
+    "penalties_notice",
     "promises",
     "replay_streams",
 )
@@ -58,6 +65,8 @@ NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py", "entries.py", "join
 """How strategies are named and listed, which has tests of its own kind: command lines."""
 SHORTEST_LIMIT = 40.0
 """Seconds that a change's tests may take at least before it counts as noticed: it loops, or crawls."""
+FIRST = 10
+"""Tests that meet a change before all others are collected: most changes are noticed by the quickest few."""
 QUICKLY = [
     "-x",
     "-q",
@@ -119,6 +128,10 @@ class Mutant:
     file: str
     lines: range
     """Of the statement that is changed."""
+    around: range
+    """Of the function that it belongs to, its arguments' defaults and decorators included."""
+    in_function: bool
+    """Whether it runs when a function is called; else, when the file is imported."""
     where: str
     """The function, with its class."""
     change: str
@@ -140,7 +153,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     seen: Counter[str] = Counter()
-    for where, lines, node in _changeable(tree, (), range(0)):
+    for place, node in _changeable(tree, Place("module", range(0), range(0), False)):
+        where = place.where
         for new in _changes(node):
             change = f"{_text(node)} -> {_text(new)}"
             seen[where + change] += 1
@@ -149,26 +163,39 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             copies: dict[int, Any] = {}
             twin = copy.deepcopy(tree, copies)
             changed = ast.fix_missing_locations(_Swap(copies[id(node)], new).visit(twin))
-            yield Mutant(path.relative_to(ROOT).as_posix(), lines, where or "module", change, changed)
+            file = path.relative_to(ROOT).as_posix()
+            yield Mutant(file, place.lines, place.around, place.in_function, place.where, change, changed)
 
 
-def _changeable(node: ast.AST, names: tuple[str, ...], lines: range) -> Iterator[tuple[str, range, ast.AST]]:
-    """Yields (function, lines of the statement, node) of everything below a node that may be changed."""
+class Place(NamedTuple):
+    """Where a change is made: as in :class:`Mutant`."""
+
+    where: str
+    lines: range
+    around: range
+    in_function: bool
+
+
+def _changeable(node: ast.AST, place: Place) -> Iterator[tuple[Place, ast.AST]]:
+    """Yields everything below a node that may be changed, and where it is."""
     if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr) or _left_alone(node):
         return
-    if isinstance(node, ast.ClassDef | ast.FunctionDef):
-        names = (*names, node.name)
     if isinstance(node, ast.stmt):
         # A statement that holds others ends where its own expressions do.
         body = getattr(node, "body", None)
         end = max(body[0].lineno - 1, node.lineno) if body else (node.end_lineno or node.lineno)
-        lines = range(node.lineno, end + 1)
-    yield ".".join(names), lines, node
+        place = place._replace(lines=range(node.lineno, end + 1))
+    inside = place
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        where = node.name if place.where == "module" else f"{place.where}.{node.name}"
+        place = place._replace(where=where, around=range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        inside = place._replace(in_function=place.in_function or isinstance(node, ast.FunctionDef))
+    yield place, node
     for name, value in ast.iter_fields(node):
         if name not in ("annotation", "returns"):
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST):
-                    yield from _changeable(child, names, lines)
+                    yield from _changeable(child, inside if name == "body" else place)
 
 
 def _left_alone(node: ast.AST) -> bool:
@@ -252,11 +279,11 @@ def _text(node: ast.AST) -> str:
 
 
 class Reach:
-    """Runs the tests with a tracer. A plugin of pytest."""
+    """Runs the tests on code that tells which of its statements run. A plugin of pytest."""
 
     def __init__(self) -> None:
         self.lines: dict[str, set[tuple[str, int]]] = defaultdict(set)
-        """Test -> (file, line); "" is what runs when the files are imported."""
+        """Test -> (file, line) of every statement in a function that it runs."""
         self.seconds: dict[str, float] = {}
         self._test = ""
 
@@ -266,26 +293,49 @@ class Reach:
         yield
         self.seconds[item.nodeid], self._test = time.perf_counter() - began, ""
 
-    def enter(self, frame, event, _):
-        file = _strategies_file(frame.f_code.co_filename)
-        if not file:
-            return None
-        reached = self.lines[self._test]
-
-        def line(frame, event, _):
-            reached.add((file, frame.f_lineno))
-            return line
-
-        return line(frame, event, _)
+    def reached(self, file: str, line: int) -> None:
+        self.lines[self._test].add((file, line))
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Returns the tests that reach a change, the quickest first."""
-        if any((mutant.file, line) in self.lines[""] for line in mutant.lines):  # a default, a constant: all may
-            reaching = list(self.seconds)
-        else:
-            wanted = {(mutant.file, line) for line in mutant.lines}
-            reaching = [test for test in self.seconds if wanted & self.lines[test]]
-        return sorted(reaching, key=self.seconds.__getitem__)
+        """Returns the tests that reach a change, the quickest first.
+
+        A default or a constant is read when the file is imported, and all tests may reach it: those that run what it
+        belongs to come first.
+        """
+        by_seconds = sorted(self.seconds, key=self.seconds.__getitem__)
+        wanted = {(mutant.file, line) for line in mutant.lines}
+        if mutant.in_function:
+            return [test for test in by_seconds if wanted & self.lines[test]]
+        near = {(mutant.file, line) for line in mutant.around}
+        return sorted(by_seconds, key=lambda test: not near & self.lines[test])
+
+
+class _Telling(ast.NodeTransformer):
+    """Puts a call of ``_reached_`` before every statement of every function."""
+
+    def __init__(self, file: str):
+        self.file = file
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        start = 1 if ast.get_docstring(node, clean=False) is not None and len(node.body) > 1 else 0
+        node.body = [*node.body[:start], *self._told(node.body[start:])]
+        return node
+
+    def _told(self, body: list[ast.stmt]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for statement in body:
+            if isinstance(statement, ast.FunctionDef):
+                self.visit_FunctionDef(statement)
+            else:
+                for name in ("body", "orelse", "finalbody"):
+                    if getattr(statement, name, None):
+                        setattr(statement, name, self._told(getattr(statement, name)))
+                for handler in getattr(statement, "handlers", ()):
+                    handler.body = self._told(handler.body)
+            arguments: list[ast.expr] = [ast.Constant(self.file), ast.Constant(statement.lineno)]
+            told = ast.Expr(ast.Call(ast.Name("_reached_", ast.Load()), arguments, []))
+            found += [ast.copy_location(told, statement), statement]
+        return found
 
 
 @cache
@@ -294,6 +344,17 @@ def _strategies_file(path: str) -> str | None:
     real = os.path.realpath(path)
     inside = real.startswith(str(ROOT / "strategies") + os.sep)
     return Path(real).relative_to(ROOT).as_posix() if inside else None
+
+
+def import_instead(code: Callable[[str, str], CodeType | None]) -> None:
+    """From now on a file of strategies/ is imported as what ``code(file, path)`` makes of it, or as it is if None."""
+    original = importlib.machinery.SourceFileLoader.get_code
+
+    def get_code(self, fullname):
+        file = _strategies_file(self.path)
+        return (code(file, self.path) if file else None) or original(self, fullname)
+
+    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
 def reach_of(tests: Sequence[str]) -> Reach:
@@ -306,9 +367,14 @@ def reach_of(tests: Sequence[str]) -> Reach:
         child = os.fork()
         if not child:
             reach = Reach()
-            sys.settrace(reach.enter)
+            builtins._reached_ = reach.reached  # type: ignore[attr-defined]
+
+            def telling(file: str, path: str) -> CodeType:
+                tree = _Telling(file).visit(ast.parse(Path(path).read_text(encoding="utf-8")))
+                return compile(ast.fix_missing_locations(tree), path, "exec")
+
+            import_instead(telling)
             code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[reach])
-            sys.settrace(None)
             found.write_bytes(pickle.dumps((dict(reach.lines), reach.seconds)))
             os._exit(int(code))
         if os.waitpid(child, 0)[1]:
@@ -324,16 +390,12 @@ def reach_of(tests: Sequence[str]) -> Reach:
 
 def notices(mutant: Mutant, tests: Sequence[str]) -> int:
     """Runs tests on changed code, in a process that must have imported nothing of it; returns pytest's exit code."""
-    original = importlib.machinery.SourceFileLoader.get_code
-
-    def get_code(self, fullname):
-        if _strategies_file(self.path) == mutant.file:
-            return compile(mutant.tree, self.path, "exec")
-        return original(self, fullname)
-
-    importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    import_instead(lambda file, path: compile(mutant.tree, path, "exec") if file == mutant.file else None)
     gc.disable()
-    return int(pytest.main([*QUICKLY, *tests]))
+    for some in (tests[:FIRST], tests[FIRST:]):
+        if some and (code := int(pytest.main([*QUICKLY, *some]))):
+            return code
+    return 0
 
 
 def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[Mutant]:
@@ -404,12 +466,17 @@ def main() -> None:
         if mutant.key not in listed:
             found.append(mutant)
             print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
-    unlisted = len(mutants) - sum(mutant.key in listed for mutant in mutants)
+    met = [mutant for mutant in mutants if mutant.key not in listed]
+    unnoticed = Counter(mutant.file for mutant in found)
+    for file, count in Counter(mutant.file for mutant in met).items():
+        print(f"{file}: {count - unnoticed[file]} of {count}")
     stale = set(listed) - {mutant.key for mutant in mutants} if not options.files and options.every == 1 else set()
     for key in sorted(stale):
         print(f"listed, but there is no such change any more: {key}")
-    noticed = unlisted - len(found)
-    print(f"{noticed} of {unlisted} changes noticed; {len(mutants) - unlisted} more are listed as changing nothing")
+    print(
+        f"{len(met) - len(found)} of {len(met)} changes noticed; "
+        f"{len(mutants) - len(met)} more are listed as changing nothing"
+    )
     sys.exit(bool(found or stale))
 
 

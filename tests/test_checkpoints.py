@@ -66,6 +66,7 @@ KEPT = [
     ("split-digits/task", "dgr-vae"),
     ("split-digits/class", "exact-replay"),
     ("split-digits/class", "mergan-ra"),
+    ("split-digits/task", "dgr-gaussian"),
     ("split-digits/class", "ewc+replay"),
     ("generate-digits", "mergan-ra"),
     ("generate-digits", "gan-ewc"),

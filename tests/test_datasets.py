@@ -1,20 +1,25 @@
 """The real loading code on small files of the real format."""
 
+import bz2
 import hashlib
+import io
 import pickle
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from scipy.io import savemat
 from torchvision import datasets as torchvision_datasets
 
-from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data import datasets, streams
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImagesOnDisk, as_float
+from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
@@ -225,8 +230,9 @@ def test_cifar100_from_its_pickled_files(cifar100_files, tmp_path):
     data = load("cifar100")
     assert data.train_x.shape == (500, 3, 32, 32)
     assert data.classes == 100, "the fine labels"
-    assert data.test_y.tolist() == list(range(100))
-    assert torch.equal(data.test_x[42].flatten(), torch.from_numpy(cifar100_files[42])), "planes of red, green, blue"
+    assert sorted(data.test_y.tolist()) == list(range(100))
+    for x, y in zip(data.test_x, data.test_y, strict=True):
+        assert torch.equal(x.flatten(), torch.from_numpy(cifar100_files[y])), "planes of red, green, blue"
     assert datasets.find("cifar100") == tmp_path
     same_from_disk("cifar100")
     datasets.load.cache_clear()
@@ -249,6 +255,138 @@ def test_split_cifar100_is_that_of_lopez_paz_and_ranzato(cifar100_files, scenari
     assert (training.optimizer, training.learning_rate, training.batch_size, training.epochs) == ("sgd", 0.1, 10, 1)
 
 
+def in_parquet(path, pixels, **labels):
+    """Writes flat CIFAR images as the hub has them, lossless, in another order than they are given in."""
+    order = np.random.default_rng(1).permutation(len(pixels))
+    encoded = []
+    for planes in pixels[order]:
+        file = io.BytesIO()
+        Image.fromarray(planes.reshape(3, 32, 32).transpose(1, 2, 0)).save(file, format="PNG")
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    columns = {name: np.asarray(values)[order] for name, values in labels.items()}
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"img": encoded, **columns}), path)
+
+
+def test_the_stream_is_the_same_to_the_bit_from_either_format_of_cifar100(cifar100_files, tmp_path):
+    """What decides the order of samples is their labels and pixels, not the files."""
+    entry = protocol.get("agem2019-split-cifar100")
+
+    def stream():
+        benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, "task", "test", seed=3)
+        return [tensors_of(one.dataset) for each in benchmark.streams.values() for one in each]
+
+    pickled = stream()
+    assert datasets.files_of("cifar100").startswith("cifar-100-python/train, ")
+    for name in ("train", "test"):
+        batch = pickle.loads((tmp_path / "cifar-100-python" / name).read_bytes())
+        coarse = batch["coarse_labels"]
+        in_parquet(
+            tmp_path / "cifar100" / f"{name}.parquet",
+            batch["data"],
+            fine_label=batch["fine_labels"],
+            coarse_label=coarse,
+        )
+    assert datasets.files_of("cifar100").startswith("cifar-100-python"), "torchvision's own files go first"
+    shutil.rmtree(tmp_path / "cifar-100-python")
+    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+        kept.cache_clear()
+    assert datasets.class_count("cifar100") == 100
+    from_parquet = stream()
+    assert datasets.files_of("cifar100") == "cifar100/train.parquet, cifar100/test.parquet"
+    assert len(pickled) == len(from_parquet) == 2 * 17
+    for ours, theirs in zip(pickled, from_parquet, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    same_from_disk("cifar100")
+
+
+def test_the_canonical_order_is_that_of_labels_and_pixels_alone():
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.integers(0, 2, (40, 1, 2, 2), dtype=np.uint8))  # some are there twice
+    y = torch.arange(40) % 2
+    order = datasets.canonical_order(x, y)
+    assert sorted(order.tolist()) == list(range(40))
+    mixed = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    other = mixed[datasets.canonical_order(x[mixed], y[mixed])]
+    assert torch.equal(x[order], x[other])
+    assert torch.equal(y[order], y[other])
+    assert 5 < y[order][:20].sum() < 15, "the classes are mixed: the first samples are of both"
+
+
+def test_usps_is_the_same_from_torchvisions_files_and_from_arrays(fresh_data, tmp_path):
+    """LIBSVM's text has values in [-1, 1] and labels from 1 to 10."""
+    rng = np.random.default_rng(0)
+    usps, arrays, split_list = torchvision_datasets.USPS, {}, {}
+    for split, file, count in (("train", "usps.bz2", 40), ("test", "usps.t.bz2", 20)):
+        values = rng.integers(-1000, 1001, (count, 256)) / 1000
+        y = np.arange(count) % 10
+        lines = (
+            f"{label + 1} " + " ".join(f"{place + 1}:{value:g}" for place, value in enumerate(row))
+            for label, row in zip(y, values, strict=True)
+        )
+        (tmp_path / file).write_bytes(bz2.compress(("\n".join(lines) + "\n").encode()))
+        split_list[split] = ["", file, checksum(tmp_path / file)]
+        order = rng.permutation(count)
+        pixels = ((values.astype(np.float32) + 1) / 2 * 255).astype(np.uint8).reshape(-1, 16, 16)
+        arrays |= {f"{split}_images": pixels[order], f"{split}_labels": y[order]}
+    fresh_data.setattr(usps, "split_list", split_list)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    text = load("usps")
+    assert text.train_x.shape == (40, 1, 16, 16)
+    np.savez(tmp_path / "usps.npz", **arrays)
+    (tmp_path / "usps.bz2").unlink()
+    datasets.load.cache_clear()
+    ours = load("usps")
+    for column in ("train_x", "train_y", "test_x", "test_y"):
+        assert torch.equal(getattr(text, column), getattr(ours, column)), column
+    same_from_disk("usps")
+
+
+@pytest.mark.parametrize(("name", "mnist_first"), [("mnist-usps", True), ("usps-mnist", False)])
+def test_mnist_and_usps_are_two_experiences_of_the_same_ten_digits(idx_files, fresh_data, tmp_path, name, mnist_first):
+    """USPS's 16x16 in the middle of MNIST's 28x28, from disk as from memory."""
+    idx_files(train=60, test=30)
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{what}": values
+        for split, count in (("train", 40), ("test", 20))
+        for what, values in (
+            ("images", rng.integers(1, 256, (count, 16, 16), dtype=np.uint8)),
+            ("labels", np.arange(count) % 10),
+        )
+    }
+    np.savez(tmp_path / "usps.npz", **arrays)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    same_from_disk(name)
+    entry = protocol.get(name)
+    benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, "test", seed=0)
+    usps = benchmark.test_stream[1 if mnist_first else 0]
+    assert len(benchmark.test_stream) == 2
+    assert [len(experience.dataset) for experience in benchmark.train_stream] == ([60, 40] if mnist_first else [40, 60])
+    x, y, _ = tensors_of(usps.dataset)
+    black = (0 - entry.images.mean) / entry.images.std
+    assert torch.allclose(x[:, :, :6], torch.tensor(black))
+    assert torch.allclose(x[:, :, :, -6:], torch.tensor(black))
+    inner = (x[:, 0, 6:-6, 6:-6] * entry.images.std + entry.images.mean) * 255
+    found = {
+        (label, tuple(image.round().int().flatten().tolist())) for image, label in zip(inner, y.tolist(), strict=True)
+    }
+    images, labels = arrays["test_images"], arrays["test_labels"].tolist()
+    assert found == {(label, tuple(image.flatten().tolist())) for image, label in zip(images, labels, strict=True)}
+
+
+def test_images_that_are_not_exact_are_told(fresh_data, tmp_path):
+    rng = np.random.default_rng(0)
+    fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
+    for split, count in (("train", 20), ("test", 10)):
+        pixels, y = rng.integers(0, 256, (count, 3072), dtype=np.uint8), np.arange(count) % 10
+        in_parquet(tmp_path / "cifar10" / f"{split}.parquet", pixels, label=y, exact=y != 8)
+    assert len(load("cifar10").train_y) == 20
+    assert datasets.files_of("cifar10").endswith(
+        "(2 of 20 training and 1 of 10 test images are not exact in every pixel)"
+    )
+
+
 def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "cifar-10-batches-py"
@@ -266,7 +404,8 @@ def test_cifar10_from_pickled_batches(fresh_data, tmp_path):
     fresh_data.setenv("ENGRAMS_DATA", str(tmp_path))
     data = load("cifar10")
     assert data.train_x.shape == (50, 3, 32, 32)
-    assert torch.equal(data.test_x[4].flatten(), torch.from_numpy(pixels[4]))
+    for x, y in zip(data.test_x, data.test_y, strict=True):
+        assert torch.equal(x.flatten(), torch.from_numpy(pixels[y]))
     same_from_disk("cifar10")
     datasets.load.cache_clear()
     (folder / "data_batch_3").write_bytes(b"cut short")

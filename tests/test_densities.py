@@ -1,6 +1,7 @@
 """The Fisher follows the loss: each density against numbers that are worked out another way, and through a strategy."""
 
 import functools
+import pickle
 
 import pytest
 import torch
@@ -73,13 +74,7 @@ def test_bernoulli_is_the_expectation_over_all_answers(outputs, logits):
     torch.manual_seed(0)
     assert_same(diagonal_fisher(model, many, "sampled", likelihood=name), exact, rtol=0.15)
     empirical = diagonal_fisher(model, dataset, "empirical", likelihood=name)
-    expected = {key: torch.zeros_like(p) for key, p in model.named_parameters()}
-    for x, y in dataset:
-        model.zero_grad()
-        nll(model(x[None]), y[None]).backward()
-        for key, p in model.named_parameters():
-            expected[key] += p.grad**2 / len(dataset)
-    assert_same(empirical, expected)
+    assert_same(empirical, by_labels(model, dataset, nll, SAMPLES))
 
 
 def test_probabilities_that_are_0_or_1_to_the_last_bit_have_a_fisher_of_0():
@@ -100,26 +95,111 @@ def test_log_probabilities_have_the_fisher_of_their_logits():
         )
 
 
-def test_probabilities_as_labels_and_labels_that_are_none():
+def test_probabilities_of_classes_may_be_labels():
     model = network(3)
-    soft = numbers(3).softmax(1)
-    found = diagonal_fisher(model, data_of(soft), "empirical")
-    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for x, y in data_of(soft):
+    soft = data_of(numbers(3).softmax(1))
+    assert_same(diagonal_fisher(model, soft, "empirical"), by_labels(model, soft, nn.CrossEntropyLoss(), SAMPLES))
+
+
+def by_labels(model, dataset, negative_log_likelihood, divisor):
+    """sum_n (d -log p(y_n|x_n) / d theta)^2 / divisor, one sample at a time."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, y in dataset:
         model.zero_grad()
-        nn.CrossEntropyLoss()(model(x[None]), y[None]).backward()
+        negative_log_likelihood(model(x[None]), y[None]).backward()
         for name, p in model.named_parameters():
-            expected[name] += p.grad**2 / SAMPLES
-    assert_same(found, expected)
-    y = torch.arange(SAMPLES) % 3
-    ignored = y.clone()
-    ignored[4:] = -100
-    x, _ = data_of(y).tensors
-    some = diagonal_fisher(model, TensorDataset(x[:4], y[:4]), "empirical")
-    assert_same(
-        diagonal_fisher(model, TensorDataset(x, ignored), "empirical"),
-        {name: value * 4 / SAMPLES for name, value in some.items()},
+            total[name] += p.grad**2 / divisor
+    return total
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched"])
+def test_a_sample_without_a_label_is_none_in_any_fisher(fisher):
+    """As in the loss, whose mean is over the samples that have one."""
+    model, (x, y) = network(3), data_of(torch.arange(SAMPLES) % 3).tensors
+    labelled = torch.arange(SAMPLES) % 3 != 1
+    ignored = torch.where(labelled, y, 255)
+    torch.manual_seed(0)
+    found = diagonal_fisher(
+        model, TensorDataset(x, ignored), fisher, batch_size=SAMPLES, samples_at_once=5, ignore_index=255
     )
+    if fisher == "batched":
+        nn.CrossEntropyLoss(ignore_index=255)(model(x), ignored).backward()
+        expected = {name: p.grad**2 for name, p in model.named_parameters()}
+    elif fisher == "sampled":  # the others' labels are drawn, too, and left out
+        expected = found
+        assert found["2.bias"].sum() < SAMPLES
+    else:
+        expected = diagonal_fisher(model, TensorDataset(x[labelled], y[labelled]), fisher)
+    assert_same(found, expected)
+    none = diagonal_fisher(model, TensorDataset(x, torch.full_like(y, 255)), fisher, ignore_index=255)
+    assert not any(value.any() for value in none.values())
+
+
+def test_sampled_without_some_labels_is_exact_over_many_samples():
+    model, (x, y) = network(3), data_of(torch.arange(SAMPLES) % 3).tensors
+    dataset = TensorDataset(x, torch.where(y == 1, -100, y))
+    torch.manual_seed(0)
+    many = diagonal_fisher(model, ConcatDataset([dataset] * 600), "sampled")
+    assert_same(many, diagonal_fisher(model, TensorDataset(x[y != 1], y[y != 1])), rtol=0.15)
+
+
+class Positions(nn.Module):
+    """Outputs [N, 3, 2]: one of three classes at each of two positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network(6)
+
+    def forward(self, x):
+        return self.body(x).unflatten(1, (3, 2))
+
+
+def test_a_class_at_every_position_is_the_product_over_positions():
+    model = Positions()
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    dataset, nll = data_of(y), functools.partial(functional.cross_entropy, reduction="sum")
+    exact = diagonal_fisher(model, dataset)
+    answers = torch.cartesian_prod(torch.arange(3), torch.arange(3))[:, None]
+    assert_same(exact, by_all_answers(model, dataset, nll, answers, lambda f, y: torch.exp(-nll(f, y))))
+    torch.manual_seed(0)
+    assert_same(diagonal_fisher(model, ConcatDataset([dataset] * 600), "sampled"), exact, rtol=0.15)
+    assert_same(diagonal_fisher(model, dataset, "empirical"), by_labels(model, dataset, nll, SAMPLES))
+    soft = data_of(numbers(6).unflatten(1, (3, 2)).softmax(1))
+    assert_same(diagonal_fisher(model, soft, "empirical"), by_labels(model, soft, nll, SAMPLES))
+
+
+def test_a_position_without_a_label_is_none():
+    model = Positions()
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    y[:5, 1] = y[2:4, 0] = -100
+    dataset, nll = data_of(y), functools.partial(functional.cross_entropy, reduction="sum")
+    assert_same(diagonal_fisher(model, dataset, "empirical"), by_labels(model, dataset, nll, SAMPLES - 2))
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, labels in dataset:
+        for position in (labels != -100).nonzero().flatten():
+            of_one = by_all_answers(
+                model, [(x,)], lambda f, y, t=position: functional.cross_entropy(f[:, :, t], y),
+                torch.arange(3)[:, None], lambda f, y, t=position: f[0, :, t].softmax(0)[y],
+            )  # fmt: skip
+            total = {name: value + of_one[name] / (SAMPLES - 2) for name, value in total.items()}
+    assert_same(diagonal_fisher(model, dataset), total)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_a_strategy_learns_positions_some_without_a_label(fisher):
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    y[3:5, 1] = 9
+    model, plugin, dataset = Positions(), EWCPlugin(1.0, fisher=fisher), data_of(y)
+    train(model, dataset, functools.partial(functional.cross_entropy, ignore_index=9), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=9))
+
+
+def test_more_outputs_than_an_exact_fisher_can_have_backward_passes_are_refused_before_training():
+    model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 5000)).double()
+    y = torch.zeros(SAMPLES, 5000, dtype=torch.double)
+    with pytest.raises(ValueError, match=r"nothing was trained: .* 5,000 of them .* fisher='sampled' has one"):
+        train(model, data_of(y), nn.MSELoss(), EWCPlugin(1.0))
+    train(model, data_of(y), nn.MSELoss(), EWCPlugin(1.0, fisher="sampled"))
 
 
 # --- which density a strategy's criterion is of -----------------------------------------------------------------------
@@ -161,6 +241,12 @@ CRITERIA = {
     "one number": (network(1), nn.MSELoss(), numbers(1), "gaussian"),
     "numbers": (network(2), nn.MSELoss(), numbers(2), "gaussian"),
     "half the squares": (network(2), lambda f, y: (f - y).square().mean() / 2, numbers(2), "gaussian"),
+    "divergence of probabilities": (
+        network(3, nn.LogSoftmax(1)),
+        nn.KLDivLoss(reduction="batchmean"),
+        numbers(3).softmax(1),
+        "categorical",
+    ),
     "a partial": (network(2), functools.partial(functional.mse_loss, reduction="sum"), numbers(2), "gaussian"),
 }
 
@@ -180,21 +266,138 @@ class Focal(nn.CrossEntropyLoss):
         return -((1 - p) ** 2 * p.log()).mean()
 
 
-@pytest.mark.parametrize("criterion", [Focal(), nn.L1Loss(), nn.HuberLoss(), nn.MultiMarginLoss()])
-def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_is_given(criterion):
-    y = LABELS if isinstance(criterion, Focal | nn.MultiMarginLoss) else numbers(3)
-    model = network(3)
+def focal(f, y):
+    return Focal()(f, y)
+
+
+def two(loss):
+    """One output for two classes, as -1 and 1."""
+    return lambda f, y: loss(f[:, 0], 2.0 * y - 1)
+
+
+HALF = torch.arange(SAMPLES) % 2
+UNKNOWN = {
+    "focal": (3, Focal(), LABELS, "categorical"),
+    "focal, a function": (3, focal, LABELS, "categorical"),
+    "margins": (3, nn.MultiMarginLoss(), LABELS, "categorical"),
+    "margins of two": (2, nn.MultiMarginLoss(), HALF, "categorical"),
+    "weighted": (
+        3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical",
+    ),
+    "warmer": (3, lambda f, y: functional.cross_entropy(f / 2, y), LABELS, "categorical"),
+    "positive weight": (
+        1, lambda f, y: functional.binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor([3.0]).to(f)),
+        HALF.double()[:, None], "bernoulli",
+    ),
+    "hinge": (1, two(lambda f, y: (1 - f * y).clamp(min=0).mean()), HALF, "bernoulli"),
+    "absolute": (3, nn.L1Loss(), numbers(3), "gaussian"),
+    "absolute, one number": (1, nn.L1Loss(), numbers(1), "gaussian"),
+    "absolute, of yes and no": (1, nn.L1Loss(), HALF.double()[:, None], "gaussian"),
+    "huber": (3, nn.HuberLoss(), numbers(3), "gaussian"),
+    "huber, square for a long way": (1, nn.HuberLoss(delta=30), numbers(1), "gaussian"),
+    "smooth": (1, nn.SmoothL1Loss(beta=5), numbers(1), "gaussian"),
+    "log-cosh": (1, lambda f, y: (f - y).cosh().log().mean(), numbers(1), "gaussian"),
+    "counts": (1, nn.PoissonNLLLoss(), numbers(1).mul(5).round(), "gaussian"),
+}  # fmt: skip
+
+
+ONE_OF_THEM = [case for case in UNKNOWN if case not in ("weighted", "positive weight")]
+"""Of one sample a weighted loss is a multiple of the other."""
+
+
+@pytest.mark.parametrize(
+    ("case", "samples"), [*((case, SAMPLES) for case in UNKNOWN), *((case, 1) for case in ONE_OF_THEM)]
+)
+def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_is_given(case, samples):
+    """Of one sample, too, where every gradient points the same way."""
+    outputs, criterion, y, given = UNKNOWN[case]
+    model, dataset = network(outputs), data_of(y[:samples])
+    name = getattr(criterion, "__name__", type(criterion).__name__)
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(
-        ValueError, match=f"the criterion \\({type(criterion).__name__}\\) is none whose density is known"
-    ):
-        train(model, data_of(y), criterion, EWCPlugin(1.0))
+    with pytest.raises(ValueError, match=rf"the criterion \({name}\) is none whose density is known"):
+        train(model, dataset, criterion, EWCPlugin(1.0))
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     assert likelihood_of(criterion) is None
-    plugin = EWCPlugin(1.0, likelihood="categorical" if y is LABELS else "gaussian")
-    train(model, data_of(y), criterion, plugin)
+    plugin = EWCPlugin(1.0, likelihood=given, fisher="sampled")
+    train(model, dataset, criterion, plugin)
     assert plugin.importances
-    train(network(3), data_of(y), criterion, MASPlugin(1.0))  # reads no density
+    train(network(outputs), dataset, criterion, MASPlugin(1.0))  # reads no density
+
+
+class Reconstruction(SupervisedTemplate):
+    def criterion(self):
+        return functional.mse_loss(self.mb_output, self.mb_x)
+
+
+OF_OTHER_TARGETS = {
+    "smoothed": (3, lambda f, y: functional.cross_entropy(f, y, label_smoothing=0.1), LABELS, "categorical"),
+    "squares of one-hot labels": (
+        3, lambda f, y: functional.mse_loss(f, functional.one_hot(y, 3).to(f)), LABELS, "gaussian",
+    ),
+    "one against all": (
+        3, lambda f, y: functional.binary_cross_entropy_with_logits(f, functional.one_hot(y, 3).to(f)), LABELS,
+        "bernoulli",
+    ),
+    "logarithms of probabilities": (
+        3, lambda f, y: functional.kl_div(f.log_softmax(1), y, reduction="batchmean", log_target=True),
+        numbers(3).log_softmax(1), "categorical",
+    ),
+    "the inputs": (4, None, LABELS, "gaussian"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_OTHER_TARGETS)
+def test_a_density_is_known_whatever_the_targets_are(case):
+    """But where labels are read, they have to be the targets."""
+    outputs, criterion, y, likelihood = OF_OTHER_TARGETS[case]
+    model, plugin, dataset = network(outputs), EWCPlugin(1.0), data_of(y)
+    template = SupervisedTemplate if criterion else Reconstruction
+    train(model, dataset, criterion, plugin, template)
+    assert_same(plugin.importances, diagonal_fisher(model, TensorDataset(dataset.tensors[0]), likelihood=likelihood))
+    for fisher in ("empirical", "batched"):
+        with pytest.raises(ValueError, match=f"fisher='{fisher}' reads labels, and the criterion's targets are others"):
+            train(network(outputs), dataset, criterion, EWCPlugin(1.0, fisher=fisher), template)
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+def test_classes_in_the_last_dimension_are_refused(likelihood):
+    """Outputs [N, 2, 3] of somebody's criterion that flattens them."""
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    model = nn.Sequential(Positions(), nn.Flatten(), nn.Unflatten(1, (2, 3)))
+    with pytest.raises(ValueError, match=r"the criterion takes the last dimension|labels of shape .* do not fit"):
+        train(
+            model, data_of(y), lambda f, y: functional.cross_entropy(f.flatten(0, 1), y.flatten()),
+            EWCPlugin(1.0, likelihood=likelihood),
+        )  # fmt: skip
+
+
+def test_the_density_is_found_once_and_again_for_another_criterion():
+    """And with it, before anything is trained: not after an experience, on what it has made of the outputs."""
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.utils import make_avalanche_dataset
+
+    asked = []
+
+    def squared(f, y):
+        asked.append(len(f))
+        return (f - y).square().mean()
+
+    plugin = EWCPlugin(1.0)
+    strategy = train(network(2), data_of(numbers(2)), squared, plugin)
+    probes = len(asked) - SAMPLES // 4
+    (experience,) = benchmark_from_datasets(train=[make_avalanche_dataset(data_of(numbers(2)))]).train_stream
+    asked.clear()
+    strategy.train(experience)
+    assert len(asked) == SAMPLES // 4 < probes + SAMPLES // 4
+    strategy._criterion = lambda f, y: functional.binary_cross_entropy_with_logits(f, y)
+    strategy.train(experience)
+    assert plugin._likelihood(strategy) == "bernoulli"
+    before = [p.clone() for p in strategy.model.parameters()]
+    strategy._criterion = nn.L1Loss()
+    with pytest.raises(ValueError, match=r"the criterion \(L1Loss\)"):
+        strategy.train(experience)
+    assert all(torch.equal(p, old) for p, old in zip(strategy.model.parameters(), before, strict=True))
+    assert pickle.loads(pickle.dumps(plugin)).importances.keys() == plugin.importances.keys()
 
 
 @pytest.mark.parametrize(
@@ -229,9 +432,18 @@ def test_weights_and_smoothing_are_said():
         train(network(3), data_of(LABELS), criterion, EWCPlugin(1.0))
 
 
-def test_nll_of_what_is_no_log_probability_is_refused():
-    with pytest.raises(ValueError, match=r"nn\.NLLLoss needs log-probabilities"):
-        train(network(3), data_of(LABELS), nn.NLLLoss(), EWCPlugin(1.0))
+@pytest.mark.parametrize(
+    ("criterion", "y"),
+    [
+        (nn.NLLLoss(), LABELS),
+        (lambda f, y: functional.nll_loss(f, y), LABELS),
+        (nn.KLDivLoss(reduction="batchmean"), numbers(3).softmax(1)),
+    ],
+)
+def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y):
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    with pytest.raises(ValueError, match=rf"the criterion \({name}\) needs log-probabilities; .* add up to \S+, not 1"):
+        train(network(3), data_of(y), criterion, EWCPlugin(1.0))
 
 
 def test_importances_that_are_all_zero_are_warned_of_by_name():

@@ -7,7 +7,6 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
-from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
@@ -619,12 +618,6 @@ def test_memory_replay_keeps_old_classes(kind):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_asked_labels_need_one_head():
-    model = as_multitask(SimpleMLP(num_classes=4, input_size=64, hidden_size=8, drop_rate=0), "classifier")
-    with pytest.raises(ValueError, match="needs one head"):
-        DeepGenerativeReplay(generator=gan(), replay_labels="asked", model=model, optimizer=None, evaluator=quiet())
 
 
 # --- from the catalogue -----------------------------------------------------------------------------------------------

@@ -129,6 +129,8 @@ def test_the_reduced_resnet_is_that_of_the_source():
     for training in (True, False):  # the first changes the running statistics
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
     assert ours.classifier.in_features == 160
+    ours(x).sum().backward()  # the channels come last on a CPU, but not in gradients, of which others take views
+    assert all(parameter.grad.is_contiguous() for parameter in ours.parameters())
 
 
 def test_importances_of_a_network_with_batch_norm_are_right():

@@ -1,12 +1,15 @@
 """Data of one's own: arrays, folders of images, functions; what comes out, and what is said to those that cannot be."""
 
+import io
 import os
 import sys
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.datasets import load
@@ -276,6 +279,124 @@ def test_an_unknown_name_says_how_ones_own_are_named():
         load("minst")
 
 
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def encoded(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return {"bytes": file.getvalue(), "path": "x.png"}
+
+
+COLOURED = RNG.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Writes a folder of Parquet files, one table a split; returns the data set's name."""
+
+    def save(train=None, test=None, folder="hub"):
+        columns = {"image": [encoded(x) for x in COLOURED], "label": LABELS}
+        first = {name: values[:12] for name, values in columns.items()}
+        (tmp_path / folder / "data").mkdir(parents=True, exist_ok=True)
+        for split, changes in (("train", train), ("test", test)):
+            table = {**(columns if split == "train" else first), **(changes or {})}
+            table = {name: values for name, values in table.items() if values is not None}
+            path = tmp_path / folder / "data" / f"{split}-00000-of-00001.parquet"
+            parquet.write_table(pyarrow.table(table), path)
+        datasets.load.cache_clear()
+        return f"parquet:{tmp_path / folder}"
+
+    return save
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_a_folder_of_parquet_files_as_the_hub_has_them(hub, from_disk):
+    data = load(hub(), from_disk)
+    images = torch.stack([data.train_x[n] for n in range(30)])
+    assert torch.equal(images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
+    assert (data.train_y.tolist(), data.test_y.tolist()) == (LABELS.tolist(), LABELS[:12].tolist())
+    assert isinstance(data.train_x, ImagesOnDisk) == from_disk
+
+
+def test_a_split_of_several_files_and_one_called_validation(hub, tmp_path):
+    name = hub()
+    folder = tmp_path / "hub" / "data"
+    whole = parquet.read_table(folder / "train-00000-of-00001.parquet")
+    for part in (0, 1):
+        parquet.write_table(whole.slice(20 * part, 20), folder / f"train-0000{part}-of-00002.parquet")
+    (folder / "train-00000-of-00001.parquet").unlink()
+    (folder / "test-00000-of-00001.parquet").rename(folder / "validation.parquet")
+    data = load(name)
+    assert torch.equal(data.train_x, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
+    assert len(data.test_y) == 12
+
+
+def test_the_column_of_the_labels_is_named_where_there_are_several(hub):
+    two = {"label": None, "fine": LABELS, "coarse": LABELS % 2}
+    first = {"label": None, "fine": LABELS[:12], "coarse": LABELS[:12] % 2}
+    name = hub(two, first)
+    with pytest.raises(DataError, match=r"which column has the labels, fine or coarse.*parquet:FOLDER#fine"):
+        load(name)
+    assert load(f"{name}#coarse").classes == 2
+    assert load(f"{name}#fine").classes == 3
+    with pytest.raises(DataError, match="no column of whole numbers called 'fien'; it has fine, coarse"):
+        load(f"{name}#fien")
+
+
+def with_another(image, place=4, count=30):
+    return {"image": [encoded(image) if n == place else encoded(COLOURED[n]) for n in range(count)]}
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (with_another(COLOURED[0][:4]), None, "the image in row 4 is 5x4, most are 5x6; bring all to one size"),
+        (with_another(COLOURED[0][..., 0]), None, "the image in row 4 is grey, most are coloured"),
+        ({"image": [{"bytes": b"no image", "path": ""}] * 30}, None, "row 0 holds no image, or a corrupt one"),
+        ({"image": [{"bytes": None, "path": "a.png"}] * 30}, None, "row 0 holds no image|no column holds images"),
+        ({"image": np.arange(30) / 7}, None, r"no column holds images .*; it has image, label"),
+        ({"label": None}, None, "has no labels: no column of whole numbers; it has image"),
+        ({"label": pyarrow.array([None, *LABELS[1:].tolist()])}, None, "1 rows have no label in the column 'label'"),
+        ({"label": LABELS - 1}, None, "has the label -1"),
+        (None, {"label": LABELS[:12] * 0}, "labels 1, 2 are in the training data, but not in the test data"),
+        (None, {"label": LABELS[:12] + 1}, "label 3 is in the test data, but not in the training data"),
+        (None, {"image": [encoded(x[:, :, 0]) for x in COLOURED[:12]]}, "training images have shape .*, test images"),
+    ],
+)
+def test_parquet_files_that_cannot_be_are_one_line(hub, train, test, message, from_disk):
+    name = hub(train, test)
+    with pytest.raises(DataError, match=message) as caught:
+        load(name, from_disk)
+    assert str(caught.value).startswith(name.removeprefix("parquet:"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_cut_short_or_missing_is_named(hub, tmp_path):
+    name = hub()
+    path = tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", whole[:200] + bytes(200) + whole[400:]):
+        path.write_bytes(content)
+        datasets.load.cache_clear()
+        with pytest.raises(
+            DataError, match=r"train-00000.* (is no Parquet file, or cut short|holds no image)"
+        ) as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(DataError, match=r"there is no train\*.parquet"):
+        load(name)
+
+
+def test_a_changed_parquet_file_has_another_fingerprint(hub):
+    name = hub()
+    before = fingerprint(name)
+    assert fingerprint(hub()) == before
+    assert fingerprint(hub({"label": (LABELS + 1) % 3})) != before
+
+
 # --- names and fingerprints -------------------------------------------------------------------------------------------
 
 
@@ -283,6 +404,8 @@ def test_paths_are_relative_to_the_folder_that_is_given(tmp_path):
     assert absolute("npz:a/b.npz", tmp_path) == f"npz:{tmp_path}/a/b.npz"
     assert absolute("folder:/a/b", tmp_path) == "folder:/a/b"
     assert absolute("npz:~/b.npz", tmp_path) == f"npz:{os.path.expanduser('~')}/b.npz"  # noqa: PTH111
+    assert absolute("parquet:a/b#fine_label", tmp_path) == f"parquet:{tmp_path}/a/b#fine_label"
+    assert short("parquet:/a/b#fine_label") == "parquet:b#fine_label"
     assert absolute("a/b.py:f", tmp_path) == f"{tmp_path}/a/b.py:f"
     assert absolute("a.b:f", tmp_path) == "a.b:f"
     assert absolute("mnist", tmp_path) == "mnist"

@@ -216,7 +216,7 @@ def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
         for part in online(5):
             yield part.train()
 
-    with pytest.raises(ValueError, match="the stream hides where an experience ends: give consolidate_every"):
+    with pytest.raises(ValueError, match=r"the stream hides where an experience ends; .*, or give consolidate_every"):
         learn(Net(), hidden(), EWCPlugin(1.0))
     plugin = EWCPlugin(1.0, "separate", consolidate_every=20)
     learn(Net(), hidden(), plugin)
@@ -273,6 +273,15 @@ def test_a_sample_that_is_no_number_is_named(fisher, position):
     measure = partial(mas_importance, Net(), data) if fisher is None else partial(diagonal_fisher, Net(), data, fisher)
     with pytest.raises(ValueError, match=f"of 'body.weight' is not finite (for|in) {where}"):
         measure()
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_network_that_was_frozen_after_an_experience_is_refused_in_one_line(kind):
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    strategy.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"Plugin cannot work here, .*: no parameter of the network requires"):
+        strategy.train(experiences[1])
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -351,6 +360,115 @@ def test_what_the_strategys_own_forward_takes_is_measured(form):
             torch.testing.assert_close(plugin.importances[name], value)
 
 
+class LabelsLast(SupervisedTemplate):
+    """Samples are (inputs, something else, label)."""
+
+    @property
+    def mb_y(self):
+        return self.mbatch[2]
+
+
+def test_the_columns_are_those_that_the_strategy_says():
+    torch.manual_seed(0)
+    x, y, other = torch.randn(20, 6), torch.arange(20) % 2, torch.randn(20)
+    model, plugin = Net(), EWCPlugin(1.0, fisher="empirical")
+    strategy = LabelsLast(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8, plugins=[plugin], evaluator=quiet(),
+    )  # fmt: skip
+    data = make_avalanche_dataset(TensorDataset(x, other, y))
+    strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
+    for name, value in diagonal_fisher(model, TensorDataset(x, y), "empirical").items():
+        torch.testing.assert_close(plugin.importances[name], value)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(6), 0)])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (DataLoader(TensorDataset(torch.zeros(3, 6))), "is a DataLoader; give the data set that it loads"),
+        (stream([[0, 1]])[0], "is one experience; give its .dataset"),
+        (Endless(), "must have a length and be indexed by numbers; got a Endless"),
+        ([], "the dataset is empty"),
+    ],
+)
+def test_what_is_no_data_set_is_named(data, message):
+    for measure in (diagonal_fisher, mas_importance):
+        with pytest.raises(ValueError, match=message):
+            measure(Net(), data)
+
+
+def test_gradients_are_needed_wherever_an_importance_is_asked_for():
+    model, data = Net(), TensorDataset(torch.randn(9, 6), torch.arange(9) % 2)
+    expected = {fisher: diagonal_fisher(model, data, fisher) for fisher in ("exact", "batched")}
+    with torch.no_grad():
+        found = {fisher: diagonal_fisher(model, data, fisher) for fisher in expected}
+    assert all(torch.equal(found[fisher][name], value) for fisher, of in expected.items() for name, value in of.items())
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"in torch.inference_mode\(\) nothing has one"):
+        diagonal_fisher(model, data)
+
+
+class InPlace(Net):
+    """Centres its inputs in place; with a parameter outside of any layer, and by choice an ``.item()``."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.scale, self.asks = nn.Parameter(torch.rand(6) + 0.5), asks
+
+    def forward(self, x):
+        x -= 0.5
+        x *= 2
+        assert not self.asks or x.sum().item() < 1e9
+        return super().forward(x * self.scale)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_network_that_changes_its_inputs_in_place_gets_each_sample_as_it_is(asks):
+    torch.manual_seed(0)
+    model, x = InPlace(asks).double(), torch.randn(10, 6, dtype=torch.double)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for sample in x:
+        gradients = torch.autograd.grad(model(sample[None].clone()).square().sum(), list(model.parameters()))
+        for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+            expected[name] += gradient.abs() / len(x)
+    found = mas_importance(model, TensorDataset(x.clone()))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+class Remembering(nn.Module):
+    """Carries its last state over to the next batch of the same size, if it is told to."""
+
+    def __init__(self, carry):
+        super().__init__()
+        self.body, self.fc, self.carry, self.state = nn.RNNCell(6, 5), nn.Linear(5, 2), carry, None
+
+    def forward(self, x):
+        before = self.state if self.carry and self.state is not None and len(self.state) == len(x) else None
+        self.state = self.body(x, before)
+        return self.fc(self.state)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+def test_a_network_keeps_no_state_of_being_measured_and_one_that_needs_it_is_refused():
+    torch.manual_seed(0)
+    model, data = Remembering(carry=False), TensorDataset(torch.randn(10, 6), torch.arange(10) % 2)
+    model.fc.weight.data *= 9
+    model(data.tensors[0])
+    state = model.state
+    for fisher in ("exact", "batched"):
+        diagonal_fisher(model, data, fisher)
+        assert model.state is state
+    model.carry = True
+    with pytest.raises(ValueError, match="for the same samples change from one pass to the next"):
+        diagonal_fisher(model, data)
+
+
 def test_samples_of_unequal_length_are_measured_one_by_one():
     bags = [(torch.randn(2 + i % 3, 6), i % 2) for i in range(10)]
 
@@ -375,12 +493,14 @@ def test_samples_of_unequal_length_are_measured_one_by_one():
 
 
 class Largest(nn.Sequential):
-    """Remembers the largest batch that it saw."""
+    """Remembers the batches that it saw; in a list, since what measuring sets in a network is taken back."""
 
-    largest = 0
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.seen = []
 
     def forward(self, x):
-        self.largest = max(self.largest, len(x))
+        self.seen.append(len(x))
         return super().forward(x)
 
 
@@ -388,7 +508,7 @@ def test_a_pass_takes_as_many_samples_as_two_training_steps_or_a_little_memory_i
     def largest(side, **options):
         model = Largest(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
         mas_importance(model, TensorDataset(torch.zeros(60, 1, side, side)), **options)
-        return model.largest
+        return max(model.seen)
 
     monkeypatch.setattr(per_sample_gradients, "ACTIVATIONS_AT_ONCE", 2**22)
     assert largest(6) == 60
@@ -403,7 +523,7 @@ def test_batch_size_is_that_of_the_passes(make):
     strategy = learn(model, [], make())
     strategy.experience = stream([[0, 1]])[0]
     strategy.plugins[0].importance(strategy)
-    assert model.largest == 6
+    assert max(model.seen) == 6
 
 
 def test_num_workers_of_train_reach_the_importance(monkeypatch):

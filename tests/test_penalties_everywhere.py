@@ -172,6 +172,15 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], value, rtol=tight * 1e-6, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, CLASSES, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return (x.to(torch.cfloat) @ self.weight).abs()
+
+
 class Outputs(nn.Module):
     """A linear layer whose outputs take some form."""
 
@@ -191,12 +200,14 @@ REFUSED = [
     (frozen, "no parameter of the network requires a gradient"),
     (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, CLASSES)),
      r"'1' is a BatchNorm1d without running statistics \(track_running_stats=False\)"),
+    (Complex, "'weight' is complex"),
     (lambda: Outputs(lambda f: f - f.mean(0)), "a sample's outputs depend on the other samples of its batch"),
     (lambda: Outputs(lambda f: (f, f)), "the network gives a tuple where outputs of shape"),
     (lambda: Outputs(lambda f: {"logits": f}), "the network gives a dict where outputs of shape"),
-    (lambda: Outputs(lambda f: f[:, 0]), r"needs outputs \[N, K\] with K >= 2 classes; the network gives shape \[N\]"),
+    (lambda: Outputs(lambda f: f[:, 0]), r"needs outputs \[N, K\] with K >= 2 .*; the network gives shape \[N\]"),
     (lambda: Outputs(lambda f: f[:, :1]), r"the network gives shape \[N, 1\]. One logit belongs to nn.BCEWithLogits"),
-    (lambda: Outputs(lambda f: f[:, :, None]), r"the network gives shape \[N, 3, 1\]"),
+    (lambda: Outputs(lambda f: f[:, :, None]), r"Expected target size \[3, 1\], got \[3\]"),
+    (lambda: Outputs(lambda f: f[:, None]), r"the network gives shape \[N, 1, 3\]"),
     (lambda: Outputs(lambda f: f.sum()), r"outputs of shape \(\) for 3 samples"),
 ]  # fmt: skip
 

@@ -2,26 +2,33 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
 
 from engrams.benchmarks.cli.app import main
+from engrams.benchmarks.data import streams
+from engrams.benchmarks.data.images import ImageData, PreparedLater
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.training.run import learn, make_strategy
+from engrams.benchmarks.protocols.schema import ReducedResNet18
+from engrams.benchmarks.training.run import Run, learn, make_strategy
 from engrams.reports import store
 from engrams.reports.matrix import METRICS, metrics
 from engrams.strategies import catalogue
@@ -143,6 +150,87 @@ def test_same_seed_same_matrix_to_the_bit(tmp_path, small_run):
 def test_naive_is_avalanches_naive_to_the_bit(tmp_path):
     ours, theirs = (in_process(tmp_path, strategy) for strategy in ("naive", "avalanche-naive"))
     assert ours.accuracy_matrix == theirs.accuracy_matrix
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "avalanche-gdumb"])
+def test_what_a_head_that_was_not_trained_answers_is_not_asked_again(monkeypatch, strategy):
+    """Nor does it change what comes out; GDumb's heads do change, and are asked."""
+    entry = protocol.get("split-digits/task")
+    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    asked = []
+    evaluate = SupervisedTemplate.eval
+
+    def counting(self, stream, **kwargs):
+        asked.append(len(stream))
+        return evaluate(self, stream, **kwargs)
+
+    monkeypatch.setattr(SupervisedTemplate, "eval", counting)
+    run = run_of(entry, strategy, 0, {"epochs": 2} if strategy == "avalanche-gdumb" else {})
+    shorter = learn(run, "cpu", [], _quiet)
+    assert strategy != "ewc" or asked == [5, 5, 2, 3, 4, 5]
+    monkeypatch.setattr("engrams.benchmarks.training.run.may_have_changed", lambda model, experience: True)
+    asked.clear()
+    whole = learn(run, "cpu", [], _quiet)
+    assert asked == [5] * 6
+    assert shorter[:2] == whole[:2]
+
+
+def random_cifar100():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(100).repeat(5)
+    pixels = torch.randint(256, (500, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return ImageData(pixels, y, pixels[:100], y[:100])
+
+
+def test_one_pass_takes_one_step_a_minibatch_and_sees_every_sample_once(monkeypatch):
+    """The protocol of Chaudhry et al. 2019, on images of random pixels."""
+    entry = protocol.get("agem2019-split-cifar100")
+    assert (entry.training.epochs, entry.training.batch_size) == (1, 10)
+    entry = entry.model_copy(update={"network": ReducedResNet18(kind="resnet18-reduced", width=1)})
+    data = random_cifar100()
+    monkeypatch.setattr(streams, "load", lambda *_: data)
+    monkeypatch.setattr("engrams.benchmarks.data.datasets.class_count", lambda name: 100)
+    streams.prepared.cache_clear()
+    seen: list[torch.Tensor] = []
+
+    class Counting(SupervisedPlugin):
+        steps = 0
+
+        def after_update(self, strategy, **kwargs):
+            Counting.steps += 1
+            seen.append(strategy.mb_x)
+
+    naive = catalogue.get("naive")
+    counted = replace(
+        naive, build=lambda h, template: naive.build(h, template | {"plugins": [*template["plugins"], Counting()]})
+    )
+    learned = learn(Run(entry, counted, 0, naive.hyperparameters()), "cpu", [], _quiet)
+    assert np.array(learned.accuracy_matrix).shape == (17, 17)
+    assert Counting.steps == 17 * math.ceil(25 / 10)
+    learned_from = {tuple(x.flatten().tolist()) for x in torch.cat(seen)}
+    mean = torch.tensor([0.5071, 0.4865, 0.4409])[:, None, None]
+    assert learned_from == {tuple((x / 255 - mean).flatten().tolist()) for x in data.train_x[data.train_y >= 15]}
+    streams.prepared.cache_clear()
+
+
+@pytest.mark.parametrize("strategy", ["ewc", "replay", "joint", "avalanche-agem", "avalanche-replay"])
+def test_images_prepared_by_the_minibatch_give_the_same_result_to_the_bit(monkeypatch, strategy):
+    entry = protocol.get("agem2019-split-cifar100")
+    entry = entry.model_copy(update={"network": ReducedResNet18(kind="resnet18-reduced", width=1)})
+    data = random_cifar100()
+    monkeypatch.setattr(streams, "load", lambda *_: data)
+    monkeypatch.setattr("engrams.benchmarks.data.datasets.class_count", lambda name: 100)
+    found = catalogue.get(strategy)
+    run = Run(entry, found, 0, entry.hyperparameters_of(found), first=3)
+    results = []
+    for large in (1, streams.LARGE):
+        monkeypatch.setattr(streams, "LARGE", large)
+        streams.prepared.cache_clear()
+        results.append(learn(run, "cpu", [], _quiet)[:2])
+        kept = streams.prepared(entry.dataset, entry.images, False, by_minibatch=True).train_x
+        assert isinstance(kept, PreparedLater) == (large == 1)
+    streams.prepared.cache_clear()
+    assert results[0] == results[1]
 
 
 def test_avalanches_evaluator_is_asked_in_evaluation_only(monkeypatch):

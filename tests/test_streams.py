@@ -14,6 +14,11 @@ from engrams.benchmarks.data.streams import bounds, brightness, make_benchmark, 
 from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
 
 DATA = load("digits")
+DIGIT_OF = {
+    tuple(image.flatten().tolist()): digit
+    for x, y in ((DATA.train_x, DATA.train_y), (DATA.test_x, DATA.test_y))
+    for image, digit in zip(x, y, strict=True)
+}
 PERMUTED = PermutedStream(kind="permuted", experiences=4, validation_fraction=0.2)
 
 
@@ -95,6 +100,38 @@ def test_validation_is_held_out_stratified_and_without_test_data():
     assert (counts - expected).abs().max() <= 1
     other_seed = make_benchmark(DATA, split("class"), "class", "validation", seed=9)
     assert torch.equal(columns(benchmark.train_stream[0])[0], columns(other_seed.train_stream[0])[0])
+
+
+@pytest.mark.parametrize("order", ["in-order", "seeded"])
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_the_first_experiences_may_be_for_choosing_alone(scenario, order):
+    """As Chaudhry et al. 2019 have it: what is chosen on them is never learned in a run, whatever the seed."""
+    stream = split(scenario, order).model_copy(update={"choosing_experiences": 2})
+    classes: dict[str, list] = {"test": [], "validation": []}
+    for judge in classes:
+        for seed in (0, 1):
+            benchmark = make_benchmark(DATA, stream, scenario, judge, seed)
+            assert len(benchmark.train_stream) == len(benchmark.streams[judge]) == len(stream.experiences_of(10, judge))
+            for learned, judged in zip(benchmark.train_stream, benchmark.streams[judge], strict=True):
+                x, y, _ = columns(learned)
+                digits, others = (
+                    {int(DIGIT_OF[tuple(row)]) for row in rows.flatten(1).tolist()} for rows in (x, columns(judged)[0])
+                )
+                assert digits == others
+                assert len(digits) == 2
+                classes[judge].append(digits)
+                first = 2 * learned.current_experience if scenario == "class" else 0
+                assert set(y.tolist()) == {first, first + 1}
+    assert set().union(*classes["validation"]) == {0, 1, 2, 3}
+    assert set().union(*classes["test"]) == {4, 5, 6, 7, 8, 9}
+    if order == "seeded":
+        assert classes["test"][:3] != classes["test"][3:]
+
+
+def test_not_all_experiences_can_be_for_choosing():
+    stream = split("task").model_copy(update={"choosing_experiences": 5})
+    with pytest.raises(ProtocolError, match=r"stream.choosing_experiences: 5 of 5 leave none to be learned"):
+        make_benchmark(DATA, stream, "task", "test", 0)
 
 
 def test_images_are_padded_and_normalised():

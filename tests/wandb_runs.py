@@ -1,17 +1,59 @@
 """Runs that take no time: what a suite of committed records leaves and tells, as if they were being made."""
 
+import json
+import os
+import shutil
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
+
+import matplotlib
+import pytest
+from PIL import Image
 
 from engrams.reports import store
 from engrams.reports.wandb import page, sending
 from engrams.reports.wandb.journal import Journal
-from engrams.reports.wandb.settings import resolve
+from engrams.reports.wandb.settings import Address, WandBSettings
+from tests.wandb_service import KEY, standing_in
 
 RECORDS = Path(__file__).parents[1] / "reports" / "results" / "records"
 SOLVER, JOINT = "split-mnist/class/ewc/0", "split-mnist/class/joint/0"
 SCHOLAR, GENERATOR = "split-mnist/class/dgr-vae/0", "generate-mnist-reduced/mergan-ra/0"
 PICTURE = RECORDS / GENERATOR / "generated.png"
+
+
+def online(**more):
+    """What ``settings.resolve("online")`` finds, without asking wandb for it."""
+    url = os.environ["WANDB_BASE_URL"]
+    return WandBSettings("online", address=Address(url, url, os.environ["WANDB_API_KEY"]), **more)
+
+
+@contextmanager
+def nowhere(folder):
+    """No account, no variables, an empty home, and a temporary folder of its own."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in list(os.environ):
+            if name.startswith("WANDB_"):
+                patched.delenv(name)
+        patched.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())  # its list of fonts takes long to make
+        home = folder / "home"
+        home.mkdir()
+        patched.setenv("HOME", str(home))
+        temporary = tempfile.mkdtemp(prefix="w")  # a short path: wandb makes a socket below it
+        patched.setattr(tempfile, "tempdir", temporary)
+        patched.setenv("TMPDIR", temporary)
+        yield Path(temporary)
+        shutil.rmtree(temporary)
+
+
+@contextmanager
+def served():
+    with standing_in() as found, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WANDB_BASE_URL", found.url)
+        patched.setenv("WANDB_API_KEY", KEY)
+        yield found
 
 
 class Screen:
@@ -49,15 +91,30 @@ def learned(record, folder, upto=None, ended=True):
                 seen["frechet_distance"] = generated.frechet_distance[index]
         journal.after_experience(None, matrix[: index + 1], seen)
     if ended:
+        if generated and generated.frechet_distance:
+            journal.animation(gif(folder))
         store.write(record, folder)
         journal.ended()
 
 
+def gif(folder):
+    path = folder / "generated.gif"
+    with Image.open(PICTURE) as picture:
+        picture.save(path, save_all=True, append_images=[picture.rotate(180)])
+    return path
+
+
+def told(out, settings=None, screen=None):
+    """The block in which runs are sent, each by the name of its folder."""
+    return sending.sending(settings or online(), out, screen or Screen(), lambda n: out / n, lambda n, e: None)
+
+
 def suite(out, names, settings=None, then=lambda sender: None, screen=None, **how):
-    """Runs, told of as a suite tells of them; returns what the user read, and the seconds after the last run."""
+    """Runs, told of as a suite tells of them; returns what the user read, and the seconds before and after the runs."""
     screen = screen or Screen()
-    folder_of = lambda name: out / name  # noqa: E731
-    with sending.sending(settings or resolve("online"), out, screen, folder_of, lambda n, e: None) as (mode, runs):
+    began = time.monotonic()
+    with told(out, settings, screen) as (mode, runs):
+        screen.asked = time.monotonic() - began
         for name in names:
             runs.advanced(name, 0)
             learned(store.read(RECORDS / name / "record.json"), out / name, **how)
@@ -67,3 +124,29 @@ def suite(out, names, settings=None, then=lambda sender: None, screen=None, **ho
     screen.mode = mode
     screen.waited = time.monotonic() - last
     return screen
+
+
+# --- what arrived -----------------------------------------------------------------------------------------------------
+
+
+def page_of(service, name):
+    record = store.read(RECORDS / name / "record.json")
+    return service.pages[page.introduction_of(record)["id"]]
+
+
+def dumped(name):
+    return store.read(RECORDS / name / "record.json").model_dump()
+
+
+def arrived(found):
+    """The record that a page says."""
+    return page.record_of(found.config, found.history, found.summary).model_dump()
+
+
+def rows(found):
+    return [row for row in found.history if "experience" in row]
+
+
+def table_of(found):
+    table = json.loads(next(body for file, body in found.files.items() if "table/accuracy_matrix" in file))
+    return [row[1:] for row in table["data"]]

@@ -84,6 +84,7 @@ class Service:
         silent: it accepts connections and never answers.
         dies_at_history: it stops listening when the first row of a history comes.
         deleted: names of runs whose pages somebody deleted.
+        trials: what an agent is told to try, parameter -> value, one after another.
     """
 
     def __init__(self) -> None:
@@ -91,6 +92,8 @@ class Service:
         self.artifacts: dict[str, Artifact] = {}
         self.views: dict[str, dict[str, Any]] = {}
         self.charts: dict[str, dict[str, Any]] = {}
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.trials: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.bodies: list[bytes] = []
         self.unknown: list[str] = []
@@ -326,6 +329,44 @@ class Service:
         id = self._id("View") if new else sent["id"]
         self.views[id] = sent | {"id": id}
         return {"upsertView": {"view": {"id": id, "name": sent["name"]}, "inserted": new}}
+
+    def _CreateCustomChart(self, sent: dict) -> dict:
+        name = f"{sent['entity']}/{sent['chartName']}"
+        if name in self.charts:
+            raise Refused(409, json.dumps({"errors": [{"message": f"chart {name} already exists"}]}))
+        self.charts[name] = sent
+        return {"createCustomChart": {"chart": {"id": name}}}
+
+    # --- GraphQL: sweeps ----------------------------------------------------------------------------------------------
+
+    def _UpsertSweep(self, sent: dict) -> dict:
+        name = sent.get("id") or f"sweep{len(self.sweeps) + 1}"
+        self.sweeps[name] = self.sweeps.get(name, {}) | sent
+        project = {"id": "p", "name": sent["projectName"], "entity": {"id": "e", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, asked: dict) -> dict:
+        sweep = self.sweeps.get(asked["sweep"])
+        found = sweep and {
+            "id": asked["sweep"], "name": asked["sweep"], "method": "bayes", "state": "RUNNING", "description": "",
+            "config": sweep["config"], "createdAt": WHEN, "heartbeatAt": WHEN, "updatedAt": WHEN,
+            "earlyStopJobRunning": False, "bestLoss": None, "controller": None, "scheduler": None,
+            "runs": {"edges": []},
+        }  # fmt: skip
+        return {"project": {"sweep": found}}
+
+    def _CreateAgent(self, asked: dict) -> dict:
+        return {"createAgent": {"agent": {"id": f"agent of {asked['sweep']}"}}}
+
+    def _Heartbeat(self, asked: dict) -> dict:
+        commands = []
+        if not json.loads(asked["runState"]):  # nothing runs
+            commands = [{"type": "exit"}]
+            if self.trials:
+                values = {key: {"value": value} for key, value in self.trials.pop(0).items()}
+                run = f"trial{len(self.trials)}"
+                commands = [{"type": "run", "run_id": run, "program": None, "args": values}]
+        return {"agentHeartbeat": {"agent": {"id": asked["id"]}, "commands": json.dumps(commands)}}
 
     # --- GraphQL: artifacts -------------------------------------------------------------------------------------------
 

@@ -50,7 +50,10 @@ def data(wide: Wide = False) -> None:
 
     rows = [{"data": "digits", "where": "comes with scikit-learn"}]
     for name in datasets.SOURCES:
-        root = datasets.find(name)
-        where = str(root) if root else "not here; looked for in ENGRAMS_DATA, downloaded when first used"
+        found = datasets.located(name)
+        where = "not here; looked for in ENGRAMS_DATA, downloaded when first used"
+        if found:
+            source, root = found
+            where = f"{root} ({source.files[0]}, ...)"
         rows.append({"data": name, "where": where})
     show([Sheet("Data", rows, left=("data", "where"), words=("where",))], wide=wide)

@@ -78,10 +78,14 @@ class OptionError(UserError):
 
 
 def wandb_of(mode: WandB | None, project: str | None, entity: str | None, tags: list[str] | None) -> WandBSettings:
-    """Returns where W&B keeps the runs, as the options say."""
+    """Returns where W&B keeps the runs, as the options say; where it is less than they ask for, a line says why."""
+    from engrams.benchmarks.cli.shown import say
     from engrams.reports.wandb.settings import resolve
 
-    return resolve(mode.value if mode else None, project, entity, tags or ())
+    settings = resolve(mode.value if mode else None, project, entity, tags or ())
+    if settings.word:
+        say(settings.word, style="yellow")
+    return settings
 
 
 def seeds_of(text: str) -> list[int]:

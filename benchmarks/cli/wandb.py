@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engrams.benchmarks.cli.app import app
-from engrams.benchmarks.cli.options import Entity, Project, ProtocolName, Tags, WandB, wandb_of
+from engrams.benchmarks.cli.options import Entity, Project, ProtocolName, Tags
 from engrams.benchmarks.cli.shown import console, say, stop_if_damaged
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ def upload(
     """Send finished runs to W&B, once each: offline ones, those of other machines, and what did not arrive."""
     from engrams.benchmarks.jobs.progress import Display
     from engrams.reports.wandb.sending import upload as send
+    from engrams.reports.wandb.settings import resolve
 
-    if not send(wandb_of(WandB.online, project, entity, tags), runs, Display(console)):
+    if not send(resolve("online", project, entity, tags or ()), runs, Display(console)):
         raise typer.Exit(1)
 
 
@@ -42,20 +43,20 @@ def dashboards(
 ) -> None:
     """Save a view and a report of the project in W&B; saved again, they are written over."""
     from engrams.reports.wandb import dashboards, sending
+    from engrams.reports.wandb.settings import resolve
 
     damaged: list[RecordError] = []
     parity = _parity(records, damaged) if records else ""
     if dry_run:
         import json
 
-        settings = wandb_of(WandB.offline, project, entity, None)
+        settings = resolve("offline", project, entity)
         made = dashboards.specification(settings.entity or "ENTITY", settings.project, parity)
         typer.echo(json.dumps(made, indent=1))
         stop_if_damaged(damaged)
         return
-    settings = wandb_of(WandB.online, project, entity, None)
-    for address in sending.dashboards(settings, parity):
-        say(f"W&B: {address}")
+    for line in sending.dashboards(resolve("online", project, entity), parity):
+        say(f"W&B: {line}")
     stop_if_damaged(damaged)
 
 
@@ -72,12 +73,12 @@ def sweep(
     from engrams.reports.errors import UserError
     from engrams.reports.wandb.sweeps import sweep_of
 
-    name = registry.get(protocol).name
+    reference = registry.get(protocol).reference
     entry = strategy_called(strategy)
     if not entry.search:
         raise UserError(f"{entry.name} has no hyperparameter to search")
     ranges = {key: (space.low, space.high) for key, space in entry.search.items()}
-    typer.echo(yaml.safe_dump(sweep_of(name, entry.name, ranges), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(sweep_of(reference, entry.reference, ranges), sort_keys=False), nl=False)
 
 
 def _parity(records: list[str], damaged: list[RecordError]) -> str:

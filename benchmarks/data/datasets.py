@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,21 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import default_loader
 from torchvision.datasets.utils import check_integrity
-from torchvision.transforms.functional import rgb_to_grayscale
+from torchvision.transforms.functional import rgb_to_grayscale, to_pil_image
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import DataError, is_own
+from engrams.benchmarks.data.names import FEATURES, NPZ, DataError, is_own
 from engrams.benchmarks.data.own import load_own
+from engrams.benchmarks.data.parquet import ParquetImages
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where torchvision or Avalanche keeps a data set below its root folder, and how it is read."""
+    """One format of a data set: what files it has below its root folder, and how they are read."""
 
     title: str
     files: tuple[str, ...]
@@ -43,7 +46,18 @@ class Source:
     """That dataset -> all its images, uint8 [N, channels, height, width]."""
     labels: Callable[[Any], Tensor]
     """That dataset -> all its labels, integers, [N]."""
-    download: Callable[[Path], object]
+    download: Callable[[Path], object] | None = None
+    """Into a root folder; None where there is nowhere to download these files from."""
+    in_any_order: bool = False
+    """Whether files of another format have the samples in another order, so that they are put into one that depends on
+    labels and pixels alone."""
+    remark: Callable[[Any, Any], str] | None = None
+    """The datasets of both splits -> what is to be known of these files, for the record."""
+
+    @property
+    def again(self) -> str:
+        """What to do where the files are broken and have been deleted."""
+        return "let them be downloaded again" if self.download else "fetch them again"
 
 
 @lru_cache(maxsize=8)
@@ -51,8 +65,9 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """Returns a data set by name, from memory if this process has loaded it before.
 
     One of :data:`NAMES` is looked for in the folder that the environment variable ENGRAMS_DATA names, then in
-    Avalanche's default data folder, then downloaded into the latter. One of one's own is named as
-    :mod:`engrams.benchmarks.data.names` says, and is as :mod:`engrams.benchmarks.data.own` says.
+    Avalanche's default data folder, in each of its formats, then downloaded into the latter. ``features:NAME`` is what
+    :mod:`engrams.benchmarks.data.features` made. One of one's own is named as :mod:`engrams.benchmarks.data.names`
+    says, and is as :mod:`engrams.benchmarks.data.own` says.
 
     Args:
         name: of the data set.
@@ -66,6 +81,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     """
     if is_own(name):
         return load_own(name, from_disk)
+    if name.startswith(f"{FEATURES}:"):
+        return load_own(f"{NPZ}:{features_file(name)}", from_disk)
     if name == "digits":
         return _digits()
     if name in SEQUENCES:
@@ -74,25 +91,90 @@ def load(name: str, from_disk: bool = False) -> ImageData:
         near = get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
         raise DataError(
-            f"no data set is called {name!r}; {hint} (one's own: npz:path, folder:path, module:function or "
-            f"file.py:function)"
+            f"no data set is called {name!r}; {hint} (features of one: features:name; one's own: npz:path, "
+            f"folder:path, parquet:path, module:function or file.py:function)"
         )
-    source = SOURCES[name]
-    if from_disk:
-        root = find(name)
-        if root is None:
-            root = _downloaded(name, source)
-        with _named_if_broken(source, root):
-            train, test = source.open(root, True), source.open(root, False)
-            return ImageData(
-                ImagesOnDisk(train), source.labels(train).long(), ImagesOnDisk(test), source.labels(test).long()
-            )
-    opened = load(name, from_disk=True)
-    assert isinstance(opened.train_x, ImagesOnDisk)
-    assert isinstance(opened.test_x, ImagesOnDisk)
-    with _named_if_broken(source, find(name)):
-        train_x, test_x = source.images(opened.train_x.dataset), source.images(opened.test_x.dataset)
-    return ImageData(train_x, opened.train_y, test_x, opened.test_y)
+    source, root = _found_or_downloaded(name)
+    with _named_if_broken(source, root):
+        return ImageData(*_part(source, root, True, from_disk), *_part(source, root, False, from_disk))
+
+
+def _part(source: Source, root: Path, train: bool, from_disk: bool) -> tuple[Tensor | ImagesOnDisk, Tensor]:
+    """One split's images and labels."""
+    data = source.open(root, train)
+    y = source.labels(data).long()
+    if not source.in_any_order:
+        return ImagesOnDisk(data) if from_disk else source.images(data), y
+    pixels = source.images(data)
+    order = canonical_order(pixels, y)
+    return ImagesOnDisk(data, order.tolist()) if from_disk else pixels[order], y[order]
+
+
+def canonical_order(x: Tensor, y: Tensor) -> Tensor:
+    """Returns an order of samples that depends on nothing but their pixels and labels, int64 [N].
+
+    It is that of a hash of each sample: as good as shuffled, so that the first samples of a set are of all classes.
+
+    Args:
+        x: images, uint8 [N, channels, height, width].
+        y: labels, [N].
+    """
+    hashes = [
+        blake2b(pixels.tobytes(), digest_size=16, salt=label.to_bytes(8, "little")).digest()
+        for pixels, label in zip(x.contiguous().numpy(), y.tolist(), strict=True)
+    ]
+    return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__))
+
+
+def check(name: str, from_disk: bool) -> None:
+    """Says what is wrong with a data set's files, and downloads what is missing.
+
+    Each is read, but no image of thousands is decoded, where that takes half a minute.
+
+    Args:
+        name: of the data set.
+        from_disk: as for :func:`load`.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if name not in SOURCES or not SOURCES[name][0].in_any_order:
+        load(name, from_disk)
+        return
+    source, root = _found_or_downloaded(name)
+    with _named_if_broken(source, root):
+        for train in (True, False):
+            source.open(root, train)
+
+
+@lru_cache(maxsize=8)
+def class_count(name: str) -> int:
+    """Returns how many classes a data set has; no image is decoded for it.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if name not in SOURCES or not SOURCES[name][0].in_any_order:
+        return load(name, from_disk=True).classes
+    source, root = _found_or_downloaded(name)
+    with _named_if_broken(source, root):
+        return int(source.labels(source.open(root, True)).max()) + 1
+
+
+@lru_cache(maxsize=8)
+def files_of(name: str) -> str:
+    """Returns the files that a data set is read from and what is to be known of them, for the record.
+
+    Empty for one's own, which a record tells apart by a fingerprint, and for what has only ever one format.
+    """
+    told = []
+    for part in SEQUENCES.get(name, (name,)):
+        if len(SOURCES.get(part, ())) < 2 or not (found := located(part)):
+            continue
+        source, root = found
+        remark = source.remark(source.open(root, True), source.open(root, False)) if source.remark else ""
+        told.append(", ".join(source.files) + (f" ({remark})" if remark else ""))
+    return "; ".join(told)
 
 
 @contextmanager
@@ -104,14 +186,49 @@ def _named_if_broken(source: Source, root: Path | None) -> Iterator[None]:
     except Exception as error:  # whatever torchvision, NumPy, SciPy or PIL make of a broken file
         raise DataError(
             f"{source.title}: the files under {root} are corrupt ({type(error).__name__}: {error}); delete "
-            f"{', '.join(source.files)} there and let them be downloaded again"
+            f"{', '.join(source.files)} there and {source.again}"
         ) from error
 
 
 def find(name: str) -> Path | None:
     """The root folder that holds every file of a data set, or None; nothing is read or downloaded."""
-    files = SOURCES[name].files
-    return next((root for root in _roots(name) if all((root / file).is_file() for file in files)), None)
+    found = located(name)
+    return found[1] if found else None
+
+
+def located(name: str) -> tuple[Source, Path] | None:
+    """The first of a data set's formats whose files are all here, and the root folder that holds them, or None."""
+    places = ((source, root) for source in SOURCES[name] for root in _roots(name))
+    return next((place for place in places if all((place[1] / file).is_file() for file in place[0].files)), None)
+
+
+def features_folders() -> list[Path]:
+    """Returns where features are looked for, in order: below ENGRAMS_DATA, then below Avalanche's data folder."""
+    *named, default = _roots(FEATURES)
+    return [*(root / FEATURES for root in named), default]
+
+
+def found_features(name: str) -> Path | None:
+    """Returns the file of ``features:NAME``; None if they have not been made."""
+    files = (folder / f"{name.removeprefix(f'{FEATURES}:')}.npz" for folder in features_folders())
+    return next((file for file in files if file.is_file()), None)
+
+
+def features_file(name: str) -> Path:
+    """Returns the file of ``features:NAME``.
+
+    Raises:
+        DataError: they have not been made.
+    """
+    file = found_features(name)
+    if file is None:
+        made_of = re.fullmatch(rf"{FEATURES}:({'|'.join(NAMES)})-(.+)-(\d+)(?:-first(\d+))?", name)
+        dataset, network, size, first = made_of.groups() if made_of else ("DATASET", "NAME", "PIXELS", None)
+        command = f"engrams features {dataset} --network {network} --size {size}" + (
+            f" --first {first}" if first else ""
+        )
+        raise DataError(f"{name} is not in {' or '.join(map(str, features_folders()))}; '{command}' makes it")
+    return file
 
 
 def _roots(name: str) -> list[Path]:
@@ -121,18 +238,23 @@ def _roots(name: str) -> list[Path]:
     return roots
 
 
-def _downloaded(name: str, source: Source) -> Path:
+def _found_or_downloaded(name: str) -> tuple[Source, Path]:
+    if found := located(name):
+        return found
+    source, *others = SOURCES[name]
     root = _roots(name)[-1]
+    assert source.download is not None
     try:
         root.mkdir(parents=True, exist_ok=True)
         source.download(root)
     except Exception as error:  # no network shows as any of half a dozen exceptions
         looked_in = " and ".join(str(folder) for folder in _roots(name))
+        files = ", or ".join(", ".join(one.files) for one in (source, *others))
         raise DataError(
             f"{source.title} is not here and could not be downloaded ({type(error).__name__}): looked in {looked_in} "
-            f"for {', '.join(source.files)}; put them there or set ENGRAMS_DATA to the folder that has them"
+            f"for {files}; put them there or set ENGRAMS_DATA to the folder that has them"
         ) from error
-    return root
+    return source, root
 
 
 def _digits() -> ImageData:
@@ -160,7 +282,8 @@ def _one_after_another(parts: Sequence[ImageData]) -> ImageData:
     def joined(images: Sequence[Tensor | ImagesOnDisk]) -> Tensor | ImagesOnDisk:
         if all(isinstance(x, Tensor) for x in images):
             return torch.cat([to_one_shape(x) for x in images if isinstance(x, Tensor)])
-        return ImagesOnDisk(ConcatDataset([x.dataset for x in images if isinstance(x, ImagesOnDisk)])).map(to_one_shape)
+        on_disk = [Subset(x.dataset, x.chosen) for x in images if isinstance(x, ImagesOnDisk)]
+        return ImagesOnDisk(ConcatDataset(on_disk)).map(to_one_shape)
 
     first = [sum(part.classes for part in parts[:place]) for place in range(len(parts))]
     return ImageData(
@@ -258,7 +381,81 @@ def _cifar_source(title: str, cifar: type[torchvision_datasets.CIFAR10]) -> Sour
         images=lambda data: torch.from_numpy(data.data).permute(0, 3, 1, 2),
         labels=lambda data: torch.tensor(data.targets),
         download=lambda root: cifar(str(root), download=True),
+        in_any_order=True,
     )
+
+
+def _parquet_source(title: str, folder: str, label: str) -> Source:
+    """A data set as it lies on the Hugging Face hub."""
+
+    def inexact(train: ParquetImages, test: ParquetImages) -> str:
+        if not train.inexact + test.inexact:
+            return ""
+        return (
+            f"{train.inexact} of {len(train)} training and {test.inexact} of {len(test)} test images are not exact in "
+            f"every pixel"
+        )
+
+    return Source(
+        title,
+        (f"{folder}/train.parquet", f"{folder}/test.parquet"),
+        lambda root, train: ParquetImages([root / folder / f"{'train' if train else 'test'}.parquet"], label),
+        images=all_decoded,
+        labels=lambda data: data.labels,
+        in_any_order=True,
+        remark=inexact,
+    )
+
+
+def _usps_source() -> Source:
+    """USPS as LIBSVM's page has it: text, a line an image."""
+    usps = torchvision_datasets.USPS
+
+    def open(root: Path, train: bool) -> torchvision_datasets.USPS:
+        _, file, md5 = usps.split_list["train" if train else "test"]
+        _check_md5("USPS", root / file, md5)
+        return usps(str(root), train=train, download=False)
+
+    def download(root: Path) -> None:
+        for train in (True, False):
+            usps(str(root), train=train, download=True)
+
+    return Source(
+        "USPS",
+        tuple(file for _, file, _ in usps.split_list.values()),
+        open,
+        images=lambda data: torch.from_numpy(data.data).unsqueeze(1),
+        labels=lambda data: torch.tensor(data.targets),
+        download=download,
+        in_any_order=True,
+    )
+
+
+def _usps_npz_source() -> Source:
+    """USPS as arrays, uint8, in the names that data of one's own have."""
+    return Source(
+        "USPS",
+        ("usps.npz",),
+        lambda root, train: _ArraysOfImages(load_own(f"npz:{root / 'usps.npz'}", from_disk=False), train),
+        images=lambda data: data.x,
+        labels=lambda data: data.y,
+        in_any_order=True,
+    )
+
+
+class _ArraysOfImages(Dataset):
+    """One split of images in memory, as a dataset of (PIL image, label)."""
+
+    def __init__(self, data: ImageData, train: bool):
+        x = data.train_x if train else data.test_x
+        assert isinstance(x, Tensor)
+        self.x, self.y = x, data.train_y if train else data.test_y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int):
+        return to_pil_image(self.x[index]), int(self.y[index])
 
 
 TINY_IMAGENET = "tiny-imagenet-200"
@@ -307,18 +504,28 @@ def _read_jpeg(path: Path):
     )
 
 
-SOURCES: dict[str, Source] = {
-    "mnist": _idx_source("MNIST", torchvision_datasets.MNIST),
-    "fashion-mnist": _idx_source("Fashion-MNIST", torchvision_datasets.FashionMNIST),
-    "svhn": _svhn_source(),
-    "cifar10": _cifar_source("CIFAR-10", torchvision_datasets.CIFAR10),
-    "cifar100": _cifar_source("CIFAR-100", torchvision_datasets.CIFAR100),
-    "tiny-imagenet": _tiny_imagenet_source(),
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "mnist": (_idx_source("MNIST", torchvision_datasets.MNIST),),
+    "fashion-mnist": (_idx_source("Fashion-MNIST", torchvision_datasets.FashionMNIST),),
+    "usps": (_usps_source(), _usps_npz_source()),
+    "svhn": (_svhn_source(),),
+    "cifar10": (
+        _cifar_source("CIFAR-10", torchvision_datasets.CIFAR10),
+        _parquet_source("CIFAR-10", "cifar10", "label"),
+    ),
+    "cifar100": (
+        _cifar_source("CIFAR-100", torchvision_datasets.CIFAR100),
+        _parquet_source("CIFAR-100", "cifar100", "fine_label"),
+    ),
+    "tiny-imagenet": (_tiny_imagenet_source(),),
 }
+"""A data set's formats; the first, the library's own, can be downloaded."""
 SEQUENCES: dict[str, tuple[str, ...]] = {
     "mnist-svhn": ("mnist", "svhn"),
     "svhn-mnist": ("svhn", "mnist"),
     "mnist-fashion": ("mnist", "fashion-mnist"),
+    "mnist-usps": ("mnist", "usps"),
+    "usps-mnist": ("usps", "mnist"),
 }
 """Data sets of the same classes, to be learned one after another."""
 NAMES = ("digits", *SOURCES, *SEQUENCES)

@@ -52,17 +52,54 @@ class ImagesOnDisk(Dataset):
         )
 
 
+class PreparedLater(Dataset):
+    """Images in memory as their files have them: what goes into the network is made of those that are asked for.
+
+    ``images[n]``, or ``images[indices]``, is what a tensor of all prepared images would have there, to the bit, at a
+    quarter of its memory.
+    """
+
+    def __init__(self, pixels: Tensor, prepare: Callable[[Tensor], Tensor]):
+        """
+        Args:
+            pixels: uint8 [N, channels, height, width].
+            prepare: made of one image, or of several; floats.
+        """
+        self.pixels = pixels
+        self.prepare = prepare
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        return self.prepare(self.pixels[index])
+
+    def take(self, indices: Tensor) -> PreparedLater:
+        """The images at these places, in this order."""
+        return PreparedLater(self.pixels[indices], self.prepare)
+
+    def to(self, device: torch.device) -> PreparedLater:
+        """The same images on a device."""
+        return PreparedLater(self.pixels.to(device), self.prepare)
+
+    @staticmethod
+    def joined(several: Sequence[PreparedLater]) -> PreparedLater:
+        """Those of several, which are prepared alike, one after another."""
+        return PreparedLater(torch.cat([one.pixels for one in several]), several[0].prepare)
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Images [N, channels, height, width] or vectors [N, values], and labels int64 in [0, classes), [N].
 
     Images are as their files have them, uint8 in [0, 255], or already float32 in [0, 1]; :func:`as_float` makes the
-    second of the first. A tensor, or read from disk one at a time. Vectors are float32 of any range, a tensor.
+    second of the first. A tensor, or read from disk one at a time, or prepared by the minibatch. Vectors are float32 of
+    any range, a tensor.
     """
 
-    train_x: Tensor | ImagesOnDisk
+    train_x: Tensor | ImagesOnDisk | PreparedLater
     train_y: Tensor
-    test_x: Tensor | ImagesOnDisk
+    test_x: Tensor | ImagesOnDisk | PreparedLater
     test_y: Tensor
     standardise: bool = False
     """Whether a stream made of them has every value standardised by the training data of its first experience."""

@@ -34,6 +34,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from engrams.benchmarks.data.images import PreparedLater
 from engrams.strategies.kept import State
 
 
@@ -76,8 +77,8 @@ class InMemoryLoading(SupervisedPlugin):
     @staticmethod
     def _replace(strategy, batch_size: int, order: torch.Generator | None, drop_last: bool, num_workers: int) -> None:
         dataset = strategy.adapted_dataset
-        tensors = tensors_of(dataset)
-        if tensors is None:
+        columns = columns_of(dataset)
+        if columns is None:
             strategy.dataloader = DataLoader(
                 dataset,
                 batch_sampler=BatchOrder(len(dataset), batch_size, order, drop_last),
@@ -86,7 +87,7 @@ class InMemoryLoading(SupervisedPlugin):
                 generator=torch.Generator(),  # its own, so that no random number is taken from the network's
             )
         else:
-            on_device = tuple(tensor.to(strategy.device) for tensor in tensors)
+            on_device = tuple(column.to(strategy.device) for column in columns)
             strategy.dataloader = TensorLoader(on_device, batch_size, order, drop_last)
 
 
@@ -132,28 +133,29 @@ class TensorLoader:
     """Minibatches [x, y, ...] of equally long tensors.
 
     Args:
-        tensors: the columns.
+        columns: tensors, or images that are prepared when they are asked for.
         batch_size, order, drop_last: as for :class:`BatchOrder`.
     """
 
     def __init__(
-        self, tensors: tuple[Tensor, ...], batch_size: int, order: torch.Generator | None, drop_last: bool = False
+        self, columns: tuple[Column, ...], batch_size: int, order: torch.Generator | None, drop_last: bool = False
     ):
-        self.tensors = tensors
-        self.batches = BatchOrder(len(tensors[0]), batch_size, order, drop_last)
+        self.columns = columns
+        self.device = next(column.device for column in columns if isinstance(column, Tensor))
+        self.batches = BatchOrder(len(columns[0]), batch_size, order, drop_last)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        if self.batches.order is None:  # slices: nothing is copied
+        if self.batches.order is None:  # slices: of tensors nothing is copied
             used, size = self.batches.used, self.batches.batch_size
-            for parts in zip(*(tensor[:used].split(size) for tensor in self.tensors), strict=True):
-                yield list(parts)
+            for first in range(0, used, size):
+                yield [column[first : min(first + size, used)] for column in self.columns]
             return
         for indices in self.batches.tensors():
-            on_device = indices.to(self.tensors[0].device)
-            yield [tensor[on_device] for tensor in self.tensors]
+            on_device = indices.to(self.device)
+            yield [column[on_device] for column in self.columns]
 
 
 class Minibatch(NamedTuple):
@@ -175,7 +177,7 @@ class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
     def from_tensors(cls, x: Tensor | Dataset[Tensor], y: Tensor, task_label: int) -> TensorClassificationDataset:
         """
         Args:
-            x: inputs, [N, ...], or something that reads them one at a time.
+            x: inputs, [N, ...], or something that reads or prepares them when they are asked for.
             y: class labels, integers, [N].
             task_label: the task label of every sample.
         """
@@ -191,21 +193,37 @@ class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
     def __getitems__(self, indices: list[int]):
         # Kept with the data it was read from: Avalanche copies datasets shallowly and then exchanges their data.
         if getattr(self, "_read_from", None) is not self._flat_data:
-            self._read_from, self._tensors = self._flat_data, tensors_of(self)
-        if self._tensors is None:
+            self._read_from, self._columns = self._flat_data, columns_of(self)
+        if self._columns is None:
             return [self[index] for index in indices]
-        return Minibatch(*(tensor[indices] for tensor in self._tensors))
+        return Minibatch(*(column[indices] for column in self._columns))
+
+
+Column = Tensor | PreparedLater
+"""Equally long: what is indexed with a minibatch's indices."""
 
 
 def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
     """The columns of a dataset's samples, (x, y, ..., task labels), as whole tensors.
 
+    Returns:
+        None where a sample is more than an index into tensors; see :func:`columns_of`.
+    """
+    columns = columns_of(dataset)
+    if columns is None:
+        return None
+    return tuple(column[:] if isinstance(column, PreparedLater) else column for column in columns)
+
+
+def columns_of(dataset: AvalancheDataset) -> tuple[Column, ...] | None:
+    """The columns of a dataset's samples, (x, y, ..., task labels).
+
     Reads Avalanche's tree of concatenations and subsets (``FlatData``) instead of its samples; there is no public way.
 
     Returns:
-        None where a sample is more than an index into tensors: a transformation, or data that is not tensors.
+        None where a sample is more than an index into them: a transformation, or data that is read from disk.
     """
-    columns = _flat_tensors(dataset._flat_data)
+    columns = _flat_columns(dataset._flat_data)
     if columns is None:
         return None
     attributes = [attribute for attribute in dataset._data_attributes.values() if attribute.use_in_getitem]
@@ -225,19 +243,34 @@ def _as_index(indices) -> Tensor:
     return torch.as_tensor(list(indices))
 
 
-def _flat_tensors(data: FlatData) -> tuple[Tensor, ...] | None:
+def _flat_columns(data: FlatData) -> tuple[Column, ...] | None:
     for groups in ("_transform_groups", "_frozen_transform_groups"):
         transforms = getattr(data, groups, None)
         if transforms is not None and transforms.transform_groups.get(transforms.current_group) is not None:
             return None
     parts = []
     for child in data._datasets:
-        columns = _flat_tensors(child) if isinstance(child, FlatData) else getattr(child, "tensors", None)
-        if columns is None or not isinstance(child, FlatData | TensorDataset):
+        columns = _flat_columns(child) if isinstance(child, FlatData) else _own_columns(child)
+        if columns is None:
             return None
         parts.append(columns)
-    joined = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    joined = parts[0] if len(parts) == 1 else tuple(_joined(column) for column in zip(*parts, strict=True))
     if data._indices is None:
         return joined
     indices = _as_index(data._indices)
-    return tuple(column[indices] for column in joined)
+    return tuple(column.take(indices) if isinstance(column, PreparedLater) else column[indices] for column in joined)
+
+
+def _own_columns(data: Dataset) -> tuple[Column, ...] | None:
+    """Those of a data set that has no others below it."""
+    if isinstance(data, TensorDataset):
+        return data.tensors
+    if isinstance(data, StackDataset) and isinstance(data.datasets[0], PreparedLater):
+        return tuple(data.datasets)
+    return None
+
+
+def _joined(parts: tuple[Column, ...]) -> Column:
+    if isinstance(parts[0], PreparedLater):
+        return PreparedLater.joined(parts)  # type: ignore[arg-type]
+    return torch.cat(parts)  # type: ignore[arg-type]

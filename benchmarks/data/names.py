@@ -1,4 +1,6 @@
-"""What a protocol calls data of one's own: ``npz:path``, ``folder:path``, ``module:function`` or ``file.py:function``.
+"""What a protocol calls data of one's own: ``npz:path``, ``folder:path``, ``parquet:path``, or a function.
+
+``parquet:path#column`` names the column of the labels; a function is ``module:function`` or ``file.py:function``.
 
 Nothing is loaded here, torch least of all.
 """
@@ -13,9 +15,13 @@ from engrams.reports.errors import UserError
 from engrams.strategies import references
 from engrams.strategies.references import BadReference
 
-NPZ, FOLDER = "npz", "folder"
+NPZ, FOLDER, PARQUET = "npz", "folder", "parquet"
+FEATURES = "features"
+"""What features that ``engrams features`` made are called by, before a colon; and the folder that they lie in."""
 SPLITS = ("train", "test")
 """The two folders in a folder of images."""
+PARQUET_SPLITS = (("train",), ("test", "validation", "valid", "val"))
+"""What the files of a folder's two splits may begin with; the first that is there is taken."""
 
 
 class DataError(UserError):
@@ -24,13 +30,39 @@ class DataError(UserError):
 
 def is_own(dataset: str) -> bool:
     """Returns whether a data set's name is not one of Engrams' own."""
-    return ":" in dataset
+    return ":" in dataset and not dataset.startswith(f"{FEATURES}:")
 
 
 def path_of(dataset: str) -> Path | None:
-    """Returns the file or folder of ``npz:`` and ``folder:``, None for a function."""
+    """Returns the file or folder of ``npz:``, ``folder:`` and ``parquet:``, None for a function."""
     kind, _, path = dataset.partition(":")
-    return Path(path).expanduser() if kind in (NPZ, FOLDER) else None
+    if kind == PARQUET:
+        path = path.partition("#")[0]
+    return Path(path).expanduser() if kind in (NPZ, FOLDER, PARQUET) else None
+
+
+def label_column(dataset: str) -> str | None:
+    """Returns the column of the labels that ``parquet:path#column`` names; None where it names none."""
+    return dataset.partition("#")[2] or None if dataset.startswith(f"{PARQUET}:") else None
+
+
+def parquet_files(folder: Path) -> list[list[Path]]:
+    """Returns the files of the two splits of a folder of Parquet files, each in the order of their names.
+
+    Raises:
+        DataError: a split has no file, in the folder or in ``data`` below it.
+    """
+    found = []
+    for beginnings in PARQUET_SPLITS:
+        places = [(place, beginning) for place in (folder, folder / "data") for beginning in beginnings]
+        files = (sorted(place.glob(f"{beginning}*.parquet")) for place, beginning in places)
+        split = next((some for some in files if some), None)
+        if split is None:
+            raise DataError(
+                f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}"
+            )
+        found.append(split)
+    return found
 
 
 def absolute(dataset: str, folder: Path) -> str:
@@ -41,7 +73,7 @@ def absolute(dataset: str, folder: Path) -> str:
     """
     path = path_of(dataset)
     if path is not None:
-        return f"{dataset.partition(':')[0]}:{folder.absolute() / path}"
+        return f"{dataset.partition(':')[0]}:{folder.absolute() / path}{_behind(dataset)}"
     return references.absolute(dataset, folder) if is_own(dataset) else dataset
 
 
@@ -49,15 +81,21 @@ def short(dataset: str) -> str:
     """Returns the name without the folders above its file: what a record keeps, wherever the data lie."""
     path = path_of(dataset)
     if path is not None:
-        return f"{dataset.partition(':')[0]}:{path.name}"
+        return f"{dataset.partition(':')[0]}:{path.name}{_behind(dataset)}"
     return references.short(dataset) if is_own(dataset) else dataset
+
+
+def _behind(dataset: str) -> str:
+    column = label_column(dataset)
+    return f"#{column}" if column else ""
 
 
 def fingerprint(dataset: str) -> str:
     """Returns 12 hexadecimal digits of what data of one's own are made of.
 
-    Of a file its content; of a folder of images the names and contents of all files in ``train`` and ``test``; of a
-    function the source file that it stands in (what the function reads is not in it).
+    Of a file its content; of a folder of images the names and contents of all files in ``train`` and ``test``; of one
+    of Parquet files those of both splits; of a function the source file that it stands in (what the function reads is
+    not in it).
 
     Raises:
         DataError: there is no such file, folder or module, or it cannot be read.
@@ -69,6 +107,8 @@ def fingerprint(dataset: str) -> str:
         files = [path]
         if dataset.startswith(f"{FOLDER}:"):
             files = sorted(file for split in SPLITS for file in (path / split).rglob("*") if file.is_file())
+        if dataset.startswith(f"{PARQUET}:"):
+            files = [file for split in parquet_files(path) for file in split]
         looked_at = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return _content(path, tuple(looked_at))
     except BadReference as error:

@@ -25,7 +25,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import FOLDER, NPZ, SPLITS, DataError, path_of
+from engrams.benchmarks.data.names import FOLDER, NPZ, PARQUET, SPLITS, DataError, label_column, path_of
+from engrams.benchmarks.data.parquet import load_parquet
 from engrams.strategies.references import BadReference, resolve
 
 ARRAYS = (
@@ -43,8 +44,9 @@ def load_own(dataset: str, from_disk: bool) -> ImageData:
     """Returns data of one's own.
 
     Args:
-        dataset: ``npz:path``, ``folder:path``, ``module:function`` or ``file.py:function``.
-        from_disk: leave the images of a folder on disk, to be read one at a time. Arrays are always in memory.
+        dataset: ``npz:path``, ``folder:path``, ``parquet:path``, ``module:function`` or ``file.py:function``.
+        from_disk: leave the images of a folder on disk, to be read one at a time. Arrays are always in memory, and the
+            images of Parquet files as small as the files have them.
 
     Raises:
         DataError: the data are missing, broken or not as they have to be; the message is one line.
@@ -54,6 +56,10 @@ def load_own(dataset: str, from_disk: bool) -> ImageData:
         return _returned(dataset)
     if dataset.startswith(f"{NPZ}:"):
         return _checked(str(path), _arrays(path), [ours for ours, _ in ARRAYS])
+    if dataset.startswith(f"{PARQUET}:"):
+        data = load_parquet(path, label_column(dataset), from_disk)
+        _check_classes(str(path), data.train_y, data.test_y)
+        return data
     assert dataset.startswith(f"{FOLDER}:")
     return _folder(path, from_disk)
 

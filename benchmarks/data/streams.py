@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
@@ -15,17 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.benchmarks.data.datasets import load
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, as_float
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
-from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
+from engrams.benchmarks.protocols.schema import Images, Judge, PermutedStream, ProtocolError, SplitStream
 
-Judge = Literal["test", "validation"]
 VALIDATION_SEED = 0
 """Of the choice of validation samples, the same in every run: what is chosen on them is never trained on."""
 
 
-@lru_cache(maxsize=1)
-def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData:
+InputsOf = Tensor | ImagesOnDisk | PreparedLater
+LARGE = 1 << 29
+"""Bytes of prepared images from which on they are prepared by the minibatch, where that is possible: half a GB."""
+
+
+@lru_cache(maxsize=2)
+def prepared(dataset: str, images: Images, from_disk: bool = False, by_minibatch: bool = False) -> ImageData:
     """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 
     Kept, since the runs that a process does one after another mostly share it. What is standardised by the first
@@ -35,6 +38,8 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
         dataset: its name.
         images: what is done to them.
         from_disk: read and prepare an image when it is asked for, in place of all at once. The values are the same.
+        by_minibatch: leave images in memory as their files have them, and prepare those of a minibatch, where all would
+            be :data:`LARGE`. The values are the same.
 
     Raises:
         DataError: as :func:`engrams.benchmarks.data.datasets.load`.
@@ -54,10 +59,16 @@ def prepared(dataset: str, images: Images, from_disk: bool = False) -> ImageData
             raise ProtocolError(f"images.{name}: {len(values)} values, but {dataset} has {channels} channel(s)")
 
     def prepare(x: Tensor) -> Tensor:  # one image or all; whole numbers until they are padded: a quarter of the memory
-        return as_float(functional.pad(x, [images.pad] * 4)).sub_(_spread(images.mean)).div_(_spread(images.std))
+        mean, std = (_spread(value, x.device) for value in (images.mean, images.std))
+        return as_float(functional.pad(x, [images.pad] * 4)).sub_(mean).div_(std)
 
-    def all_or_each(x: Tensor | ImagesOnDisk) -> Tensor | ImagesOnDisk:
-        return x.map(prepare) if isinstance(x, ImagesOnDisk) else prepare(x)
+    def all_or_each(x: InputsOf) -> InputsOf:
+        if isinstance(x, ImagesOnDisk):
+            return x.map(prepare)
+        assert isinstance(x, Tensor)
+        if by_minibatch and x.dtype == torch.uint8 and len(data.train_y) * prepare(x[:1]).nbytes >= LARGE:
+            return PreparedLater(x, prepare)
+        return prepare(x)
 
     return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
 
@@ -99,9 +110,9 @@ def brightness(x: Tensor, images: Images) -> Tensor:
     return (x - black) / (white - black)
 
 
-def _spread(value: float | tuple[float, ...]) -> float | Tensor:
+def _spread(value: float | tuple[float, ...], device: torch.device | None = None) -> float | Tensor:
     """One number for all pixels, or one a channel, [channels, 1, 1]."""
-    return torch.tensor(value)[:, None, None] if isinstance(value, tuple) else value
+    return torch.tensor(value, device=device)[:, None, None] if isinstance(value, tuple) else value
 
 
 def make_benchmark(
@@ -114,7 +125,8 @@ def make_benchmark(
         stream: how experiences are made.
         scenario: ``task``, ``domain`` or ``class``.
         judge: ``test``: train on all training data, be judged on the test data. ``validation``: a stratified part of
-            the training data is held out and judged on; the test data are not in the benchmark at all.
+            the training data is held out and judged on; the test data are not in the benchmark at all. Where a stream
+            has experiences for choosing, they are learned under ``validation``, and the others under ``test``.
         seed: of permutations and of a seeded class order.
 
     Returns:
@@ -124,14 +136,14 @@ def make_benchmark(
     if judge == "validation":
         learned, held_out = _validation_split(data.train_y, stream.validation_fraction)
     if data.standardise:
-        data = _standardised(data, stream, learned, seed)
+        data = _standardised(data, stream, learned, judge, seed)
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
-    def experiences(x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
+    def experiences(x: InputsOf, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
         generator = torch.Generator().manual_seed(seed)  # the same for both streams
         if isinstance(stream, PermutedStream):
             return _permuted(x, y, chosen, stream, generator)
-        return _split(x, y, chosen, stream, scenario, data.classes, generator)
+        return _split(x, y, chosen, _classes(stream, data.classes, judge, generator), scenario)
 
     if judge == "validation":
         streams = {"train": experiences(*train, learned), judge: experiences(*train, held_out)}
@@ -163,14 +175,16 @@ def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(validation)
 
 
-def _standardised(data: ImageData, stream: PermutedStream | SplitStream, learned: Tensor, seed: int) -> ImageData:
+def _standardised(
+    data: ImageData, stream: PermutedStream | SplitStream, learned: Tensor, judge: Judge, seed: int
+) -> ImageData:
     """Every value of a vector by its mean and standard deviation in the first experience; a constant one by its mean.
 
     What a learner may know when it begins: nothing of later experiences, and nothing of what it is judged on.
     """
     first = learned
     if isinstance(stream, SplitStream):
-        its_classes = _classes(stream, data.classes, torch.Generator().manual_seed(seed))[0]
+        its_classes = _classes(stream, data.classes, judge, torch.Generator().manual_seed(seed))[0]
         first = learned[torch.isin(data.train_y[learned], its_classes)]
     assert isinstance(data.train_x, Tensor)
     assert isinstance(data.test_x, Tensor)
@@ -181,13 +195,13 @@ def _standardised(data: ImageData, stream: PermutedStream | SplitStream, learned
 
 
 def _permuted(
-    x: Tensor | ImagesOnDisk, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
+    x: InputsOf, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Experience 0 is the images as they are; each later one applies its own permutation of the pixels to all."""
     pixels = x[0].numel()
     orders = [torch.arange(pixels)]
     orders += [torch.randperm(pixels, generator=generator) for _ in range(stream.experiences - 1)]
-    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]
+    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]  # prepared all, each by its own permutation
 
     def permuted(order: Tensor) -> Tensor | ImagesOnDisk:
         if isinstance(x, ImagesOnDisk):
@@ -198,39 +212,33 @@ def _permuted(
 
 
 def _split(
-    x: Tensor | ImagesOnDisk,
-    y: Tensor,
-    chosen: Tensor,
-    stream: SplitStream,
-    scenario: str,
-    classes: int,
-    generator: torch.Generator,
+    x: InputsOf, y: Tensor, chosen: Tensor, groups: Sequence[Tensor], scenario: str
 ) -> list[TensorClassificationDataset]:
     """A few classes an experience.
 
-    The label is the class's place within its experience (``task``, ``domain``), or its place in the whole order of
-    classes (``class``). Every experience is a subset of the same images, of which there is one copy.
+    The label is the class's place within its experience (``task``, ``domain``), or its place among the classes of all
+    experiences (``class``). Every experience is a subset of the same images, of which there is one copy.
     """
-    size = stream.classes_per_experience
-    groups = _classes(stream, classes, generator)
-    place = torch.empty(classes, dtype=torch.long)
-    place[torch.cat(groups)] = torch.arange(classes)
+    learned = torch.cat(list(groups))
+    place = torch.zeros(int(y.max()) + 1, dtype=torch.long)
+    place[learned] = torch.arange(len(learned))
+    labels = place[y]
     experiences = []
     for index, its_classes in enumerate(groups):
-        labels = place[y]
         everything = TensorClassificationDataset.from_tensors(
             x,
-            labels if scenario == "class" else labels - index * size,
+            labels if scenario == "class" else labels - index * len(its_classes),
             task_label=index if scenario == "task" else 0,
         )
         experiences.append(everything.subset(chosen[torch.isin(y[chosen], its_classes)].tolist()))
     return experiences
 
 
-def _classes(stream: SplitStream, classes: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The classes of every experience."""
+def _classes(stream: SplitStream, classes: int, judge: Judge, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The classes of every experience that is learned."""
     size = stream.classes_per_experience
-    if classes % size:
-        raise ValueError(f"{classes} classes cannot be split into experiences of {size}")
-    order = torch.arange(classes) if stream.class_order == "in-order" else torch.randperm(classes, generator=generator)
-    return order.split(size)
+    learned = stream.experiences_of(classes, judge)
+    first = learned.start * size
+    count = len(learned) * size
+    order = torch.arange(count) if stream.class_order == "in-order" else torch.randperm(count, generator=generator)
+    return (first + order).split(size)

@@ -66,6 +66,8 @@ def execute(
         judge = observer.judge if isinstance(observer, GenerationObserver) else None
         started = time.perf_counter()
         learned = learn(run, device, watchers, report, stream_from_disk, judge, checkpoints, kept)
+        if files := datasets.files_of(run.protocol.dataset):
+            ran_on = {**ran_on, "files": files}
         outcome = {
             "status": "complete",
             "accuracy_matrix": learned.accuracy_matrix,

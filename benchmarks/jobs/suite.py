@@ -114,7 +114,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         datasets.DataError: data are missing or broken.
     """
     for name in {run.protocol.dataset for run in runs}:
-        datasets.load(name, stream_from_disk)  # a download happens once
+        datasets.check(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences
         if stream_from_disk and run.strategy.needs_images:

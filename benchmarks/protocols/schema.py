@@ -33,6 +33,8 @@ from engrams.strategies.references import BadReference
 FOLDER = Path(__file__).parent
 """Of the protocols that come with Engrams."""
 Scenario = Literal["task", "domain", "class"]
+Judge = Literal["test", "validation"]
+"""What a run is judged on; it is of a search's trials that the second is asked."""
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -95,13 +97,41 @@ class PermutedStream(Table):
 
 
 class SplitStream(Table):
-    """Every experience is a few classes."""
+    """Every experience is a few classes.
+
+    ``choosing_experiences``: the first so many are for choosing hyperparameters alone, and a search learns nothing but
+    them; a run learns those behind them (Chaudhry et al. 2019, section 5). A seeded order of classes then shuffles the
+    classes of either part among themselves. 0: a search learns what a run does.
+    """
 
     kind: Literal["split"]
     scenarios: Annotated[list[Scenario], Field(min_length=1)]
     classes_per_experience: Positive
     class_order: Literal["in-order", "seeded"]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    choosing_experiences: Annotated[int, Field(ge=0)] = 0
+
+    def experiences_of(self, classes: int, judge: Judge) -> range:
+        """Returns which of the experiences of a data set are learned.
+
+        Args:
+            classes: of the data set.
+            judge: ``test`` for a run, ``validation`` for a trial of a search.
+
+        Raises:
+            ProtocolError: the classes cannot be split so.
+        """
+        size = self.classes_per_experience
+        if classes % size:
+            raise ProtocolError(
+                f"stream.classes_per_experience: {classes} classes cannot be split into experiences of {size}"
+            )
+        count, choosing = classes // size, self.choosing_experiences
+        if choosing >= count:
+            raise ProtocolError(f"stream.choosing_experiences: {choosing} of {count} leave none to be learned")
+        if not choosing:
+            return range(count)
+        return range(choosing) if judge == "validation" else range(choosing, count)
 
     @field_validator("scenarios")
     @classmethod
@@ -109,6 +139,11 @@ class SplitStream(Table):
         if len(set(scenarios)) < len(scenarios):
             raise ValueError("a scenario stands there twice")
         return scenarios
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there was this have none."""
+        return {key: value for key, value in serialize(self).items() if value or key != "choosing_experiences"}
 
 
 class MLP(Table):

@@ -13,12 +13,14 @@ import shutil
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from engrams.reports import store
 from engrams.reports.figures import accuracy_matrix_figure
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
@@ -78,6 +80,8 @@ class Job:
     folder: Path
     live: bool
     """It may still be going on."""
+    id: str | None = None
+    """Of its page, where it is not the run's own."""
     over: threading.Event = field(default_factory=threading.Event)
     """No more lines will come."""
 
@@ -104,6 +108,8 @@ class Sender:
         self.jobs: dict[str, Job] = {}
         self.threads: list[threading.Thread] = []
         self.telling, self.drawing = threading.Lock(), threading.Lock()
+        self.of_page: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        """One run at a time has a page: folders may hold copies of one."""
         self.turn = threading.Semaphore(AT_ONCE)
         self.lost = 0
         """Runs in a row that were not sent."""
@@ -172,10 +178,18 @@ class Sender:
         if introduction is None:
             raise Unreadable("there is neither a journal nor a record that can be read")
         if self.sweep and self.agent_id:  # the agent has made its page; more runs of a trial have their own
-            mine, self.agent_id = self.agent_id, None
-            introduction = introduction | {"id": mine}
-        if not job.live and record and self._is_there(introduction, record):
-            return {"url": self._url(introduction["id"]), "there": True}
+            job.id, self.agent_id = self.agent_id, None
+        if job.id:
+            introduction = introduction | {"id": job.id}
+        with self.of_page[introduction["id"]]:
+            if not job.live and record and self._is_there(introduction, record):
+                return {"url": self._url(introduction["id"]), "there": True}
+            return self._write_page(job, introduction, begin, lines)
+
+    def _write_page(
+        self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None, lines: Iterator[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The page of a run, under another id where its own cannot be used."""
         pid = begin["pid"] if begin and job.live else None
         first = [begin] if begin else []
         word = None
@@ -197,10 +211,10 @@ class Sender:
                     raise
                 writing.end()
                 self._check(run, writing)
-                return {"url": run.url, "word": word}
+                return {"url": run.url, "word": word, "lacks": writing.lacks}
             except Taken as taken_by:
                 word = f"{taken_by}; its page has a new id"
-                introduction = introduction | {"id": f"{introduction['id'].partition('-')[0]}-{taken}"}
+                introduction = {**introduction, "id": f"{introduction['id'].partition('-')[0]}-{taken}"}
                 lines, first = (iter(()) if job.live is False and not begin else self._lines(job)), []
         raise ValueError("its page was deleted, or is another run's, several times")
 
@@ -460,9 +474,13 @@ class Page:
     def _artifact(self) -> None:
         import wandb
 
+        path = self.folder / RECORD
+        if self.record and self.record.reason:  # it may name paths of this machine
+            cleaned = self.record.model_copy(update={"reason": page.without_paths(self.record.reason)})
+            path = store.write(cleaned, self.folder / FOLDER)
         with self._staged():
             artifact = wandb.Artifact(f"record-{self.run.id}", type="record")
-            artifact.add_file(str(self.folder / RECORD))
+            artifact.add_file(str(path), name=RECORD)
             self.run.log_artifact(artifact)
 
 
@@ -497,6 +515,8 @@ def main() -> None:
 
 def _end_service(at_most: float) -> None:
     """wandb's own process writes the end of its files, but would also go on trying to send for as long as it takes."""
+    if "wandb" not in sys.modules:
+        return
     import wandb
     from wandb.sdk import wandb_setup
 

@@ -19,7 +19,7 @@ from engrams.reports.errors import UserError
 from engrams.reports.store import RECORD
 from engrams.reports.wandb.journal import FOLDER
 from engrams.reports.wandb.service import Service, ServiceError
-from engrams.reports.wandb.settings import WandBMode, WandBSettings, environment, resolve, scratch
+from engrams.reports.wandb.settings import WandBMode, WandBSettings, environment, scratch
 
 AT_MOST = 28.0
 """Seconds that what is still to be sent is waited for after the last run; with what it takes to end, 30."""
@@ -169,6 +169,8 @@ class Sending:
         for found in sent:
             if found.get("word"):
                 lines.append(f"W&B: {self._name(found['folder'])}: {found['word']}")
+            if found.get("lacks"):
+                lines.append(f"W&B: {self._name(found['folder'])} is not whole there: {found['lacks']}")
         for name, found in unsent.items():
             lines.append(
                 f"W&B: not sent: {self._name(name)}: {found.get('reason', 'the service did not take it in time')}"
@@ -299,7 +301,7 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
 
 
 def dashboards(settings: WandBSettings, parity: str = "") -> list[str]:
-    """Saves the view and the report of the project and returns their addresses.
+    """Saves the view and the report of the project and returns lines: their addresses, and what could not be made.
 
     Args:
         settings: where to.
@@ -324,10 +326,9 @@ def _reached(settings: WandBSettings) -> Service:
     Raises:
         ServiceError: it is not, or does not.
     """
-    address = settings.address or resolve("online").address
-    if address is None:
+    if settings.address is None:
         raise ServiceError("there is no API key; set WANDB_API_KEY or run 'wandb login' first")
-    service = Service(address)
+    service = Service(settings.address)
     service.entity()
     return service
 

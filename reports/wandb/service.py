@@ -69,14 +69,18 @@ class Service:
             raise ServiceError(
                 f"{self.url} refuses the API key (status {response.status_code}); get one at {self.web}/authorize"
             )
-        if response.status_code != 200:
-            raise ServiceError(f"{self.url} answers with status {response.status_code}", response.status_code)
         try:
             content = response.json()
         except ValueError:
-            raise ServiceError(f"{self.url} is no W&B service") from None
-        if content.get("errors"):
-            raise ServiceError(f"{self.url} says: {content['errors'][0].get('message')}")
+            content = {}
+        said = content["errors"][0].get("message") if isinstance(content, dict) and content.get("errors") else None
+        if response.status_code != 200:
+            why = f" ({said})" if said else ""
+            raise ServiceError(f"{self.url} answers with status {response.status_code}{why}", response.status_code)
+        if said:
+            raise ServiceError(f"{self.url} says: {said}")
+        if not isinstance(content, dict) or "data" not in content:
+            raise ServiceError(f"{self.url} is no W&B service")
         return content["data"]
 
     def entity(self) -> str:

@@ -12,10 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,8 @@ PROJECT = "engrams"
 _MODES: dict[str, WandBMode] = {"run": "online", "shared": "online", "dryrun": "offline"}
 """W&B's other names of modes."""
 SCRATCH = "engrams-wandb-"
+PATIENCE = 60.0
+"""Seconds that wandb has to say what its settings are."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class WandBSettings:
     """Besides those that every run has."""
     address: Address | None = None
     """Of the service, if there is a key to it."""
+    word: str = ""
+    """A line, where less can be had than is wanted."""
 
 
 DISABLED = WandBSettings()
@@ -60,7 +63,7 @@ def resolve(
     """Returns where the runs go; what is None is said by W&B's variables or its settings file, as for a plain script.
 
     Without either, runs are kept offline, or sent if WANDB_API_KEY is set or a sweep's agent has begun them. There is
-    never a login prompt: a warning says where less can be had than is wanted, for want of the package or of a key.
+    never a login prompt: ``word`` says where less can be had than is wanted, for want of the package or of a key.
 
     Args:
         mode, project, entity: before WANDB_MODE, WANDB_PROJECT and WANDB_ENTITY.
@@ -69,8 +72,7 @@ def resolve(
     if mode == "disabled" or (mode is None and os.environ.get("WANDB_MODE") == "disabled"):
         return DISABLED
     if find_spec("wandb") is None:
-        warnings.warn("W&B is off: wandb is not installed (pip install wandb)", stacklevel=2)
-        return DISABLED
+        return replace(DISABLED, word="W&B is off: wandb is not installed (pip install wandb)")
     said = _said_by_wandb()
     if mode is None and said["mode"]:
         mode = _MODES.get(said["mode"], said["mode"])
@@ -79,8 +81,9 @@ def resolve(
         mode = "online" if asked else "offline"
     if mode == "disabled":
         return DISABLED
+    word = said["word"]
     if mode == "online" and not said["key"]:
-        warnings.warn("W&B is offline: no API key; set WANDB_API_KEY or run 'wandb login' first", stacklevel=2)
+        word = word or "W&B is offline: no API key; set WANDB_API_KEY or run 'wandb login' first"
         mode = "offline"
     return WandBSettings(
         mode=mode,
@@ -88,23 +91,28 @@ def resolve(
         entity=entity or said["entity"],
         tags=(*said["tags"], *tags),
         address=Address(said["url"], said["web"], said["key"]) if said["key"] else None,
+        word=word,
     )
 
 
 def _said_by_wandb() -> dict[str, Any]:
     """What its variables, its settings file and its login say."""
     with scratch() as folder:
-        asked = subprocess.run(
-            [sys.executable, "-m", __name__],
-            env=environment(folder),
-            capture_output=True,
-            text=True,
-        )
-    if asked.returncode:
-        reason = asked.stderr.strip().splitlines()[-1:]
-        warnings.warn(f"W&B is offline: its settings cannot be read: {''.join(reason)}", stacklevel=3)
-        return {"mode": "offline", "project": None, "entity": None, "tags": [], "key": None}
-    return json.loads(asked.stdout.splitlines()[-1])
+        try:
+            asked = subprocess.run(
+                [sys.executable, "-m", __name__],
+                env=environment(folder),
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            reason = "".join(asked.stderr.strip().splitlines()[-1:]) if asked.returncode else None
+        except subprocess.TimeoutExpired:
+            reason = f"wandb does not answer within {PATIENCE:.0f} s"
+    if reason is not None:
+        word = f"W&B is offline: its settings cannot be read: {reason}"
+        return {"mode": "offline", "project": None, "entity": None, "tags": [], "key": None, "word": word}
+    return {**json.loads(asked.stdout.splitlines()[-1]), "word": ""}
 
 
 @contextmanager

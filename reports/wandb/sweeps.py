@@ -17,8 +17,8 @@ def sweep_of(
     on test data, which is right to look at and wrong to choose by: what is committed is chosen by ``engrams search``.
 
     Args:
-        protocol: its name.
-        strategy: its name.
+        protocol: as our command line calls it.
+        strategy: as our command line calls it.
         ranges: hyperparameter -> (lowest, highest), spread evenly over the logarithm.
         out: folder of the records.
     """

@@ -1,0 +1,202 @@
+"""Image data sets as they lie on the Hugging Face hub: Parquet files with a column of encoded images, one of labels.
+
+A folder holds ``train*.parquet`` and ``test*.parquet`` (or ``validation*``, ``valid*``, ``val*``), or has a folder
+``data`` that does; a split may be in several files (``train-00000-of-00002.parquet``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from PIL import Image
+from pyarrow import parquet
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.names import DataError, parquet_files
+
+GREY, COLOURED = ("1", "L"), ("P", "RGB")
+"""PIL's modes of images without transparency, of at most 8 bits a channel."""
+EXACT = "exact"
+"""A column of booleans that says of an image whether every pixel is the original's; few data sets have one."""
+
+
+class ParquetImages(Dataset):
+    """One split: ``images[n]`` is (PIL image, label) of the n-th row.
+
+    The encoded images are in memory, a few kilobytes each; each is decoded when it is asked for.
+    """
+
+    def __init__(self, files: list[Path], label: str | None = None):
+        """
+        Args:
+            files: of the split, in order.
+            label: the column of the labels; None where there is one that can be meant.
+
+        Raises:
+            DataError: a file is missing, cut short or corrupt, or has no such columns; a label is missing or negative.
+        """
+        self.files = files
+        self.where = " and ".join(map(str, files))
+        try:
+            schema = parquet.read_schema(files[0])
+            image, label = _image_column(self.where, schema), _label_column(self.where, schema, label)
+            exact = [EXACT] if EXACT in schema.names else []
+            table = pyarrow.concat_tables(parquet.read_table(file, columns=[image, label, *exact]) for file in files)
+        except DataError:
+            raise
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(
+                f"{self.where} is no Parquet file, or cut short or corrupt ({_said(error)}); fetch it again"
+            ) from error
+        column = table[image].combine_chunks()
+        self.encoded = column.field("bytes") if pyarrow.types.is_struct(column.type) else column
+        labels = table[label]
+        if labels.null_count:
+            raise DataError(f"{self.where}: {labels.null_count} rows have no label in the column {label!r}")
+        self.labels = torch.from_numpy(labels.to_numpy().astype(np.int64))
+        if len(self.labels) == 0:
+            raise DataError(f"{self.where}: there is no row")
+        if self.labels.min() < 0:
+            raise DataError(
+                f"{self.where}: the column {label!r} has the label {int(self.labels.min())}; labels are 0, 1, ... "
+                f"(-1 is what the hub writes where they are kept secret)"
+            )
+        self.inexact = int((~table[EXACT].to_numpy().astype(bool)).sum()) if exact else 0
+        self._mode = self._agreed_mode()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self._opened(index).convert(self._mode), int(self.labels[index])
+
+    def _opened(self, index: int) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(self.encoded[index].as_py()))
+            image.load()
+        except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, TypeError and more
+            raise DataError(
+                f"{self.where}: the image in row {index} is none, or truncated or corrupt ({type(error).__name__})"
+            ) from error
+        return image
+
+    def _agreed_mode(self) -> str:
+        """PIL's mode for all images, which have to be of one size and all grey or all coloured."""
+
+        def header(index: int) -> tuple[tuple[int, int], str]:
+            try:
+                with Image.open(io.BytesIO(self.encoded[index].as_py())) as image:
+                    return image.size, image.mode
+            except Exception as error:
+                raise DataError(
+                    f"{self.where}: row {index} holds no image, or a corrupt one ({type(error).__name__})"
+                ) from error
+
+        with ThreadPoolExecutor() as threads:
+            headers = list(threads.map(header, range(len(self))))
+        size = Counter(size for size, _ in headers).most_common(1)[0][0]
+        grey = Counter(mode in GREY for _, mode in headers).most_common(1)[0][0]
+        for index, (its_size, mode) in enumerate(headers):
+            if its_size != size:
+                raise DataError(
+                    f"{self.where}: the image in row {index} is {its_size[0]}x{its_size[1]}, most are "
+                    f"{size[0]}x{size[1]}; bring all to one size"
+                )
+            if mode not in GREY + COLOURED:
+                raise DataError(
+                    f"{self.where}: the image in row {index} has transparency or more than 8 bits a channel (PIL's "
+                    f"mode {mode}); save all as grey or RGB"
+                )
+            if (mode in GREY) != grey:
+                what, most = ("grey", "coloured") if mode in GREY else ("coloured", "grey")
+                raise DataError(
+                    f"{self.where}: the image in row {index} is {what}, most are {most}; make all of one kind"
+                )
+        return "L" if grey else "RGB"
+
+
+def load_parquet(folder: Path, label: str | None, from_disk: bool) -> ImageData:
+    """Returns the images and labels of a folder of Parquet files.
+
+    Args:
+        folder: see the head of this file.
+        label: the column of the labels; None where there is one that can be meant.
+        from_disk: leave the images encoded, to be decoded one at a time.
+
+    Raises:
+        DataError: as :class:`ParquetImages`; images of the two splits differ in size or colour.
+    """
+    train, test = (ParquetImages(files, label) for files in parquet_files(folder))
+    shapes = [np.asarray(data[0][0]).shape for data in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"{folder}: training images have shape {shapes[0]}, test images {shapes[1]}")
+    images: list[Tensor | ImagesOnDisk] = [ImagesOnDisk(train), ImagesOnDisk(test)]
+    if not from_disk:
+        images = [all_decoded(train), all_decoded(test)]
+    return ImageData(images[0], train.labels, images[1], test.labels)
+
+
+def _features(schema: pyarrow.Schema) -> dict[str, Any]:
+    """What the hub's own metadata say of each column; empty where there are none."""
+    try:
+        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _image_column(where: str, schema: pyarrow.Schema) -> str:
+    def holds_bytes(kind: pyarrow.DataType) -> bool:
+        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+    def fits(field: pyarrow.Field) -> bool:
+        kind = field.type
+        if pyarrow.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0 and holds_bytes(kind.field("bytes").type)
+        return holds_bytes(kind)
+
+    found = [field.name for field in schema if fits(field)]
+    if len(found) != 1:
+        raise DataError(
+            f"{where}: {'several columns hold' if found else 'no column holds'} images (bytes of PNG, JPEG, WebP, "
+            f"...); it has {', '.join(found or schema.names)}"
+        )
+    return found[0]
+
+
+def _label_column(where: str, schema: pyarrow.Schema, wanted: str | None) -> str:
+    features = _features(schema)
+    integers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
+    if wanted is not None:
+        if wanted not in integers:
+            raise DataError(
+                f"{where}: there is no column of whole numbers called {wanted!r}; it has "
+                f"{', '.join(integers) or 'none'}"
+            )
+        return wanted
+    named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
+    for candidates in (["label"], named, integers):
+        found = [name for name in candidates if name in integers]
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            break
+    if not integers:
+        raise DataError(f"{where} has no labels: no column of whole numbers; it has {', '.join(schema.names)}")
+    raise DataError(
+        f"{where}: which column has the labels, {' or '.join(integers)}? Name it behind the folder: "
+        f"parquet:FOLDER#{integers[0]}"
+    )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
