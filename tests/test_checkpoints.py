@@ -9,6 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.judging import real_classifier
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training import checkpoint
 from engrams.benchmarks.training.checkpoint import FILE, SHARE, Checkpoints
@@ -74,8 +75,9 @@ KEPT = [
 
 
 @pytest.fixture
-def folders(tmp_path, tmp_path_factory):
-    """Two folders of records with one classifier of real images, which takes longer than all the rest."""
+def folders(tmp_path, tmp_path_factory, monkeypatch):
+    """Two folders of records with one classifier of real images, which would take longer than all the rest."""
+    monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 1000)
     kept = tmp_path_factory.getbasetemp() / "classifiers"
     kept.mkdir(exist_ok=True)
     for name in ("whole", "cut"):

@@ -237,7 +237,7 @@ def learn(
         strategy.train(learned)
         look()
         return Learned(matrix, [], clock.seconds)
-    of_watchers = {type(watcher).__name__: watcher for watcher in watchers if hasattr(watcher, "state_dict")}
+    of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     if kept:
         at_initialisation = kept["at_initialisation"]
         restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
