@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from rich.console import Console
 
+from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.judging import real_classifier
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training import checkpoint
@@ -220,6 +223,14 @@ def test_no_code_is_run_that_a_checkpoint_brings(tmp_path):
     kept._write({"evil": Evil()})
     assert kept.read() is None
     assert (tmp_path / "checkpoint.aside-1").exists()
+
+
+def test_an_interrupt_says_what_goes_on(tmp_path):
+    cut_short(small("split-digits/task", "naive"), tmp_path, after=5)
+    under_way = [small("split-digits/task", "naive"), small("split-digits/task", "avalanche-ewc")]
+    screen = io.StringIO()
+    suite._say_what_goes_on(under_way, tmp_path, Display(Console(file=screen, width=200)))
+    assert screen.getvalue() == "under way: 1 to go on from a checkpoint, 1 to begin again\n"
 
 
 def test_the_journal_goes_on_and_has_nothing_twice(tmp_path):

@@ -208,6 +208,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
         raise OSError("no font")
 
     monkeypatch.setattr("engrams.benchmarks.judging.observer.sheet_figure", broken)
+    monkeypatch.setattr("engrams.benchmarks.judging.real_classifier.IMAGES_SEEN", 1000)
     entry = registry.get("split-digits/class")
     entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
     run = run_of(entry, "noise-replay", 0)
