@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OUT ?= runs
+REPORT ?= report
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist study speed readme verify test test-lowest test-newest mutants chaos lint clean
+.PHONY: help bench bench-mnist report study speed readme verify test test-lowest test-newest mutants chaos lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
+	@echo "make report       one page of every run in $(OUT), which opens from disk: tables, charts, matrices"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
-	@echo "make speed        what loading, penalties, importances, generative replay and a GAN cost, as ratios"
+	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
@@ -28,11 +30,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-bench: $(READY)
-	$(BIN)/python -m benchmarks suite digits --out $(OUT)
+# The report shows the runs that failed, too: it is made whether or not some did.
+bench: SUITE := digits
+bench-mnist: SUITE := mnist
+bench bench-mnist: $(READY)
+	$(BIN)/python -m benchmarks suite $(SUITE) --out $(OUT); status=$$?; \
+	$(BIN)/python -m benchmarks report $(OUT) --out $(REPORT); exit $$status
 
-bench-mnist: $(READY)
-	$(BIN)/python -m benchmarks suite mnist --out $(OUT)
+report: $(READY)
+	$(BIN)/python -m benchmarks report $(OUT) --out $(REPORT)
 
 study: $(READY)
 	for name in adaptive adaptive-task fisher mas; do \

@@ -1,4 +1,4 @@
-"""What loading, penalties and importances cost, side by side in one process and as ratios.
+"""What loading, penalties, importances and logging cost, side by side in one process and as ratios.
 
 The yardsticks are Avalanche's strategy as its users run it, and the same training loop written out in plain PyTorch.
 Times are medians over repeats that take turns, since the machine's own speed drifts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import torch
 from avalanche.benchmarks.classic import PermutedMNIST, SplitMNIST
 from avalanche.evaluation.metrics import accuracy_metrics
@@ -28,12 +30,15 @@ from torch.nn import functional
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading, tensors_of
 from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
 from engrams.benchmarks.training.networks import ReducedResNet
 from engrams.benchmarks.training.run import make_strategy
 from engrams.reports.render import Sheet
+from engrams.reports.wandb.sending import Sending
+from engrams.reports.wandb.settings import WandBSettings
 from engrams.strategies import EWCPlugin
 from engrams.strategies.contract import GANSettings
 from engrams.strategies.generators import ACGAN, ImageSpec
@@ -44,13 +49,14 @@ from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 BATCH, WIDTH, REPEATS = 256, 100, 7
 LAMBDA = 100.0
 GAN_PROTOCOL = "generate-mnist"
+LOGGED = "split-digits/class"
 RESNET_IMAGES, RESNET_BATCH = 320, 32
 GOALS = {"empirical Fisher": 1.7, "MAS importance": 1.7, "exact Fisher of 10 classes": 9.0}
 """What importances of a reduced ResNet-18 may cost, in training epochs."""
 
 
 def measure(show: Callable[[list[Sheet]], None]) -> None:
-    """Measure everything and show it; takes about seven minutes on two cores.
+    """Measure everything and show it; takes about eight minutes on two cores.
 
     Args:
         show: is given each table when it is measured.
@@ -65,6 +71,7 @@ def measure(show: Callable[[list[Sheet]], None]) -> None:
     theirs = PermutedMNIST(n_experiences=2, seed=0, dataset_root=root)
     rows = [row for part in (_loading(ours, theirs), _consolidations(ours), _importances(ours)) for row in part]
     show([_sheet(f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}", "time", rows)])
+    show([_sheet(f"Speed: logging to W&B, a run of ewc on {LOGGED}", "time", logging())])
     show([_sheet(f"Speed: importances of a reduced ResNet-18, {RESNET_IMAGES} images", "time", resnet_importances())])
     show([_sheet("Speed: generative replay on Split MNIST, class-incremental", "time", _scholars(root))])
     show([_sheet(f"Speed: a conditional GAN on {GAN_PROTOCOL}", "real images a second", _gans())])
@@ -447,6 +454,56 @@ def _bare_gan(settings: GANSettings, x: Tensor, labels: Tensor, classes: int) ->
         generator_optimizer.step()
 
     return step
+
+
+# --- (g): logging to W&B ----------------------------------------------------------------------------------------------
+
+
+def logging(repeats: int = REPEATS) -> list[tuple[str, str, str]]:
+    """A run that is followed by the sender, which keeps it in W&B's offline files, and the same without W&B, in turns.
+
+    Such a run is as short as any: what it writes of itself costs it more than others. The sender's seconds are those of
+    another core, its start shared by all.
+
+    Args:
+        repeats: of each.
+
+    Raises:
+        RuntimeError: a run was not kept.
+    """
+    entry = protocol.get(LOGGED)
+    without: list[float] = []
+    logged: list[float] = []
+    with tempfile.TemporaryDirectory() as place:
+        sender = Sending(WandBSettings("offline"), Path(place), print, None)
+        process = psutil.Process(sender.process.pid)
+        try:
+            for repeat in range(repeats + 1):
+                out = Path(place, str(repeat))
+                run = run_of(entry, "ewc", repeat)
+                began = time.perf_counter()
+                execute(run, out / "without", "cpu", "disabled", lambda epochs: None)
+                without.append(time.perf_counter() - began)
+                folder = run.folder(out / "logged")
+                sender.send(folder, live=True)
+                began = time.perf_counter()
+                execute(run, out / "logged", "cpu", "offline", lambda epochs: None)
+                logged.append(time.perf_counter() - began)
+                sender.over(folder)
+                if not sender.wait(folder):
+                    raise RuntimeError("a run was not kept in W&B's files")
+            beside = sum(sum(one.cpu_times()[:2]) for one in (process, *process.children(recursive=True)))
+        finally:
+            sender.finish()
+    pairs = list(zip(without, logged, strict=True))[1:]  # the first one warms up
+    bare, watched = (statistics.median(values) for values in zip(*pairs, strict=True))
+    ratio = statistics.median(second / first for first, second in pairs)
+    beside /= repeats + 1
+    return [
+        ("without W&B", _s(bare), "1"),
+        ("logged", _s(watched), f"{ratio:.3f} x"),
+        ("the sender beside it, seconds of a core", _s(beside), f"{beside / bare:.2f} x"),
+    ]
 
 
 def _s(seconds: float) -> str:

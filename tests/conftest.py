@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,25 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
+# A test may stand in another folder when it starts a process; what is imported there is what is imported here.
+os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "200"
 
 RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@pytest.fixture(autouse=True)
+def modules_of_a_test_are_its_own(tmp_path_factory):
+    """Another test's ``mine.py`` is another module."""
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(folder):
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if not path.startswith(folder)]
 
 
 @pytest.fixture

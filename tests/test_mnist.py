@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.images import as_float
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
@@ -17,7 +18,7 @@ def test_the_real_files():
     assert data.test_x.shape == (10000, 1, 28, 28)
     assert data.train_y.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     # torchvision's published mean and standard deviation of the training images
-    train_x = datasets.as_float(data.train_x)
+    train_x = as_float(data.train_x)
     assert train_x.mean().item() == pytest.approx(0.1307, abs=1e-4)
     assert torch.std(train_x).item() == pytest.approx(0.3081, abs=1e-4)
 

@@ -35,6 +35,7 @@ from tests.wandb_runs import (
     nowhere,
     online,
     page_of,
+    record_in,
     rows,
     served,
     suite,
@@ -68,7 +69,7 @@ def test_what_arrives_equals_the_record(sent, name):
     found = page_of(sent.service, name)
     assert arrived(found) == record.model_dump()
     (artifact,) = sent.service.artifacts_of(found, "record")
-    assert store.record_of(json.loads(artifact.files["record.json"])) == record
+    assert record_in(artifact) == record
     assert table_of(found) == record.accuracy_matrix
     picture = next(body for file, body in found.files.items() if "images/accuracy_matrix_image" in file)
     assert picture.startswith(b"\x89PNG")
@@ -122,7 +123,7 @@ def test_a_final_figure_has_a_name_that_an_unfinished_run_never_has(service, tmp
     assert found.summary["reason"] == "E: no (see …/runs/traceback.txt)"
     assert found.summary["traceback"] == 'File "…/x y/run.py", line 3, in f\nE: no'
     (artifact,) = service.artifacts_of(found, "record")
-    assert json.loads(artifact.files["record.json"])["reason"] == found.summary["reason"]
+    assert record_in(artifact).reason == found.summary["reason"]
     assert str(Path.home()).encode() not in b"".join(service.bodies)
 
 
@@ -169,12 +170,6 @@ def test_a_page_that_was_deleted_gets_a_new_id_and_a_word(service, tmp_path, mon
 # --- a service that fails ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(sending, "AT_MOST", 4.0)
-    monkeypatch.setattr(services, "PATIENCE", 2.0)
-
-
 def test_the_bounds_are_those_that_are_promised():
     assert services.PATIENCE <= 15
     assert sending.AT_MOST + 2 <= 30
@@ -191,7 +186,8 @@ def test_the_bounds_are_those_that_are_promised():
         ("unreachable", "cannot be reached"),
     ],
 )
-def test_a_service_that_is_not_there_is_found_out_once(service, tmp_path, impatient, failure, said, monkeypatch):
+def test_a_service_that_is_not_there_is_found_out_once(service, tmp_path, monkeypatch, failure, said):
+    monkeypatch.setattr(services, "PATIENCE", 2.0)
     if failure == "silent":
         service.silent = True
     elif failure == "unreachable":
@@ -217,8 +213,9 @@ def test_a_service_that_is_not_there_is_found_out_once(service, tmp_path, impati
 
 @pytest.mark.parametrize("failure", ["history", "dies", "all"])
 def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_sent_later(
-    service, tmp_path, impatient, failure
+    service, tmp_path, monkeypatch, failure
 ):
+    monkeypatch.setattr(sending, "AT_MOST", 4.0)
     if failure == "dies":
         service.dies_at_history = True
     else:
@@ -406,13 +403,13 @@ def test_upload_sends_each_record_once_and_goes_on_past_a_broken_one(service, tm
     broken.parent.mkdir(parents=True)
     broken.write_text('{"protocol": "split')
     screen = Screen()
-    assert not sending.upload(online(), [out], screen)
-    assert "3 runs sent" in screen.text
+    assert not sending.upload(online(), [out, shutil.copytree(RECORDS / SOLVER, tmp_path / "copy" / SOLVER)], screen)
+    assert "W&B: 3 runs sent, 1 run there already: " in screen.text
     assert "not sent: split-mnist/class/mas/0" in screen.text
     broken.unlink()
     screen = Screen()
     assert sending.upload(online(), [out], screen)
-    assert "3 of which were there already" in screen.text
+    assert "W&B: 3 runs there already: " in screen.text
     assert len(service.pages) == 3
     for name in (SOLVER, JOINT, SCHOLAR):
         found, record = page_of(service, name), store.read(RECORDS / name / "record.json")

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import matplotlib
@@ -33,6 +34,7 @@ def online(**more):
 @contextmanager
 def nowhere(folder):
     """No account, no variables, an empty home, and a temporary folder of its own."""
+    get_temp_dir()  # the processes of later tests have their socket in it too
     with pytest.MonkeyPatch.context() as patched:
         for name in list(os.environ):
             if name.startswith("WANDB_"):
@@ -79,7 +81,9 @@ def learned(record, folder, upto=None, ended=True):
     """What a run leaves while it goes on: the journal of a committed record, then the record."""
     matrix = record.accuracy_matrix
     generated = record.generated
-    journal = Journal(folder, page.introduction_of(record), len(matrix) == 1)
+    known = record.model_dump()
+    known["environment"] = {key: value for key, value in known["environment"].items() if key != "threads"}
+    journal = Journal(folder, page.introduction(known), len(matrix) == 1)  # the rest shows in the end
     for index in range(len(matrix) if upto is None else upto):
         journal.after_epoch(index + 1, {"training": 1 / (index + 1)})
         seen = {"seconds": record.seconds * (index + 1) / len(matrix)}
@@ -141,6 +145,10 @@ def dumped(name):
 def arrived(found):
     """The record that a page says."""
     return page.record_of(found.config, found.history, found.summary).model_dump()
+
+
+def record_in(artifact):
+    return store.record_of(json.loads(artifact.files["record.json"]))
 
 
 def rows(found):

@@ -166,7 +166,7 @@ def study(
 
 @app.command()
 def speed() -> None:
-    """Measure, as ratios, what loading, penalties, importances, generative replay and a GAN cost. Needs MNIST."""
+    """Measure, as ratios, what loading, penalties, importances, logging, replay and a GAN cost. Needs MNIST."""
     from engrams.benchmarks.speed import measure
 
     measure(show)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from engrams.reports.render import Sheet
     from engrams.reports.store import Record, RecordError
 
-console = Console()
+console = Console(emoji=False)  # wandb:x: is no emoji
 
 
 def show(sheets: Sequence[Sheet], legend: str = "", wide: bool = False) -> None:
@@ -28,7 +28,7 @@ def show(sheets: Sequence[Sheet], legend: str = "", wide: bool = False) -> None:
     """
     fit = console.is_terminal and not wide
     width = console.width if fit else max([console.width, *(sheet.needs(console) for sheet in sheets)])
-    shown = console if fit else Console(width=width)
+    shown = console if fit else Console(width=width, emoji=False)
     left_out: dict[str, None] = {}
     for sheet in sheets:
         table, missing = sheet.fitted(shown, width)
@@ -71,7 +71,7 @@ def draw(figure: Figure, path: Path) -> None:
 def remark(lines: Iterable[str]) -> None:
     """Prints lines beside what a command shows, so that what is piped on is the same with and without them."""
     for line in lines:
-        Console(stderr=True).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        Console(stderr=True, emoji=False).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def stop_if_damaged(damaged: Iterable[RecordError]) -> None:

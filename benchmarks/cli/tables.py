@@ -1,4 +1,4 @@
-"""``table``, ``parity`` and ``matrix``: records, seen."""
+"""``table``, ``parity``, ``matrix`` and ``report``: records, seen."""
 
 from __future__ import annotations
 
@@ -110,4 +110,38 @@ def matrix(
     draw(matrices.figure(found), out)
     matrices.write_csv(found, out.with_suffix(".csv"))
     say(f"numbers: {out.with_suffix('.csv')}")
+    stop_if_damaged(damaged)
+
+
+@app.command()
+def report(
+    runs: Folders,
+    out: Annotated[Path, typer.Option(help="Folder of the report; its page is index.html.")] = Path("report"),
+) -> None:
+    """Write one page with all tables, charts and runs of some records, that opens from disk."""
+    from engrams.benchmarks.protocols import registry
+    from engrams.benchmarks.revisions import present
+    from engrams.reports import provenance, store
+    from engrams.reports.local import page
+
+    damaged: list[store.RecordError] = []
+    records = store.read_records(*runs, damaged=damaged)
+    remarks = list(provenance.remarks(records, present()))
+    boards: list[Board] = []
+    duels: list[Duel] = []
+    try:
+        boards, duels = compared(records if len(runs) == 1 else store.read_records(*runs, mark=False, damaged=[]))
+    except store.RecordError as error:  # folders that are compared with each other have the same runs
+        remarks.append(f"without published figures: {error}")
+    remark(remarks)
+    written = page.write(
+        records,
+        out,
+        titles={name: title for name, title, _ in registry.listed()},
+        boards=boards,
+        duels=duels,
+        folders=[folder for folder in runs if folder.is_dir()],
+        remarks=[*remarks, *(f"left out: {error}" for error in damaged)],
+    )
+    say(f"report: {written.resolve()}")
     stop_if_damaged(damaged)

@@ -225,7 +225,8 @@ def record_of(
             | {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},
             "seconds": summary["final/seconds"] if complete else summary["seconds_until_failure"],
             "environment": config["environment"],
-            **{key: config[key] for key in ("experiences", "revisions") if key in config},
+            "experiences": config.get("experiences") if complete else None,
+            "revisions": config.get("revisions", {}),
         }
     )
 

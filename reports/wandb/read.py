@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from pydantic import ValidationError
 
 from engrams.reports.store import RECORD, Record, RecordError, record_of
 from engrams.reports.wandb import page
@@ -91,7 +92,7 @@ def _downloaded(service: Service, source: str, url: str) -> Record:
 def records_of_files(folder: Path) -> list[Record]:
     """Returns the records of the runs that W&B's offline files below a folder hold; each run once, the newest.
 
-    A file that is cut short, and one of a run that has not ended, is passed over.
+    A file that is cut short, and one of a run that has not ended or leaves no record, is passed over.
     """
     found: dict[str, Record] = {}
     for path in sorted(folder.rglob("*.wandb"), key=lambda path: path.stat().st_mtime):
@@ -107,7 +108,10 @@ def records_of_files(folder: Path) -> list[Record]:
                 summary |= _items(message.summary.update)
             elif message.HasField("history"):
                 history.append(_items(message.history.item))
-        record = page.record_of(config, history, summary)
+        try:
+            record = page.record_of(config, history, summary)
+        except (KeyError, ValidationError):  # a trial of a search, or one of a study of subsets: they leave no record
+            continue
         if record is not None:
             found[path.stem] = record
     return list(found.values())

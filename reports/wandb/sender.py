@@ -426,6 +426,7 @@ class Page:
             if self.record is not None:
                 exit_code = 0 if self.record.complete else 1
                 self._try(self._final_rows, self.record)
+                self._try(self._final_config, self.record)
                 self._try(self._final_summary, self.record)
                 self._try(self._artifact)
             else:
@@ -461,6 +462,11 @@ class Page:
         kept = {name: {PICTURE: f"../{file}"} for name, file in pictures.items() if (self.folder / file).exists()}
         drawn = {HEAT_MAP: record.accuracy_matrix, **page.tables_of(record)}
         self._log(kept | last | (self.held or {}) | self.closing | drawn)
+
+    def _final_config(self, record: Record) -> None:
+        """What the run found out of its data, and of an earlier try with other libraries, is the record's."""
+        config = page.introduction_of(record)["config"]
+        self.run.config.update({key: config[key] for key in config if key != "about"}, allow_val_change=True)
 
     def _final_summary(self, record: Record) -> None:
         traceback = self.folder / TRACEBACK

@@ -100,6 +100,13 @@ class Sending:
         """A run has ended, one way or another."""
         self._tell({"over": str(folder.resolve())})
 
+    def wait(self, folder: Path) -> bool:
+        """Waits until a run has been sent or has not, and returns which."""
+        name = str(folder.resolve())
+        with self._ended:
+            self._ended.wait_for(lambda: name not in self._left() or not self._listener.is_alive())
+        return self.states[name]["state"] == "sent"
+
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -159,8 +166,10 @@ class Sending:
         there = sum(bool(found.get("there")) for found in sent)
         if sent and online:
             project = sent[0]["url"].partition("/runs/")[0]
-            already = f", {there} of which were there already" if there else ""
-            lines.append(f"W&B: {_runs(len(sent))} sent{already}: {project if len(sent) > 1 else sent[0]['url']}")
+            place = project if len(sent) > 1 else sent[0]["url"]
+            parts = [f"{_runs(new)} sent"] if (new := len(sent) - there) else []
+            parts += [f"{_runs(there)} there already"] if there else []
+            lines.append(f"W&B: {', '.join(parts)}: {place}")
         elif sent:
             lines.append(
                 f"W&B (offline): {_runs(len(sent))} kept below {os.environ.get('WANDB_DIR') or self.out}; "
@@ -240,7 +249,7 @@ def sending(
     """
     if settings.mode == "disabled" or not anything:
         if settings.mode != "disabled":
-            screen.remember(f"W&B: nothing new; {LATER.format(out=out, what='what is complete already')}")
+            screen.remember(f"W&B: nothing new; 'engrams upload {out}' sends what is complete already")
         yield settings.mode, Runs(folder_of, shown, None)
         return
     service = None

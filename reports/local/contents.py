@@ -1,0 +1,210 @@
+"""What the local report shows, as plain values: read off records, not yet drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from engrams.reports.estimates import Estimate
+from engrams.reports.matrix import seen_so_far
+from engrams.reports.pages import class_shares, comparison, generation
+from engrams.reports.render import Sheet
+from engrams.reports.store import Record
+
+AT_FIRST = 7
+"""How many strategies the charts show before somebody chooses: more lines than colours cannot be told apart."""
+DIGITS = 5
+"""Of fractions, after the point: a thousandth of a percent."""
+Interval = tuple[float, float | None]
+"""A mean over seeds and the half-width of its 95% confidence interval; None for a single seed."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A strategy under a protocol: what the charts draw of it. Fractions in [0, 1]."""
+
+    strategy: str
+    upper_bound: bool
+    shown: bool
+    """Whether the charts begin with it."""
+    acc: Interval
+    so_far: list[Interval]
+    """ACC over the experiences trained on so far, after each of them; one value where all are learned at once."""
+    forgetting: list[Interval]
+    """Of each experience but the last, at the end of the stream; empty where all are learned at once."""
+    learning_accuracy: Interval | None
+    mean_forgetting: Interval | None
+    costs: dict[str, Interval]
+    """What a run takes, by name."""
+    matrix: list[list[float]]
+    """The mean over seeds."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A protocol: its table, what is drawn of it, and its runs, by strategy."""
+
+    protocol: str
+    title: str
+    rows: list[comparison.Row]
+    lines: list[Line]
+    sheets: list[tuple[Sheet, str]]
+    """Tables of generators, each with what its columns mean."""
+    runs: dict[str, list[Record]]
+
+    @property
+    def best(self) -> comparison.Row | None:
+        """The row that the others are compared with."""
+        return next((row for row in self.rows if row.best), None)
+
+
+def sections(records: Sequence[Record], titles: Mapping[str, str]) -> list[Section]:
+    """Returns a section for every protocol that has records, by name.
+
+    Args:
+        records: of any number of protocols; trials of a search, which are judged on validation data, are left out.
+        titles: protocol -> what it is, where that is known.
+
+    Raises:
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+    """
+    rows = comparison.by_protocol(comparison.compare(records))
+    found = []
+    for protocol, runs in sorted(comparison.grouped(records).items()):
+        own = [record for group in runs.values() for record in group]
+        chosen = _shown_at_first(rows[protocol])
+        found.append(
+            Section(
+                protocol,
+                titles.get(protocol, "a protocol of somebody's own"),
+                rows[protocol],
+                [
+                    _line(row, [one for one in runs[row.strategy] if one.complete], row.strategy in chosen)
+                    for row in rows[protocol]
+                    if row.seeds
+                ],
+                [
+                    (sheet, page.LEGEND)
+                    for page in (class_shares, generation)
+                    for sheet in page.sheets(page.compare(own))  # type: ignore[attr-defined]
+                ],
+                runs,
+            )
+        )
+    return found
+
+
+def _shown_at_first(rows: Sequence[comparison.Row]) -> set[str]:
+    """The best ones, what they are measured against (naive), and one upper bound."""
+    complete = [row for row in rows if row.seeds]
+    ends = [row.strategy for row in complete if row.strategy == "naive"]
+    ends += [row.strategy for row in complete if row.upper_bound][:1]
+    best = [row.strategy for row in complete if row.strategy not in ends and not row.upper_bound]
+    return {*ends, *best[: AT_FIRST - len(ends)]}
+
+
+def _line(row: comparison.Row, runs: Sequence[Record], shown: bool) -> Line:
+    matrices = np.array([run.accuracy_matrix for run in runs])
+    at_once = matrices.shape[1] == 1
+    so_far = [
+        Estimate.of([seen_so_far(matrix[: count + 1].tolist())["ACC"] for matrix in matrices])
+        for count in range(0 if at_once else matrices.shape[1])
+    ]
+    forgotten = matrices[:, :-1].max(axis=1) - matrices[:, -1] if matrices.shape[1] > 1 else np.empty((1, 1))
+    return Line(
+        row.strategy,
+        row.upper_bound,
+        shown,
+        interval(row.metrics["ACC"]),
+        [interval(one) for one in so_far] or [interval(row.metrics["ACC"])],
+        [interval(Estimate.of(values)) for values in forgotten.T[:-1].tolist()],
+        _interval_of(row, "learning_accuracy"),
+        _interval_of(row, "forgetting"),
+        {"seconds a run": interval(Estimate.of([run.seconds for run in runs]))},
+        matrices.mean(axis=0).round(DIGITS).tolist(),
+    )
+
+
+def interval(estimate: Estimate) -> Interval:
+    """Returns an estimate as charts have it."""
+    half_width = estimate.half_width
+    return round(estimate.mean, DIGITS), None if half_width is None else round(half_width, DIGITS)
+
+
+def _interval_of(row: comparison.Row, metric: str) -> Interval | None:
+    return interval(row.metrics[metric]) if metric in row.metrics else None
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+
+def command(record: Record) -> str:
+    """Returns the command that repeats a run.
+
+    What was set by hand is named in the variant, and its value is in the hyperparameters, in full.
+    """
+    words = ["engrams", "run", record.protocol, record.strategy]
+    for key, text in set_by_hand(record.variant):
+        if key == "experiences":
+            words += ["--experiences", text]
+        else:
+            words += ["--set", f"{key}={_recorded(record.hyperparameters, key, text)}"]
+    return shlex.join([*words, "--seeds", f"{record.seed}-{record.seed}"])
+
+
+def set_by_hand(variant: str) -> list[tuple[str, str]]:
+    """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them."""
+    settings = re.sub(r"\s*\([^()]*\)$", "", variant)
+    pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", settings) if part)
+    return [(key, value) for key, _, value in pairs]
+
+
+def _recorded(hyperparameters: Mapping[str, Any], key: str, otherwise: str) -> str:
+    """A setting's value as TOML has it, a text as it is; ``otherwise`` where nothing is recorded under the key."""
+    for holder in (hyperparameters.get("strategy", {}), hyperparameters):
+        try:
+            value = reduce(lambda part, name: part[name], key.split("."), holder)
+        except (KeyError, TypeError):
+            continue
+        return value if isinstance(value, str) else json.dumps(value)
+    return otherwise
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Returns nested settings as dotted key -> text, in their order."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{before}{key}.")
+        elif value is not None:
+            found[f"{before}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
+    """Returns all that the page shows of a run when it is opened."""
+    return {
+        "seed": record.seed,
+        "complete": record.complete,
+        "reason": record.reason,
+        "matrix": [[round(value, DIGITS) for value in row] for row in record.accuracy_matrix],
+        "initial": [round(value, DIGITS) for value in record.accuracy_at_initialisation],
+        "metrics": record.metrics,
+        "seconds": round(record.seconds, 2),
+        "command": command(record),
+        "settings": flat(record.hyperparameters),
+        "environment": flat(record.environment),
+        "pictures": list(pictures),
+    }
+
+
+def failures(found: Iterable[Section]) -> list[Record]:
+    """Returns the runs that failed."""
+    return [record for section in found for group in section.runs.values() for record in group if not record.complete]
