@@ -350,8 +350,8 @@ def _problem(error: ValueError) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a file that is not to be believed, and returns what it is called now; nothing is overwritten."""
-    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    """Renames a file that is of no use, and returns what it is called now; nothing is overwritten."""
+    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.aside-{n}")).exists())
     return path.rename(kept)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.reports.anytime import Anytime, Prequential, measures
+from engrams.strategies.kept import State
 from engrams.strategies.minibatches import evaluation_mode
 
 SEED = 0
@@ -46,6 +47,21 @@ class AnytimePlugin(SupervisedPlugin):
         self.experience: list[int] = []
         self.accuracy: list[list[float]] = []
         self._done = 0
+
+    def state_dict(self) -> State:
+        """Returns what was seen so far."""
+        return {
+            "done": self._done,
+            "steps": list(self.steps),
+            "experience": list(self.experience),
+            "accuracy": [list(row) for row in self.accuracy],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._done, self.steps, self.experience, self.accuracy = (
+            state[name] for name in ("done", "steps", "experience", "accuracy")
+        )
 
     def after_training_iteration(self, strategy, **kwargs):
         self._done += 1
@@ -96,6 +112,14 @@ class PrequentialPlugin(SupervisedPlugin):
         self.window = window
         self.paused = paused
         self.right: list[Tensor] = []
+
+    def state_dict(self) -> State:
+        """Returns which minibatches were told rightly so far."""
+        return {"right": list(self.right)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self.right = state["right"]
 
     def before_training_iteration(self, strategy, **kwargs):
         if strategy.clock.train_exp_epochs:

@@ -9,6 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from engrams.benchmarks.protocols.schema import Augmented
+from engrams.strategies.kept import KeepsNothing, State
 
 
 class Augmentation(SupervisedPlugin):
@@ -43,6 +44,14 @@ class Augmentation(SupervisedPlugin):
         self.new = NewSamples()
         self._random = torch.Generator().manual_seed(seed)
 
+    def state_dict(self) -> State:
+        """Returns the state of the source of random numbers."""
+        return {"random": self._random.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._random.set_state(state["random"])
+
     def before_training_iteration(self, strategy, **kwargs):
         parts = {"stream": slice(self.new.count), "buffer": slice(self.new.count, None), "both": slice(None)}
         chosen = parts[self.augmented]
@@ -63,7 +72,7 @@ class Augmentation(SupervisedPlugin):
         return x
 
 
-class NewSamples(SupervisedPlugin):
+class NewSamples(KeepsNothing, SupervisedPlugin):
     """Counts the new samples of a minibatch; it has to be the first of the plugins, before a buffer adds its own."""
 
     count: int | None = None

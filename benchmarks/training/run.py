@@ -29,6 +29,13 @@ from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
 from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
 from engrams.benchmarks.training.augment import Augmentation
+from engrams.benchmarks.training.checkpoint import (
+    Checkpoints,
+    random_state,
+    restore_random,
+    restore_strategy,
+    state_of_strategy,
+)
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
@@ -38,6 +45,7 @@ from engrams.reports.matrix import accuracy_row
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
+from engrams.strategies.kept import KeepsNothing, State
 
 EVALUATION_BATCH = 1000
 
@@ -177,6 +185,8 @@ def learn(
     report: Callable[[int], None],
     stream_from_disk: bool = False,
     classifier: nn.Module | None = None,
+    checkpoints: Checkpoints | None = None,
+    kept: State | None = None,
 ) -> Learned:
     """Trains and judges, once through the stream.
 
@@ -187,6 +197,8 @@ def learn(
         report: called with the number of epochs done, as they are done.
         stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
         classifier: of real images, which judges where a generator is judged.
+        checkpoints: offered one after every experience but the last.
+        kept: what they had, to go on from; the result is the same to the bit.
 
     Raises:
         Diverged: the loss or a parameter is no finite number any more.
@@ -195,7 +207,7 @@ def learn(
     protocol = run.protocol
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    clock = Stopwatch()
+    clock = Stopwatch(kept["seconds"] if kept else 0.0)
     benchmark = benchmark_of(run, stream_from_disk)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
@@ -206,8 +218,15 @@ def learn(
             for watcher in of_epochs:
                 watcher.after_epoch(epoch, losses)
 
-    watch(strategy, report, epoch_done)
-    matrix: list[list[float]] = []
+    done = kept["epochs"] if kept else 0
+
+    def told(epochs: int) -> None:
+        nonlocal done
+        done = epochs
+        report(epochs)
+
+    watch(strategy, told, epoch_done, done)
+    matrix: list[list[float]] = kept["matrix"] if kept else []
     at_initialisation: list[float] = []
 
     def look() -> None:
@@ -226,17 +245,40 @@ def learn(
         strategy.train(learned)
         look()
         return Learned(matrix, [], clock.seconds)
-    at_initialisation = accuracy_row(strategy.eval(judged))
+    of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     judging = protocol.judging or Judging()
     anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
     prequential = PrequentialPlugin(judging.window, clock.paused) if judging.prequential else None
+    if kept is None:
+        at_initialisation = accuracy_row(strategy.eval(judged))
     if anytime:
         strategy.plugins.append(anytime)
     if prequential:
         strategy.plugins.insert(0, prequential)
-    for experience in learned:
+    if kept:
+        at_initialisation = kept["at_initialisation"]
+        restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
+        for name in of_watchers.keys() & kept["watchers"].keys():  # whether there is one of W&B, this command says
+            of_watchers[name].load_state_dict(kept["watchers"][name])
+        restore_random(kept["random"])
+
+    def state() -> State:
+        return {
+            "matrix": matrix,
+            "at_initialisation": at_initialisation,
+            "seconds": clock.seconds,
+            "epochs": done,
+            "strategy": state_of_strategy(strategy),
+            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
+            "random": random_state(),
+        }
+
+    for experience in learned[len(matrix) :]:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         look()
+        if checkpoints and len(matrix) < len(learned):
+            with clock.paused():
+                checkpoints.offer(state)
     return Learned(
         matrix,
         at_initialisation,
@@ -278,8 +320,12 @@ def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
 class Stopwatch:
     """Wall-clock seconds since it was made, but for pauses."""
 
-    def __init__(self):
-        self._started = time.perf_counter()
+    def __init__(self, already: float = 0.0):
+        """
+        Args:
+            already: seconds that went before.
+        """
+        self._started = time.perf_counter() - already
         self._paused = 0.0
 
     @property
@@ -365,7 +411,7 @@ def make_strategy(
     return strategy
 
 
-class SilentInTraining(EvaluationPlugin):
+class SilentInTraining(KeepsNothing, EvaluationPlugin):
     """Avalanche's, asked in evaluation only.
 
     A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the
