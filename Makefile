@@ -8,7 +8,7 @@ REPORT ?= report
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist report study gallery speed readme verify test test-lowest test-newest mutants lint clean
+.PHONY: help bench bench-mnist report study gallery speed readme verify test test-lowest test-newest mutants chaos lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -22,6 +22,7 @@ help:
 	@echo "make test         the tests"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
+	@echo "make chaos        kills a suite 50 times at random moments, and compares what it ends in; ten minutes"
 	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
@@ -71,6 +72,9 @@ test-lowest test-newest: $(READY)
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
 	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants
