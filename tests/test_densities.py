@@ -213,6 +213,14 @@ def test_what_somebodys_criterion_ignores_is_no_label(fisher):
     assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=7))
 
 
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched"])
+def test_one_output_is_no_softmax_in_any_fisher(fisher):
+    with pytest.raises(
+        ValueError, match=r"the network gives shape \[N, 1\]. One logit belongs to nn.BCEWithLogitsLoss"
+    ):
+        diagonal_fisher(network(1), data_of(torch.zeros(SAMPLES, dtype=torch.long)), fisher)
+
+
 def test_outputs_of_one_sample_may_be_squeezed():
     class Squeezed(nn.Sequential):
         def forward(self, x):
