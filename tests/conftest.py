@@ -13,7 +13,8 @@ from PIL import Image
 
 torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
 # A test may stand in another folder when it starts a process; what is imported there is what is imported here.
-os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+if "PYTHONPATH" in os.environ:
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"
