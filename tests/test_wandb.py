@@ -438,6 +438,20 @@ def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkey
     assert not list((tmp_path / "runs").rglob("*.wandb"))
 
 
+def test_statistics_of_the_system_are_taken_of_a_run_that_goes_on(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.5")  # a minute is long for a test
+    with told(tmp_path) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(store.read(RECORDS / SOLVER / "record.json"), tmp_path / SOLVER, upto=1, ended=False)
+        deadline = time.monotonic() + 50
+        while not (service.pages and page_of(service, SOLVER).events) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert any("system.proc.memory.rssMB" in event for event in found.events)
+    assert found.last("host") is None
+
+
 def test_what_is_asked_for_is_sent(service, tmp_path, monkeypatch):
     for variable in ("WANDB_X_DISABLE_META", "WANDB_X_DISABLE_MACHINE_INFO"):
         monkeypatch.setenv(variable, "false")

@@ -50,15 +50,18 @@ IMPATIENT = {
     "x_graphql_retry_wait_max_seconds": 2.0,
 }
 """wandb's settings: it would try each request for minutes. Rows of a run that goes on it may try for that long."""
-NOT_ASKED_FOR = {
+UNLESS_SET = {
     "WANDB_X_DISABLE_META": ("x_disable_meta", True),
     "WANDB_X_SAVE_REQUIREMENTS": ("x_save_requirements", False),
-    "WANDB_X_DISABLE_MACHINE_INFO": ("x_disable_machine_info", True),
+    # Its own setting, x_disable_machine_info, leaves out what a system does while it runs, too.
+    "WANDB_X_DISABLE_MACHINE_INFO": ("host", ""),
     "WANDB_DISABLE_GIT": ("disable_git", True),
     "WANDB_DISABLE_CODE": ("disable_code", True),
     "WANDB_SAVE_CODE": ("save_code", False),
+    "WANDB_X_STATS_SAMPLING_INTERVAL": ("x_stats_sampling_interval", 60.0),
 }
-"""W&B's variable -> its setting, and what holds here unless the variable is set: no host, code, commit or packages."""
+"""W&B's variable -> its setting, and what holds here unless the variable is set: no host, code, commit or packages;
+statistics of the system once a minute."""
 
 
 @dataclass(frozen=True)
@@ -270,9 +273,9 @@ class Sender:
         import wandb
 
         settings: dict[str, Any] = {
-            name: value for variable, (name, value) in NOT_ASKED_FOR.items() if variable not in os.environ
+            name: value for variable, (name, value) in UNLESS_SET.items() if variable not in os.environ
         }
-        settings |= {"x_stats_pid": pid, "x_stats_sampling_interval": 60.0} if pid else {"x_disable_stats": True}
+        settings |= {"x_stats_pid": pid} if pid else {"x_disable_stats": True}
         if self.service:
             settings |= IMPATIENT
         if self.sweep:
