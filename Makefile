@@ -8,19 +8,21 @@ REPORT ?= report
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist report study speed readme verify test test-lowest test-newest mutants lint clean
+.PHONY: help bench bench-mnist report study gallery speed readme verify test test-lowest test-newest mutants chaos lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
 	@echo "make bench-mnist  MNIST: 5 to 10 seeds (ENGRAMS_DATA names the folder that has MNIST, else it is downloaded)"
 	@echo "make report       one page of every run in $(OUT), which opens from disk: tables, charts, matrices"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
+	@echo "make gallery      the pictures that explain the methods"
 	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
-	@echo "make readme       the README's table and picture, and all pages of results, from the records in reports"
+	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the tests"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
+	@echo "make chaos        kills a suite 50 times at random moments, and compares what it ends in; ten minutes"
 	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; two hours"
 	@echo "make lint         ruff and mypy"
 
@@ -44,11 +46,15 @@ study: $(READY)
 	  $(BIN)/python -m benchmarks study $$name --out $(OUT)-studies || exit 1; \
 	done
 
+gallery: $(READY)
+	$(BIN)/python -m benchmarks.gallery reports/results/gallery
+
 speed: $(READY)
 	$(BIN)/python -m benchmarks speed
 
 readme: $(READY)
-	$(BIN)/python -m benchmarks pages reports/results/records --studies $(STUDIES) --out reports/results/pages --readme README.md
+	$(BIN)/python -m benchmarks pages reports/results/records --studies $(STUDIES) --out reports/results/pages --readme README.md \
+	  --methods strategies/methods
 
 verify: $(READY)
 	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
@@ -66,6 +72,9 @@ test-lowest test-newest: $(READY)
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
 	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants

@@ -35,7 +35,7 @@ from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
 from engrams.benchmarks.training.networks import ReducedResNet
-from engrams.benchmarks.training.run import make_strategy
+from engrams.benchmarks.training.run import benchmark_of, make_strategy
 from engrams.reports.render import Sheet
 from engrams.reports.wandb.sending import Sending
 from engrams.reports.wandb.settings import WandBSettings
@@ -347,7 +347,7 @@ def _scholars(root: Path | None) -> list[tuple[str, str, str]]:
     entry = protocol.get("split-mnist/class")
     run = run_of(entry, "dgr-vae", 0)
     own = run_of(entry, "avalanche-generative-replay").hyperparameters.model_dump()
-    benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, run.judge, run.seed)
+    benchmark = benchmark_of(run)
     strategy = make_strategy(run, benchmark, "cpu", [])
     ours = sum(_seconds(strategy, experience) for experience in benchmark.train_stream)
     model = SimpleMLP(hidden_size=400, hidden_layers=2, drop_rate=0)

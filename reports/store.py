@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.errors import UserError
 from engrams.reports.matrix import METRICS, metrics
 
@@ -83,9 +84,10 @@ class Record(BaseModel):
     ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
     then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
     is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
-    strategy has a generator. ``seconds`` is the wall-clock time of training and evaluation. ``experiences`` says how
-    many are judged. ``revisions`` has the revision of every part of the code that decided the result (strategies by
-    name, ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
+    strategy has a generator, ``anytime`` and ``prequential`` where the protocol's ``[judging]`` asks for them.
+    ``seconds`` is the wall-clock time of training and evaluation. ``experiences`` says how many are judged.
+    ``revisions`` has the revision of every part of the code that decided the result (strategies by name,
+    ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +104,8 @@ class Record(BaseModel):
     accuracy_at_initialisation: list[float] = []
     metrics: dict[str, float | None] = {}
     generated: Generated | None = None
+    anytime: Anytime | None = None
+    prequential: Prequential | None = None
     hyperparameters: dict[str, Any]
     seconds: float
     environment: dict[str, Any]
@@ -119,13 +123,29 @@ class Record(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_there_is_not(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        left_out = {"variant": "", "upper_bound": False, "experiences": None, "generated": None, "revisions": {}}
+        left_out = {
+            "variant": "",
+            "upper_bound": False,
+            "experiences": None,
+            "generated": None,
+            "anytime": None,
+            "prequential": None,
+            "revisions": {},
+        }
         return {key: value for key, value in serialize(self).items() if left_out.get(key, ...) != value}
 
     @property
     def row(self) -> str:
         """What tables call the strategy with these settings."""
         return f"{self.strategy} {self.variant}".strip()
+
+    @property
+    def along_the_way(self) -> dict[str, float]:
+        """What was measured while the stream was learned, by name; empty where nothing was."""
+        found = dict(self.anytime.measures) if self.anytime else {}
+        if self.prequential:
+            found["prequential"] = self.prequential.accuracy
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def complete(self) -> bool:
@@ -330,8 +350,8 @@ def _problem(error: ValueError) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a file that is not to be believed, and returns what it is called now; nothing is overwritten."""
-    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    """Renames a file that is of no use, and returns what it is called now; nothing is overwritten."""
+    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.aside-{n}")).exists())
     return path.rename(kept)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.experiences import Pieces
+from engrams.strategies.kept import State
 from engrams.strategies.minibatches import named_parameters
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -100,6 +101,14 @@ class FrozenBackbonePlugin(SupervisedPlugin):
     def after_training_exp(self, strategy, **kwargs):
         self._freezes = self._freezes or self._pieces.end(strategy.experience)
 
+    def state_dict(self) -> State:
+        """Returns whether the backbone is frozen from now on."""
+        return {"freezes": self._freezes}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._freezes = state["freezes"]
+
     def _learns(self, name: str) -> bool:
         return name.startswith(f"{self.classifier}.")
 
@@ -139,6 +148,7 @@ class ReplayPlugin(SupervisedPlugin):
             self._forget()
         if self._pieces.begin(strategy.experience):
             self._met = []
+        self._keep([[column.to(strategy.device) for column in kept] for kept in self._kept])  # they may be loaded
 
     def before_training_iteration(self, strategy, **kwargs):
         if not self._buffer:
@@ -162,8 +172,20 @@ class ReplayPlugin(SupervisedPlugin):
         loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._met[0].collate_fn)
         self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
         self._met = []
-        self._kept = [[column[:share] for column in kept] for kept in self._kept]
-        self._buffer = [torch.cat(columns) for columns in zip(*self._kept, strict=True)]
+        self._keep([[column[:share] for column in kept] for kept in self._kept])
+
+    def _keep(self, kept: list[list[Tensor]]) -> None:
+        self._kept = kept
+        self._buffer = [torch.cat(columns) for columns in zip(*kept, strict=True)]
+
+    def state_dict(self) -> State:
+        """Returns the buffer: of every experience, the columns of what is kept."""
+        # Of their own: what is kept is cut, and a file would hold the whole of what it was cut from.
+        return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._keep(state["kept"])
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------

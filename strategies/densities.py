@@ -48,7 +48,7 @@ class Categorical:
     label that is ``ignore_index`` is none.
     """
 
-    def __init__(self, ignore_index: int = -100):
+    def __init__(self, ignore_index: int):
         self.ignore_index = ignore_index
 
     def refuse(self, outputs: Tensor) -> None:
@@ -88,7 +88,7 @@ class Categorical:
         return torch.diag_embed(signals.flatten(3)).movedim(-1, 1).reshape(-1, *p.shape)
 
     def answered(self, y: Tensor | None) -> Tensor | None:
-        if y is None or y.is_floating_point():
+        if not isinstance(y, Tensor) or y.is_floating_point():
             return None
         labelled = y != self.ignore_index
         return None if labelled.all() else labelled
@@ -147,7 +147,7 @@ class BernoulliProbabilities:
 class Gaussian:
     """p(y|x) = N(f, s^2 I), s = noise_std; the loss it belongs to is ||y - f||^2 / (2 s^2)."""
 
-    def __init__(self, noise_std: float = 1.0):
+    def __init__(self, noise_std: float):
         self.noise_std = noise_std
 
     def refuse(self, outputs: Tensor) -> None:

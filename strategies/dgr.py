@@ -34,6 +34,7 @@ from engrams.strategies.generators.gaussian import Covariance
 from engrams.strategies.generators.vae import ImageLikelihood
 from engrams.strategies.generators.wgan_gp import Architecture
 from engrams.strategies.heads import Heads, TaskClasses
+from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 ReplayLabels = Literal["hard", "soft", "asked"]
@@ -215,9 +216,25 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._replay = None
         if not self._pieces.end(self.experience):
             return
+        self._past.append(Met.of(self.experience))
+        self._become_previous()
+
+    def _become_previous(self) -> None:
         solver = deepcopy(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
-        self._past.append(Met.of(self.experience))
+
+    def state_dict(self) -> State:
+        past = [[list(part) for part in met] for met in self._past]
+        pairs = list(self._task_classes.pairs) if self._task_classes else []
+        return super().state_dict() | {"past": past, "task_classes": pairs}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._past = [Met(*met) for met in state["past"]]
+        if self._task_classes:
+            self._task_classes.pairs = state["task_classes"]
+        if self._past:  # between two experiences the present scholar and the previous one are the same
+            self._become_previous()
 
 
 # --- in the catalogue -------------------------------------------------------------------------------------------------

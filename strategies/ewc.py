@@ -68,9 +68,12 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     to the next moves an old head a little, where without a penalty it would not touch it.)
 
     The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy
-    Bernoulli, squared error Gaussian. F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K
-    outputs is the mean negative log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K
-    outputs is 1/K of it. Before anything is trained, three samples are measured, and what cannot work is refused.
+    Bernoulli, squared error Gaussian. A criterion that somebody wrote is known by its gradient. Class weights and label
+    smoothing are left out, which is said; a sample whose label is ``ignore_index`` counts in no Fisher.
+
+    F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K outputs is the mean negative
+    log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K outputs is 1/K of it. Before
+    anything is trained, three samples are measured, and what cannot work is refused.
 
     Memory and time a step are O(parameters) for ``corrected`` and ``online``, O(parameters x experiences) for
     ``separate``.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from engrams.strategies.generators import Generator
 from engrams.strategies.generators.generator import Sampler
+from engrams.strategies.kept import State
 
 READ_AT_ONCE = 1000
 
@@ -34,6 +35,17 @@ class GeneratorTemplate(SupervisedTemplate):
     generator_loss: Tensor | None = None
     classes_so_far: Sequence[int] = ()
     """That the generator has learned, in order."""
+
+    def state_dict(self) -> State:
+        """Returns what was learned besides the model; asked for between two experiences."""
+        generator = None if self.generator is self.model else self.generator.state_dict()
+        return {"generator": generator, "classes_so_far": list(self.classes_so_far)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state; after the model has its own."""
+        if state["generator"] is not None:
+            self.generator.load_state_dict(state["generator"])
+        self.classes_so_far = state["classes_so_far"]
 
     def _asked_for(self, labels: Tensor, columns: Sequence[Any]) -> Tensor:
         """What the generator is to call the classes [N] of an experience, given all columns of its minibatches."""

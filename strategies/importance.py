@@ -106,8 +106,8 @@ def diagonal_fisher(
             found = log_density.expectation(outputs)
         elif fisher == "sampled":
             found = log_density.score(outputs, log_density.draw(outputs)).unsqueeze(0)
-        elif y is None:
-            raise ValueError(f"fisher={fisher!r} reads labels; the dataset has none")
+        elif not isinstance(y, Tensor):
+            raise ValueError(f"fisher={fisher!r} reads labels; the dataset's are {type(y).__name__}, no tensor")
         else:
             found = log_density.score(outputs, y).unsqueeze(0)
         answered = log_density.answered(y)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from engrams.strategies.contract import Lambda, LogUniform, Strategy
 from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
+from engrams.strategies.kept import State
 from engrams.strategies.minibatches import asked
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -82,6 +83,16 @@ class MASPlugin(QuadraticPenaltyPlugin):
         self.importance_data = importance_data
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._latest: ByName = {}
+        self._latest_samples = 0
+
+    def state_dict(self) -> State:
+        """As every quadratic penalty's; and what :meth:`observe` adds to."""
+        return super().state_dict() | {"latest": self._latest, "latest_samples": self._latest_samples}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._latest, self._latest_samples = state["latest"], state["latest_samples"]
 
     def importance(self, strategy) -> ByName:
         """Omega of the experience just learned."""

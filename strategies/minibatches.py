@@ -26,7 +26,8 @@ class Minibatch(NamedTuple):
     """Samples of one task."""
 
     inputs: Inputs
-    y: Tensor | None
+    y: Any
+    """Labels, a tensor; of other forms too where none are read. None: there are none."""
     task: int
     first: int
     """Position of its first sample in what is measured."""
@@ -248,7 +249,7 @@ def minibatches(
             else:
                 assert tasks is not None
                 chosen = tasks.eq(label)
-                yield Minibatch(part(inputs, chosen), None if y is None else y[chosen], label, first)
+                yield Minibatch(part(inputs, chosen), part(y, chosen), label, first)
         first += size
 
 

@@ -112,6 +112,13 @@ class Plan:
     """What a pass holds: what autograd keeps, and the signals of layers whose gradients are written out."""
     outputs: int
 
+    def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
+        """From now on the parameters of these layers take the general way, whatever the first samples showed."""
+        left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
+        self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
+        with same_random_numbers():
+            self.vectorised = _can_vectorise(model, _first_three(batch).inputs, batch.task, self.rest)
+
 
 def mean_over_samples(
     model: nn.Module, measured: Measurement, signals: Signals, statistic: Statistic
@@ -241,9 +248,7 @@ def plan(
     for name, p in parameters.items():
         if p.is_complex():
             raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
-    three = torch.arange(3) % rows(batch.inputs)
-    probe, task = part(batch.inputs, three), batch.task
-    y = None if batch.y is None else batch.y[three]
+    probe, y, task, _ = _first_three(batch)
     outputs, _ = outputs_of(model, probe, task)
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
@@ -287,6 +292,11 @@ def plan(
         bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / 3,
         outputs=flat.shape[1],
     )
+
+
+def _first_three(batch: Minibatch) -> Minibatch:
+    """The first three samples; the first ones again where there are fewer."""
+    return _chosen(batch, torch.arange(3) % rows(batch.inputs))
 
 
 def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
@@ -361,9 +371,12 @@ def _same(found: Tensor, expected: Tensor) -> bool:
     if found.shape != expected.shape:
         return False
     tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
-    return torch.allclose(
-        found, expected, rtol=10 * tolerance, atol=tolerance * expected.abs().max().item(), equal_nan=True
-    )
+    return torch.allclose(found, expected, rtol=10 * tolerance, atol=tolerance * _largest(expected), equal_nan=True)
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value; NaN, which is told of where it is measured, is none."""
+    return values.abs().nan_to_num().max().item()
 
 
 def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None:
@@ -381,7 +394,7 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
             found.append(outputs_of(model, part(probe, torch.tensor(order)), task)[1][0])
 
     def differ(a: Tensor, b: Tensor) -> bool:
-        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * a.abs().max().item(), equal_nan=True)
+        return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * _largest(a), equal_nan=True)
 
     if differ(found[0], found[2]):
         raise ValueError(
@@ -431,8 +444,11 @@ def _add(
 ) -> None:
     with recorded(chosen.layers) as calls:
         given, outputs = outputs_of(model, batch.inputs, batch.task)
-    if any(len(runs) > 1 or len(runs[0].output) != len(outputs) for runs in calls.values()):
-        raise ValueError("a layer ran otherwise than on the first samples; an importance needs the same layers for all")
+    # A layer that runs for some samples only, or more than once, if not for the first ones.
+    if odd := [name for name, runs in calls.items() if len(runs) > 1 or len(runs[0].output) != len(outputs)]:
+        chosen.leave(odd, model, batch)
+        _add(sums, model, chosen, batch, signals, statistic)
+        return
     v = signals(given.detach(), batch.y)
     runs = {name: found[0] for name, found in calls.items()}
     of_rows: dict[str, Tensor] = {}
@@ -609,9 +625,11 @@ def _can_vectorise(model: nn.Module, probe: Inputs, task: int, rest: dict[str, n
 def _part(batch: Minibatch, start: int, stop: int) -> Minibatch:
     if start == 0 and stop == rows(batch.inputs):
         return batch
-    chosen = slice(start, stop)
-    y = None if batch.y is None else batch.y[chosen]
-    return Minibatch(part(batch.inputs, chosen), y, batch.task, batch.first + start)
+    return _chosen(batch, slice(start, stop))._replace(first=batch.first + start)
+
+
+def _chosen(batch: Minibatch, chosen: slice | Tensor) -> Minibatch:
+    return batch._replace(inputs=part(batch.inputs, chosen), y=part(batch.y, chosen))
 
 
 def _refuse_not_finite(

@@ -24,6 +24,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from engrams.strategies.contract import Hyperparameters
 from engrams.strategies.experiences import Pieces
+from engrams.strategies.kept import State
 from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
 
 Consolidation = Literal["separate", "corrected", "online"]
@@ -142,6 +143,17 @@ class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_strategy": None}  # a weak reference cannot be pickled
+
+    def state_dict(self) -> State:
+        """Returns what was learned of the experiences so far; asked for between two of them."""
+        return {"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state, with a model of the same parameter names."""
+        self._start_afresh()
+        self._strategy = None
+        self.importances, self.anchors = state["importances"], state["anchors"]
+        self.consolidated = state["consolidated"]
 
     @abstractmethod
     def importance(self, strategy) -> ByName:

@@ -124,6 +124,11 @@ def lstm():
     return recurrent("LSTM")
 
 
+def bidirectional_lstm():
+    body = nn.LSTM(4, 5, 2, batch_first=True, bidirectional=True, dropout=0.5)
+    return Of(lambda m, x: m.head(m.body(x)[0].mean(1)), body=body, head=nn.Linear(10, CLASSES))
+
+
 def lstm_cell():
     def compute(m, x):
         state = None
@@ -154,6 +159,18 @@ def transformer():
     return Of(lambda m, x: m.head(m.body(x)[:, 0]), body=body, head=nn.Linear(4, CLASSES))
 
 
+def tied_embedding():
+    table, head = nn.Embedding(CLASSES, 4), nn.Linear(4, CLASSES, bias=False)
+    head.weight = table.weight
+    return Of(lambda m, x: m.head(m.table(x % CLASSES).mean(1)), table=table, head=head)
+
+
+def embedding_of_bounded_norm():
+    return Of(
+        lambda m, x: m.head(m.table(x).mean(1)), table=nn.Embedding(7, 4, max_norm=1.0), head=nn.Linear(4, CLASSES)
+    )
+
+
 def tied():
     twin, layer = nn.Linear(6, 6), nn.Linear(6, 6)
     twin.weight = layer.weight
@@ -166,6 +183,39 @@ def weight_norm():
 
 def spectral_norm():
     return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, CLASSES))
+
+
+class LowRank(nn.Module):
+    """A change of low rank to a weight that is frozen (LoRA)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, weight):
+        return weight + self.b @ self.a
+
+
+def low_rank():
+    body = nn.Linear(6, 5).requires_grad_(False)
+    nn.utils.parametrize.register_parametrization(body, "weight", LowRank())
+    return nn.Sequential(body, nn.ReLU(), nn.Linear(5, CLASSES))
+
+
+class Experts(nn.Module):
+    """Each sample is of one of two experts, which see no other."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(6, 2), nn.ModuleList(nn.Linear(6, CLASSES) for _ in range(2))
+
+    def forward(self, x):
+        shares = self.gate(x).softmax(1)
+        outputs = x.new_zeros(len(x), CLASSES)
+        for expert, layer in enumerate(self.experts):
+            chosen = (shares.argmax(1) == expert).nonzero().flatten()
+            outputs = outputs.index_add(0, chosen, layer(x[chosen]) * shares[chosen, expert : expert + 1])
+        return outputs
 
 
 def partly_frozen():
@@ -276,16 +326,17 @@ def parallel():
 
 NETWORKS = {
     ROWS: [
-        mlp, batch_norm, tied, weight_norm, spectral_norm, partly_frozen, head_only_of_layers_called_as_functions,
-        multi_head, multi_head_with_its_own_forward, ByTensor, incremental, incremental_without_masks,
-        called_by_keyword, Asks, Counts, checkpointed, checkpointed_reentrant, scripted, compiled, partly_compiled,
-        parallel,
+        mlp, batch_norm, tied, weight_norm, spectral_norm, low_rank, partly_frozen,
+        head_only_of_layers_called_as_functions, multi_head, multi_head_with_its_own_forward, ByTensor, incremental,
+        incremental_without_masks, called_by_keyword, Asks, Counts, Experts, checkpointed, checkpointed_reentrant,
+        scripted, compiled, partly_compiled, parallel,
     ],
     IMAGES: [
         convolutions, grouped_and_dilated, convolution_3d, transposed_convolution, residual, group_and_instance_norm,
     ],
     SEQUENCES: [
-        convolution_1d, layer_norm_on_rows_of_a_sequence, gru, rnn, lstm, lstm_cell, time_first, attention, transformer,
+        convolution_1d, layer_norm_on_rows_of_a_sequence, gru, rnn, lstm, bidirectional_lstm, lstm_cell, time_first,
+        attention, transformer,
     ],
-    TOKENS: [embedding, embedding_bag],
+    TOKENS: [embedding, embedding_bag, tied_embedding, embedding_of_bounded_norm],
 }  # fmt: skip

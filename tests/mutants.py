@@ -22,6 +22,7 @@ import importlib
 import importlib.machinery
 import os
 import pickle
+import random
 import signal
 import sys
 import tempfile
@@ -52,6 +53,7 @@ TESTS = (
     "ewc",
     "generators",
     "importance",
+    "layer_gradients",
     "mas",
     "mergan",
     "penalties",
@@ -136,6 +138,13 @@ class Mutant:
     """The function, with its class."""
     change: str
     tree: ast.Module = field(repr=False)
+    """Of the file, as it is."""
+    old: ast.AST = field(repr=False)
+    new: ast.AST = field(repr=False)
+
+    def changed(self) -> ast.Module:
+        """Changes the tree, which is for a process of its own, and returns it."""
+        return ast.fix_missing_locations(_Swap(self.old, self.new).visit(self.tree))
 
     @property
     def key(self) -> str:
@@ -160,11 +169,8 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             seen[where + change] += 1
             if seen[where + change] > 1:
                 change += f" ({seen[where + change]})"
-            copies: dict[int, Any] = {}
-            twin = copy.deepcopy(tree, copies)
-            changed = ast.fix_missing_locations(_Swap(copies[id(node)], new).visit(twin))
             file = path.relative_to(ROOT).as_posix()
-            yield Mutant(file, place.lines, place.around, place.in_function, place.where, change, changed)
+            yield Mutant(file, place.lines, place.around, place.in_function, place.where, change, tree, node, new)
 
 
 class Place(NamedTuple):
@@ -297,17 +303,23 @@ class Reach:
         self.lines[self._test].add((file, line))
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Returns the tests that reach a change, the quickest first.
+        """Returns the tests that reach a change, the quickest first: of each test function once, then twice, ...
 
         A default or a constant is read when the file is imported, and all tests may reach it: those that run what it
         belongs to come first.
         """
-        by_seconds = sorted(self.seconds, key=self.seconds.__getitem__)
+        times: Counter[str] = Counter()
+        order: dict[str, tuple[int, float]] = {}
         wanted = {(mutant.file, line) for line in mutant.lines}
+        for test in sorted(self.seconds, key=self.seconds.__getitem__):
+            if not mutant.in_function or wanted & self.lines[test]:
+                function = test.partition("[")[0]
+                times[function] += 1
+                order[test] = times[function], self.seconds[test]
         if mutant.in_function:
-            return [test for test in by_seconds if wanted & self.lines[test]]
+            return sorted(order, key=order.__getitem__)
         near = {(mutant.file, line) for line in mutant.around}
-        return sorted(by_seconds, key=lambda test: not near & self.lines[test])
+        return sorted(order, key=lambda test: (not near & self.lines[test], *order[test]))
 
 
 class _Telling(ast.NodeTransformer):
@@ -390,7 +402,7 @@ def reach_of(tests: Sequence[str]) -> Reach:
 
 def notices(mutant: Mutant, tests: Sequence[str]) -> int:
     """Runs tests on changed code, in a process that must have imported nothing of it; returns pytest's exit code."""
-    import_instead(lambda file, path: compile(mutant.tree, path, "exec") if file == mutant.file else None)
+    import_instead(lambda file, path: compile(mutant.changed(), path, "exec") if file == mutant.file else None)
     gc.disable()
     for some in (tests[:FIRST], tests[FIRST:]):
         if some and (code := int(pytest.main([*QUICKLY, *some]))):
@@ -398,15 +410,15 @@ def notices(mutant: Mutant, tests: Sequence[str]) -> int:
     return 0
 
 
-def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[Mutant]:
-    """Yields the changes that no test notices."""
+def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int, most: int | None = None) -> Iterator[Mutant]:
+    """Yields the changes that no test notices; of the first ``most`` tests that reach them, if that is given."""
     waiting = list(reversed(mutants))
     running: dict[int, tuple[Mutant, float]] = {}
     done = 0
     while waiting or running:
         while waiting and len(running) < processes:
             mutant = waiting.pop()
-            tests = reach.of(mutant)
+            tests = reach.of(mutant)[:most]
             if not tests:
                 done += 1
                 yield mutant
@@ -434,7 +446,7 @@ def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterat
                 done += 1
                 if not status:
                     yield mutant
-                if not done % 50:
+                if not done % 20:
                     print(f"{done} of {len(mutants)}", flush=True)
 
 
@@ -447,14 +459,16 @@ def main() -> None:
         "--tests", nargs="+", default=TESTS, help="which tests/test_*.py are to notice; default: all that could"
     )
     parser.add_argument("--every", type=int, default=1, help="take only every n-th change, for a quick estimate")
+    parser.add_argument("--most", type=int, help="tests that meet a change at most, for a quick estimate from below")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     files = [path.resolve() for path in options.files] or [
         path for path in sorted((ROOT / "strategies").rglob("*.py")) if path.name not in NOT_CHANGED
     ]
     mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
+    random.Random(0).shuffle(mutants)  # so that what was done when one stops it is a fair sample
     if options.list:
-        print("\n".join(mutant.key for mutant in mutants))
+        print("\n".join(sorted(mutant.key for mutant in mutants)))
         return
     for slow in ("avalanche.training", "pandas", "sklearn.datasets", "torchvision"):
         importlib.import_module(slow)  # once, not in every process
@@ -462,7 +476,7 @@ def main() -> None:
     reach = reach_of([f"tests/test_{name}.py" for name in options.tests])
     listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["equivalent"]
     found = []
-    for mutant in survivors(mutants, reach, options.processes):
+    for mutant in survivors(mutants, reach, options.processes, options.most):
         if mutant.key not in listed:
             found.append(mutant)
             print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)

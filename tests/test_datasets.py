@@ -300,6 +300,23 @@ def test_the_stream_is_the_same_to_the_bit_from_either_format_of_cifar100(cifar1
     same_from_disk("cifar100")
 
 
+def test_cifar100_by_superclass_shows_the_same_twenty_by_other_classes(cifar100_files, tmp_path):
+    """The files have the superclasses too: torchvision does not read them, the test does."""
+    entry = protocol.get("domain-cifar100")
+    benchmark = make_benchmark(prepared(entry.dataset, entry.images), entry.stream, entry.scenario, "test", seed=0)
+    fine_of = {tuple(pixels.tolist()): fine for fine, pixels in enumerate(cifar100_files)}
+    shown = []
+    for experience in benchmark.test_stream:
+        x, y, _ = tensors_of(experience.dataset)
+        fine = [fine_of[tuple((255 * image).round().int().flatten().tolist())] for image in x]
+        assert [datasets.COARSE[label] for label in fine] == y.tolist()
+        assert sorted(y.tolist()) == list(range(20))
+        shown.append(set(fine))
+    assert len(shown) == 5
+    assert set().union(*shown) == set(range(100))
+    assert datasets.files_of(entry.dataset).startswith("cifar-100-python")
+
+
 def test_the_canonical_order_is_that_of_labels_and_pixels_alone():
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.integers(0, 2, (40, 1, 2, 2), dtype=np.uint8))  # some are there twice

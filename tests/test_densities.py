@@ -194,6 +194,44 @@ def test_a_strategy_learns_positions_some_without_a_label(fisher):
     assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=9))
 
 
+class Own(nn.Module):
+    """Somebody's cross-entropy, which says what it ignores."""
+
+    def __init__(self):
+        super().__init__()
+        self.ignore_index = 7
+
+    def forward(self, f, y):
+        return functional.cross_entropy(1 * f, y, ignore_index=self.ignore_index)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_what_somebodys_criterion_ignores_is_no_label(fisher):
+    y = torch.where(LABELS == 1, 7, LABELS)
+    model, plugin, dataset = network(3), EWCPlugin(1.0, fisher=fisher), data_of(y)
+    train(model, dataset, Own(), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, dataset, fisher, ignore_index=7))
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched"])
+def test_one_output_is_no_softmax_in_any_fisher(fisher):
+    with pytest.raises(
+        ValueError, match=r"the network gives shape \[N, 1\]. One logit belongs to nn.BCEWithLogitsLoss"
+    ):
+        diagonal_fisher(network(1), data_of(torch.zeros(SAMPLES, dtype=torch.long)), fisher)
+
+
+def test_outputs_of_one_sample_may_be_squeezed():
+    class Squeezed(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    dataset = data_of(LABELS[:7])
+    for kind in ("exact", "empirical", "batched"):
+        found = diagonal_fisher(Squeezed(*network(3)), dataset, kind, samples_at_once=3, batch_size=3)
+        assert_same(found, diagonal_fisher(network(3), dataset, kind, batch_size=3))
+
+
 def test_more_outputs_than_an_exact_fisher_can_have_backward_passes_are_refused_before_training():
     model = nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 5000)).double()
     y = torch.zeros(SAMPLES, 5000, dtype=torch.double)
@@ -371,6 +409,38 @@ def test_classes_in_the_last_dimension_are_refused(likelihood):
         )  # fmt: skip
 
 
+def test_classes_in_the_last_dimension_are_refused_whatever_the_criterion_is():
+    y = torch.stack([torch.arange(SAMPLES) % 3, torch.arange(SAMPLES) // 3 % 3], 1)
+    model = nn.Sequential(Positions(), nn.Flatten(), nn.Unflatten(1, (2, 3)))
+    with pytest.raises(ValueError, match=r"labels of shape \(3, 2\) do not fit outputs of shape \(3, 2, 3\)"):
+        train(
+            model, data_of(y), lambda f, y: focal(f.flatten(0, 1), y.flatten()),
+            EWCPlugin(1.0, likelihood="categorical"),
+        )  # fmt: skip
+
+
+def test_one_sample_is_an_experience_too():
+    model, plugin = network(3), EWCPlugin(1.0)
+    train(model, data_of(LABELS[1:2]), nn.CrossEntropyLoss(), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS[1:2])))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_density_is_known_in_half_precision_too(dtype):
+    x = torch.randn(SAMPLES, 4).to(dtype)
+    for criterion, y, likelihood in (
+        (lambda f, y: functional.cross_entropy(f, y), LABELS, "categorical"),
+        (lambda f, y: (f - y).square().mean(), numbers(3).to(dtype), "gaussian"),
+        (lambda f, y: functional.binary_cross_entropy_with_logits(f, y), numbers(3).round().to(dtype), "bernoulli"),
+    ):
+        plugin = EWCPlugin(1e-3)
+        assert plugin._likelihood(train(network(3).to(dtype), TensorDataset(x, y), criterion, plugin)) == likelihood
+    of_numbers = numbers(3).to(dtype)
+    for criterion, y in ((focal, LABELS), (nn.L1Loss(), of_numbers), (nn.HuberLoss(delta=30), of_numbers)):
+        with pytest.raises(ValueError, match="is none whose density is known"):
+            train(network(3).to(dtype), TensorDataset(x, y), criterion, EWCPlugin(1.0))
+
+
 def test_the_density_is_found_once_and_again_for_another_criterion():
     """And with it, before anything is trained: not after an experience, on what it has made of the outputs."""
     from avalanche.benchmarks import benchmark_from_datasets
@@ -454,5 +524,8 @@ def test_importances_that_are_all_zero_are_warned_of_by_name():
         def forward(self, f):
             return 0 * f
 
-    with pytest.warns(UserWarning, match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight'"):
+    with pytest.warns(
+        UserWarning,
+        match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
+    ):
         train(nn.Sequential(*model, Zero()), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))

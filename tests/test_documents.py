@@ -1,8 +1,10 @@
 """The README files: what they show runs, and what is generated in them is that of the records."""
 
+import inspect
 import io
 import re
 import shlex
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -15,10 +17,12 @@ import pytest
 from engrams.benchmarks import example
 from engrams.benchmarks.cli.app import main
 from engrams.reports.store import read_records
+from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "benchmarks" / "README.md", ROOT / "strategies" / "README.md"]
+METHODS = sorted((ROOT / "strategies" / "methods").glob("*.md"))
+DOCUMENTS = [README, ROOT / "benchmarks" / "README.md", ROOT / "strategies" / "README.md", *METHODS]
 RESULTS = ROOT / "reports" / "results"
 NOT_RUN = re.compile(r"<!-- not run by the tests: (.+) -->\n$")
 SMALL = ["--experiences", "2", "--wandb", "disabled"]
@@ -100,6 +104,22 @@ def test_every_link_into_a_page_leads_to_a_heading():
             assert anchor in headings, f"{document}: {link}#{anchor}"
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_what_a_methods_page_points_to_in_the_code_is_there(method):
+    pointers = re.findall(r"`(\w+)` in \[[\w.]+\]\(([^)]+)\)", method.read_text(encoding="utf-8"))
+    assert pointers
+    for name, file in pointers:
+        code = (method.parent / file).read_text(encoding="utf-8")
+        assert re.search(rf"^\s*(?:def|class) {name}\b", code, re.MULTILINE), f"{file}: {name}"
+
+
+def test_every_argument_stands_on_its_methods_page():
+    for method, plugin in (("ewc", EWCPlugin), ("mas", MASPlugin), ("dgr", DeepGenerativeReplay)):
+        text = (ROOT / "strategies" / "methods" / f"{method}.md").read_text(encoding="utf-8")
+        for argument in inspect.signature(plugin).parameters:
+            assert f"`{argument}`" in text or argument == "template", f"{method}: {argument}"
+
+
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) < 250
@@ -114,7 +134,12 @@ def test_what_is_generated_is_that_of_the_records(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text(README.read_text(encoding="utf-8"), encoding="utf-8")
     folders = [str(tmp_path / "records"), "--studies", str(tmp_path / "studies"), "--out", str(tmp_path / "pages")]
-    engrams(["pages", *folders, "--readme", str(readme)])
+    shutil.copytree(ROOT / "strategies" / "methods", tmp_path / "methods")
+    engrams(["pages", *folders, "--readme", str(readme), "--methods", str(tmp_path / "methods")])
+    for method in METHODS:
+        filled = (tmp_path / "methods" / method.name).read_text(encoding="utf-8")
+        assert filled == method.read_text(encoding="utf-8"), "run: make readme"
+        assert " ± " in filled, "there are results"
     assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), "run: make readme"
     made, committed = (
         {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}

@@ -1,6 +1,7 @@
 """In-memory minibatches under Avalanche's own strategies."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
 from engrams.benchmarks.data.streams import labelled, make_benchmark
-from engrams.benchmarks.training.augment import HorizontalFlips
+from engrams.benchmarks.training.augment import Augmentation, cropped
+from engrams.strategies.baselines import ReplayPlugin
 from tests.test_streams import DATA, split
 
 TASKS = make_benchmark(DATA, split("task"), "task", "test", seed=0)
@@ -189,7 +191,9 @@ def test_flips_mirror_about_half_of_the_training_images_and_none_in_evaluation()
 
     plain, flipped = Recorder(), Judged()
     train(Naive, TASKS, InMemoryLoading(), plain, experiences=TASKS.train_stream[:1])
-    strategy = train(Naive, TASKS, InMemoryLoading(), HorizontalFlips(5), flipped, experiences=TASKS.train_stream[:1])
+    strategy = train(
+        Naive, TASKS, InMemoryLoading(), Augmentation(flips=True, seed=5), flipped, experiences=TASKS.train_stream[:1]
+    )
     mirrored = 0
     for epoch, changed in zip(plain.epochs, flipped.epochs, strict=True):
         for (before, y, _), (after, same_y, _) in zip(epoch, changed, strict=True):
@@ -200,3 +204,43 @@ def test_flips_mirror_about_half_of_the_training_images_and_none_in_evaluation()
     assert 0.4 < mirrored / sum(len(epoch) for epoch in plain.epochs) < 0.6
     strategy.eval(TASKS.test_stream[:1])
     assert torch.equal(flipped.judged, tensors_of(TASKS.test_stream[0].dataset)[0][-len(flipped.judged) :])
+
+
+def test_crops_are_windows_of_the_padded_image():
+    torch.manual_seed(0)
+    x, offsets = torch.rand(9, 2, 5, 6), torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+    black = torch.tensor([0.25, 0.75])[:, None, None]
+    for image, window, (top, left) in zip(x, cropped(x, 1, offsets, black), offsets.T.tolist(), strict=True):
+        whole = black.expand(2, 7, 8).clone()
+        whole[:, 1:-1, 1:-1] = image
+        assert torch.equal(window, whole[:, top : top + 5, left : left + 6])
+    assert torch.equal(cropped(x, 1, torch.ones_like(offsets), 0.0), x)
+
+
+@pytest.mark.parametrize("replay", ["ours", "avalanche's"])
+@pytest.mark.parametrize("augmented", ["both", "stream", "buffer"])
+def test_stream_and_buffer_are_augmented_each_on_its_own(replay, augmented):
+    """The images of TASKS are all different: each that is not in the data set was changed."""
+    known = {tuple(x.flatten().tolist()) for x in DATA.train_x}
+
+    class Seen(SupervisedPlugin):
+        def __init__(self):
+            super().__init__()
+            self.parts: list[tuple[float, float]] = []
+
+        def before_forward(self, strategy, **kwargs):
+            changed = [tuple(x.flatten().tolist()) not in known for x in strategy.mb_x]
+            if len(changed) == 2 * strategy.train_mb_size:
+                new, old = changed[: strategy.train_mb_size], changed[strategy.train_mb_size :]
+                self.parts.append((sum(new) / len(new), sum(old) / len(old)))
+
+    augmentation, seen = Augmentation(flips=True, padding=1, augmented=augmented), Seen()
+    if replay == "ours":
+        plugins, make = (augmentation.new, ReplayPlugin(40), augmentation, seen), Naive
+    else:
+        plugins, make = (augmentation.new, augmentation, seen), partial(Replay, mem_size=40)
+    train(make, TASKS, InMemoryLoading(), *plugins, experiences=TASKS.train_stream[:2])
+    new, old = torch.tensor(seen.parts).mean(0)
+    assert (new > 0.8) == (augmented != "buffer")
+    assert (old > 0.8) == (augmented != "stream")
+    assert {float(new), float(old)} & {0.0} or augmented == "both"

@@ -89,6 +89,21 @@ def test_a_parameter_that_is_gone_is_named(kind):
     assert "fc2.weight" in anchors_of(plugin)
 
 
+def test_the_penalty_of_another_model_goes_by_the_names_of_its_parameters():
+    plugin, experiences = EWCPlugin(3.0), stream([[0, 1]])
+    model = learn(Net(), experiences, plugin).model
+    other = Net()
+    expected = sum(
+        (plugin.importances[name] * (p - plugin.anchors[name]) ** 2).sum() for name, p in other.named_parameters()
+    )
+    assert plugin.penalty(other).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
+    with torch.no_grad():
+        model.body.bias += 1
+    model.fc = nn.Linear(5, 2)  # of its own model what was exchanged is left out
+    expected = plugin.importances["body.bias"].sum()
+    assert plugin.penalty(model).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
+
+
 def test_a_layer_that_is_reparametrised_is_named():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
@@ -132,6 +147,23 @@ def test_a_model_that_is_wrapped_or_copied_between_experiences_keeps_its_anchors
             torch.testing.assert_close(a, b)
 
 
+def test_a_model_that_is_distributed_between_experiences_keeps_its_anchors(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/peers", rank=0, world_size=1)
+    try:
+        plugin, experiences = EWCPlugin(1.0, "separate"), stream([[0, 1]] * 2)
+        strategy = learn(Net(), [experiences[0]], plugin)
+        plain = strategy.model
+        strategy.model = nn.parallel.DistributedDataParallel(plain)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*(exchanged|not in the model|afresh)")
+            strategy.train(experiences[1])
+        expected = diagonal_fisher(plain, experiences[1].dataset)
+        for name, value in expected.items():
+            torch.testing.assert_close(plugin.importances[1][name], value)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_a_layer_that_grows_keeps_the_anchors_of_its_old_units(kind):
     plugin, experiences = PLUGINS[kind](), stream([[0, 1], [2, 3]])
@@ -164,6 +196,16 @@ def test_a_plugin_used_for_a_second_strategy_starts_afresh(kind):
             afresh = [w for w in caught if "it starts afresh" in str(w.message)]
             assert len(afresh) == (plugin is shared and seed == 1)
         assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in learned), strict=True))
+
+
+def test_a_second_strategy_is_checked_too():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]])
+    learn(Net(), experiences, plugin)
+    unfit = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 2))
+    before = unfit[0].weight.clone()
+    with pytest.warns(UserWarning, match="it starts afresh"), pytest.raises(ValueError, match="nothing was trained"):
+        learn(unfit, experiences, plugin)
+    assert torch.equal(unfit[0].weight, before)
 
 
 def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_was_reset_does_not():
@@ -256,6 +298,24 @@ def test_importance_data_that_does_not_fit_is_refused_before_training(data, mess
     assert torch.equal(model.fc.weight, before)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty_step": "implicit"}, "penalty_step must be one of gradient, proximal; got 'implicit'"),
+        ({"consolidate_every": 0}, "consolidate_every must be at least 1 sample, or None; got 0"),
+    ],
+)
+def test_an_option_out_of_its_range_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        EWCPlugin(1.0, **options)
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    plugin = EWCPlugin(0, "online", gamma=0, fisher_samples=1, consolidate_every=1)
+    learn(Net(), stream([[0, 1]] * 2), plugin)
+    assert plugin.consolidated == 2
+
+
 @pytest.mark.parametrize("make", [lambda: EWCPlugin(-1), lambda: MASPlugin(-1), lambda: L2Plugin(-1)])
 def test_a_negative_lambda_is_named_as_it_was_given(make):
     with pytest.raises(ValueError, match=r"(ewc|mas|l2)_lambda must be at least 0; got -1$"):
@@ -263,7 +323,7 @@ def test_a_negative_lambda_is_named_as_it_was_given(make):
 
 
 @pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched", None])
-@pytest.mark.parametrize("position", [7, 1100])
+@pytest.mark.parametrize("position", [0, 1, 1100])
 def test_a_sample_that_is_no_number_is_named(fisher, position):
     torch.manual_seed(0)
     x, y = torch.randn(1200, 6), torch.arange(1200) % 2
@@ -382,6 +442,11 @@ def test_the_columns_are_those_that_the_strategy_says():
         torch.testing.assert_close(plugin.importances[name], value)
 
 
+class Unmeasured(torch.utils.data.Dataset):
+    def __getitem__(self, i):
+        return torch.zeros(6), 0
+
+
 class Endless(torch.utils.data.IterableDataset):
     def __iter__(self):
         return iter([(torch.zeros(6), 0)])
@@ -392,6 +457,7 @@ class Endless(torch.utils.data.IterableDataset):
     [
         (DataLoader(TensorDataset(torch.zeros(3, 6))), "is a DataLoader; give the data set that it loads"),
         (stream([[0, 1]])[0], "is one experience; give its .dataset"),
+        (Unmeasured(), "must have a length and be indexed by numbers; got a Unmeasured"),
         (Endless(), "must have a length and be indexed by numbers; got a Endless"),
         ([], "the dataset is empty"),
     ],
@@ -410,6 +476,30 @@ def test_gradients_are_needed_wherever_an_importance_is_asked_for():
     assert all(torch.equal(found[fisher][name], value) for fisher, of in expected.items() for name, value in of.items())
     with torch.inference_mode(), pytest.raises(ValueError, match=r"in torch.inference_mode\(\) nothing has one"):
         diagonal_fisher(model, data)
+
+
+class Described(torch.utils.data.Dataset):
+    """Labels are a name and a box, which no importance reads unless it has to."""
+
+    def __init__(self):
+        self.x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        return self.x[i], {"name": f"sample {i}", "box": torch.zeros(4)}
+
+
+def test_labels_of_any_form_will_do_where_none_are_read():
+    model, data, plain = Net(), Described(), TensorDataset(Described().x)
+    for measure in (diagonal_fisher, mas_importance, partial(mas_importance, variant="local")):
+        found, expected = (measure(nn.Sequential(model.body, nn.ReLU(), model.fc), d) for d in (data, plain))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="fisher='empirical' reads labels; the dataset's are dict, no tensor"):
+        diagonal_fisher(model, data, "empirical")
+    with pytest.raises(ValueError, match="fisher='batched' reads labels; the dataset's are NoneType, no tensor"):
+        diagonal_fisher(model, plain, "batched")
 
 
 class InPlace(Net):
@@ -542,6 +632,9 @@ def test_num_workers_of_train_reach_the_importance(monkeypatch):
         seen.clear()
         plugin.importance(strategy)
         assert max(seen) == (2 if isinstance(plugin, EWCPlugin) else 3)
+    seen.clear()
+    learn(Net(), [experience], EWCPlugin(1.0))
+    assert set(seen) == {0}
 
 
 def test_what_takes_long_suggests_fewer_samples(monkeypatch):

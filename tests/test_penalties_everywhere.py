@@ -242,6 +242,32 @@ def test_lambda_zero_is_naive_training_to_the_bit_for_networks_that_draw_random_
     assert all(torch.equal(plain[name], penalised[name]) for name in plain)
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_network_is_checked_once_and_when_it_has_its_parameters(lazy):
+    """Lazy layers get theirs in the first forward pass of training, from the same random numbers as ever."""
+
+    class Checked(EWCPlugin):
+        checks = 0
+
+        def check(self, strategy):
+            self.checks += 1
+            super().check(strategy)
+
+    def trained(plugins):
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            (nn.LazyLinear if lazy else lambda n: nn.Linear(6, n))(5), nn.ReLU(), nn.Linear(5, CLASSES)
+        )
+        learn(model, stream(benchmark(ROWS, "plain"), False), plugins)
+        return model.state_dict()
+
+    plugin = Checked(0.0)
+    plain, penalised = trained([]), trained([plugin])
+    assert all(torch.equal(plain[name], penalised[name]) for name in plain)
+    assert plugin.checks == 1
+    assert plugin.importances["0.weight"].shape == (5, 6)
+
+
 def test_what_takes_one_sample_after_another_says_how_slow_it_is_once():
     data = benchmark("sequences", "plain")
     with warnings.catch_warnings(record=True) as caught:

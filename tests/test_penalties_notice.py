@@ -28,6 +28,13 @@ def diverges(step: float, momentum: float, nesterov: bool) -> bool:
     return not theta.abs() < 1
 
 
+class OfFour(L2Plugin):
+    """All importances are 4."""
+
+    def importance(self, strategy):
+        return {name: 4 * value for name, value in super().importance(strategy).items()}
+
+
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)])
 def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, nesterov):
     low, high = 0.1, 8.0
@@ -36,7 +43,7 @@ def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, n
         low, high = (low, middle) if diverges(middle, momentum, nesterov) else (middle, high)
     for factor in (0.98, 1.02):
         model = mlp()
-        plugin = L2Plugin(low * factor / 0.01)  # of curvature lambda, at a learning rate of 0.01
+        plugin = OfFour(low * factor / 0.01 / 4)  # of curvature 4 lambda, at a learning rate of 0.01
         strategy = Naive(
             model=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum, nesterov=nesterov),

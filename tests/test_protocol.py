@@ -97,6 +97,12 @@ CNN = (protocol.FOLDER / "split-cifar10.toml").read_text(encoding="utf-8")
         ("std = [0.2023, 0.1994, 0.2010]", "std = []", "images.std: .*at least 1 item"),
         ("std = [0.2023, 0.1994, 0.2010]", 'std = "big"', r"images.std: .*valid number \(got 'big'\)"),
         ("epochs = 20", "epochs = 20\nmomentum = 0.9", "training: .*adam takes no momentum"),
+        (
+            "horizontal_flips = true",
+            'augmented = "buffer"',
+            "augmented = 'buffer' goes with horizontal_flips",
+        ),
+        ("epochs = 20", "epochs = 20\nrandom_crops = -1", r"training.random_crops: .*\(got -1\)"),
         ("epochs = 20", "epochs = 20\nmomentum = 1.0", "training.momentum: .*less than 1"),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_damaged_record_is_done_again_and_kept_beside(runs, damage):
     assert "1 of 2 runs have a complete record already" in done.stdout
     assert f"not believed: {path}" in done.stdout
     assert store.read(path).accuracy_matrix == before.accuracy_matrix
-    assert (path.parent / "record.json.damaged-1").read_bytes() == damaged
+    assert (path.parent / "record.json.aside-1").read_bytes() == damaged
     assert not list(runs.rglob(".*")), "no claim and no temporary file is left"
 
 
@@ -208,6 +208,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
         raise OSError("no font")
 
     monkeypatch.setattr("engrams.benchmarks.judging.observer.sheet_figure", broken)
+    monkeypatch.setattr("engrams.benchmarks.judging.real_classifier.IMAGES_SEEN", 1000)
     entry = registry.get("split-digits/class")
     entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
     run = run_of(entry, "noise-replay", 0)

@@ -33,10 +33,14 @@ def pages(
     readme: Annotated[
         Path | None, typer.Option(help="A Markdown file with the marks <!-- overview --> and <!-- end of overview -->.")
     ] = None,
+    methods: Annotated[
+        Path | None, typer.Option(help="Folder of the methods' pages, whose tables are written anew.")
+    ] = None,
 ) -> None:
     """Write the results as pages: one a protocol, the parity board, the studies, a list of them."""
     from engrams.benchmarks.cli.tables import compared
     from engrams.reports import marks, matrices, publish, render, store
+    from engrams.reports.methods import fill
     from engrams.reports.pages.comparison import by_protocol
 
     damaged: list[store.RecordError] = []
@@ -47,7 +51,8 @@ def pages(
         pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
         publish.write(out / publish.page_of(name), publish.protocol_page(name, described.get(name), group, pictures))
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
-    publish.write(out / "parity.md", publish.parity_page(*compared(records)))
+    boards, duels = compared(records)
+    publish.write(out / "parity.md", publish.parity_page(boards, duels))
     others = [("parity", "every published figure beside ours, and Avalanche's strategies beside ours")]
     if studies is not None:
         publish.write(out / "studies.md", publish.studies_page(_studies(studies, damaged), out))
@@ -57,6 +62,8 @@ def pages(
         marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
         found = matrices.of(records, (SHOWN[0], SHOWN[-1]), PICTURED)
         matrices.figure(found).savefig(out / "matrices.png", metadata={"Software": None})
+    for page in sorted(methods.glob("*.md")) if methods else ():
+        fill(page, records, boards)
     say(f"pages: {out / 'README.md'}")
     stop_if_damaged(damaged)
 

@@ -9,7 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import blake2b
@@ -87,6 +87,8 @@ def load(name: str, from_disk: bool = False) -> ImageData:
         return _digits()
     if name in SEQUENCES:
         return _one_after_another([load(part, from_disk) for part in SEQUENCES[name]])
+    if name == SUPERCLASSES:
+        return _by_superclass(load("cifar100", from_disk))
     if name not in SOURCES:
         near = get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
@@ -138,6 +140,7 @@ def check(name: str, from_disk: bool) -> None:
     Raises:
         DataError: as :func:`load`.
     """
+    name = DERIVED.get(name, name)
     if name not in SOURCES or not SOURCES[name][0].in_any_order:
         load(name, from_disk)
         return
@@ -154,6 +157,7 @@ def class_count(name: str) -> int:
     Raises:
         DataError: as :func:`load`.
     """
+    name = DERIVED.get(name, name)  # of as many classes
     if name not in SOURCES or not SOURCES[name][0].in_any_order:
         return load(name, from_disk=True).classes
     source, root = _found_or_downloaded(name)
@@ -168,7 +172,7 @@ def files_of(name: str) -> str:
     Empty for one's own, which a record tells apart by a fingerprint, and for what has only ever one format.
     """
     told = []
-    for part in SEQUENCES.get(name, (name,)):
+    for part in SEQUENCES.get(name, (DERIVED.get(name, name),)):
         if len(SOURCES.get(part, ())) < 2 or not (found := located(part)):
             continue
         source, root = found
@@ -292,6 +296,30 @@ def _one_after_another(parts: Sequence[ImageData]) -> ImageData:
         joined([part.test_x for part in parts]),
         torch.cat([part.test_y + offset for part, offset in zip(parts, first, strict=True)]),
     )
+
+
+# fmt: off
+COARSE = (
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7,
+    6, 13, 15, 3, 15, 0, 11, 1, 10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10,
+    16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16,
+    12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13,
+)
+# fmt: on
+"""CIFAR-100's superclass of each of its classes, as its own files have them."""
+
+
+def _by_superclass(data: ImageData) -> ImageData:
+    """CIFAR-100, its classes numbered so that each twenty are one of every superclass, in the superclasses' order.
+
+    A stream of twenty classes an experience is then one of the same twenty superclasses, shown by other classes.
+    """
+    met: Counter[int] = Counter()
+    label = torch.empty(len(COARSE), dtype=torch.long)
+    for fine, coarse in enumerate(COARSE):
+        label[fine] = 20 * met[coarse] + coarse
+        met[coarse] += 1
+    return replace(data, train_y=label[data.train_y], test_y=label[data.test_y])
 
 
 def _idx_source(title: str, dataset: type[torchvision_datasets.MNIST]) -> Source:
@@ -528,4 +556,7 @@ SEQUENCES: dict[str, tuple[str, ...]] = {
     "usps-mnist": ("usps", "mnist"),
 }
 """Data sets of the same classes, to be learned one after another."""
-NAMES = ("digits", *SOURCES, *SEQUENCES)
+SUPERCLASSES = "cifar100-superclasses"
+DERIVED = {SUPERCLASSES: "cifar100"}
+"""Other labels of the same images."""
+NAMES = ("digits", *SOURCES, *SEQUENCES, *DERIVED)

@@ -35,6 +35,7 @@ from torch.utils.data import (
 )
 
 from engrams.benchmarks.data.images import PreparedLater
+from engrams.strategies.kept import State
 
 
 class InMemoryLoading(SupervisedPlugin):
@@ -54,6 +55,14 @@ class InMemoryLoading(SupervisedPlugin):
         """
         super().__init__()
         self._order = torch.Generator().manual_seed(seed)
+
+    def state_dict(self) -> State:
+        """Returns the state of the order's source of random numbers."""
+        return {"order": self._order.get_state()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._order.set_state(state["order"])
 
     def before_training_exp(self, strategy, **kwargs):
         if _made_by_the_template(strategy):

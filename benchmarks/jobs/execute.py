@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
 from engrams.benchmarks.revisions import revisions_of
+from engrams.benchmarks.training.checkpoint import Checkpoints
 from engrams.benchmarks.training.run import Run, learn
 from engrams.reports import store
 from engrams.reports.errors import UserError
@@ -52,7 +54,10 @@ def execute(
     """
     folder = run.folder(out)
     ran_on = {**environment(device), "images": "on disk" if stream_from_disk else "in memory"}
-    journal = None if wandb_mode == "disabled" else journal_of(run, folder, ran_on)
+    checkpoints = Checkpoints(folder, _identity(run, ran_on))
+    kept = checkpoints.read()
+    lines = kept["watchers"].get(Journal.__name__, {}).get("lines", 0) if kept else 0
+    journal = None if wandb_mode == "disabled" else journal_of(run, folder, ran_on, lines)
     outcome: dict[str, Any]
     started = time.perf_counter()
     try:
@@ -60,7 +65,7 @@ def execute(
         watchers = [watcher for watcher in (observer, journal) if watcher is not None]
         judge = observer.judge if isinstance(observer, GenerationObserver) else None
         started = time.perf_counter()
-        learned = learn(run, device, watchers, report, stream_from_disk, judge)
+        learned = learn(run, device, watchers, report, stream_from_disk, judge, checkpoints, kept)
         if files := datasets.files_of(run.protocol.dataset):
             ran_on = {**ran_on, "files": files}
         outcome = {
@@ -69,6 +74,8 @@ def execute(
             "accuracy_at_initialisation": learned.accuracy_at_initialisation,
             "metrics": metrics(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
             "generated": observer.summary() if observer else None,
+            "anytime": learned.anytime,
+            "prequential": learned.prequential,
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):
@@ -84,6 +91,7 @@ def execute(
         if record.complete:
             (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
         store.write(record, folder)
+        checkpoints.remove()
     except OSError as error:
         if record.complete:  # not another's fault, and not to be shown as done
             record = failed(run, device, f"done, but its record cannot be written: {error}; make room and run it again")
@@ -128,13 +136,20 @@ def failed(run: Run, device: str, reason: str) -> Record:
     return _record(run, environment(device), {"status": "failed", "reason": reason, "seconds": 0.0})
 
 
-def journal_of(run: Run, folder: Path, ran_on: dict[str, Any]) -> Journal:
+def _identity(run: Run, ran_on: Mapping[str, Any]) -> str:
+    """What a checkpoint and a run that goes on from it have in common."""
+    of_run = [run.protocol.name, run.strategy.name, run.variant, run.seed, run.deciding(), revisions_of(run.strategy)]
+    return json.dumps([*of_run, ran_on["versions"], ran_on["device"]], sort_keys=True)
+
+
+def journal_of(run: Run, folder: Path, ran_on: dict[str, Any], lines: int = 0) -> Journal:
     """Returns a journal of a run that begins, for W&B.
 
     Args:
         run: what begins.
         folder: of the run.
         ran_on: the record's ``environment``.
+        lines: of the run's earlier journal that it goes on from.
     """
     known = {
         "protocol": run.protocol.name,
@@ -153,7 +168,7 @@ def journal_of(run: Run, folder: Path, ran_on: dict[str, Any]) -> Journal:
         "engrams": {"version": ran_on["versions"]["engrams"], "commit": commit()},
         "command": page.without_paths(shlex.join(["engrams", *sys.argv[1:]])),
     }
-    return Journal(folder, page.introduction(known, about), run.strategy.whole_stream_at_once)
+    return Journal(folder, page.introduction(known, about), run.strategy.whole_stream_at_once, lines)
 
 
 @cache
@@ -171,7 +186,8 @@ def commit() -> str | None:
 
 def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserver | GenerationObserver | None:
     """What looks at the run's generator, if it has one and what it makes are images."""
-    if not run.strategy.needs_images or datasets.load(run.protocol.dataset).vectors:
+    of_data = run.protocol.stream.kind != "benchmark"
+    if not run.strategy.needs_images or (of_data and datasets.load(run.protocol.dataset).vectors):
         return None
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:

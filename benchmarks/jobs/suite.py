@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from engrams.benchmarks.jobs.execute import execute, failed, usual_device
 from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.revisions import present
+from engrams.benchmarks.training import checkpoint
 from engrams.benchmarks.training.run import Run
 from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
@@ -77,24 +78,34 @@ def run_all(
             begun.add(run)
             sender.advanced(run, epochs)
 
-        for waits in (False, True):
-            claimed = []
-            work = partial(_work, out=out, wandb_mode=mode, stream_from_disk=stream_from_disk, waits=waits)
-            for run, outcome in in_processes(owed, work, workers, advanced):
-                if outcome is None:
-                    claimed.append(run)
-                    continue
-                record = done[run] = outcome if isinstance(outcome, Record) else _of_a_death(run, out, outcome)
-                if run in begun:  # else another command did it, which sends it too
-                    sender.over(run)
-                if record.complete:
-                    display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
-                else:
-                    display.failed(run, f"FAILED: {record.reason}")
-            if not (owed := claimed):
-                break
-            display.say(f"{len(owed)} of these runs are being done by another command; waiting for it")
+        try:
+            for waits in (False, True):
+                claimed = []
+                work = partial(_work, out=out, wandb_mode=mode, stream_from_disk=stream_from_disk, waits=waits)
+                for run, outcome in in_processes(owed, work, workers, advanced):
+                    if outcome is None:
+                        claimed.append(run)
+                        continue
+                    record = done[run] = outcome if isinstance(outcome, Record) else _of_a_death(run, out, outcome)
+                    if run in begun:  # else another command did it, which sends it too
+                        sender.over(run)
+                    if record.complete:
+                        display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
+                    else:
+                        display.failed(run, f"FAILED: {record.reason}")
+                if not (owed := claimed):
+                    break
+                display.say(f"{len(owed)} of these runs are being done by another command; waiting for it")
+        except (KeyboardInterrupt, SystemExit):
+            _say_what_goes_on(begun - done.keys(), out, display)
+            raise
     return [done[run] for run in runs]
+
+
+def _say_what_goes_on(under_way: Iterable[Run], out: Path, display: Display) -> None:
+    kept = [(run.folder(out) / checkpoint.FILE).exists() for run in under_way]
+    if kept:
+        display.say(f"under way: {kept.count(True)} to go on from a checkpoint, {kept.count(False)} to begin again")
 
 
 def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
@@ -113,7 +124,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
     """
-    for name in {run.protocol.dataset for run in runs}:
+    for name in {run.protocol.dataset for run in runs if run.protocol.stream.kind != "benchmark"}:
         datasets.check(name, stream_from_disk)  # a download happens once
     for run in runs:
         _ = run.experiences

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import first_difference, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import flattened
+from engrams.benchmarks.protocols.schema import Protocol, flattened
 from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
 from engrams.reports.provenance import DECIDING
 from engrams.reports.store import Record
 from engrams.reports.wandb.settings import DISABLED
+from engrams.strategies.contract import NoHyperparameters, Strategy
 
 ELSEWHERE = 0.02
 """By how much ACC may differ where the machine or a library does."""
@@ -51,17 +53,20 @@ def _run_of(record: Record) -> Run:
     decided = record.hyperparameters
     strategy = strategy_called(record.strategy)
     hyperparameters = strategy.hyperparameters.model_validate(decided["strategy"])
+    protocol = _protocol(record.protocol, strategy, decided)
     first = decided.get("first_experiences")
+    run = Run(protocol, strategy, record.seed, hyperparameters, decided["judge"], record.variant, first)
+    if run.deciding() != decided:
+        raise Unrepeatable(f"it was made with other settings: {first_difference(decided, run.deciding())}")
+    return run
 
-    def run(settings: dict[str, Any]) -> Run:
-        protocol = registry.get(record.protocol, settings)
-        return Run(protocol, strategy, record.seed, hyperparameters, decided["judge"], record.variant, first)
 
-    now, then = (registry.of_protocol(flattened(one)) for one in (run({}).deciding(), decided))
-    again = run({key: value for key, value in then.items() if now.get(key) != value})
-    if again.deciding() != decided:
-        raise Unrepeatable(f"it was made with other settings: {first_difference(decided, again.deciding())}")
-    return again
+def _protocol(name: str, strategy: Strategy, decided: dict[str, Any]) -> Protocol:
+    """The protocol with the values that a record has."""
+    protocol = registry.get(name)
+    now, then = (registry.of_protocol(flattened(one)) for one in (protocol.deciding(strategy), decided))
+    changed = {key: value for key, value in then.items() if now.get(key) != value}
+    return registry.get(name, changed) if changed else protocol
 
 
 def wrong_size(record: Record) -> str | None:
@@ -71,15 +76,23 @@ def wrong_size(record: Record) -> str | None:
     """
     if not record.complete:
         return None
+    rest = {key: value for key, value in record.hyperparameters.items() if key != "strategy"}
+    shape = _shape(record.protocol, record.strategy, json.dumps(rest, sort_keys=True))
+    found = len(record.accuracy_matrix), len(record.accuracy_matrix[0])
+    if shape in (None, found):
+        return None
+    return f"its accuracy matrix is {found[0]} x {found[1]}, and {record.protocol}'s {shape[0]} x {shape[1]}"
+
+
+@cache
+def _shape(protocol: str, strategy: str, decided: str) -> tuple[int, int] | None:
     try:
-        run = run_of_record(record)
-        size = run.experiences
-    except (Unrepeatable, DataError):
+        entry, first = strategy_called(strategy), json.loads(decided).get("first_experiences")
+        found = _protocol(protocol, entry, json.loads(decided))
+        size = Run(found, entry, 0, NoHyperparameters(), first=first).experiences
+    except UserError:
         return None
-    rows, columns = len(record.accuracy_matrix), len(record.accuracy_matrix[0])
-    if (rows, columns) == (1 if run.strategy.whole_stream_at_once else size, size):
-        return None
-    return f"its accuracy matrix is {rows} x {columns}; {record.protocol} has {size} experiences"
+    return 1 if entry.whole_stream_at_once else size, size
 
 
 def repeat(records: Sequence[Record], workers: int | None, display: Display) -> list[Verdict]:

@@ -18,6 +18,7 @@ from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.store import Generated
 from engrams.strategies.judged import JudgedByClassifier
+from engrams.strategies.kept import State
 
 SHOWN = 20
 PICTURE, ANIMATION = "generated.png", "generated.gif"
@@ -76,6 +77,18 @@ class GenerationObserver:
         seen["frechet_distance"] = self.frechet_distance[-1]
         if picture := drawn(self._draw):
             seen["generated"] = picture
+
+    def state_dict(self) -> State:
+        """Returns what was seen so far, but for what only the last experience is asked for."""
+        return {"grids": self.grids, "frechet_distance": self.frechet_distance}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state; draws what was drawn before."""
+        self.frechet_distance = state["frechet_distance"]
+        for grid in state["grids"]:
+            self.grids.append(grid)
+            self.learned = int((~grid.flatten(1).isnan().all(dim=1)).sum())
+            drawn(self._draw)
 
     def _draw(self) -> Path:
         """Writes the latest grid, rows the classes."""

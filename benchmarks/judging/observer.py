@@ -18,6 +18,7 @@ from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.store import Generated
 from engrams.strategies.dgr import DeepGenerativeReplay
+from engrams.strategies.kept import State
 
 SHOWN, JUDGED = 20, 5000
 SEED = 0
@@ -27,14 +28,14 @@ CLASSIFIERS = "classifiers"
 
 
 def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier | None:
-    """The classifier that tells what images of a protocol show; None where its experiences permute pixels.
+    """The classifier that tells what images of a protocol show; None where its experiences permute pixels, say.
 
     Args:
         protocol: of the run.
         device: torch's name of the device that the images are on.
         out: folder of all records; the classifier is kept below it.
     """
-    if protocol.stream.kind == "permuted":
+    if protocol.stream.kind != "split":
         return None
     classifier = real_classifier(protocol.dataset, protocol.images, out / CLASSIFIERS)
     classifier.network.to(device)
@@ -64,13 +65,21 @@ class GeneratorObserver:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             x = _sampler(strategy)(JUDGED)
-        self.rows.append(brightness(x[:SHOWN], self.images).cpu())
+        self.rows.append(brightness(x[:SHOWN], self.images).cpu().clone())
         if self.classifier:
             counts = self.classifier.classify(x).bincount(minlength=self.classifier.classes)
             self.class_shares.append((counts.double() / len(x)).tolist())
             seen["class_shares"] = self.class_shares[-1]
         if picture := drawn(self._draw):
             seen["generated"] = picture
+
+    def state_dict(self) -> State:
+        """Returns what was seen so far."""
+        return {"rows": self.rows, "class_shares": self.class_shares}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self.rows, self.class_shares = state["rows"], state["class_shares"]
 
     def _draw(self) -> Path:
         """Writes the picture: one row of images an experience."""

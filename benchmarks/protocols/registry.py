@@ -36,10 +36,24 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover
     import tomli as tomllib
 
-COPIED = ("title", "dataset", "images", "stream", "network", "training", "generation", "gan", "strategies", "sources")
+COPIED = (
+    "title",
+    "dataset",
+    "images",
+    "stream",
+    "network",
+    "training",
+    "generation",
+    "judging",
+    "gan",
+    "strategies",
+    "sources",
+)
 """From a file to each of its protocols."""
-NUMBERED = ("images", "stream", "network", "training", "generation", "gan", "strategies")
+NUMBERED = ("images", "stream", "network", "training", "generation", "judging", "gan", "strategies")
 """The tables of a file whose numbers have sources."""
+NAMED = ("dataset", "benchmark")
+"""What may lead to a file or function of one's own."""
 SET_BY_HAND = "set by hand"
 
 
@@ -62,8 +76,9 @@ def as_toml(protocol: Protocol) -> str:
 
     The hyperparameters that a search chose stand among the others, and ``[sources]`` says so.
     """
-    tables: dict[str, Any] = {"title": protocol.title, "dataset": protocol.dataset}
-    for table in ("images", "stream", "network", "training", "generation", "gan"):
+    named = "benchmark" if protocol.stream.kind == "benchmark" else "dataset"
+    tables: dict[str, Any] = {"title": protocol.title, named: protocol.dataset}
+    for table in ("images", "stream", "network", "training", "generation", "judging", "gan"):
         value = getattr(protocol, table)
         if value is not None:
             tables[table] = value.model_dump(mode="json", exclude_none=True)
@@ -87,7 +102,7 @@ def as_toml(protocol: Protocol) -> str:
 def of_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those settings that are a protocol's and not a strategy's: ``training.epochs``, ``dataset``."""
     tables = tuple(f"{table}." for table in NUMBERED)  # a strategy may have a hyperparameter called 'network'
-    return {key: value for key, value in settings.items() if key == "dataset" or key.startswith(tables)}
+    return {key: value for key, value in settings.items() if key in NAMED or key.startswith(tables)}
 
 
 def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
@@ -192,7 +207,7 @@ def _extended(path: Path, content: dict[str, Any], extending: tuple[Path, ...] =
     if path in extending:
         raise ProtocolError(f"{path}: extends: a protocol cannot extend itself, be it by way of {extending[-1]}")
     content = dict(content)
-    for key in ("dataset", "network.kind"):
+    for key in (*NAMED, "network.kind"):
         table, _, rest = key.rpartition(".")
         place = content.get(table) if table else content
         if isinstance(place, dict) and rest in place:
@@ -205,12 +220,14 @@ def _extended(path: Path, content: dict[str, Any], extending: tuple[Path, ...] =
     for table in NUMBERED:
         for key in _numbers(own.get(table, {})):
             base.setdefault("sources", {}).setdefault(f"{table}.{key}", f"{path.name}")
+    if "benchmark" in own and "benchmark" not in base:  # in place of the data and of what is made of them
+        base = {key: value for key, value in base.items() if key not in ("dataset", "images", "stream")}
     return _merged(base, own)
 
 
 def _absolute(source: str, folder: Path, key: str, value: Any) -> Any:
     """The value; where it is the name of one's own data or network, with a path relative to the folder."""
-    if not isinstance(value, str) or ":" not in value or key not in ("dataset", "network.kind"):
+    if not isinstance(value, str) or ":" not in value or key not in (*NAMED, "network.kind"):
         return value
     try:
         return (data_names if key == "dataset" else references).absolute(value, folder)
@@ -317,7 +334,7 @@ def _check_sources(path: Path, file: ProtocolFile) -> None:
         if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
             raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
     for source in file.sources:
-        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, "dataset"]):
+        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, *NAMED]):
             raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
 
 

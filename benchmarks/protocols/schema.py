@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent
 Scenario = Literal["task", "domain", "class"]
 Judge = Literal["test", "validation"]
 """What a run is judged on; it is of a search's trials that the second is asked."""
+Augmented = Literal["both", "stream", "buffer"]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -146,6 +147,23 @@ class SplitStream(Table):
         return {key: value for key, value in serialize(self).items() if value or key != "choosing_experiences"}
 
 
+AVALANCHE = "avalanche"
+"""What stands before the colon in the name of a benchmark of Avalanche's."""
+
+
+class BenchmarkStream(Table):
+    """What somebody else's function makes: one of Avalanche's benchmarks, or one's own.
+
+    The file names it by ``benchmark``, in place of ``dataset``; ``arguments`` are the function's. It prepares images by
+    itself: ``images.mean`` and ``images.std`` only tell strategies that make images how.
+    """
+
+    kind: Literal["benchmark"]
+    scenarios: Annotated[list[Scenario], Field(min_length=1, max_length=1)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+    arguments: dict[str, Any] = {}
+
+
 class MLP(Table):
     """A multi-layer perceptron with ReLU; the kind of network where none is named."""
 
@@ -198,7 +216,7 @@ Network = Annotated[
         ),
     ),
 ]
-KINDS = ("permuted", "split", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
+KINDS = ("permuted", "split", "benchmark", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
 """What pydantic puts between the keys of a problem where a table is of one of several kinds."""
 
 
@@ -209,6 +227,9 @@ class Training(Table):
     ``reset_optimizer``: whether the optimiser's state (Adam's moments) starts afresh with every experience.
     ``momentum``: of SGD.
     ``horizontal_flips``: every training image is mirrored with probability 1/2 whenever it is used.
+    ``random_crops``: it is padded by so many black pixels on all sides, and a window of its size cut out at random.
+    ``augmented``: whether that is done to the new images alone (``stream``), to those alone that a buffer replays
+    (``buffer``), or to both.
     """
 
     optimizer: Literal["adam", "sgd"]
@@ -219,6 +240,18 @@ class Training(Table):
     reset_optimizer: bool
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     horizontal_flips: bool = False
+    random_crops: Annotated[int, Field(ge=0)] = 0
+    augmented: Augmented = "both"
+
+    @property
+    def augments(self) -> bool:
+        return self.horizontal_flips or self.random_crops > 0
+
+    @model_validator(mode="after")
+    def _something_is_augmented(self) -> Training:
+        if self.augmented != "both" and not self.augments:
+            raise ValueError(f"augmented = {self.augmented!r} goes with horizontal_flips or random_crops")
+        return self
 
     @model_validator(mode="after")
     def _momentum_is_of_sgd(self) -> Training:
@@ -228,9 +261,9 @@ class Training(Table):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there were these two have neither."""
-        later = ("momentum", "horizontal_flips")
-        return {key: value for key, value in serialize(self).items() if value or key not in later}
+        """Records made before there were these have none."""
+        later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
+        return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
 class Generation(Table):
@@ -242,18 +275,58 @@ class Generation(Table):
     images_per_class: Positive
 
 
+class Judging(Table):
+    """What is measured besides the accuracy after every experience; it changes nothing of what is learned.
+
+    ``every``: the accuracy on all experiences met is measured every so many steps of the optimiser, for the measures of
+    De Lange et al. 2023. ``samples``: of how many test samples of each experience; all, if none are named.
+    ``prequential``: every minibatch is predicted before it is learned from. ``window``: samples whose prequential
+    accuracy is given one after another.
+    """
+
+    every: Positive | None = None
+    samples: Positive | None = None
+    prequential: bool = False
+    window: Positive = 1000
+
+
 class ProtocolFile(Table):
     title: str
     dataset: Annotated[str, Field(min_length=1)]
-    """Checked when it is loaded."""
+    """Checked when it is loaded. Of a ``benchmark``, its name."""
     images: Images = Images()
-    stream: Annotated[PermutedStream | SplitStream, Field(discriminator="kind")]
+    stream: Annotated[PermutedStream | SplitStream | BenchmarkStream, Field(discriminator="kind")]
     network: Network
     training: Training
     generation: Generation | None = None
+    judging: Judging | None = None
     gan: GANSettings | None = None
     strategies: dict[str, dict[str, Any]] = {}
     sources: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _benchmark_in_place_of_data_and_stream(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "benchmark" not in content:
+            return content
+        if "dataset" in content:
+            raise ValueError("a protocol has a benchmark or a dataset, not both")
+        rest = {key: value for key, value in content.items() if key != "benchmark"}
+        stream = rest.get("stream", {})
+        if isinstance(stream, dict):
+            rest["stream"] = {"kind": "benchmark", **stream}
+        return rest | {"dataset": content["benchmark"]}
+
+    @model_validator(mode="after")
+    def _benchmark_has_its_own_kind_of_stream(self) -> ProtocolFile:
+        if self.stream.kind == "benchmark" and ":" not in self.dataset:
+            raise ValueError(
+                "stream.kind = 'benchmark' goes with benchmark = 'avalanche:NAME', 'module:function' or "
+                "'file.py:function' in place of dataset"
+            )
+        if self.stream.kind == "benchmark" and self.images.pad:
+            raise ValueError("images.pad: a benchmark prepares its images itself")
+        return self
 
     @model_validator(mode="after")
     def _classes_can_be_asked_for(self) -> ProtocolFile:
@@ -283,11 +356,12 @@ class Protocol(Table):
     dataset: str
     scenario: Scenario
     images: Images
-    stream: PermutedStream | SplitStream
+    stream: PermutedStream | SplitStream | BenchmarkStream
     network: Network
     training: Training
     generation: Generation | None
     gan: GANSettings | None
+    judging: Judging | None = None
     strategies: dict[str, dict[str, Any]]
     """Name -> the hyperparameters that the file sets for it."""
     chosen: dict[str, Choice]
@@ -388,7 +462,14 @@ class Protocol(Table):
     def _own(self) -> dict[str, Any]:
         """What is one's own, by a name that says nothing of where it lies, and by a fingerprint of its content."""
         own: dict[str, Any] = {}
-        if data_names.is_own(self.dataset):
+        if self.stream.kind == "benchmark":
+            own["dataset"] = references.short(self.dataset)
+            if not self.dataset.startswith(f"{AVALANCHE}:"):
+                try:
+                    own["dataset_fingerprint"] = references.fingerprint(self.dataset)
+                except BadReference as error:
+                    raise ProtocolError(f"{self.name}: benchmark: {error}") from error
+        elif data_names.is_own(self.dataset):
             own["dataset"] = data_names.short(self.dataset)
             own["dataset_fingerprint"] = data_names.fingerprint(self.dataset)
         if isinstance(self.network, OwnNetwork):
@@ -461,6 +542,8 @@ def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str
     """
     problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
     keys = [str(key) for key in problem["loc"] if key not in kinds]
-    got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
+    if not keys:  # the file as a whole: nobody wants to read all of it
+        return message.removeprefix("Value error, ")
+    got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     return f"{'.'.join(keys)}: {message}{got}"

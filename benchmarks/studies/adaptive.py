@@ -18,7 +18,6 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from torch import Tensor, nn
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
-from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs.execute import environment, journal_of, usual_device
 from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
@@ -27,7 +26,7 @@ from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_dif
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.studies.sweeps import StudyError, Subsets
-from engrams.benchmarks.training.run import Run, make_strategy
+from engrams.benchmarks.training.run import Run, benchmark_of, make_strategy
 from engrams.benchmarks.training.watch import Diverged, watch
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
@@ -204,8 +203,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     protocol, run = job.run.protocol, job.run
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    data = prepared(protocol.dataset, protocol.images)
-    benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
+    benchmark = benchmark_of(run)
     plugins: list[MASPlugin] = []
     if job.measured_on:
         images = _images_of(benchmark.train_stream[0], job.measured_on)

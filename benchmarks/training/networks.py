@@ -35,6 +35,8 @@ def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.M
     """
     first = benchmark.train_stream[0]
     classes = len(first.classes_in_this_experience)
+    if scenario == "domain":  # the head does not grow
+        classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
     module = _build(network, first.dataset[0][0].shape, classes)
     if scenario == "task":
         return as_multitask(module, "classifier")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,17 +24,28 @@ from torch import nn
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
+from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
-from engrams.benchmarks.protocols.schema import Judge, Protocol, ProtocolError
-from engrams.benchmarks.training.augment import HorizontalFlips
+from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
+from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
+from engrams.benchmarks.training.augment import Augmentation
+from engrams.benchmarks.training.checkpoint import (
+    Checkpoints,
+    random_state,
+    restore_random,
+    restore_strategy,
+    state_of_strategy,
+)
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports import store
+from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.matrix import accuracy_row
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
+from engrams.strategies.kept import KeepsNothing, State
 
 EVALUATION_BATCH = 1000
 
@@ -86,6 +98,8 @@ class Run:
         stream = self.protocol.stream
         if stream.kind == "permuted":
             count = stream.experiences
+        elif stream.kind == "benchmark":
+            count = experience_count(self.protocol.dataset, json.dumps(stream.arguments, sort_keys=True))
         else:
             classes = datasets.class_count(self.protocol.dataset)
             try:
@@ -159,6 +173,9 @@ class Learned(NamedTuple):
     """Empty where the whole stream is learned at once."""
     seconds: float
     """Of training and evaluation."""
+    anytime: Anytime | None = None
+    prequential: Prequential | None = None
+    """What the protocol's ``[judging]`` asks for; None where the whole stream is learned at once."""
 
 
 def learn(
@@ -168,6 +185,8 @@ def learn(
     report: Callable[[int], None],
     stream_from_disk: bool = False,
     classifier: nn.Module | None = None,
+    checkpoints: Checkpoints | None = None,
+    kept: State | None = None,
 ) -> Learned:
     """Trains and judges, once through the stream.
 
@@ -178,6 +197,8 @@ def learn(
         report: called with the number of epochs done, as they are done.
         stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
         classifier: of real images, which judges where a generator is judged.
+        checkpoints: offered one after every experience but the last.
+        kept: what they had, to go on from; the result is the same to the bit.
 
     Raises:
         Diverged: the loss or a parameter is no finite number any more.
@@ -186,9 +207,8 @@ def learn(
     protocol = run.protocol
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    clock = Stopwatch()
-    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
-    benchmark = make_benchmark(data, protocol.stream, protocol.scenario, run.judge, run.seed)
+    clock = Stopwatch(kept["seconds"] if kept else 0.0)
+    benchmark = benchmark_of(run, stream_from_disk)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
     of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
@@ -198,8 +218,15 @@ def learn(
             for watcher in of_epochs:
                 watcher.after_epoch(epoch, losses)
 
-    watch(strategy, report, epoch_done)
-    matrix: list[list[float]] = []
+    done = kept["epochs"] if kept else 0
+
+    def told(epochs: int) -> None:
+        nonlocal done
+        done = epochs
+        report(epochs)
+
+    watch(strategy, told, epoch_done, done)
+    matrix: list[list[float]] = kept["matrix"] if kept else []
     at_initialisation: list[float] = []
 
     def look() -> None:
@@ -218,11 +245,61 @@ def learn(
         strategy.train(learned)
         look()
         return Learned(matrix, [], clock.seconds)
-    at_initialisation = accuracy_row(strategy.eval(judged))
-    for experience in learned:
+    of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
+    judging = protocol.judging or Judging()
+    anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
+    prequential = PrequentialPlugin(judging.window, clock.paused) if judging.prequential else None
+    if kept is None:
+        at_initialisation = accuracy_row(strategy.eval(judged))
+    if anytime:
+        strategy.plugins.append(anytime)
+    if prequential:
+        strategy.plugins.insert(0, prequential)
+    if kept:
+        at_initialisation = kept["at_initialisation"]
+        restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
+        for name in of_watchers.keys() & kept["watchers"].keys():  # whether there is one of W&B, this command says
+            of_watchers[name].load_state_dict(kept["watchers"][name])
+        restore_random(kept["random"])
+
+    def state() -> State:
+        return {
+            "matrix": matrix,
+            "at_initialisation": at_initialisation,
+            "seconds": clock.seconds,
+            "epochs": done,
+            "strategy": state_of_strategy(strategy),
+            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
+            "random": random_state(),
+        }
+
+    for experience in learned[len(matrix) :]:
         strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
         look()
-    return Learned(matrix, at_initialisation, clock.seconds)
+        if checkpoints and len(matrix) < len(learned):
+            with clock.paused():
+                checkpoints.offer(state)
+    return Learned(
+        matrix,
+        at_initialisation,
+        clock.seconds,
+        anytime.result() if anytime else None,
+        prequential.result() if prequential else None,
+    )
+
+
+def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
+    """Returns the streams of a run.
+
+    Raises:
+        DataError, ProtocolError: the data are not here or not as they have to be; see ``make_benchmark`` and
+            ``own_benchmark``.
+    """
+    protocol, stream = run.protocol, run.protocol.stream
+    if stream.kind == "benchmark":
+        return own_benchmark(protocol.dataset, stream, protocol.scenario, run.judge, run.seed)
+    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
+    return make_benchmark(data, stream, protocol.scenario, run.judge, run.seed)
 
 
 def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
@@ -243,8 +320,12 @@ def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
 class Stopwatch:
     """Wall-clock seconds since it was made, but for pauses."""
 
-    def __init__(self):
-        self._started = time.perf_counter()
+    def __init__(self, already: float = 0.0):
+        """
+        Args:
+            already: seconds that went before.
+        """
+        self._started = time.perf_counter() - already
         self._paused = 0.0
 
     @property
@@ -271,8 +352,9 @@ def make_strategy(
     training = run.protocol.training
     budget = run.budget
     shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-    if training.horizontal_flips and len(shape) != 3:
-        raise ProtocolError(f"{run.protocol.name}: training.horizontal_flips is for images; these are vectors")
+    if training.augments and len(shape) != 3:
+        which = "horizontal_flips" if training.horizontal_flips else "random_crops"
+        raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
     model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
     optimizer: torch.optim.Optimizer
@@ -283,7 +365,10 @@ def make_strategy(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
     decay = [LinearDecay()] if budget.schedule == "linear" and budget.epochs else []
-    flips = [HorizontalFlips(run.seed)] if training.horizontal_flips else []
+    augmentation: list[Augmentation] = []
+    if training.augments:
+        flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]
+        augmentation.append(Augmentation(flips, crops, training.augmented, black, run.seed))
     template: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -292,11 +377,16 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed), *flips, *decay, *plugins],
+        "plugins": [InMemoryLoading(run.seed), *augmentation, *decay, *plugins],
         "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
     }
     entry = run.strategy
     if entry.needs_images:
+        if run.protocol.stream.kind == "benchmark" and "mean" not in run.protocol.images.model_fields_set:
+            raise ProtocolError(
+                f"{run.protocol.name}: {entry.name} makes images and must know what black and white are in this "
+                f"benchmark: say by images.mean and images.std how it normalises (0 and 1 if it does not)"
+            )
         template |= {"images": ImageSpec(shape, *bounds(shape, run.protocol.images)), "seed": run.seed}
     if entry.has_gan:
         met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
@@ -316,10 +406,12 @@ def make_strategy(
             strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, met)))
     except ValueError as error:  # it cannot be done on this stream
         raise ProtocolError(f"{run.protocol.name}: {entry.name}: {error}") from error
+    for plugin in augmentation:
+        strategy.plugins.insert(0, plugin.new)
     return strategy
 
 
-class SilentInTraining(EvaluationPlugin):
+class SilentInTraining(KeepsNothing, EvaluationPlugin):
     """Avalanche's, asked in evaluation only.
 
     A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the

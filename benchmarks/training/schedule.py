@@ -5,8 +5,10 @@ from __future__ import annotations
 from avalanche.training.plugins import SupervisedPlugin
 from torch.optim.lr_scheduler import LinearLR
 
+from engrams.strategies.kept import KeepsNothing
 
-class LinearDecay(SupervisedPlugin):
+
+class LinearDecay(KeepsNothing, SupervisedPlugin):
     """The learning rate falls linearly from its value to zero over the steps of every experience.
 
     Avalanche's LRSchedulerPlugin takes a scheduler whose length is fixed; experiences differ in theirs.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engrams.reports.errors import UserError
 from engrams.strategies.generator_training import GeneratorPlugin, GeneratorTemplate
+from engrams.strategies.kept import KeepsNothing
 
 
 class Diverged(UserError):
@@ -24,10 +25,19 @@ Losses = Callable[[int, dict[str, float]], None]
 
 
 def watch(
-    strategy: SupervisedTemplate, report: Callable[[int], None], losses: Losses = lambda epoch, losses: None
+    strategy: SupervisedTemplate,
+    report: Callable[[int], None],
+    losses: Losses = lambda epoch, losses: None,
+    already: int = 0,
 ) -> None:
-    """Tells the number of epochs done, the generator's among them, and their losses, and stops what diverges."""
-    done = count(1)
+    """Tells the number of epochs done, the generator's among them, and their losses, and stops what diverges.
+
+    Args:
+        strategy: before it is trained.
+        report, losses: told.
+        already: epochs that were done before, in another process.
+    """
+    done = count(already + 1)
 
     def epoch_done(name: str, loss: Tensor) -> None:
         epoch = next(done)
@@ -44,7 +54,7 @@ def watch(
         strategy.generator_strategy.plugins.insert(0, generator)
 
 
-class Watch:
+class Watch(KeepsNothing):
     """Tells how far a training is, and stops it once a loss or a parameter is no number any more."""
 
     def __init__(

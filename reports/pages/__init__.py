@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from engrams.reports.pages import class_shares, comparison, generation
+from engrams.reports.pages import anytime, class_shares, comparison, generation
 from engrams.reports.render import Sheet, as_markdown
 from engrams.reports.store import Record
 
@@ -24,7 +24,9 @@ class Page(NamedTuple):
         return self.shown(self.compare(records))
 
 
-PAGES = [Page(module.compare, module.sheets, module.LEGEND) for module in (comparison, class_shares, generation)]
+PAGES = [
+    Page(module.compare, module.sheets, module.LEGEND) for module in (comparison, anytime, class_shares, generation)
+]
 
 
 def markdown(records: Sequence[Record]) -> str:

@@ -30,7 +30,8 @@ def summary(boards: Iterable[Board]) -> str:
     return ", ".join(f"{count} {verdict.value}" for verdict, count in tally(boards).items())
 
 
-def _signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate) -> str:
+    """Returns a difference as a percentage with its sign and interval."""
     return ("+" if estimate.mean >= 0 else "") + estimate.percent()
 
 
@@ -43,7 +44,7 @@ def _cells(row: Comparison, checked: bool) -> dict[str, str | Text]:
         "published": f"{100 * reported.mean:.{reported.digits}f}{spread}{'' if checked else ' †'}",
         "ours": row.ours.percent() if row.ours else "",
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
-        "difference": _signed(row.difference) if row.difference else "",
+        "difference": signed(row.difference) if row.difference else "",
         "verdict": Text(row.verdict.value, COLOURS[row.verdict]),
         "published setting": row.published_setting,
         "our setting": row.our_setting,
@@ -102,7 +103,7 @@ def _duel_cells(duel: Duel) -> dict[str, str]:
         "ACC": duel.ours.percent(),
         "its ACC": duel.theirs.percent(),
         "seeds": str(duel.seeds),
-        "difference": _signed(duel.difference),
+        "difference": signed(duel.difference),
         "ours is": duel.verdict,
     }
 

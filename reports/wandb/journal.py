@@ -44,24 +44,55 @@ def _never_raises(method: Callable) -> Callable:
 class Journal:
     """Watches a run; each call appends a line."""
 
-    def __init__(self, folder: Path, introduction: Mapping[str, Any], whole_stream_at_once: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        introduction: Mapping[str, Any],
+        whole_stream_at_once: bool = False,
+        lines: int = 0,
+    ):
         """
         Args:
             folder: the run's; what W&B has in there of an earlier try is removed.
             introduction: of :func:`page.introduction`.
             whole_stream_at_once: there is one experience, of everything.
+            lines: of the earlier try that are kept, since the run goes on from there; none if there are not so many.
         """
         self.folder = folder / FOLDER
         self.whole_stream_at_once = whole_stream_at_once
         self.warned = False
-        self.pictures = 0
-        self._begin(introduction)
+        self.pictures = self.lines = 0
+        self._begin(introduction, lines)
 
     @_never_raises
-    def _begin(self, introduction: Mapping[str, Any]) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+    def _begin(self, introduction: Mapping[str, Any], lines: int) -> None:
+        earlier = self._earlier(lines)
+        if not earlier:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        else:
+            (self.folder / FILE).unlink()
         self._write({"begin": introduction, "pid": os.getpid()})
+        if earlier:  # from the second on: the first was the beginning
+            with (self.folder / FILE).open("a", encoding="utf-8") as file:
+                file.writelines(earlier[1:])
+            self.lines = lines
+            self.pictures = sum(PICTURE in line for line in earlier)
+
+    def _earlier(self, lines: int) -> list[str]:
+        """The first lines of an earlier try, if there are so many."""
+        try:
+            found = (self.folder / FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError):
+            return []
+        return found[:lines] if lines and len(found) >= lines and found[lines - 1].endswith("\n") else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a run that goes on from here makes its journal with."""
+        return {"lines": self.lines}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Does nothing: it was made with the state."""
 
     @_never_raises
     def after_experience(self, strategy, matrix: list[list[float]], seen: dict[str, Any]) -> None:
@@ -108,6 +139,7 @@ class Journal:
         text = json.dumps({**line, "time": time.time()}, allow_nan=False)
         with (self.folder / FILE).open("a", encoding="utf-8") as file:
             file.write(text + "\n")
+        self.lines += 1
 
 
 class Reader:

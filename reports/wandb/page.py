@@ -173,6 +173,7 @@ def summary_of(record: Record, traceback: str | None = None) -> dict[str, Any]:
             summary["traceback"] = without_paths(traceback)
         return summary
     summary |= {f"final/{name}": value for name, value in record.metrics.items() if value is not None}
+    summary |= {f"final/{name}": value for name, value in record.along_the_way.items()}
     summary["final/seconds"] = record.seconds
     if record.accuracy_at_initialisation:
         summary["accuracy_at_initialisation"] = record.accuracy_at_initialisation

@@ -1,0 +1,180 @@
+"""A benchmark of Avalanche's, or of one's own, in place of a data set and a stream.
+
+``avalanche:RotatedMNIST`` is a function of ``avalanche.benchmarks.classic``; ``module:function`` or
+``file.py:function`` one of anybody's that returns an Avalanche benchmark.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLScenario, benchmark_from_datasets, benchmark_with_validation_stream, classic
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from torch import Tensor
+
+from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
+from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge, ProtocolError
+from engrams.strategies.minibatches import same_random_numbers
+from engrams.strategies.references import BadReference, resolve
+
+
+def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge: Judge, seed: int) -> CLScenario:
+    """Returns the streams of one run, as :func:`engrams.benchmarks.data.streams.make_benchmark` makes them.
+
+    Args:
+        reference: of the function that makes it.
+        stream: its arguments, and how much is held out for choosing.
+        scenario: ``task``: every experience has a task label of its own. ``domain`` and ``class`` read none.
+        judge: ``test``, or ``validation``: a part of every training experience is held out by Avalanche's own split and
+            judged on, and the test stream is left out.
+        seed: given to the function, if it takes one and ``stream`` sets none.
+
+    Raises:
+        ProtocolError: there is no such function or argument; what it makes lacks what the scenario needs.
+        DataError: it fails.
+    """
+    made = _made(reference, json.dumps(stream.arguments, sort_keys=True), seed)
+    parts = {"train": _data_sets(reference, made, "train"), "test": _data_sets(reference, made, "test")}
+    if len(parts["train"]) != len(parts["test"]):
+        raise ProtocolError(
+            f"benchmark: {reference} has {len(parts['train'])} experiences to learn and {len(parts['test'])} to be "
+            f"judged on; an accuracy matrix needs one of the second for each of the first"
+        )
+    _check_sample(reference, parts["train"][0])
+    benchmark = labelled(benchmark_from_datasets(**parts))
+    if scenario == "task":
+        _check_task_labels(reference, benchmark)
+    if judge == "test":
+        return benchmark
+    split = benchmark_with_validation_stream(benchmark, stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED)
+    held_out = {"train": split.streams["train"], judge: split.streams["valid"]}
+    return labelled(benchmark_from_datasets(**{name: [e.dataset for e in part] for name, part in held_out.items()}))
+
+
+@lru_cache(maxsize=8)
+def experience_count(reference: str, arguments: str) -> int:
+    """Returns how many experiences a benchmark has.
+
+    Args:
+        reference: of the function that makes it.
+        arguments: as JSON.
+
+    Raises:
+        ProtocolError, DataError: as :func:`own_benchmark`.
+    """
+    return len(_data_sets(reference, _made(reference, arguments, seed=0), "train"))
+
+
+@lru_cache(maxsize=1)
+def _made(reference: str, arguments: str, seed: int) -> Any:
+    """What the function returns; no random number is taken from the network's."""
+    function = _function(reference)
+    given = json.loads(arguments)
+    takes: Mapping[str, inspect.Parameter]
+    try:
+        takes = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C, say
+        takes = {}
+    for name, value in (("seed", seed), ("dataset_root", os.environ.get("ENGRAMS_DATA"))):
+        if name in takes and name not in given and value is not None:
+            given[name] = value
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    for name in given:
+        if takes and name not in takes and not takes_any:
+            near = get_close_matches(name, takes, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(takes) or 'none'}"
+            raise ProtocolError(f"stream.arguments.{name}: {reference} takes no such argument; {hint}")
+    try:
+        with same_random_numbers():
+            return function(**given)
+    except Exception as error:  # somebody's own code, a download: anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(f"{reference} fails in {frame.filename}, line {frame.lineno}: {_said(error)}") from error
+
+
+def _function(reference: str) -> Callable[..., Any]:
+    where, _, name = reference.rpartition(":")
+    if where == AVALANCHE:
+        found = getattr(classic, name, None)
+        if not inspect.isfunction(found):
+            known = [name for name, value in vars(classic).items() if name[0].isupper() and inspect.isfunction(value)]
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            raise ProtocolError(f"benchmark: no benchmark of Avalanche's is called {name!r}; {hint}")
+        return found
+    try:
+        function = resolve(reference)
+    except BadReference as error:
+        raise ProtocolError(f"benchmark: {error}") from error
+    if not callable(function):
+        raise ProtocolError(f"benchmark: {reference} is no function but a {type(function).__name__}")
+    return function
+
+
+def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]:
+    """Those of a stream's experiences, with task labels."""
+    experiences = getattr(made, f"{stream}_stream", None)
+    if experiences is None:
+        what = f"a {type(made).__name__} without a {stream}_stream"
+        raise ProtocolError(f"benchmark: {reference} returns {what}; it has to return an Avalanche benchmark")
+    found: list[AvalancheDataset] = []
+    for experience in experiences:
+        data: Any = getattr(experience, "dataset", None)
+        if not hasattr(data, "targets"):
+            raise ProtocolError(
+                f"benchmark: experience {len(found)} of {reference} has no classes: its data set has no targets "
+                f"(avalanche's as_classification_dataset gives it some)"
+            )
+        if not hasattr(data, "targets_task_labels"):
+            data = AvalancheDataset([data], data_attributes=[TaskLabels(ConstantSequence(0, len(data)))])
+        found.append(_in_order(data))
+    if not found:
+        raise ProtocolError(f"benchmark: {reference} has no experience in its {stream}_stream")
+    return found
+
+
+def _in_order(data: AvalancheDataset) -> AvalancheDataset:
+    """The samples in the order of the data set that they are a part of: Avalanche's have one class after another.
+
+    So that what a seed shuffles is the same whoever made the stream, and the same settings give the same record.
+    """
+    indices = data._flat_data._indices  # there is no public way
+    if indices is None:
+        return data
+    places = list(indices)
+    return data.subset(sorted(range(len(places)), key=places.__getitem__))
+
+
+def _check_sample(reference: str, data: AvalancheDataset) -> None:
+    x = data[0][0]
+    if not isinstance(x, Tensor) or not torch.is_floating_point(x):
+        what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+        raise ProtocolError(
+            f"benchmark: the samples of {reference} are {what}; a network takes floats: give it a transformation that "
+            f"makes them (torchvision's ToTensor())"
+        )
+
+
+def _check_task_labels(reference: str, benchmark: CLScenario) -> None:
+    labels = [tuple(experience.task_labels) for experience in benchmark.train_stream]
+    if any(len(of_one) > 1 for of_one in labels) or len(set(labels)) < len(labels):
+        raise ProtocolError(
+            f"benchmark: task-incremental learning needs task labels, one of its own for every experience; {reference} "
+            f"has {', '.join(str(of_one[0]) if len(of_one) == 1 else str(of_one) for of_one in labels[:4])}, ... "
+            f"(most of Avalanche's take return_task_id = true), or else say scenarios = ['domain'] or ['class']"
+        )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

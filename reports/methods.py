@@ -1,0 +1,60 @@
+"""The results on the pages of methods: what records say of the strategies that a page names, filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from engrams.reports import marks, publish, render
+from engrams.reports.marks import MarkError
+from engrams.reports.parity import tables
+from engrams.reports.parity.board import Board, Verdict
+from engrams.reports.render import Sheet
+from engrams.reports.store import Record
+
+REFERENCES = ("naive", "joint")
+"""They are run under every protocol: what else has been run decides which protocols a page shows."""
+
+
+def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None:
+    """Writes the tables of a page anew: ACC by protocol, and published figures beside ours.
+
+    The page names its strategies in ``<!-- strategies: NAME ... -->``, and has the marks of ``results`` and
+    ``published``.
+
+    Raises:
+        MarkError: it lacks one of them.
+        RecordError: as :func:`engrams.reports.pages.comparison.compare`.
+    """
+    named = re.search(r"<!-- strategies: (.+?) -->", path.read_text(encoding="utf-8"))
+    if not named:
+        raise MarkError(f"{path} does not say whose results it has: it needs a line <!-- strategies: NAME ... -->")
+    strategies = named[1].split()
+    own = {one.protocol for one in records if one.row in strategies and one.row not in REFERENCES}
+    found = publish.overview(records, sorted(own), strategies)
+    marks.replace_between(path, "results", _shown([found], "There are no runs of them."))
+    marks.replace_between(path, "published", _shown([_published(boards, strategies)], "There are none."))
+
+
+def _published(boards: Sequence[Board], strategies: Sequence[str]) -> Sheet:
+    rows = [
+        {
+            "source": board.source_name,
+            "protocol": row.protocol,
+            "method": row.method,
+            "strategy": row.strategy,
+            "published": f"{100 * row.reported.mean:.{row.reported.digits}f}",
+            "ours": row.ours.percent() if row.ours else "",
+            "difference": tables.signed(row.difference) if row.difference else "",
+            "verdict": row.verdict.value,
+        }
+        for board in boards
+        for row in board.rows
+        if row.strategy in strategies and row.verdict is not Verdict.not_run
+    ]
+    return Sheet("", rows, left=("source", "protocol", "method", "strategy", "verdict"))
+
+
+def _shown(sheets: Sequence[Sheet], otherwise: str) -> str:
+    return render.as_markdown([sheet for sheet in sheets if sheet.rows], "") or otherwise

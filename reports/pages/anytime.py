@@ -1,0 +1,68 @@
+"""What was measured while the stream was learned: anytime and prequential accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engrams.reports.estimates import Estimate
+from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.render import Sheet
+from engrams.reports.store import Record
+
+LEGEND = (
+    "Percentages, mean ± 95% confidence interval over seeds. AAA: the accuracy on all experiences met so far, averaged "
+    "over moments along the stream. min-ACC: the lowest that the accuracy on an earlier experience falls to later, "
+    "WC-ACC that and the accuracy on the last one, each experience alike (De Lange et al. 2023). 'gap': what is lost "
+    "while an experience is learned and has come back at its end. 'prequential': each sample is predicted before it is "
+    "learned from."
+)
+HEADINGS = {
+    "AAA": "AAA",
+    "min_ACC": "min-ACC",
+    "WC_ACC": "WC-ACC",
+    "stability_gap": "gap",
+    "prequential": "prequential",
+}
+
+
+@dataclass(frozen=True)
+class AlongTheWay:
+    """One strategy under one protocol; fractions in [0, 1]."""
+
+    protocol: str
+    strategy: str
+    seeds: int
+    measures: dict[str, Estimate]
+
+
+def compare(records: Iterable[Record]) -> list[AlongTheWay]:
+    """The complete records that have such measures, the highest AAA first."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.complete and record.on_test_data and record.along_the_way:
+            groups.setdefault((record.protocol, record.row), []).append(record)
+    found = []
+    for (protocol, strategy), group in groups.items():
+        measures = {}
+        for name in HEADINGS:
+            values = [value for record in group if (value := record.along_the_way.get(name)) is not None]
+            if values:
+                measures[name] = Estimate.of(values)
+        found.append(AlongTheWay(protocol, strategy, len(group), measures))
+    return sorted(found, key=lambda row: (row.protocol, -row.measures["AAA"].mean if "AAA" in row.measures else 0))
+
+
+def _cells(row: AlongTheWay) -> dict[str, str]:
+    shown = {
+        heading: row.measures[name].percent() if name in row.measures else "" for name, heading in HEADINGS.items()
+    }
+    return {"strategy": row.strategy, **shown, "seeds": str(row.seeds)}
+
+
+def sheets(rows: Iterable[AlongTheWay]) -> list[Sheet]:
+    """Returns one table a protocol; none where nothing was measured along the way."""
+    return [
+        Sheet(f"{protocol}: along the way", [_cells(row) for row in group], spare=("seeds", "gap", "min-ACC"))
+        for protocol, group in by_protocol(rows).items()
+    ]

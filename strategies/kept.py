@@ -1,0 +1,87 @@
+"""What of a strategy is kept so that its training can go on in another process, to the bit.
+
+A plugin or a strategy of one's own that remembers something from one experience to the next says what by two methods,
+as torch's modules and optimisers have them::
+
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state) -> None: ...
+
+A state is made of tensors, numbers, texts, None, and lists and dictionaries of these: it is read back without running
+anybody's code. It is asked for between two experiences. One that remembers nothing says so by :class:`KeepsNothing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from avalanche.training import GEM, Naive
+from avalanche.training.plugins import EvaluationPlugin, GEMPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.templates.base_sgd import PeriodicEval
+
+State = dict[str, Any]
+
+
+class Unkept(Exception):
+    """Something does not say what it keeps; the message is one line that says what."""
+
+
+class KeepsNothing:
+    """Before a plugin that remembers nothing from one experience to the next."""
+
+    def state_dict(self) -> State:
+        """Returns nothing."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Does nothing."""
+
+
+AVALANCHES: Mapping[type, tuple[str, ...]] = {
+    Clock: (
+        *("train_iterations", "train_exp_counter", "train_exp_epochs", "train_exp_iterations"),
+        *("train_epoch_iterations", "total_iterations"),
+    ),
+    EvaluationPlugin: (),  # every evaluation begins afresh
+    GEMPlugin: ("memory_x", "memory_y", "memory_tid"),
+    PeriodicEval: (),
+    # Strategies that are their plugins and nothing besides.
+    SupervisedTemplate: (),
+    Naive: (),
+    GEM: (),
+}
+"""What is kept of Avalanche's own, which do not say it: the names of attributes. A class below one of these may have
+more, and is not taken for it."""
+
+
+def state_of(part: object) -> State:
+    """Returns the state of a plugin, or of a strategy without its model, optimiser and plugins.
+
+    Raises:
+        Unkept: it does not say what it keeps.
+    """
+    if hasattr(part, "state_dict"):
+        return part.state_dict()
+    return {name: getattr(part, name) for name in _attributes(part)}
+
+
+def restore(part: object, state: State) -> None:
+    """Gives a plugin or a strategy that was made anew the state of another.
+
+    Raises:
+        Unkept: it does not say what it keeps.
+    """
+    if hasattr(part, "load_state_dict"):
+        part.load_state_dict(state)
+    else:
+        for name in _attributes(part):
+            setattr(part, name, state[name])
+
+
+def _attributes(part: object) -> tuple[str, ...]:
+    try:
+        return AVALANCHES[type(part)]
+    except KeyError:
+        raise Unkept(f"{type(part).__name__} does not say what it keeps (state_dict, load_state_dict)") from None

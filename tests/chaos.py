@@ -1,0 +1,156 @@
+"""A suite that is killed over and over ends in the records of one that never was: ``python -m tests.chaos``.
+
+Kills everything, the command alone, or one of its workers, at random moments whose seed is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from engrams.benchmarks.training.checkpoint import SHARE
+from engrams.reports import store
+
+ROOT = Path(__file__).parent.parent
+STRATEGIES = ("naive", "ewc", "mas", "l2", "replay", "avalanche-gem", "dgr", "dgr-vae", "mergan-ra")
+SMALL = {
+    "split-digits/class": ("training.epochs=2", "generator_epochs=2", "gan.steps=30", "gan.width=4"),
+    "permuted-digits": ("training.epochs=1", "generator_epochs=1"),
+}
+"""Protocol -> what is set, so that a run takes seconds."""
+KINDS = ("everything", "command", "worker")
+
+
+class Chaos:
+    """One suite, and whoever kills it."""
+
+    def __init__(self, folder: Path, protocol: str, strategies: tuple[str, ...], seed: int):
+        self.folder, self.protocol, self.strategies, self.random = folder, protocol, strategies, random.Random(seed)
+        self.pids: set[int] = set()
+        self.whole = self._records("whole")
+        if (made := folder / "whole" / "classifiers").exists():  # of real images; it takes longer than all the rest
+            shutil.copytree(made, folder / "killed" / "classifiers")
+
+    def begin(self, out: str) -> subprocess.Popen:
+        """Starts the suite's command, in a group of its own."""
+        settings = [word for setting in SMALL[self.protocol] for word in ("--set", setting)]
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "benchmarks", "run", self.protocol, *self.strategies, "--seeds", "1"),
+                *("--out", str(self.folder / out), "--wandb", "disabled", "--workers", "2", *settings),
+            ],
+            cwd=ROOT,
+            env={**os.environ, SHARE: "inf", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "errors.txt").open("a"),
+            start_new_session=True,
+        )
+
+    def _records(self, out: str) -> dict[str, store.Record]:
+        """Lets the command come to its end, and returns what it leaves."""
+        if self.begin(out).wait(600):
+            raise AssertionError((self.folder / "errors.txt").read_text())
+        return {record.strategy: record for record in store.read_all(self.folder / out)}
+
+    def kill(self, kind: str, process: subprocess.Popen) -> bool:
+        """Kills at a random moment; False if the command had come to its end by then."""
+        began = time.monotonic()
+        while not (workers := self._workers(process)) and process.poll() is None:
+            time.sleep(0.02)
+            assert time.monotonic() - began < 120
+        time.sleep(self.random.uniform(0, 1.5))
+        if process.poll() is not None:
+            return False
+        workers = self._workers(process) or workers
+        if kind == "everything":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif kind == "command":
+            process.kill()
+        else:
+            victim = self.random.choice(workers)
+            if psutil.pid_exists(victim):
+                os.kill(victim, signal.SIGKILL)
+        return True
+
+    def _workers(self, process: subprocess.Popen) -> list[int]:
+        """The processes that the command's server has forked."""
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+            self.pids |= {one.pid for one in family}
+            return [one.pid for one in family if one.ppid() != process.pid]
+        except psutil.NoSuchProcess:
+            return []
+
+    def check(self) -> None:
+        """Ends the suite in peace and compares it with the one that was never killed."""
+        found = self._records("killed")
+        assert found.keys() == self.whole.keys()
+        for strategy, record in found.items():
+            for figures in ("accuracy_matrix", "accuracy_at_initialisation", "metrics", "generated"):
+                assert getattr(record, figures) == getattr(self.whole[strategy], figures), (strategy, figures)
+        deadline = time.monotonic() + 20
+        while (left := [pid for pid in self.pids if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left, f"processes are left: {left}"
+        files = sorted(path.name for path in (self.folder / "killed").rglob("*") if path.is_file())
+        assert files == sorted(path.name for path in (self.folder / "whole").rglob("*") if path.is_file())
+
+
+def run(kinds: list[str], protocol: str, strategies: tuple[str, ...], seed: int, folder: Path) -> None:
+    """Kills a suite so many times and compares what it ends in.
+
+    Args:
+        kinds: one of :data:`KINDS` for every kill.
+        protocol: one of :data:`SMALL`.
+        strategies: the suite's, one seed each.
+        seed: of the moments.
+        folder: empty.
+
+    Raises:
+        AssertionError: something was lost, differs, or is left over.
+    """
+    print(f"the moments are drawn with seed {seed}", flush=True)
+    chaos = Chaos(folder, protocol, strategies, seed)
+    kinds = chaos.random.sample(kinds, len(kinds))
+    process = chaos.begin("killed")
+    for kind in kinds:
+        alive = chaos.kill(kind, process)
+        if not alive or kind != "worker":
+            process.wait()
+            if not alive and all(record.complete for record in store.read_all(folder / "killed")):
+                _begin_again(folder / "killed", chaos.random)
+            process = chaos.begin("killed")
+    process.wait()
+    chaos.check()
+
+
+def _begin_again(out: Path, draw: random.Random) -> None:
+    """The suite was faster than the kills: some of its records are thrown away."""
+    paths = sorted(store.paths_below(out))
+    for path in draw.sample(paths, max(1, len(paths) // 2)):
+        path.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="engrams-chaos-") as folder:
+        kinds = [KINDS[number % len(KINDS)] for number in range(arguments.kills)]
+        run(kinds, "split-digits/class", STRATEGIES, arguments.seed, Path(folder))
+    print(f"{arguments.kills} kills, {len(STRATEGIES)} runs: nothing lost, nothing doubled, equal to the bit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Anytime and prequential accuracy: on a curve made by hand, and against what others measure."""
+
+import numpy as np
+import pytest
+from avalanche.training.determinism.rng_manager import RNGManager
+
+from engrams.benchmarks.data.loading import tensors_of
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.training.run import benchmark_of, learn, make_strategy
+from engrams.reports import pages, store
+from engrams.reports.anytime import measures
+
+
+def test_the_measures_of_a_curve_made_by_hand():
+    """Three experiences, two moments each."""
+    experience = [0, 0, 1, 1, 2, 2]
+    accuracy = [[0.5], [0.9], [0.3, 0.6], [0.7, 0.8], [0.6, 0.2, 0.4], [0.65, 0.5, 1.0]]
+    found = measures(experience, accuracy)
+    assert found["AAA"] == pytest.approx((0.5 + 0.9 + 0.45 + 0.75 + 0.4 + 2.15 / 3) / 6)
+    assert found["min_ACC"] == pytest.approx((0.3 + 0.2) / 2), "after its own experience, not during it"
+    assert found["WC_ACC"] == pytest.approx(1 / 3 * 1.0 + 2 / 3 * 0.25)
+    assert found["stability_gap"] == pytest.approx(((0.7 - 0.3) + (0.65 - 0.6) + (0.5 - 0.2)) / 3)
+
+
+def test_of_one_experience_there_is_no_past():
+    assert measures([0, 0], [[0.2], [0.4]]) == {
+        "AAA": pytest.approx(0.3),
+        "min_ACC": None,
+        "WC_ACC": None,
+        "stability_gap": None,
+    }
+    for curve in (([0], [[0.1, 0.2]]), ([], [])):
+        with pytest.raises(ValueError, match="one accuracy for each experience met"):
+            measures(*curve)
+
+
+def a_run(strategy, scenario, **settings):
+    values = {"training.epochs": 1} | {key.replace("_", ".", 1): value for key, value in settings.items()}
+    return plan(f"split-digits/{scenario}", [strategy], [0], values)[0]
+
+
+def _quiet(epochs):
+    pass
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "avalanche-lwf"])
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_the_curve_ends_where_avalanches_evaluator_does_and_changes_nothing(strategy, scenario):
+    plain = learn(a_run(strategy, scenario), "cpu", [], _quiet)
+    watched = learn(a_run(strategy, scenario, judging_every=3, judging_prequential=True), "cpu", [], _quiet)
+    assert watched[:2] == plain[:2]
+    assert plain.anytime is None
+    anytime = watched.anytime
+    ends = [place for place, index in enumerate(anytime.experience) if index not in anytime.experience[place + 1 :]]
+    assert [anytime.experience[place] for place in ends] == [0, 1, 2, 3, 4]
+    for index, place in enumerate(ends):
+        assert anytime.accuracy[place] == pytest.approx(watched.accuracy_matrix[index][: index + 1])
+    assert [step for step, place in zip(anytime.steps, range(99), strict=False) if place not in ends][:3] == [3, 6, 9]
+    assert anytime.measures == measures(anytime.experience, anytime.accuracy)
+    assert 0 <= anytime.measures["min_ACC"] <= np.mean(watched.accuracy_matrix[-1][:-1]) + 1e-9
+
+
+def test_a_fixed_sample_of_the_test_data():
+    seen = [
+        learn(a_run("naive", "task", judging_every=5, judging_samples=samples), "cpu", [], _quiet).anytime
+        for samples in (20, 20, None)
+    ]
+    assert seen[0] == seen[1]
+    assert seen[0].accuracy != seen[2].accuracy
+    assert {round(20 * value, 6) % 1 for now in seen[0].accuracy for value in now} == {0}
+
+
+def test_prequential_accuracy_of_a_network_that_does_not_learn_is_its_own():
+    """Then the order does not matter: it is what the initial network makes of the training data."""
+    run = a_run("replay", "task", judging_prequential=True, training_learning_rate=1e-30, judging_window=100)
+    found = learn(run, "cpu", [], _quiet).prequential
+    counts = [len(experience.dataset) for experience in benchmark_of(run).train_stream]
+    assert len(found.windows) == -(-sum(counts) // 100)
+    sizes = [100] * (len(found.windows) - 1) + [sum(counts) - 100 * (len(found.windows) - 1)]
+    assert np.average(found.windows, weights=sizes) == pytest.approx(found.accuracy)
+
+    benchmark = benchmark_of(run)
+    RNGManager.set_random_seeds(0)
+    strategy = make_strategy(run, benchmark, "cpu", [])
+    strategy.eval(benchmark.test_stream)  # makes the heads
+    right = 0
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+        x, y, _ = tensors_of(experience.dataset)
+        right += int((strategy.model.eval()(x, experience.task_label).argmax(1) == y).sum())
+    assert found.accuracy == pytest.approx(right / sum(counts))
+
+
+def test_prequential_accuracy_is_of_what_has_not_been_learned():
+    """What is learned by heart in several passes is predicted once, before."""
+    run = a_run("naive", "task", judging_prequential=True)
+    once = learn(run, "cpu", [], _quiet).prequential
+    again = learn(a_run("naive", "task", judging_prequential=True, training_epochs=3), "cpu", [], _quiet).prequential
+    assert len(again.windows) == len(once.windows)
+    assert again.windows[0] != 1
+
+
+def test_what_was_measured_along_the_way_is_in_the_record_and_the_tables(tmp_path):
+    run = a_run("naive", "class", judging_every=4, judging_prequential=True)
+    record = execute(run, tmp_path, "cpu", "disabled", _quiet)
+    assert record.complete, record.reason
+    assert store.read(run.folder(tmp_path) / "record.json") == record
+    assert set(record.along_the_way) == {"AAA", "min_ACC", "WC_ACC", "stability_gap", "prequential"}
+    shown = pages.markdown([record])
+    assert "along the way" in shown
+    assert f"{100 * record.along_the_way['AAA']:.2f}" in shown
+    assert "judging" not in record.hyperparameters, "it decides nothing"
+    joint = execute(a_run("joint", "class", judging_every=4), tmp_path, "cpu", "disabled", _quiet)
+    assert joint.complete
+    assert not joint.along_the_way

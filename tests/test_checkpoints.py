@@ -1,0 +1,295 @@
+"""A run that is cut short goes on from its checkpoint and ends as if it had not been."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from rich.console import Console
+
+from engrams.benchmarks.jobs import suite
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.progress import Display
+from engrams.benchmarks.judging import real_classifier
+from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.schema import Judging
+from engrams.benchmarks.training import checkpoint
+from engrams.benchmarks.training.checkpoint import FILE, SHARE, Checkpoints
+from engrams.reports.wandb.journal import Reader
+from engrams.strategies.contract import Strategy
+
+QUICK = {"generator_epochs": 2, "mem_size": 40}
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch):
+    monkeypatch.setenv(SHARE, "inf")
+
+
+def small(name, strategy, seed=0, gan_steps=20, **training):
+    """A run of a second: two epochs of each experience, a few steps of a GAN."""
+    entry = registry.get(name, {"training.epochs": 2, **{f"training.{key}": value for key, value in training.items()}})
+    if entry.gan:
+        entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": gan_steps, "width": 4})})
+    if entry.generation:
+        entry = entry.model_copy(update={"generation": entry.generation.model_copy(update={"images_per_class": 50})})
+    keys = run_of(entry, strategy).strategy.hyperparameters.model_fields
+    return run_of(entry, strategy, seed, {key: value for key, value in QUICK.items() if key in keys})
+
+
+def cut_short(run, out, after, wandb_mode="disabled"):
+    """Does a run until so many epochs are done."""
+
+    def stop(epochs):
+        if epochs == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, out, "cpu", wandb_mode, stop)
+
+
+def counted(run, out, **how):
+    epochs = []
+    torch.randn(17)  # what the process did before must not matter
+    return execute(run, out, "cpu", "disabled", epochs.append, **how), epochs
+
+
+KEPT = [
+    ("split-digits/task", "naive"),
+    ("split-digits/class", "naive"),
+    ("permuted-digits", "naive"),
+    ("split-digits/task", "ewc"),
+    ("split-digits/class", "ewc-separate"),
+    ("split-digits/class", "mas"),
+    ("split-digits/domain", "l2"),
+    ("split-digits/class", "replay"),
+    ("split-digits/task", "frozen"),
+    ("split-digits/task", "avalanche-gem"),
+    ("split-digits/class", "dgr"),
+    ("split-digits/task", "dgr-vae"),
+    ("split-digits/class", "exact-replay"),
+    ("split-digits/class", "mergan-ra"),
+    ("split-digits/task", "dgr-gaussian"),
+    ("split-digits/class", "ewc+replay"),
+    ("generate-digits", "mergan-ra"),
+    ("generate-digits", "gan-ewc"),
+]
+
+
+@pytest.fixture
+def folders(tmp_path, tmp_path_factory, monkeypatch):
+    """Two folders of records with one classifier of real images, which would take longer than all the rest."""
+    monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 1000)
+    kept = tmp_path_factory.getbasetemp() / "classifiers"
+    kept.mkdir(exist_ok=True)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "classifiers").symlink_to(kept)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "strategy"), KEPT)
+def test_what_goes_on_equals_what_was_never_cut_short(folders, name, strategy):
+    tmp_path = folders
+    run = small(name, strategy)
+    whole, epochs = counted(run, tmp_path / "whole")
+    assert whole.complete, whole.reason
+    out = tmp_path / "cut"
+    per_experience = run.epochs
+    cut_short(run, out, after=2 * per_experience + 1)
+    assert (run.folder(out) / FILE).exists()
+    cut_short(run, out, after=3 * per_experience + 1)  # and once more, from what the second has kept
+    again, rest = counted(run, out)
+    assert rest == epochs[3 * per_experience :], "it went on from there"
+    for figures in ("accuracy_matrix", "accuracy_at_initialisation", "generated", "metrics"):
+        assert getattr(again, figures) == getattr(whole, figures), figures
+    assert sorted(path.name for path in run.folder(out).iterdir()) == sorted(
+        path.name for path in run.folder(tmp_path / "whole").iterdir()
+    ), "the checkpoint is gone, and the pictures are there"
+    for picture in run.folder(out).glob("*.*"):
+        if picture.suffix in (".png", ".gif"):
+            assert picture.read_bytes() == (run.folder(tmp_path / "whole") / picture.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reset_optimizer": True}, {"schedule": "linear"}, {"optimizer": "sgd", "momentum": 0.9}]
+)
+def test_the_optimiser_and_its_schedule_go_on(tmp_path, settings):
+    run = small("split-digits/class", "naive", **settings)
+    whole, _ = counted(run, tmp_path / "whole")
+    cut_short(run, tmp_path / "cut", after=5)
+    assert counted(run, tmp_path / "cut")[0].accuracy_matrix == whole.accuracy_matrix
+
+
+def test_what_is_measured_and_changed_along_the_way_goes_on(tmp_path):
+    run = small("split-digits/class", "replay", horizontal_flips=True, random_crops=1, augmented="both")
+    judging = Judging(every=3, samples=20, prequential=True, window=50)
+    run = replace(run, protocol=run.protocol.model_copy(update={"judging": judging}))
+    whole, _ = counted(run, tmp_path / "whole")
+    assert whole.complete, whole.reason
+    cut_short(run, tmp_path / "cut", after=5)
+    again, _ = counted(run, tmp_path / "cut")
+    for figures in ("accuracy_matrix", "anytime", "prequential"):
+        assert getattr(again, figures) == getattr(whole, figures) is not None
+
+
+@pytest.mark.parametrize("strategy", ["avalanche-ewc", "cumulative"])
+def test_what_does_not_say_what_it_keeps_begins_again(tmp_path, strategy):
+    run = small("split-digits/task", strategy)
+    whole, epochs = counted(run, tmp_path / "whole")
+    cut_short(run, tmp_path / "cut", after=5)
+    assert not (run.folder(tmp_path / "cut") / FILE).exists()
+    again, all_of_them = counted(run, tmp_path / "cut")
+    assert all_of_them == epochs
+    assert again.accuracy_matrix == whole.accuracy_matrix
+
+
+class Remembering(SupervisedPlugin):
+    """Somebody's own: scales the loss by how many experiences it has met."""
+
+    met = 0
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss = strategy.loss / (1 + 10 * self.met)
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.met += 1
+
+
+class Saying(Remembering):
+    def state_dict(self):
+        return {"met": self.met}
+
+    def load_state_dict(self, state):
+        self.met = state["met"]
+
+
+@pytest.mark.parametrize(("plugin", "goes_on"), [(Remembering, False), (Saying, True)])
+def test_a_plugin_of_ones_own_goes_on_if_it_says_what_it_keeps(tmp_path, plugin, goes_on):
+    run = small("split-digits/task", "naive")
+    own = Strategy(plugin=lambda h: plugin(), name="own", reference="own")
+    run = type(run)(run.protocol, own, 0, own.hyperparameters())
+    whole, epochs = counted(run, tmp_path / "whole")
+    cut_short(run, tmp_path / "cut", after=5)
+    again, rest = counted(run, tmp_path / "cut")
+    assert again.accuracy_matrix == whole.accuracy_matrix
+    assert len(rest) == (len(epochs) - 4 if goes_on else len(epochs))
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def damage_foreign(path):
+    path.write_bytes(b"nothing of ours")
+
+
+def of_another_seed(path):
+    run = small("split-digits/task", "naive", seed=1)
+    cut_short(run, path.parents[3], after=5)
+    path.write_bytes((run.folder(path.parents[3]) / FILE).read_bytes())
+
+
+def of_another_version(path):
+    body = path.read_bytes().partition(b"\n")[2]
+    content = torch.load(io.BytesIO(body), weights_only=True)
+    identity = json.loads(content["identity"])
+    identity[6]["torch"] = "2.8.0"
+    kept = Checkpoints(path.parent, json.dumps(identity, sort_keys=True))
+    kept.offer(lambda: content["state"])
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_a_bit, damage_foreign, of_another_seed, of_another_version])
+def test_a_checkpoint_that_is_of_no_use_is_set_aside_with_one_line(tmp_path, capfd, damage):
+    run = small("split-digits/task", "naive")
+    out = tmp_path / "split-digits"
+    cut_short(run, tmp_path, after=5)
+    path = run.folder(tmp_path) / FILE
+    assert path.is_relative_to(out)
+    damage(path)
+    content = path.read_bytes()
+    capfd.readouterr()
+    again, epochs = counted(run, tmp_path)
+    assert epochs[0] == 1, "it began again"
+    assert again.complete
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"{path} is not used, and kept as checkpoint.aside-1: it is ")
+    assert (path.parent / "checkpoint.aside-1").read_bytes() == content
+
+
+def test_no_code_is_run_that_a_checkpoint_brings(tmp_path):
+    """A pickle that would write a file is no checkpoint, even with a checksum that fits."""
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("run!",)
+
+    kept = Checkpoints(tmp_path, "it")
+    kept._write({"evil": Evil()})
+    assert kept.read() is None
+    assert (tmp_path / "checkpoint.aside-1").exists()
+
+
+def test_an_interrupt_says_what_goes_on(tmp_path):
+    cut_short(small("split-digits/task", "naive"), tmp_path, after=5)
+    under_way = [small("split-digits/task", "naive"), small("split-digits/task", "avalanche-ewc")]
+    screen = io.StringIO()
+    suite._say_what_goes_on(under_way, tmp_path, Display(Console(file=screen, width=200)))
+    assert screen.getvalue() == "under way: 1 to go on from a checkpoint, 1 to begin again\n"
+
+
+def test_the_journal_goes_on_and_has_nothing_twice(tmp_path):
+    run = small("split-digits/task", "naive")
+    for out in ("whole", "cut"):
+        if out == "cut":
+            cut_short(run, tmp_path / out, 5, "offline")
+        execute(run, tmp_path / out, "cpu", "offline", lambda n: None)
+    rows = {
+        out: [line.get("row") for line in Reader(run.folder(tmp_path / out)).lines() if "seconds" not in line]
+        for out in ("whole", "cut")
+    }
+    for lines in rows.values():
+        for row in lines:
+            if row:
+                row.pop("seconds", None)
+    assert rows["cut"] == rows["whole"]
+    assert len([row for row in rows["cut"] if row and "epoch" in row]) == run.upper_limit_of_epochs
+
+
+def test_checkpoints_take_no_more_than_their_share(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+    monkeypatch.setenv(SHARE, "0.01")
+    kept = Checkpoints(tmp_path, "it")
+    written = []
+
+    def take_a_second(state):
+        written.append(now[0])
+        now[0] += 1.0
+
+    monkeypatch.setattr(kept, "_write", take_a_second)
+    for _ in range(1000):
+        now[0] += 1.0
+        kept.offer(dict)
+    assert len(written) >= 5
+    assert len(written) * 1.0 <= 0.02 * now[0]
+
+
+def test_a_disk_that_is_full_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, capfd):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.store, "replace_file", full)
+    kept = Checkpoints(tmp_path, "it")
+    kept.offer(dict)
+    assert "checkpoint cannot be written: [Errno 28] No space left" in capfd.readouterr().err
+    assert kept.read() is None

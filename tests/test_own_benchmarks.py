@@ -1,0 +1,280 @@
+"""A benchmark of Avalanche's, or an outsider's, in place of a data set and a stream."""
+
+import json
+
+import pytest
+import torch
+
+from engrams.benchmarks.cli.app import main
+from engrams.benchmarks.data import own_benchmarks
+from engrams.benchmarks.data.loading import columns_of
+from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import plan, run_of
+from engrams.benchmarks.protocols import registry as protocol
+from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.training.run import benchmark_of
+from engrams.reports import store
+from engrams.strategies import catalogue
+
+OUTSIDERS = """
+import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+from torch.utils.data import TensorDataset
+
+
+def bars(experiences=3, task_labels=True, tests=None, as_bytes=False):
+    # bright rows or bright columns of 8x8 images, in another place of the image in every experience
+    def images(experience, count, seed):
+        random = torch.Generator().manual_seed(seed)
+        y = torch.arange(count) % 2
+        x = torch.rand(count, 1, 8, 8, generator=random) / 2
+        x[y == 0, :, 2 * experience] = 1
+        x[y == 1, :, :, 2 * experience] = 1
+        attributes = [DataAttribute(y.tolist(), "targets")]
+        if task_labels:
+            attributes.append(DataAttribute([experience] * count, "targets_task_labels", use_in_getitem=True))
+        return AvalancheDataset([TensorDataset((255 * x).byte() if as_bytes else x, y)], data_attributes=attributes)
+
+    train = [images(experience, 60, experience) for experience in range(experiences)]
+    test = [images(experience, 40, 100 + experience) for experience in range(tests or experiences)]
+    return benchmark_from_datasets(train=train, test=test)
+
+
+def none():
+    return [1, 2]
+
+
+def fails():
+    raise RuntimeError("out of paint")
+"""
+FILE = """
+title = "Bars"
+benchmark = "bars.py:bars"
+
+[stream]
+scenarios = ["task"]
+validation_fraction = 0.2
+
+[network]
+hidden_size = 20
+hidden_layers = 1
+
+[training]
+optimizer = "adam"
+learning_rate = 1e-2
+batch_size = 10
+epochs = 3
+schedule = "constant"
+reset_optimizer = false
+
+[strategies]
+ewc = { ewc_lambda = 100.0 }
+mas = { mas_lambda = 1.0 }
+l2 = { l2_lambda = 0.1 }
+replay = { mem_size = 30 }
+avalanche-si = { si_lambda = 1.0, eps = 0.1 }
+avalanche-lwf = { alpha = 1.0, temperature = 2.0 }
+avalanche-agem = { patterns_per_exp = 10, sample_size = 10 }
+[strategies.dgr-vae]
+generator_epochs = 2
+generator_batch_size = 10
+generator_learning_rate = 1e-3
+latent_size = 4
+hidden_sizes = [20]
+likelihood = "gaussian"
+"""
+
+
+@pytest.fixture
+def outsiders(tmp_path):
+    """Writes the outsider's protocol, changed; returns its path."""
+    (tmp_path / "bars.py").write_text(OUTSIDERS, encoding="utf-8")
+
+    def write(*changes):
+        text = FILE
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "bars.toml").write_text(text, encoding="utf-8")
+        own_benchmarks._made.cache_clear()
+        own_benchmarks.experience_count.cache_clear()
+        return tmp_path / "bars.toml"
+
+    return write
+
+
+TEN = ["naive", "joint", "cumulative", "frozen", "l2", "ewc", "mas", "replay", "avalanche-si", "avalanche-agem"]
+
+
+def test_ten_strategies_on_an_outsiders_benchmark_by_one_command(outsiders, tmp_path, monkeypatch, capsys):
+    path = outsiders()
+    command = ["run", path, *TEN, "--seeds", 1, "--workers", 1, "--out", tmp_path / "runs", "--wandb", "disabled"]
+    monkeypatch.setattr("sys.argv", ["engrams", *map(str, command)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr().out
+    assert not stop.value.code, shown
+    records = {record.strategy: record for record in store.read_all(tmp_path / "runs")}
+    assert set(records) == set(TEN)
+    assert all(record.complete for record in records.values())
+    assert len(records["ewc"].accuracy_matrix) == 3
+    assert records["joint"].acc > 0.9, "it can be learned"
+    assert records["naive"].hyperparameters["dataset"] == "bars.py:bars"
+    assert len(records["naive"].hyperparameters["dataset_fingerprint"]) == 12
+    assert records["naive"].hyperparameters["stream"]["kind"] == "benchmark"
+    assert "avalanche-agem" in shown
+
+
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_without_task_labels(outsiders, tmp_path, scenario):
+    path = outsiders(('["task"]', f'["{scenario}"]\narguments = {{ task_labels = false }}'))
+    record = execute(run_of(protocol.get(str(path)), "replay"), tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert record.complete, record.reason
+    assert record.acc > 0.8
+
+
+def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(outsiders):
+    entry = protocol.get(str(outsiders()))
+    naive = catalogue.get("naive")
+    from engrams.benchmarks.training.run import Run
+
+    def images(judge):
+        benchmark = benchmark_of(Run(entry, naive, 0, naive.hyperparameters(), judge))
+        assert set(benchmark.streams) == {"train", judge}
+        return {
+            name: [set(map(tuple, columns_of(one.dataset)[0].flatten(1).tolist())) for one in part]
+            for name, part in benchmark.streams.items()
+        }
+
+    chosen, reported = images("validation"), images("test")
+    for train, held_out, whole, test in zip(
+        chosen["train"], chosen["validation"], reported["train"], reported["test"], strict=True
+    ):
+        assert (len(train), len(held_out)) == (48, 12)
+        assert train | held_out == whole
+        assert not whole & test
+    assert images("validation") == chosen, "whatever the seed of the run"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bars.py:bars"', '"avalanche:RotatedMNITS"', "Avalanche's is called 'RotatedMNITS'; did you mean 'Rotated"),
+        ('"bars.py:bars"', '"bars.py:bras"', "bars.py has no 'bras'; did you mean 'bars'"),
+        ('"bars.py:bars"', '"bars.py:none"', "returns a list without a train_stream; it has to return an Avalanche"),
+        ('"bars.py:bars"', '"bars.py:fails"', r"fails in .*bars.py, line \d+: RuntimeError: out of paint"),
+        ('["task"]', '["task"]\narguments = { experience = 4 }', "arguments.experience: .*did you mean 'experiences'"),
+        (
+            '["task"]',
+            '["task"]\narguments = { task_labels = false }',
+            "learning needs task labels, one of its own for every experience; .*bars has 0, 0, 0",
+        ),
+        ('["task"]', '["task"]\narguments = { tests = 1 }', "has 3 experiences to learn and 1 to be judged on"),
+        ('["task"]', '["task"]\narguments = { as_bytes = true }', "are torch.uint8 tensors; a network takes floats"),
+    ],
+)
+def test_what_cannot_be_is_one_line(outsiders, old, new, message):
+    with pytest.raises((ProtocolError, DataError), match=message) as caught:
+        benchmark_of(plan(str(outsiders((old, new))), ["naive"], [0])[0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('title = "Bars"', 'title = "Bars"\ndataset = "digits"', "a benchmark or a dataset, not both"),
+        ("[stream]", "[images]\npad = 2\n[stream]", "images.pad: a benchmark prepares its images itself"),
+        ('"bars.py:bars"', '"bars"', "benchmark = 'avalanche:NAME', 'module:function' or"),
+        ('["task"]', '["task", "class"]', "stream.scenarios: .*at most 1 item"),
+    ],
+)
+def test_a_file_that_cannot_be_is_one_line(outsiders, old, new, message):
+    with pytest.raises(ProtocolError, match=message) as caught:
+        protocol.read(outsiders((old, new)))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_makes_images_must_know_what_black_and_white_are(outsiders, tmp_path):
+    run = run_of(protocol.get(str(outsiders())), "dgr-vae")
+    record = execute(run, tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert "dgr-vae makes images and must know what black and white are" in record.reason
+    run = run_of(protocol.get(str(outsiders(("[stream]", "[images]\nmean = 0.0\nstd = 1.0\n[stream]")))), "dgr-vae")
+    record = execute(run, tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert record.complete, record.reason
+
+
+def test_the_printed_protocol_is_read_again(outsiders, tmp_path):
+    entry = protocol.get(str(outsiders(('["task"]', '["task"]\narguments = { experiences = 4 }'))))
+    again = tmp_path / "again.toml"
+    again.write_text(protocol.as_toml(entry), encoding="utf-8")
+    naive = catalogue.get("naive")
+    assert protocol.get(str(again)).deciding(naive) == entry.deciding(naive)
+    run = plan(str(again), ["naive"], [0], {"stream.arguments.experiences": 2})[0]
+    assert run.experiences == 2
+
+
+# --- Avalanche's ------------------------------------------------------------------------------------------------------
+
+MNIST = """
+extends = "split-mnist"
+title = "Avalanche's"
+BENCHMARK
+[stream]
+scenarios = ["SCENARIO"]
+validation_fraction = 0.1
+ARGUMENTS
+
+[training]
+epochs = 1
+"""
+
+
+def of_mnist(tmp_path, name, benchmark, scenario, arguments):
+    text = MNIST.replace("BENCHMARK", benchmark).replace("SCENARIO", scenario).replace("ARGUMENTS", arguments)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return protocol.get(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_avalanches_split_mnist_gives_our_record_to_the_bit(idx_files, fresh_data, tmp_path, scenario):
+    fresh_data.setenv("ENGRAMS_DATA", str(idx_files(train=400, test=100)))
+    own_benchmarks._made.cache_clear()
+    zero_based = "true" if scenario == "task" else "false"
+    theirs = of_mnist(
+        tmp_path,
+        "theirs.toml",
+        'benchmark = "avalanche:SplitMNIST"',
+        scenario,
+        f"arguments = {{ n_experiences = 5, shuffle = false, return_task_id = {zero_based}, "
+        f"class_ids_from_zero_in_each_exp = {zero_based} }}",
+    )
+    ours = of_mnist(
+        tmp_path,
+        "ours.toml",
+        "[images]\npad = 0\nmean = 0.1307\nstd = 0.3081",
+        scenario,
+        "",
+    )
+    for strategy in ("naive", "replay"):
+        records = [
+            execute(run_of(entry, strategy), tmp_path / "runs", "cpu", "disabled", lambda _: None)
+            for entry in (ours, theirs)
+        ]
+        assert all(record.complete for record in records), [record.reason for record in records]
+        assert records[0].accuracy_matrix == records[1].accuracy_matrix
+
+
+def test_avalanches_rotated_mnist(idx_files, fresh_data, tmp_path):
+    """Its angles follow the run's seed, unless the protocol has one; the first is as it is."""
+    fresh_data.setenv("ENGRAMS_DATA", str(idx_files(train=60, test=30)))
+    own_benchmarks._made.cache_clear()
+    arguments = "arguments = { n_experiences = 2, rotations_list = [0, 90] }"
+    entry = of_mnist(tmp_path, "rotated.toml", 'benchmark = "avalanche:RotatedMNIST"', "domain", arguments)
+    benchmark = benchmark_of(run_of(entry, "naive"))
+    first, turned = (torch.stack([x for x, *_ in experience.dataset.eval()]) for experience in benchmark.test_stream)
+    torch.testing.assert_close(turned, first.rot90(1, (2, 3)))
+    record = execute(run_of(entry, "ewc", 0, {"ewc_lambda": 1.0}), tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert record.complete, record.reason
+    assert json.loads(json.dumps(record.hyperparameters))["stream"]["arguments"]["rotations_list"] == [0, 90]
