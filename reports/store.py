@@ -451,7 +451,7 @@ def read_all(out: Path, damaged: list[RecordError] | None = None) -> list[Record
 
     before = len(damaged or ())
     if str(out).startswith(wandb.SOURCE):
-        found = wandb.records_of_project(str(out))
+        found = wandb.records_of_project(str(out), damaged)
     elif not out.is_dir():
         raise RecordError(f"there is no folder {out}; 'engrams run' makes one")
     else:

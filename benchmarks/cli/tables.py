@@ -30,7 +30,7 @@ class BoardFormat(str, Enum):
     csv = "csv"
 
 
-Folders = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of records.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of records, or wandb:ENTITY/PROJECT.")]
 
 
 @app.command()

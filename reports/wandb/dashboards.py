@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 TITLE = "Engrams"
 VIEW, REPORT = "nw-engramsview-v", "engramsreport"
 """W&B's own names of the two, by which they are found again."""
-GROUP = "strategy_name"
-"""Key of the configuration: the lines of a chart."""
+GROUP = "series"
+"""Key of the configuration: the lines of a chart, each of runs that differ in their seeds alone."""
 MATRIX = "accuracy_matrix"
 """The table of a run that the heat map shows."""
 MOST_EXPERIENCES = 100
@@ -107,7 +107,7 @@ def panels(entity: str) -> Panels:
         raise NoDashboards("wandb-workspaces is not installed; pip install 'engrams[dashboards]'") from error
 
     def over_experiences(name: str, title: str) -> Any:
-        """A line a strategy, the mean over its seeds, with a band of one standard deviation."""
+        """A line a strategy of a protocol, the mean over its seeds, with a band of one standard deviation."""
         return wr.LinePlot(
             title=title,
             x="experience",

@@ -151,12 +151,18 @@ class Reader:
             folder: the run's.
         """
         self.folder = folder / FOLDER
+        self.first = b""
         self.read = 0
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yields the lines that are whole and were not read yet; one that is no JSON is passed over."""
+        """Yields the lines that are whole and were not read yet; one that is no JSON is passed over.
+
+        A journal in its place, of a run that was begun again, is read from its beginning.
+        """
         try:
             with (self.folder / FILE).open("rb") as file:
+                if (first := file.readline()) != self.first:
+                    self.first, self.read = first, 0
                 file.seek(self.read)
                 content = file.read()
         except OSError:

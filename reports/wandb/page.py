@@ -40,6 +40,7 @@ OWN = (
     "protocol",
     "strategy_name",
     "variant",
+    "series",
     "seed",
     "upper_bound",
     "environment",
@@ -64,6 +65,7 @@ def introduction(record: Mapping[str, Any], about: Mapping[str, Any] | None = No
         about: title and sources of the protocol, version and commit of Engrams, the command.
     """
     protocol, strategy, variant, seed = (record.get(key, "") for key in ("protocol", "strategy", "variant", "seed"))
+    series = " ".join(part for part in (protocol, strategy, variant) if part)
     deciding = record["hyperparameters"]
     scenario = deciding.get("scenario")
     tags = [protocol, f"{scenario}-incremental" if scenario else None, strategy]
@@ -74,13 +76,14 @@ def introduction(record: Mapping[str, Any], about: Mapping[str, Any] | None = No
         "id": run_id(protocol, strategy, seed, deciding, variant),
         "group": protocol,
         "job_type": strategy,
-        "name": " ".join(part for part in (protocol, strategy, variant, f"seed {seed}") if part)[:128],
+        "name": f"{series} seed {seed}"[:128],
         "tags": [tag[:64] for tag in tags if tag],
         "config": {
             **deciding,
             "protocol": protocol,
             "strategy_name": strategy,
             "variant": variant,
+            "series": series,
             "seed": seed,
             "upper_bound": bool(record.get("upper_bound")),
             "environment": record["environment"],

@@ -10,16 +10,16 @@ from typing import Any
 import requests
 from pydantic import ValidationError
 
-from engrams.reports.store import RECORD, Record, RecordError, record_of
+from engrams.reports.store import RECORD, NewerRecord, Record, RecordError, record_of
 from engrams.reports.wandb import page
 from engrams.reports.wandb.service import PATIENCE, Service, ServiceError
-from engrams.reports.wandb.settings import resolve
+from engrams.reports.wandb.settings import NO_KEY, resolve
 
 SOURCE = "wandb:"
 PAGES_AT_ONCE = 50
 _RUNS = """query Records($entity: String, $project: String!, $first: Int!, $after: String) {
   project(name: $project, entityName: $entity) {
-    runs(first: $first, after: $after) {
+    runs(first: $first, after: $after, order: "+created_at") {
       pageInfo { hasNextPage endCursor }
       edges { node { name outputArtifacts(first: 100) { edges { node {
         state versionIndex artifactType { name } files(first: 10) { edges { node { name directUrl } } }
@@ -29,11 +29,12 @@ _RUNS = """query Records($entity: String, $project: String!, $first: Int!, $afte
 }"""
 
 
-def records_of_project(source: str) -> list[Record]:
-    """Returns the record of every run of a project that has one, the newest where it has several.
+def records_of_project(source: str, damaged: list[RecordError] | None = None) -> list[Record]:
+    """Returns the record of every run of a project that has one, the newest where it has several, or several pages.
 
     Args:
         source: ``wandb:ENTITY/PROJECT``, or ``wandb:PROJECT`` of the key's own entity.
+        damaged: gets why a record is left out; None raises it.
 
     Raises:
         RecordError: the service cannot be used, there is no such project, or what it has is no record.
@@ -41,18 +42,28 @@ def records_of_project(source: str) -> list[Record]:
     entity, _, project = source.removeprefix(SOURCE).rpartition("/")
     if not project:
         raise RecordError(f"{source}: write {SOURCE}ENTITY/PROJECT")
-    address = resolve("online").address
-    if address is None:
-        raise RecordError(f"{source}: there is no API key; set WANDB_API_KEY or run 'wandb login' first")
+    settings = resolve("online")
+    if (address := settings.address) is None:
+        raise RecordError(f"{source}: {settings.word.partition(': ')[2] or NO_KEY}")
     service = Service(address)
+    found: dict[str, Record] = {}
     try:
-        return [_downloaded(service, source, url) for url in _addresses(service, entity or service.entity(), project)]
+        for url in _addresses(service, entity or service.entity(), project):
+            try:
+                record = _downloaded(service, source, url)
+            except RecordError as error:
+                if damaged is None:
+                    raise
+                damaged.append(error)
+                continue
+            found[page.introduction_of(record)["id"]] = record
     except (ServiceError, requests.RequestException) as error:
         raise RecordError(f"{source}: {error}") from error
+    return list(found.values())
 
 
 def _addresses(service: Service, entity: str, project: str) -> Iterator[str]:
-    """Where the record of each run lies."""
+    """Where the record of each page lies, the oldest page first."""
     after = None
     while True:
         asked = {"entity": entity, "project": project, "first": PAGES_AT_ONCE, "after": after}
@@ -67,7 +78,7 @@ def _addresses(service: Service, entity: str, project: str) -> Iterator[str]:
             ]
             if versions:
                 newest = max(versions, key=lambda artifact: artifact["versionIndex"] or 0)
-                yield next(file["directUrl"] for file in _nodes(newest["files"]) if file["name"] == RECORD)
+                yield from (file["directUrl"] for file in _nodes(newest["files"]) if file["name"] == RECORD)
         if not found["runs"]["pageInfo"]["hasNextPage"]:
             return
         after = found["runs"]["pageInfo"]["endCursor"]
@@ -85,8 +96,11 @@ def _downloaded(service: Service, source: str, url: str) -> Record:
     response.raise_for_status()
     try:
         return record_of(response.json())
+    except NewerRecord as error:
+        raise NewerRecord(f"{source}: {url} {error}") from None
     except ValueError as error:
-        raise RecordError(f"{source}: {url} is no record ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise RecordError(f"{source}: {url} is no record ({reason})") from error
 
 
 def records_of_files(folder: Path) -> list[Record]:

@@ -50,15 +50,18 @@ IMPATIENT = {
     "x_graphql_retry_wait_max_seconds": 2.0,
 }
 """wandb's settings: it would try each request for minutes. Rows of a run that goes on it may try for that long."""
-NOT_ASKED_FOR = {
+UNLESS_SET = {
     "WANDB_X_DISABLE_META": ("x_disable_meta", True),
     "WANDB_X_SAVE_REQUIREMENTS": ("x_save_requirements", False),
-    "WANDB_X_DISABLE_MACHINE_INFO": ("x_disable_machine_info", True),
+    # Its own setting, x_disable_machine_info, leaves out what a system does while it runs, too.
+    "WANDB_X_DISABLE_MACHINE_INFO": ("host", ""),
     "WANDB_DISABLE_GIT": ("disable_git", True),
     "WANDB_DISABLE_CODE": ("disable_code", True),
     "WANDB_SAVE_CODE": ("save_code", False),
+    "WANDB_X_STATS_SAMPLING_INTERVAL": ("x_stats_sampling_interval", 60.0),
 }
-"""W&B's variable -> its setting, and what holds here unless the variable is set: no host, code, commit or packages."""
+"""W&B's variable -> its setting, and what holds here unless the variable is set: no host, code, commit or packages;
+statistics of the system once a minute."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Orders:
     tags: list[str] = field(default_factory=list)
     address: dict[str, str] = field(default_factory=dict)
     """Of the service, where the mode is online."""
+    began: float = 0.0
+    """When the command did: what a live run says of itself is later."""
 
 
 @dataclass
@@ -182,8 +187,8 @@ class Sender:
         if job.id:
             introduction = introduction | {"id": job.id}
         with self.of_page[introduction["id"]]:
-            if not job.live and record and self._is_there(introduction, record):
-                return {"url": self._url(introduction["id"]), "there": True}
+            if not job.live and (url := self._is_there(introduction["id"], record)):
+                return {"url": url, "there": True}
             return self._write_page(job, introduction, begin, lines)
 
     def _write_page(
@@ -221,9 +226,14 @@ class Sender:
     def _lines(self, job: Job) -> Iterator[dict[str, Any]]:
         """The lines of its journal as they come, until its end."""
         reader = Reader(job.folder)
+        of_an_earlier_try = False
         while True:
             over = job.over.is_set() or not job.live
             for line in reader.lines():
+                if "begin" in line:
+                    of_an_earlier_try = job.live and line["time"] < self.orders.began
+                if of_an_earlier_try:
+                    continue
                 yield line
                 if "end" in line:
                     return
@@ -231,12 +241,16 @@ class Sender:
                 return
             time.sleep(LOOKS_EVERY)
 
-    def _is_there(self, introduction: Mapping[str, Any], record: Record) -> bool:
+    def _is_there(self, run_id: str, record: Record | None) -> str | None:
+        """The address of the page that has all of a run, which may be its second one."""
         if not self.service:
-            return False
-        entity, project = self._owner(), self.orders.project
-        there = self.service.arrived(entity, project, introduction["id"])
-        return bool(there and there.records and there.state != "running" and page.digest_of(record) in there.summary)
+            return None
+        last_said = page.digest_of(record) if record else '"status"'
+        for one in (run_id, f"{run_id}-2"):
+            there = self.service.arrived(self._owner(), self.orders.project, one)
+            if there and there.state != "running" and last_said in there.summary and (there.records or not record):
+                return self._url(one)
+        return None
 
     def _owner(self) -> str:
         assert self.service is not None
@@ -259,9 +273,9 @@ class Sender:
         import wandb
 
         settings: dict[str, Any] = {
-            name: value for variable, (name, value) in NOT_ASKED_FOR.items() if variable not in os.environ
+            name: value for variable, (name, value) in UNLESS_SET.items() if variable not in os.environ
         }
-        settings |= {"x_stats_pid": pid, "x_stats_sampling_interval": 60.0} if pid else {"x_disable_stats": True}
+        settings |= {"x_stats_pid": pid} if pid else {"x_disable_stats": True}
         if self.service:
             settings |= IMPATIENT
         if self.sweep:
@@ -326,8 +340,12 @@ class Page:
             staging: of artifacts; None for the usual place.
             there: the rows that the page has already.
         """
-        self.run, self.folder, self.lock, self.staging, self.there = run, folder, lock, staging, there
-        self.step = 0
+        self.run, self.folder, self.lock, self.staging = run, folder, lock, staging
+        self.step = len(there)
+        self.there: dict[tuple[str, Any], dict[str, Any]] = {}
+        """Each row that the page has, by what it is of."""
+        for row in there:
+            self.there.setdefault(_key(row), {}).update(row)
         self.rows: list[dict[str, Any]] = []
         self.held: dict[str, Any] | None = None
         """The row of the last experience, which gets what only the whole run has."""
@@ -354,8 +372,8 @@ class Page:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Takes a line of a journal."""
-        if "begin" in line:
-            self.began = line["time"]
+        if "begin" in line:  # once more, where the run's process died and it is tried again
+            self.began, self.rows, self.held, self.closing = line["time"], [], None, {}
         elif "row" in line:
             self._try(self._row, line["row"])
         elif "animation" in line:
@@ -369,20 +387,23 @@ class Page:
             if page.is_last(row):
                 self.held = row
                 return
-            if time.monotonic() - self.drawn > DRAWS_EVERY:
+            if _key(row) not in self.there and time.monotonic() - self.drawn > DRAWS_EVERY:
                 self.drawn = time.monotonic()
                 row = row | {HEAT_MAP: [_accuracies(one) for one in self.rows]}
         self._log(row)
 
     def _log(self, row: Mapping[str, Any]) -> None:
-        if self.step < len(self.there):
-            found = self.there[self.step]
-            if any(row[name] != found[name] for name in row if name in found and _is_compared(name)):
-                raise Taken(f"its page {self.run.id} has other figures")
-            self.added |= {name: value for name, value in row.items() if name not in found}
-        else:
+        found = self.there.get(_key(row))
+        if found is None:
+            self.there[_key(row)] = dict(row)
             self._send(row, self.step)
-        self.step += 1
+            self.step += 1
+            return
+        if any(row[name] != found[name] for name in row if name in found and _is_compared(name)):
+            raise Taken(f"its page {self.run.id} has other figures")
+        if lacking := {name: value for name, value in row.items() if name not in found}:
+            step = page.EXPERIENCE if page.EXPERIENCE in row else page.EPOCH
+            self.added |= lacking | {step: row[step]}
 
     def _send(self, row: Mapping[str, Any], step: int) -> None:
         values = {name: self._try(self._value, name, value) for name, value in row.items()}
@@ -436,7 +457,7 @@ class Page:
                     exit_code = 0 if self.end_line["complete"] else 1
                     self._try(self.run.summary.update, self.end_line["summary"])
             if self.added:
-                self._try(self._send, self.added, max(self.step, len(self.there)))
+                self._try(self._send, self.added, self.step)
                 self.step += 1
         finally:
             self.run.finish(exit_code=exit_code)
@@ -490,9 +511,15 @@ class Page:
             self.run.log_artifact(artifact)
 
 
+def _key(row: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a row is of: an experience, or an epoch."""
+    step = page.EXPERIENCE if page.EXPERIENCE in row else page.EPOCH
+    return step, row.get(step)
+
+
 def _is_compared(name: str) -> bool:
     """A row's times and pictures differ between two tries of one run; the rest does not."""
-    return name == page.EPOCH or name.startswith(("accuracy/", "loss/")) or name == page.EXPERIENCE
+    return name.startswith(("accuracy/", "loss/"))
 
 
 def _accuracies(row: Mapping[str, Any]) -> list[float]:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from engrams.reports.errors import UserError
-from engrams.reports.store import RECORD
-from engrams.reports.wandb.journal import FOLDER
+from engrams.reports.store import paths_below
+from engrams.reports.wandb.journal import FILE, FOLDER, Reader
 from engrams.reports.wandb.service import Service, ServiceError
-from engrams.reports.wandb.settings import WandBMode, WandBSettings, environment, scratch
+from engrams.reports.wandb.settings import NO_KEY, WandBMode, WandBSettings, environment, scratch
 
 AT_MOST = 28.0
 """Seconds that what is still to be sent is waited for after the last run; with what it takes to end, 30."""
@@ -48,6 +48,7 @@ class Sending:
             service: the one that is there, where the mode is online.
         """
         self.settings, self.out, self.say, self.service = settings, out, say, service
+        self.began = time.time()
         self.states: dict[str, dict[str, Any]] = {}
         self.stopped = False
         self._ended = threading.Condition()
@@ -79,6 +80,7 @@ class Sending:
             "entity": self.settings.entity,
             "tags": list(self.settings.tags),
             "address": asdict(self.service.address) if self.service else {},
+            "began": self.began,
         }
 
     def _tell(self, command: dict[str, Any]) -> None:
@@ -271,12 +273,20 @@ def sending(
         for line in sender.finish(WHEN_INTERRUPTED)[1]:
             screen.say(line)
         raise
-    for line in sender.finish(progress=screen.left_to_send)[1]:
+    try:
+        lines = sender.finish(progress=screen.left_to_send)[1]
+    except BaseException:  # nobody waits any longer
+        for line in sender.finish(0.0)[1]:
+            screen.say(line)
+        raise
+    for line in lines:
         screen.remember(line)
 
 
 def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> bool:
     """Sends finished runs from their records and, where there is one, from their journals; once each.
+
+    Trials of a search and runs of a study of subsets leave no record: theirs are the journals that came to their end.
 
     Args:
         settings: where to.
@@ -289,7 +299,9 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
     Raises:
         NoService: the service cannot be used, or there are no records.
     """
-    folders = sorted({path.parent for root in runs for path in root.rglob(RECORD) if FOLDER not in path.parts})
+    recorded = {path.parent for root in runs for path in paths_below(root)}
+    told = {path.parent.parent for root in runs for path in root.rglob(f"{FOLDER}/{FILE}")} - recorded
+    folders = sorted(recorded | {folder for folder in told if any("end" in line for line in Reader(folder).lines())})
     if not folders:
         raise NoService(f"there are no records in {', '.join(map(str, runs))}")
     try:
@@ -302,7 +314,8 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
     try:
         whole, lines = sender.finish(UPLOAD_AT_MOST * len(folders), screen.left_to_send)
     except BaseException:
-        sender.finish(0.0)
+        for line in sender.finish(0.0)[1]:
+            screen.say(line)
         raise
     for line in lines:
         screen.say(line)
@@ -336,7 +349,7 @@ def _reached(settings: WandBSettings) -> Service:
         ServiceError: it is not, or does not.
     """
     if settings.address is None:
-        raise ServiceError("there is no API key; set WANDB_API_KEY or run 'wandb login' first")
+        raise ServiceError(settings.word.partition(": ")[2] or NO_KEY)
     service = Service(settings.address)
     service.entity()
     return service

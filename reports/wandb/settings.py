@@ -23,6 +23,7 @@ WandBMode = Literal["online", "offline", "disabled"]
 PROJECT = "engrams"
 _MODES: dict[str, WandBMode] = {"run": "online", "shared": "online", "dryrun": "offline"}
 """W&B's other names of modes."""
+NO_KEY = "there is no API key; set WANDB_API_KEY or run 'wandb login' first"
 SCRATCH = "engrams-wandb-"
 PATIENCE = 60.0
 """Seconds that wandb has to say what its settings are."""
@@ -83,7 +84,7 @@ def resolve(
         return DISABLED
     word = said["word"]
     if mode == "online" and not said["key"]:
-        word = word or "W&B is offline: no API key; set WANDB_API_KEY or run 'wandb login' first"
+        word = word or f"W&B is offline: {NO_KEY}"
         mode = "offline"
     return WandBSettings(
         mode=mode,
@@ -153,14 +154,18 @@ def _is_alive(pid: int) -> bool:
 
 def _main() -> None:
     import wandb
+    from pydantic import ValidationError
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
     said = wandb.Settings()
     folder = os.environ.get("WANDB_CONFIG_DIR") or Path("~", ".config", "wandb")
     said.settings_system = str(Path(folder).expanduser() / "settings")
-    said.update_from_system_settings()
-    said.update_from_env_vars(dict(os.environ))
+    try:
+        said.update_from_system_settings()
+        said.update_from_env_vars(dict(os.environ))
+    except ValidationError as error:
+        sys.exit("; ".join(f"{wrong['loc'][-1]}: {wrong['msg']}" for wrong in error.errors()))
     key = said.api_key
     if not key:
         try:
