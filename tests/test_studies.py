@@ -283,9 +283,7 @@ def test_importance_data_may_be_a_dataset_of_avalanches_without_labels():
     found = studies.read(listing.FILE)["adaptive"]
     job = adaptive._job("adaptive", found, 0, (1, 3))
     assert isinstance(job.run, Run)
-    benchmark = adaptive.make_benchmark(
-        adaptive.prepared("digits", job.run.protocol.images), job.run.protocol.stream, "domain", "test", 0
-    )
+    benchmark = adaptive.benchmark_of(job.run)
     images = adaptive._images_of(benchmark.train_stream[0], job.measured_on)
     x, y, _ = tensors_of(benchmark.train_stream[0].dataset)
     assert len(images) == ((y == 1) | (y == 3)).sum()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol, TypeVar
@@ -50,12 +50,14 @@ def start_server() -> None:
     if os.name != "posix":
         return
     _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
-    # The server inherits this. An interrupt is this process's to answer: reading, it would end in a traceback.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The server inherits this. An interrupt is this process's to answer: reading, the server would end in a traceback.
+    # It is put off here, not ignored: one that comes in this moment is answered in the next.
+    resource_tracker.ensure_running()  # the server would start it, and that ends the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ProcessError(UserError):
