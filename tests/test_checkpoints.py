@@ -75,7 +75,6 @@ KEPT = [
     ("split-digits/task", "dgr-gaussian"),
     ("split-digits/class", "ewc+replay"),
     ("generate-digits", "mergan-ra"),
-    ("generate-digits", "gan-ewc"),
 ]
 
 
