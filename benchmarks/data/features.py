@@ -23,6 +23,7 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.pretrained import Pretrained, pretrained
+from engrams.reports.store import replace_file, replacing
 
 IMAGES_IN_A_PART = 1000
 """Kept on disk as one, so that this much is done again at most."""
@@ -100,7 +101,7 @@ def _made(
     if said.exists() and json.loads(said.read_text(encoding="utf-8")) != about:
         shutil.rmtree(parts)  # what was begun was of other images or weights
         parts.mkdir()
-    _replace(said, json.dumps(about).encode())
+    replace_file(said, json.dumps(about))
     total, done = len(data.train_y) + len(data.test_y), 0
     arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
     for split, images, labels in (("train", data.train_x, data.train_y), ("test", data.test_x, data.test_y)):
@@ -110,20 +111,14 @@ def _made(
             path = parts / f"{split}-{place:06d}.npy"
             if not path.exists():
                 batches = [model.features(batch, size).numpy() for batch in part.split(IMAGES_AT_ONCE)]
-                _save(path, np.concatenate(batches))
+                with replacing(path) as opened:
+                    np.save(opened, np.concatenate(batches))
             found.append(np.load(path, allow_pickle=False))
             done += len(found[-1])
             advanced(done, total)
         arrays |= {f"{split}_images": np.concatenate(found), f"{split}_labels": labels.numpy()}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as opened:
-            np.savez(opened, **arrays)
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as opened:
+        np.savez(opened, **arrays)
     shutil.rmtree(parts)
     file.with_suffix(".lock").unlink(missing_ok=True)
     return file
@@ -132,25 +127,6 @@ def _made(
 def _in_parts(images: Tensor) -> Iterator[tuple[int, Tensor]]:
     for place in range(0, len(images), IMAGES_IN_A_PART):
         yield place, images[place : place + IMAGES_IN_A_PART]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as opened:
-            np.save(opened, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _first(data: ImageData, first: int | None) -> ImageData:
