@@ -1,6 +1,7 @@
 """A suite that is killed over and over ends in the records of one that never was: ``python -m tests.chaos``.
 
-Kills everything, the command alone, or one of its workers, at random moments whose seed is printed.
+Kills everything, the command alone, or one of its workers, at random moments whose seed is printed. Then
+``test_fuzz.py`` reads 2,000 broken files and command lines, drawn with the same seed.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="engrams-chaos-") as folder:
         kinds = [KINDS[number % len(KINDS)] for number in range(arguments.kills)]
         run(kinds, "split-digits/class", STRATEGIES, arguments.seed, Path(folder))
-    print(f"{arguments.kills} kills, {len(STRATEGIES)} runs: nothing lost, nothing doubled, equal to the bit")
+    print(f"{arguments.kills} kills, {len(STRATEGIES)} runs: nothing lost, nothing doubled, equal to the bit", flush=True)
+    fuzz = (sys.executable, "-m", "pytest", "tests/test_fuzz.py", f"--hypothesis-seed={arguments.seed}")
+    sys.exit(subprocess.run(fuzz, cwd=ROOT, env={**os.environ, "ENGRAMS_FUZZ": "2000"}).returncode)
 
 
 if __name__ == "__main__":
