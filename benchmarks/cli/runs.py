@@ -197,7 +197,7 @@ def _do(
     for line in what_is_stale(runs, by_hand or {}):
         say(line, style="yellow")
     if dry_run:
-        _show_plan(runs, out, wide)
+        _show_plan(runs, out, workers, wide)
         return
     display = Display(console)
     records = run_all(runs, out, wandb, workers, display, stream_from_disk)
@@ -207,7 +207,8 @@ def _do(
     stop_if_failed(records)
 
 
-def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
+def _show_plan(runs: list[Run], out: Path, workers: int | None, wide: bool) -> None:
+    from engrams.benchmarks.jobs.limits import forecast
     from engrams.benchmarks.jobs.suite import finished
     from engrams.reports.render import Sheet
     from engrams.reports.store import NewerRecord, RecordError
@@ -234,6 +235,10 @@ def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
         wide=wide,
     )
     say(f"{len(runs) - found.count('complete')} of {len(runs)} to be run; records go to {out}")
+    if owed := [run for run, what in zip(runs, found, strict=True) if what != "complete"]:
+        expected = forecast(owed, out, workers)
+        for line in (expected.line(), *expected.too_much(out)):
+            say(line)
 
 
 def _sweep(
