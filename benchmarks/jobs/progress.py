@@ -36,8 +36,6 @@ SECONDS_BETWEEN_WAITS = 5
 class _Left(TimeRemainingColumn):
     """The time that is left: of all runs the forecast's, of one run by the epochs that it has done."""
 
-    max_refresh = None  # it is as cheap as the rest, and two bars of one column are not to show each other's
-
     def render(self, task: Task) -> Text:
         left = forecast.left() if (forecast := task.fields.get("forecast")) else None
         return super().render(task) if left is None else Text(duration(left), style="progress.remaining")
