@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from engrams.reports.anytime import Anytime, Prequential
+from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
 from engrams.reports.matrix import METRICS, metrics
 
@@ -85,7 +86,8 @@ class Record(BaseModel):
     then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
     is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
     strategy has a generator, ``anytime`` and ``prequential`` where the protocol's ``[judging]`` asks for them.
-    ``seconds`` is the wall-clock time of training and evaluation. ``experiences`` says how many are judged.
+    ``seconds`` is the wall-clock time of training and evaluation; what else it took is in ``costs``, which older
+    records have none of. ``experiences`` says how many are judged.
     ``revisions`` has the revision of every part of the code that decided the result (strategies by name,
     ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
     """
@@ -106,6 +108,7 @@ class Record(BaseModel):
     generated: Generated | None = None
     anytime: Anytime | None = None
     prequential: Prequential | None = None
+    costs: Costs | None = None
     hyperparameters: dict[str, Any]
     seconds: float
     environment: dict[str, Any]
@@ -130,6 +133,7 @@ class Record(BaseModel):
             "generated": None,
             "anytime": None,
             "prequential": None,
+            "costs": None,
             "revisions": {},
         }
         return {key: value for key, value in serialize(self).items() if left_out.get(key, ...) != value}

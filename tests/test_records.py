@@ -196,7 +196,7 @@ def test_a_result_whose_record_cannot_be_written_fails_that_run_alone(tmp_path, 
     monkeypatch.setattr(store, "write", full)
     run = run_of(registry.get("split-digits/task"), "naive", 0, {})
     monkeypatch.setattr(
-        "engrams.benchmarks.jobs.execute.learn", lambda *args, **more: Learned([[0.5] * 5] * 5, [0.1] * 5, 1.0)
+        "engrams.benchmarks.jobs.execute.learn", lambda *args, **more: Learned([[0.5] * 5] * 5, [0.1] * 5, 1.0, None)
     )
     found = execute(run, tmp_path, "cpu", "disabled", lambda n: None)
     assert found.status == "failed"

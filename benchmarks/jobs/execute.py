@@ -76,6 +76,7 @@ def execute(
             "generated": observer.summary() if observer else None,
             "anytime": learned.anytime,
             "prequential": learned.prequential,
+            "costs": learned.costs,
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):
