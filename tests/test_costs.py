@@ -1,5 +1,7 @@
 """What a run takes: operations against formulas and against a count of every step, bytes part by part, tables."""
 
+import csv
+import io
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +11,14 @@ from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training import costs, run
 from engrams.benchmarks.training.costs import OperationsPlugin, PeakMemory
+from engrams.reports import store
+from engrams.reports.costs import Costs
+from engrams.reports.local import contents
+from engrams.reports.pages import costs as pages
+from engrams.reports.wandb import page
 from engrams.strategies.steps import step_of, steps_told
+from tests.test_records import record, written
+from tests.test_runs import engrams
 
 ENTRY = registry.get("split-digits/class")
 EPOCHS, FIRST = 2, 3
@@ -148,3 +157,53 @@ def test_the_most_memory_is_that_of_the_time():
     del taken
     after = PeakMemory("cpu").bytes()
     assert with_it - after > 150_000_000, "the next run does not have it"
+
+
+# --- seen -------------------------------------------------------------------------------------------------------------
+
+
+def test_old_records_have_a_dash_and_new_ones_their_figures(tmp_path):
+    taken = Costs(
+        processor_seconds=2.5,
+        peak_memory=700_000_000,
+        bytes={"model": 2_000_000, "optimizer": 4_000_000, "anchors": 1_000_000, "importances": 500_000},
+        operations={"training": 3_000_000_000, "importance": 1_000_000_000},
+        steps={"training": 10, "importance": 1},
+    )
+    for one in (record("old"), record("new", costs=taken)):
+        assert store.read(written(tmp_path, one)) == one
+    done = engrams("table", tmp_path, "--costs", "--format", "md")
+    rows = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in done.stdout.splitlines()
+        if line.startswith("|")
+    }
+    assert rows["strategy"] == [
+        "s",
+        "processor s",
+        "peak MB",
+        "model MB",
+        "kept MB",
+        "GFLOP",
+        "importance",
+        "training",
+        "seeds",
+    ]
+    assert rows["old"] == ["1", *"-------", "1"]
+    assert rows["new"] == ["1", "2.5", "700", "2", "1.5", "4", "1", "3", "1"]
+    (line,) = [
+        line
+        for line in csv.DictReader(io.StringIO(pages.as_csv(store.read_all(tmp_path))))
+        if line["strategy"] == "new"
+    ]
+    assert (line["operations (GFLOP)"], line["bytes of anchors"]) == ("4.0", "1000000.0")
+    assert engrams("table", tmp_path, "--costs", "--format", "tex").returncode == 2
+    (section,) = contents.sections(store.read_all(tmp_path), {})
+    assert {one.strategy: set(one.costs) for one in section.lines} == {"old": {"seconds"}, "new": set(pages.MEASURES)}
+    assert contents.run(record("new", costs=taken), [])["costs"]["steps: training"] == "10, of 3 GFLOP in all"
+
+
+def test_a_page_of_wandb_says_them_to_the_bit():
+    taken = Costs(processor_seconds=0.1, bytes={"model": 8}, operations={"training": 2**60}, steps={"training": 1})
+    one = record(costs=taken)
+    assert page.record_of(page.introduction_of(one)["config"], page.rows_of(one), page.summary_of(one)).costs == taken

@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from engrams.strategies.kept import State
 
 
-
 def _product(total: torch.Size, one: torch.Size, other: torch.Size, **more: Any) -> int:
     return 2 * one.numel() * other[1]
 

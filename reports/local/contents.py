@@ -14,7 +14,7 @@ import numpy as np
 
 from engrams.reports.estimates import Estimate
 from engrams.reports.matrix import seen_so_far
-from engrams.reports.pages import class_shares, comparison, generation
+from engrams.reports.pages import class_shares, comparison, costs, generation
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -127,7 +127,7 @@ def _line(row: comparison.Row, runs: Sequence[Record], shown: bool) -> Line:
         [interval(Estimate.of(values)) for values in forgotten.T[:-1].tolist()],
         _interval_of(row, "learning_accuracy"),
         _interval_of(row, "forgetting"),
-        {"seconds a run": interval(Estimate.of([run.seconds for run in runs]))},
+        {name: interval(Estimate.of(values)) for name in costs.MEASURES if (values := costs.values_of(name, runs))},
         matrices.mean(axis=0).round(DIGITS).tolist(),
     )
 
@@ -198,11 +198,24 @@ def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
         "initial": [round(value, DIGITS) for value in record.accuracy_at_initialisation],
         "metrics": record.metrics,
         "seconds": round(record.seconds, 2),
+        "costs": _costs(record),
         "command": command(record),
         "settings": flat(record.hyperparameters),
         "environment": flat(record.environment),
         "pictures": list(pictures),
     }
+
+
+def _costs(record: Record) -> dict[str, str]:
+    if record.costs is None:
+        return {}
+    found = {"processor seconds": f"{record.costs.processor_seconds:.2f}"}
+    if record.costs.peak_memory is not None:
+        found["peak memory"] = f"{record.costs.peak_memory / 1e6:,.0f} MB"
+    found |= {part: f"{size:,} bytes" for part, size in record.costs.bytes.items()}
+    for kind, steps in record.costs.steps.items():
+        found[f"steps: {kind}"] = f"{steps:,}, of {record.costs.operations[kind] / 1e9:,.3g} GFLOP in all"
+    return found
 
 
 def failures(found: Iterable[Section]) -> list[Record]:

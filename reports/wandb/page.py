@@ -175,6 +175,8 @@ def summary_of(record: Record, traceback: str | None = None) -> dict[str, Any]:
     summary |= {f"final/{name}": value for name, value in record.metrics.items() if value is not None}
     summary |= {f"final/{name}": value for name, value in record.along_the_way.items()}
     summary["final/seconds"] = record.seconds
+    if record.costs:
+        summary["costs"] = record.costs.model_dump()
     if record.accuracy_at_initialisation:
         summary["accuracy_at_initialisation"] = record.accuracy_at_initialisation
     if record.generated:
@@ -224,6 +226,7 @@ def record_of(
             "accuracy_at_initialisation": summary.get("accuracy_at_initialisation", []),
             "metrics": {name: summary.get(f"final/{name}") for name in METRICS} if complete else {},
             "generated": generated,
+            "costs": summary.get("costs") if complete else None,
             # W&B keeps no empty dictionary: that of a strategy that has nothing to set.
             "hyperparameters": {"strategy": {}}
             | {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},

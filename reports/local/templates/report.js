@@ -146,7 +146,7 @@ function draw() {
     ],
     "chart-cost": [
       points(lines, look, (line) => line.costs[cost], (line) => line.acc, (value) => value),
-      layout(cost, "ACC (%)", { xaxis: { type: "log" } }), `ACC against ${cost}`,
+      layout(cost, "ACC (%)", { xaxis: { type: lines.some((line) => line.costs[cost]?.[0] === 0) ? "linear" : "log" } }), `ACC against ${cost}`,
     ],
   };
   for (const [id, [traces, axes, said]] of Object.entries(drawn)) {
@@ -244,7 +244,7 @@ function ofRun(run, strategy) {
   const measured = Object.fromEntries(Object.entries(run.metrics).map(([name, value]) => [name, value === null ? "not defined" : `${written(value)} %`]));
   parts.push(make(
     "div", { className: "halves" }, titled("Metrics", pairs({ ...measured, seconds: `${run.seconds}` })),
-    titled("Ran on", pairs(run.environment)),
+    ...(Object.keys(run.costs).length ? [titled("What it took", pairs(run.costs))] : []), titled("Ran on", pairs(run.environment)),
   ));
   if (run.pictures.length) parts.push(make("div", { className: "pictures" }, ...run.pictures.map((path) => picture(path, strategy, run))));
   return parts;
