@@ -83,13 +83,13 @@ class Record(BaseModel):
     """Everything one run leaves: what decided it, what came out, and on what it ran.
 
     ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
-    then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
-    is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
-    strategy has a generator, ``anytime`` and ``prequential`` where the protocol's ``[judging]`` asks for them.
-    ``seconds`` is the wall-clock time of training and evaluation; what else it took is in ``costs``, which older
-    records have none of. ``experiences`` says how many are judged.
-    ``revisions`` has the revision of every part of the code that decided the result (strategies by name,
-    ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
+    then says why. ``undefined`` says why a metric is None. ``variant`` names the settings that are not the protocol's
+    own (``ewc_lambda=10``); ``upper_bound`` is set where the strategy sees data that a continual learner would no
+    longer have. ``generated`` is there where the strategy has a generator, ``anytime`` and ``prequential`` where the
+    protocol's ``[judging]`` asks for them. ``seconds`` is the wall-clock time of training and evaluation; what else it
+    took is in ``costs``, which older records have none of. ``experiences`` says how many are judged. ``revisions`` has
+    the revision of every part of the code that decided the result (strategies by name, ``classifier`` for the judge of
+    generated images); those that it does not name are of revision 1.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -105,6 +105,7 @@ class Record(BaseModel):
     accuracy_matrix: list[list[float]] = []
     accuracy_at_initialisation: list[float] = []
     metrics: dict[str, float | None] = {}
+    undefined: dict[str, str] = {}
     generated: Generated | None = None
     anytime: Anytime | None = None
     prequential: Prequential | None = None
@@ -130,6 +131,7 @@ class Record(BaseModel):
             "variant": "",
             "upper_bound": False,
             "experiences": None,
+            "undefined": {},
             "generated": None,
             "anytime": None,
             "prequential": None,

@@ -24,7 +24,9 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.reports.local import contents, page
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.parity import board
+from engrams.reports.predictions import read_predictions
 from engrams.reports.store import Record, folder_of, write
+from tests.test_predictions import done
 
 BROWSER = shutil.which("chromium-headless-shell")
 needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no chromium-headless-shell here (Debian's package)")
@@ -247,6 +249,30 @@ def test_it_is_read_sorted_filtered_and_opened(browser, tmp_path):
         shown.locator("#table [data-download=csv]").click()
     rows = list(csv.DictReader(io.StringIO(Path(saved.value.path()).read_text())))
     assert {row["strategy"] for row in rows} == {"a", "b", "c", "broken"}
+    watched.quiet()
+
+
+@needs_browser
+def test_what_a_run_answered_is_read_off_when_it_is_opened(browser, tmp_path):
+    found, folder = done(tmp_path / "runs", "split-digits/class", "replay")
+    answered = read_predictions(folder)
+    written = page.write([found], tmp_path / "report", {}, [], [], [tmp_path / "runs"])
+    watched = Watched(browser, written, viewport={"width": 400, "height": 900})
+    shown = watched.page
+    shown.locator("#comparison .open").click()
+    shown.locator("dialog button[role=tab]:has-text('seed 0')").click()
+    cells = "cells => cells.map((cell) => +cell.dataset.v)"
+    for after in (5, 2):
+        shown.select_option("dialog .confusion-of", label=str(after))
+        confusion = shown.locator("dialog .confusion td").evaluate_all(cells)
+        assert confusion == answered.confusion(after - 1).ravel().tolist()
+    heats = shown.locator("dialog .heat")
+    by_class = heats.nth(2).locator("td").evaluate_all(cells)
+    assert by_class == pytest.approx(answered.accuracy_by_class().ravel(), abs=1e-5)
+    assert heats.nth(3).locator("td").evaluate_all(cells) == pytest.approx(answered.recency_bias(), abs=1e-5)
+    took = shown.locator("dialog .pairs").nth(1).inner_text()
+    assert f"{found.costs.bytes['kept']:,} bytes" in took
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 400
     watched.quiet()
 
 

@@ -29,6 +29,7 @@ from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
+from engrams.benchmarks.judging.predictions import PredictionsPlugin
 from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.checkpoint import (
@@ -46,6 +47,7 @@ from engrams.reports import store
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.matrix import accuracy_row
+from engrams.reports.predictions import Predictions
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
@@ -179,6 +181,7 @@ class Learned(NamedTuple):
     seconds: float
     """Of training and evaluation."""
     costs: Costs
+    predictions: Predictions
     anytime: Anytime | None = None
     prequential: Prequential | None = None
     """What the protocol's ``[judging]`` asks for; None where the whole stream is learned at once."""
@@ -219,6 +222,7 @@ def learn(
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
     operations = count_operations(strategy)
+    strategy.plugins.append(predictions := PredictionsPlugin())
     of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
 
     def epoch_done(epoch: int, losses: dict[str, float]) -> None:
@@ -268,7 +272,7 @@ def learn(
     if run.strategy.whole_stream_at_once:
         train(learned)
         look()
-        return Learned(matrix, [], clock.seconds, costs())
+        return Learned(matrix, [], clock.seconds, costs(), predictions.result(False))
     of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     judging = protocol.judging or Judging()
     anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
@@ -309,6 +313,7 @@ def learn(
         at_initialisation,
         clock.seconds,
         costs(),
+        predictions.result(True),
         anytime.result() if anytime else None,
         prequential.result() if prequential else None,
     )

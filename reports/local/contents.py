@@ -15,11 +15,14 @@ import numpy as np
 from engrams.reports.estimates import Estimate
 from engrams.reports.matrix import seen_so_far
 from engrams.reports.pages import class_shares, comparison, costs, generation
+from engrams.reports.predictions import Predictions
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
 AT_FIRST = 7
 """How many strategies the charts show before somebody chooses: more lines than colours cannot be told apart."""
+CLASSES_EACH_TIME = 20
+"""Of more classes, only the last confusion matrix is shown: each has as many numbers as classes, squared."""
 DIGITS = 5
 """Of fractions, after the point: a thousandth of a percent."""
 Interval = tuple[float, float | None]
@@ -188,8 +191,14 @@ def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
     return found
 
 
-def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
-    """Returns all that the page shows of a run when it is opened."""
+def run(record: Record, pictures: Sequence[str], answered: Predictions | None = None) -> dict[str, Any]:
+    """Returns all that the page shows of a run when it is opened.
+
+    Args:
+        record: of the run.
+        pictures: their paths from the page.
+        answered: what it answered on the test stream, if that was kept.
+    """
     return {
         "seed": record.seed,
         "complete": record.complete,
@@ -197,12 +206,27 @@ def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
         "matrix": [[round(value, DIGITS) for value in row] for row in record.accuracy_matrix],
         "initial": [round(value, DIGITS) for value in record.accuracy_at_initialisation],
         "metrics": record.metrics,
+        "undefined": record.undefined,
+        "answered": answers(answered) if answered else None,
         "seconds": round(record.seconds, 2),
         "costs": _costs(record),
         "command": command(record),
         "settings": flat(record.hyperparameters),
         "environment": flat(record.environment),
         "pictures": list(pictures),
+    }
+
+
+def answers(found: Predictions) -> dict[str, Any]:
+    """Returns what is read off the answers of a run: confusion, accuracy by class, recency bias."""
+    times = len(found.answers)
+    shown = range(times) if found.classes <= CLASSES_EACH_TIME else [times - 1]
+    bias = found.recency_bias()
+    by_class = found.accuracy_by_class().tolist()
+    return {
+        "confusion": {t + 1: found.confusion(t).tolist() for t in shown},
+        "by_class": [[None if value != value else round(value, DIGITS) for value in row] for row in by_class],
+        "recency": None if bias is None else bias.round(DIGITS).tolist(),
     }
 
 

@@ -175,6 +175,8 @@ def summary_of(record: Record, traceback: str | None = None) -> dict[str, Any]:
     summary |= {f"final/{name}": value for name, value in record.metrics.items() if value is not None}
     summary |= {f"final/{name}": value for name, value in record.along_the_way.items()}
     summary["final/seconds"] = record.seconds
+    if record.undefined:
+        summary["undefined"] = record.undefined
     if record.costs:
         summary["costs"] = record.costs.model_dump()
     if record.accuracy_at_initialisation:
@@ -226,6 +228,7 @@ def record_of(
             "accuracy_at_initialisation": summary.get("accuracy_at_initialisation", []),
             "metrics": {name: summary.get(f"final/{name}") for name in METRICS} if complete else {},
             "generated": generated,
+            "undefined": summary.get("undefined", {}),
             "costs": summary.get("costs") if complete else None,
             # W&B keeps no empty dictionary: that of a strategy that has nothing to set.
             "hyperparameters": {"strategy": {}}
