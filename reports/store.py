@@ -32,7 +32,9 @@ from pydantic import (
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
+from engrams.reports.generators import ByClass
 from engrams.reports.matrix import METRICS, metrics
+from engrams.reports.privacy import Privacy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,12 @@ class Generated(BaseModel):
     solver, is the share of images taken for class c after experience i, in [0, 1]. Where the generator itself is
     judged (its accuracy matrix has what it was asked for), ``frechet_distance[i]`` is the distance from the real test
     images of the classes so far, in the classifier's features, and ``reverse_accuracy`` that of a classifier trained
-    on what was generated in the end, on real test images.
+    on what was generated in the end, on real test images; ``frechet_by_class[i][c]`` and ``reverse_by_class[i][c]``
+    say both after experience i for the real test images of class c alone, None where it was not learned yet.
+
+    ``precision[i]`` and ``recall[i]`` are Kynkäänniemi et al. 2019's, in [0, 1], of the classes learned by experience
+    i (None of too few images); ``privacy`` says how near its images lie, in the end, to those that it was trained on.
+    Older records have none of these.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,6 +79,11 @@ class Generated(BaseModel):
     class_shares: list[list[float]] = []
     frechet_distance: list[float] = []
     reverse_accuracy: float | None = None
+    frechet_by_class: ByClass = []
+    reverse_by_class: ByClass = []
+    precision: list[float | None] = []
+    recall: list[float | None] = []
+    privacy: Privacy | None = None
     classifier_accuracy: float
 
     @model_serializer(mode="wrap")

@@ -10,8 +10,9 @@ from scipy import linalg
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
-from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver, frechet_distance
+from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver
 from engrams.benchmarks.judging.observer import classifier_for
+from engrams.benchmarks.judging.quality import features_of, frechet_distance
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.training.run import make_strategy
 from engrams.reports import store
@@ -62,6 +63,11 @@ def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
     assert len(found.generated.frechet_distance) == experiences
     assert all(distance > 0 for distance in found.generated.frechet_distance)
     assert 0 <= found.generated.reverse_accuracy <= 1
+    for matrix in (found.generated.frechet_by_class, found.generated.reverse_by_class):
+        learned = [[value is not None for value in row] for row in matrix]
+        assert learned == ([[True] * 10] if experiences == 1 else np.tri(10, dtype=bool).tolist())
+    assert len(found.generated.precision) == len(found.generated.recall) == experiences
+    assert found.generated.privacy.images == 1000
     assert found.generated.classifier_accuracy > 0.97
     assert found.hyperparameters["generation"] == {"images_per_class": 100}
     assert ("gan" in found.hyperparameters) == (strategy != "gan-dgr")
@@ -71,6 +77,8 @@ def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
         assert picture.convert("L").getextrema()[1] == 255
     with Image.open(folder / "generated.gif") as frames:
         assert getattr(frames, "n_frames", 1) == experiences
+    with Image.open(folder / "nearest.png") as picture:
+        assert picture.width > 800
 
 
 def test_the_same_seed_gives_the_same_matrix_to_the_bit(out, tmp_path):
@@ -161,6 +169,21 @@ def test_a_class_that_is_missing_shows_in_the_distance_and_in_the_reverse_accura
     assert seen.frechet_distance == known.frechet_distance
 
 
+def test_each_class_has_its_own_figures(known):
+    """Real images of every class but the 8, which is shown as the 3."""
+    last, before = known.frechet_by_class[-1], known.frechet_by_class[7]
+    assert last[:8] == before[:8], "what is made of a class does not change"
+    assert last[8] > 5 * max(last[:8])
+    reverse = known.reverse_by_class[-1]
+    assert reverse[8] < 0.1
+    assert min(reverse[:3]) > 0.6
+    assert known.precision[7] > 0.9
+    assert known.recall[7] > 0.9
+    assert known.recall[8] < known.recall[7], "real eights are not made"
+    given = known.summary().privacy
+    assert given.pixels.to_test == 0, "it makes test images"
+
+
 def test_the_frechet_distance_is_that_of_two_normals(classifier):
     data = prepared("digits", DIGITS.images)
     one, other = data.test_x[:200], data.train_x[:300] * 0.7
@@ -169,8 +192,9 @@ def test_the_frechet_distance_is_that_of_two_normals(classifier):
     means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert frechet_distance(classifier, one, other) == pytest.approx(expected, rel=1e-2)
-    assert frechet_distance(classifier, one, one) == pytest.approx(0, abs=1e-3 * expected)
+    features = [features_of(classifier, x) for x in (one, other)]
+    assert frechet_distance(*features) == pytest.approx(expected, rel=1e-2)
+    assert frechet_distance(features[0], features[0]) == pytest.approx(0, abs=1e-3 * expected)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

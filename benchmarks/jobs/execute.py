@@ -18,8 +18,10 @@ from typing import Any
 import torch
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.streams import classes_of_experiences
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
+from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.revisions import revisions_of
 from engrams.benchmarks.training.checkpoint import Checkpoints
 from engrams.benchmarks.training.run import Learned, Run, learn
@@ -197,7 +199,10 @@ def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserv
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:
         return GenerationObserver(run.protocol, classifier, run.name, folder)
-    return GeneratorObserver(run.protocol, classifier, run.name, folder)
+    stream, experiences = run.protocol.stream, []
+    if classifier and isinstance(stream, SplitStream):
+        experiences = classes_of_experiences(stream, classifier.classes, run.judge, run.seed)
+    return GeneratorObserver(run.protocol, classifier, run.name, folder, experiences)
 
 
 def usual_device() -> str:

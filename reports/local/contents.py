@@ -14,7 +14,7 @@ import numpy as np
 
 from engrams.reports.estimates import Estimate
 from engrams.reports.matrix import seen_so_far
-from engrams.reports.pages import class_shares, comparison, costs, generation
+from engrams.reports.pages import class_shares, comparison, costs, generation, privacy
 from engrams.reports.predictions import Predictions
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
@@ -95,7 +95,7 @@ def sections(records: Sequence[Record], titles: Mapping[str, str]) -> list[Secti
                 ],
                 [
                     (sheet, page.LEGEND)
-                    for page in (class_shares, generation)
+                    for page in (class_shares, generation, privacy)
                     for sheet in page.sheets(page.compare(own))  # type: ignore[attr-defined]
                 ],
                 runs,

@@ -31,7 +31,7 @@ from engrams.reports.store import RECORD, Record, RecordError, read, replace_fil
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, PICTURES = "index.html", "pictures"
-MADE = ("generated.png", "generated.gif")
+MADE = ("generated.png", "generated.gif", "nearest.png")
 """What a run with a generator leaves beside its record."""
 Identity = tuple[str, str, str, int]
 

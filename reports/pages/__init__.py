@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from engrams.reports.pages import anytime, class_shares, comparison, costs, generation
+from engrams.reports.pages import anytime, class_shares, comparison, costs, generation, privacy
 from engrams.reports.render import Sheet, as_markdown
 from engrams.reports.store import Record
 
@@ -25,7 +25,8 @@ class Page(NamedTuple):
 
 
 PAGES = [
-    Page(module.compare, module.sheets, module.LEGEND) for module in (comparison, anytime, class_shares, generation)
+    Page(module.compare, module.sheets, module.LEGEND)
+    for module in (comparison, anytime, class_shares, generation, privacy)
 ]
 COSTS = Page(costs.compare, costs.sheets, costs.LEGEND)
 """Shown where it is asked for."""

@@ -35,6 +35,8 @@ STEPS: dict[str, tuple[str, ...]] = {
 """Step metric -> the names that are drawn against it."""
 SO_FAR = ("ACC", "forgetting", "seconds")
 """Names of the history that the summary does not repeat: there, what is final is below ``final/``."""
+JUDGED = {"frechet_by_class", "reverse_by_class", "precision", "recall", "privacy"}
+"""What of a generator has no name of its own in the history or the summary."""
 OF_FAILURE = ("reason", "traceback", "seconds_until_failure")
 OWN = (
     "protocol",
@@ -185,6 +187,8 @@ def summary_of(record: Record, traceback: str | None = None) -> dict[str, Any]:
         summary["final/classifier_accuracy"] = record.generated.classifier_accuracy
         if record.generated.reverse_accuracy is not None:
             summary["final/reverse_accuracy"] = record.generated.reverse_accuracy
+        if judged := record.generated.model_dump(include=JUDGED):
+            summary["judged"] = judged
     return summary
 
 
@@ -214,6 +218,7 @@ def record_of(
             frechet_distance=[one["frechet_distance"] for one in in_order if "frechet_distance" in one],
             reverse_accuracy=summary.get("final/reverse_accuracy"),
             classifier_accuracy=summary["final/classifier_accuracy"],
+            **summary.get("judged", {}),
         )
     return Record.model_validate(
         {
