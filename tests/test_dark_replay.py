@@ -3,26 +3,22 @@
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
 from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.data.streams import labelled
 from engrams.strategies.dark_replay import DERPlugin
 
 RATE = 0.5
 
 
 def stream_of(*parts):
-    data = []
-    for x, y in parts:
-        tensors = TensorDataset(x, y)
-        tensors.targets = y.tolist()
-        data.append(as_classification_dataset(tensors))
-    return benchmark_from_datasets(train=data).train_stream
+    data = [TensorClassificationDataset.from_tensors(x, y, task_label=0) for x, y in parts]
+    return labelled(benchmark_from_datasets(train=data)).train_stream
 
 
 def naive(model, plugin, batch, rate=RATE):
@@ -45,7 +41,6 @@ def test_two_steps_are_those_of_the_algorithm(beta):
         strategy.train(experience, shuffle=False)
 
     outputs = by_hand(x[:4]).detach()
-    step = functional.cross_entropy(by_hand(x[:4]), y[:4])
     for (now, labels), past in (((x[:4], y[:4]), None), ((x[4:], y[4:]), outputs)):
         step = functional.cross_entropy(by_hand(now), labels)
         if past is not None:
