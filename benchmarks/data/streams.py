@@ -125,9 +125,7 @@ def _spread(value: float | tuple[float, ...], device: torch.device | None = None
     return torch.tensor(value, device=device)[:, None, None] if isinstance(value, tuple) else value
 
 
-def make_benchmark(
-    data: ImageData, stream: MadeStream, scenario: str, judge: Judge, seed: int
-) -> CLScenario:
+def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Judge, seed: int) -> CLScenario:
     """Build the streams of one run.
 
     Args:
@@ -187,9 +185,7 @@ def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(validation)
 
 
-def _standardised(
-    data: ImageData, stream: MadeStream, learned: Tensor, judge: Judge, seed: int
-) -> ImageData:
+def _standardised(data: ImageData, stream: MadeStream, learned: Tensor, judge: Judge, seed: int) -> ImageData:
     """Every value of a vector by its mean and standard deviation in the first experience; a constant one by its mean.
 
     What a learner may know when it begins: nothing of later experiences, and nothing of what it is judged on.
