@@ -200,7 +200,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     Raises:
         Diverged: the loss or a parameter is no finite number any more.
     """
-    protocol, run = job.run.protocol, job.run
+    run = job.run
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
     benchmark = benchmark_of(run)
