@@ -8,6 +8,7 @@ import pytest
 
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs import suites
+from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.reports import store
@@ -199,6 +200,29 @@ def test_a_bad_choice_is_refused_under_its_own_name(tmp_path, content, message):
     with pytest.raises(ProtocolError, match=message) as caught:
         protocol.get(str(tmp_path / "mine.toml/task")).hyperparameters_of(catalogue.get("ewc"))
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_strategy_may_have_a_learning_rate_of_its_own(tmp_path):
+    name = "buzzega2020-rotated-mnist"
+    rates = {
+        strategy: run_of(protocol.get(name), strategy).deciding()["training"] for strategy in ("naive", "ewc", "derpp")
+    }
+    assert {strategy: training["learning_rate"] for strategy, training in rates.items()} == {
+        "naive": 0.2,
+        "ewc": 0.1,
+        "derpp": 0.1,
+    }
+    assert "learning_rate_of" not in rates["naive"]
+    by_hand = protocol.get(name, {"training.learning_rate": 0.05})
+    assert run_of(by_hand, "ewc").training.learning_rate == 0.05
+    (tmp_path / "mine.toml").write_text(f"extends = '{name}'\n[training]\nlearning_rate = 0.3\n", encoding="utf-8")
+    assert run_of(protocol.get(str(tmp_path / "mine.toml")), "ewc").training.learning_rate == 0.3
+    for key, rate, message in (
+        ("evc", 0.1, "no strategy is called 'evc'; did you mean 'ewc'"),
+        ("ewc", -1.0, "Input should be greater than 0"),
+    ):
+        with pytest.raises(ProtocolError, match=f"training.learning_rate_of.{key}: {message}"):
+            protocol.get(name, {f"training.learning_rate_of.{key}": rate})
 
 
 def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):

@@ -252,8 +252,10 @@ def _base_of(path: Path, content: dict[str, Any]) -> Path:
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Table by table; a table of another kind takes the place of the whole."""
+    """Table by table; a table of another kind takes the place of the whole, a learning rate that of each strategy's."""
     merged = dict(base)
+    if "learning_rate" in own:
+        merged.pop("learning_rate_of", None)
     for key, value in own.items():
         before = base.get(key)
         same_kind = (
