@@ -187,7 +187,21 @@ MadeStream = PermutedStream | RotatedStream | SplitStream
 Stream = MadeStream | BenchmarkStream
 
 
-class MLP(Table):
+class AnyNetwork(Table):
+    """``all_classes``: of class-incremental learning: there is an output for every class from the start, none masked.
+
+    Otherwise the output layer grows with the classes met.
+    """
+
+    all_classes: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there was this have none."""
+        return {key: value for key, value in serialize(self).items() if value or key != "all_classes"}
+
+
+class MLP(AnyNetwork):
     """A multi-layer perceptron with ReLU; the kind of network where none is named."""
 
     # Not in the record: records of networks made before there were two kinds have none.
@@ -196,7 +210,7 @@ class MLP(Table):
     hidden_layers: Positive
 
 
-class CNN(Table):
+class CNN(AnyNetwork):
     """Convolutions 3x3 and max-pooling 2x2 ("M"), as VGG has them, then fully connected layers, all with ReLU."""
 
     kind: Literal["cnn"]
@@ -204,7 +218,7 @@ class CNN(Table):
     hidden_sizes: Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
-class ReducedResNet18(Table):
+class ReducedResNet18(AnyNetwork):
     """ResNet-18 for images of 32x32 with batch norm and few channels (Lopez-Paz & Ranzato 2017, section 5).
 
     ``width``: channels of the first stage; the others have two, four and eight times as many.
@@ -214,7 +228,7 @@ class ReducedResNet18(Table):
     width: Positive
 
 
-class OwnNetwork(Table):
+class OwnNetwork(AnyNetwork):
     """``module:function`` or ``file.py:function``, called with the shape of an input and the number of classes."""
 
     kind: str
@@ -512,7 +526,10 @@ class Protocol(Table):
         if isinstance(self.network, OwnNetwork):
             kind = self.network.kind
             try:
-                own["network"] = {"kind": references.short(kind), "fingerprint": references.fingerprint(kind)}
+                own["network"] = {
+                    **self.network.model_dump(mode="json"),
+                    **{"kind": references.short(kind), "fingerprint": references.fingerprint(kind)},
+                }
             except BadReference as error:
                 raise ProtocolError(f"{self.name}: network.kind: {error}") from error
         return own

@@ -110,7 +110,7 @@ def _der(h: DERHyperparameters, template: dict[str, Any]):
     if any(isinstance(module, IncrementalClassifier) for module in template["model"].modules()):
         raise ValueError(
             "Avalanche's DER compares outputs with those it has kept: it needs one classifier that does not grow, as "
-            "domain-incremental protocols have it"
+            "domain-incremental protocols have it, and class-incremental ones with network.all_classes"
         )
     beta = getattr(h, "beta", 0.0)
     return DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
