@@ -110,6 +110,15 @@ def test_every_strategy_runs(tmp_path, name, strategy):
     assert epochs == list(range(1, run.upper_limit_of_epochs + 1))
 
 
+def test_avalanches_der_runs_where_the_head_does_not_grow(tmp_path):
+    entry = protocol.get("split-digits/class", {"training.epochs": 1, "network.all_classes": True})
+    record = execute(
+        replace(run_of(entry, "avalanche-derpp"), first=2), tmp_path, "cpu", "disabled", lambda epochs: None
+    )
+    assert record.complete, record.reason
+    assert record.hyperparameters["network"]["all_classes"] is True
+
+
 def test_learning_is_real(small_run):
     out, _ = small_run
     records = {(record.strategy, record.seed): record for record in store.read_all(out)}
