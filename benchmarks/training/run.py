@@ -101,7 +101,7 @@ class Run:
             ProtocolError: the classes cannot be split as the protocol says.
         """
         stream = self.protocol.stream
-        if stream.kind in ("permuted", "rotated"):
+        if stream.kind == "permuted" or stream.kind == "rotated":
             count = stream.experiences
         elif stream.kind == "benchmark":
             count = experience_count(self.protocol.dataset, json.dumps(stream.arguments, sort_keys=True))
