@@ -135,8 +135,8 @@ def test_what_is_given_away_has_two_ends(runs):
         assert getattr(noise.privacy, space).copying_interval[0] > 3
     assert exact.privacy.pixels.closer > 0.9
     assert noise.privacy.pixels.closer == 0
-    assert min(exact.precision + exact.recall) > 0.9
-    assert max(noise.precision) < 0.1
+    assert min(exact.precision + exact.recall) > 0.75
+    assert max(noise.precision + noise.recall) < 0.1
     rows = privacy.compare(store.read_all(runs))
     assert [row.strategy for row in rows] == ["noise-replay", "exact-replay"], "the least copied first"
     done = engrams("table", runs, "--format", "md")

@@ -25,7 +25,7 @@ from engrams.reports.local import contents, page
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.parity import board
 from engrams.reports.predictions import read_predictions
-from engrams.reports.store import Record, folder_of, write
+from engrams.reports.store import Generated, Record, folder_of, write
 from tests.test_predictions import done
 
 BROWSER = shutil.which("chromium-headless-shell")
@@ -273,6 +273,22 @@ def test_what_a_run_answered_is_read_off_when_it_is_opened(browser, tmp_path):
     took = shown.locator("dialog .pairs").nth(1).inner_text()
     assert f"{found.costs.bytes['kept']:,} bytes" in took
     assert shown.evaluate("document.documentElement.scrollWidth") <= 400
+    watched.quiet()
+
+
+@needs_browser
+def test_a_generators_matrices_are_those_of_the_record(browser, tmp_path):
+    made = Generated(
+        classifier_accuracy=0.9,
+        frechet_by_class=[[2.0, None, None], [8.5, None, 1.0]],
+        reverse_by_class=[[0.5, None, None], [0.25, None, 1.0]],
+    )
+    one = record("p", "a", 0, experiences=2, generated=made)
+    watched = Watched(browser, page.write([one], tmp_path, {}, [], []))
+    watched.page.locator("#comparison .open").click()
+    watched.page.locator("dialog button[role=tab]:has-text('seed 0')").click()
+    texts = [watched.page.locator("dialog .heat").nth(index).locator("td").all_inner_texts() for index in (1, 2)]
+    assert texts == [["2.0", "", "8.5", "1.0"], ["50.0", "", "25.0", "100.0"]]
     watched.quiet()
 
 

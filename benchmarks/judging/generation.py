@@ -11,9 +11,9 @@ from avalanche.training.templates import SupervisedTemplate
 from PIL import Image
 from torch import Tensor, nn
 
-from engrams.benchmarks.data.streams import black_and_white, brightness, prepared
-from engrams.benchmarks.judging.pictures import draw_nearest, drawn
-from engrams.benchmarks.judging.privacy import by_class, given_away
+from engrams.benchmarks.data.streams import brightness, prepared
+from engrams.benchmarks.judging.pictures import drawn
+from engrams.benchmarks.judging.privacy import given_away_by_run
 from engrams.benchmarks.judging.quality import features_of, first_of_each, frechet_distance, precision_and_recall
 from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_of, train_classifier
 from engrams.benchmarks.protocols.schema import Protocol
@@ -47,11 +47,9 @@ class GenerationObserver:
         self.folder = folder
         assert protocol.generation is not None
         self.images_per_class = protocol.generation.images_per_class
-        self.images = protocol.images
+        self.protocol = protocol
         data = prepared(protocol.dataset, protocol.images)
-        assert isinstance(data.train_x, Tensor)
         assert isinstance(data.test_x, Tensor)
-        self.train_x, self.train_y = data.train_x, data.train_y
         self.test_x, self.test_y = data.test_x, data.test_y
         self.classifier = classifier
         self.title = title
@@ -78,7 +76,7 @@ class GenerationObserver:
         made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
         shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
         for label, x in made.items():
-            few = brightness(x[:SHOWN], self.images)
+            few = brightness(x[:SHOWN], self.protocol.images)
             shown[label, : len(few)] = few
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
@@ -160,14 +158,9 @@ class GenerationObserver:
         x, y = self.made
         right = self._right(x, y, REVERSE_IMAGES_SEEN)
         classes = y.unique().tolist()
-        sets = ((x, y), (self.train_x, self.train_y), (self.test_x, self.test_y))
-        generated, training, test = (by_class(*one, classes) for one in sets)
-        found = given_away(self.classifier, generated, training, test, black_and_white(self.images))
-        if found:
-            drawn(lambda: draw_nearest(found[1], self.images, f"{self.title}, nearest to training images", self.folder))
         return Generated(
             reverse_accuracy=right[torch.isin(self.test_y, y)].double().mean().item(),
             classifier_accuracy=self.classifier.accuracy,
-            privacy=found[0] if found else None,
+            privacy=given_away_by_run(self.classifier, self.protocol, self.made, classes, self.title, self.folder),
             **{name: getattr(self, name) for name in BY_EXPERIENCE},
         )

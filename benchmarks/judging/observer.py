@@ -11,9 +11,9 @@ from avalanche.training import GenerativeReplay
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
-from engrams.benchmarks.data.streams import black_and_white, brightness, prepared
-from engrams.benchmarks.judging.pictures import draw_nearest, drawn
-from engrams.benchmarks.judging.privacy import by_class, given_away
+from engrams.benchmarks.data.streams import brightness, prepared
+from engrams.benchmarks.judging.pictures import drawn
+from engrams.benchmarks.judging.privacy import by_class, given_away_by_run
 from engrams.benchmarks.judging.quality import features_of, first_of_each, precision_and_recall
 from engrams.benchmarks.judging.real_classifier import RealClassifier, real_classifier
 from engrams.benchmarks.protocols.schema import Protocol
@@ -67,7 +67,7 @@ class GeneratorObserver:
             experiences: the data set's classes in each; without them shares alone are measured.
         """
         self.folder = folder
-        self.images = protocol.images
+        self.protocol = protocol
         self.title = title
         self.classifier = classifier
         self.rows: list[Tensor] = []
@@ -77,9 +77,7 @@ class GeneratorObserver:
         self.experiences = experiences
         if classifier and experiences:
             data = prepared(protocol.dataset, protocol.images)
-            assert isinstance(data.train_x, Tensor)
             assert isinstance(data.test_x, Tensor)
-            self.train_x, self.train_y = data.train_x, data.train_y
             self.test_x, self.test_y = data.test_x, data.test_y
 
     def after_experience(self, strategy: SupervisedTemplate, matrix: list[list[float]], seen: dict[str, Any]) -> None:
@@ -87,7 +85,7 @@ class GeneratorObserver:
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
             x = _sampler(strategy)(JUDGED)
-        self.rows.append(brightness(x[:SHOWN], self.images).cpu().clone())
+        self.rows.append(brightness(x[:SHOWN], self.protocol.images).cpu().clone())
         if self.classifier:
             labels = self.classifier.classify(x)
             counts = labels.bincount(minlength=self.classifier.classes)
@@ -141,14 +139,8 @@ class GeneratorObserver:
         )
 
     def _privacy(self, classifier: RealClassifier) -> Privacy | None:
-        """How near to training images what was made last is; an image is of the class that it is taken for."""
-        sets = (self.made, (self.train_x, self.train_y), (self.test_x, self.test_y))
-        generated, training, test = (by_class(*one, self.learned) for one in sets)
-        found = given_away(classifier, generated, training, test, black_and_white(self.images))
-        if not found:
-            return None
-        drawn(lambda: draw_nearest(found[1], self.images, f"{self.title}, nearest to training images", self.folder))
-        return found[0]
+        """Of what was made last; an image is of the class that it is taken for."""
+        return given_away_by_run(classifier, self.protocol, self.made, self.learned, self.title, self.folder)
 
 
 def _sampler(strategy: SupervisedTemplate) -> Callable[[int], Tensor]:

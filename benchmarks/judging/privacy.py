@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engrams.benchmarks.data.streams import black_and_white, brightness, prepared
+from engrams.benchmarks.judging.pictures import drawn
 from engrams.benchmarks.judging.quality import features_of
 from engrams.benchmarks.judging.real_classifier import RealClassifier
+from engrams.benchmarks.protocols.schema import Protocol
+from engrams.reports.figures import sheet_figure
 from engrams.reports.privacy import Nearness, Privacy
 
 OF_A_CLASS = 300
@@ -166,3 +171,46 @@ def interval(cells: Tested) -> tuple[float, float]:
     ]
     low, high = np.quantile(found, (0.025, 0.975))
     return float(low), float(high)
+
+
+# --- of a run ---------------------------------------------------------------------------------------------------------
+
+PICTURE = "nearest.png"
+
+
+def given_away_by_run(
+    classifier: RealClassifier,
+    protocol: Protocol,
+    made: tuple[Tensor, Tensor],
+    classes: Sequence[int],
+    title: str,
+    folder: Path,
+) -> Privacy | None:
+    """Measures what a run's generator gives away, and draws the nearest pairs; None where no class can be compared.
+
+    Args:
+        classifier: of real images.
+        protocol: of the run.
+        made: generated images and their classes.
+        classes: the data set's that were learned.
+        title: above the picture.
+        folder: the picture goes there.
+    """
+    data = prepared(protocol.dataset, protocol.images)
+    assert isinstance(data.train_x, Tensor)
+    assert isinstance(data.test_x, Tensor)
+    sets = (made, (data.train_x, data.train_y), (data.test_x, data.test_y))
+    found = given_away(classifier, *(by_class(*one, classes) for one in sets), black_and_white(protocol.images))
+    if not found:
+        return None
+    privacy, nearest = found
+
+    def draw() -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = torch.stack([brightness(x, protocol.images) for x in nearest]).numpy()
+        names = ["generated", "training", "test"]
+        sheet_figure(rows, f"{title}: nearest to training images", "", names).savefig(folder / PICTURE)
+        return folder / PICTURE
+
+    drawn(draw)
+    return privacy

@@ -31,7 +31,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
             be compared.
     """
     as_they_are = nn.Identity()
-    as_they_are.num_features = real.shape[1]  # what torchmetrics asks for
+    as_they_are.num_features = real.shape[1]  # type: ignore[assignment]  # what torchmetrics asks for
     distance = FrechetInceptionDistance(as_they_are).to(generated.device)
     for features, is_real in ((real.to(generated.device), True), (generated, False)):
         for part in features.split(AT_ONCE):

@@ -208,6 +208,7 @@ def run(record: Record, pictures: Sequence[str], answered: Predictions | None = 
         "metrics": record.metrics,
         "undefined": record.undefined,
         "answered": answers(answered) if answered else None,
+        "made": _made(record),
         "seconds": round(record.seconds, 2),
         "costs": _costs(record),
         "command": command(record),
@@ -228,6 +229,19 @@ def answers(found: Predictions) -> dict[str, Any]:
         "by_class": [[None if value != value else round(value, DIGITS) for value in row] for row in by_class],
         "recency": None if bias is None else bias.round(DIGITS).tolist(),
     }
+
+
+def _made(record: Record) -> dict[str, Any] | None:
+    """The matrices of a generator, a column a class that was learned."""
+    if record.generated is None or not record.generated.frechet_by_class:
+        return None
+    learned = [label for label, last in enumerate(record.generated.frechet_by_class[-1]) if last is not None]
+    matrices = {"frechet": record.generated.frechet_by_class, "reverse": record.generated.reverse_by_class}
+    rounded = {
+        name: [[None if row[c] is None else round(row[c] or 0.0, DIGITS) for c in learned] for row in matrix]
+        for name, matrix in matrices.items()
+    }
+    return {"classes": list(map(str, learned)), **rounded}
 
 
 def _costs(record: Record) -> dict[str, str]:

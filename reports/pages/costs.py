@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engrams.reports.costs import Costs
 from engrams.reports.pages.comparison import by_protocol
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
@@ -19,20 +20,22 @@ LEGEND = (
     "'GFLOP': floating-point operations of training, matrix products, convolutions and attention alone, then those of "
     "each kind of step; what Avalanche's plugins do outside of a training step is not counted."
 )
+
+
+def _costs(read: Callable[[Costs], float | None]) -> Callable[[Record], float | None]:
+    return lambda record: read(record.costs) if record.costs else None
+
+
 MEASURES: dict[str, Callable[[Record], float | None]] = {
     "seconds": lambda record: record.seconds,
-    "processor seconds": lambda record: record.costs and record.costs.processor_seconds,
-    "peak memory (MB)": lambda record: record.costs and _scaled(record.costs.peak_memory, 1e6),
-    "model (MB)": lambda record: record.costs and _scaled(record.costs.bytes["model"], 1e6),
-    "kept besides (MB)": lambda record: record.costs and _scaled(record.costs.kept, 1e6),
-    "operations (GFLOP)": lambda record: record.costs and _scaled(record.costs.all_operations, 1e9),
+    "processor seconds": _costs(lambda costs: costs.processor_seconds),
+    "peak memory (MB)": _costs(lambda costs: None if costs.peak_memory is None else costs.peak_memory / 1e6),
+    "model (MB)": _costs(lambda costs: costs.bytes["model"] / 1e6),
+    "kept besides (MB)": _costs(lambda costs: costs.kept / 1e6),
+    "operations (GFLOP)": _costs(lambda costs: costs.all_operations / 1e9),
 }
 """Name -> what a complete record says of it; None where it does not."""
 HEADINGS = dict(zip(MEASURES, ("s", "processor s", "peak MB", "model MB", "kept MB", "GFLOP"), strict=True))
-
-
-def _scaled(value: float | None, unit: float) -> float | None:
-    return None if value is None else value / unit
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,7 @@ function ofRun(run, strategy) {
     ...(Object.keys(run.costs).length ? [titled("What it took", pairs(run.costs))] : []), titled("Ran on", pairs(run.environment)),
   ));
   if (run.answered) parts.push(...ofAnswers(run.answered));
+  if (run.made) parts.push(...ofMade(run.made));
   if (run.pictures.length) parts.push(make("div", { className: "pictures" }, ...run.pictures.map((path) => picture(path, strategy, run))));
   return parts;
 }
@@ -271,6 +272,15 @@ function heatTable(rows, corner, down, across, said, shade = (value) => value, t
     }),
   ));
   return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": said }, make("table", { className: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+
+// How a generator's images of each class fare: nearer to real ones is brighter.
+function ofMade({ classes, frechet, reverse }) {
+  const farthest = Math.max(...frechet.flat());
+  return [
+    titled("Frechet distance by class", heatTable(frechet, "after \\ class", after(frechet), classes, "Frechet distance of each class's images (column) after each experience (row)", (value) => 1 - value / farthest, (value) => value.toFixed(1))),
+    titled("Reverse accuracy by class", heatTable(reverse, "after \\ class", after(reverse), classes, "Accuracy in percent on real images of each class (column), of a classifier trained on what was generated after each experience (row)")),
+  ];
 }
 
 // What a run answered on the test stream: confusion after an experience, accuracy by class, recency bias.
