@@ -15,6 +15,7 @@ from avalanche.benchmarks import CLExperience, CLScenario, CLStream
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.training import GenerativeReplay
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.base import BaseTemplate
 from torch import Tensor
 from torch.optim import Optimizer
@@ -96,12 +97,13 @@ class OperationsPlugin(SupervisedPlugin):
         self._known.clear()
 
     def before_training_iteration(self, strategy, **kwargs):
-        self._begin("training", strategy)
+        self.begin("training", strategy)
 
     def after_training_iteration(self, strategy, **kwargs):
         self.end()
 
-    def _begin(self, kind: str, strategy) -> None:
+    def begin(self, kind: str, strategy: SupervisedTemplate) -> None:
+        """An iteration of Avalanche's begins, of a strategy that trains what ``kind`` says."""
         self._iteration.enter_context(self.counting(kind, len(strategy.mb_y)))
 
     def end(self) -> None:
@@ -125,7 +127,7 @@ class GeneratorsOperations(SupervisedPlugin):
         self.operations = operations
 
     def before_training_iteration(self, strategy, **kwargs):
-        self.operations._begin("generator", strategy)
+        self.operations.begin("generator", strategy)
 
     def after_training_iteration(self, strategy, **kwargs):
         self.operations.end()
@@ -194,20 +196,26 @@ def bytes_of(strategy: BaseTemplate) -> dict[str, int]:
     parts["model"] = sum(counted.tensor(one) for one in (*strategy.model.parameters(), *strategy.model.buffers()))
     parts["optimizer"] = counted.of(strategy.optimizer)
     counted.met.add(id(strategy))
-    for owner in (strategy, *strategy.plugins):
-        if not type(owner).__module__.startswith("engrams.benchmarks"):
-            for name, value in vars(owner).items():
-                if owner is not strategy or name not in OF_EVERY_STRATEGY:
-                    for part, what in _fields(name.lstrip("_").replace("_", " "), value):
-                        parts[part] += counted.of(what)
+    for part, value in _attributes(strategy):
+        parts[part] += counted.of(value)
     return {part: size for part, size in parts.items() if size}
 
 
-def _fields(name: str, value: object) -> Iterable[tuple[str, object]]:
-    """A named tuple is several parts: ``previous generator``, ``previous solver``."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return [(f"{name} {field}", part) for field, part in value._asdict().items()]
-    return [(name, value)]
+def _attributes(strategy: BaseTemplate) -> Iterator[tuple[str, object]]:
+    """Name -> value of what a strategy and its plugins have of their own.
+
+    A named tuple is several parts: ``previous generator``, ``previous solver``.
+    """
+    owned = [(name, value) for name, value in vars(strategy).items() if name not in OF_EVERY_STRATEGY]
+    for plugin in strategy.plugins:
+        if not type(plugin).__module__.startswith("engrams.benchmarks"):
+            owned += vars(plugin).items()
+    for name, value in owned:
+        readable = name.lstrip("_").replace("_", " ")
+        if isinstance(value, tuple) and hasattr(value, "_asdict"):
+            yield from ((f"{readable} {field}", part) for field, part in value._asdict().items())
+        else:
+            yield readable, value
 
 
 class _Counted:
