@@ -199,8 +199,13 @@ def given_away_by_run(
     data = prepared(protocol.dataset, protocol.images)
     assert isinstance(data.train_x, Tensor)
     assert isinstance(data.test_x, Tensor)
-    sets = (made, (data.train_x, data.train_y), (data.test_x, data.test_y))
-    found = given_away(classifier, *(by_class(*one, classes) for one in sets), black_and_white(protocol.images))
+    found = given_away(
+        classifier,
+        by_class(*made, classes),
+        by_class(data.train_x, data.train_y, classes),
+        by_class(data.test_x, data.test_y, classes),
+        black_and_white(protocol.images),
+    )
     if not found:
         return None
     privacy, nearest = found
