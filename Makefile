@@ -48,7 +48,7 @@ study: $(READY)
 	done
 
 gallery: $(READY)
-	$(BIN)/python -m benchmarks.gallery reports/results/gallery
+	$(BIN)/python -m benchmarks.gallery reports/results/gallery reports/results/records
 
 docs: $(READY)
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c reports/site . site

@@ -23,7 +23,7 @@ from engrams.benchmarks import cli
 from engrams.benchmarks.cli import app
 
 LOGGER = logging.getLogger(__name__)
-TO_CODE = re.compile(r"\]\(([\w./-]+\.py)(?:#(\w+))?\)")
+TO_CODE = re.compile(r"\]\(([\w./-]+\.py)(?:#([\w.]+))?\)")
 CONTENTS = """
 
 ```{toctree}
@@ -98,12 +98,17 @@ def _linked(sphinx: Sphinx) -> dict[str, set[str]]:
 
 
 def _lines_of(code: str) -> dict[str, int]:
-    """Returns where the functions and classes of a file begin; of two of one name, the first."""
+    """Returns where functions and classes begin: ``Class.method``, and ``method`` for the first one of this name."""
     found: dict[str, int] = {}
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found.setdefault(node.name, node.lineno)
-    return found
+
+    def look_into(node: ast.AST, within: str) -> None:
+        for one in ast.iter_child_nodes(node):
+            if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found[within + one.name] = one.lineno
+                look_into(one, f"{within}{one.name}.")
+
+    look_into(ast.parse(code), "")
+    return {name.rpartition(".")[2]: line for name, line in reversed(found.items())} | found
 
 
 def code_pages(sphinx: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
