@@ -59,15 +59,21 @@ def measured(strategy: str, experiences: int | None = None) -> Measured:
     return Measured(
         first.reshape(-1, side, side).double().numpy(),
         {
-            layer: np.array([sum(float(after[n].sum()) for n in names if n.startswith(layer)) for after in watcher.after])
+            layer: np.array(
+                [sum(float(after[n].sum()) for n in names if n.startswith(layer)) for after in watcher.after]
+            )
             for layer in layers
         },
     )
 
 
 def picture() -> Figure:
+    """Returns the picture of real runs."""
+    return drawn({strategy: measured(strategy) for strategy in STRATEGIES})
+
+
+def drawn(found: dict[str, Measured]) -> Figure:
     """Returns the picture: a row a strategy; pixels after each experience, and layers, experience upon experience."""
-    found = {strategy: measured(strategy) for strategy in STRATEGIES}
     count = len(next(iter(found.values())).pixels)
     figure = Figure(figsize=(1.5 * count + 3.6, 2.3 * len(found)), dpi=120, layout="constrained")
     figure.suptitle("Importance so far: of the weights that leave each pixel, and of each layer")

@@ -44,4 +44,3 @@ def frame(shown: dict[str, NDArray[np.float64]], learned: int) -> Figure:
 def rows_so_far(matrix: NDArray[np.float64], learned: int) -> NDArray[np.float64]:
     """Returns the matrix with NaN in the rows that are still to come."""
     return np.where(np.arange(len(matrix))[:, None] < learned, matrix, np.nan)
-

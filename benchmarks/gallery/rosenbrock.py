@@ -62,18 +62,23 @@ def fisher_at(valley: Valley, weights: Tensor) -> Tensor:
     return diagonal_fisher(Weights(valley, weights), data, likelihood="gaussian")["theta"]
 
 
-def descend(start: Tensor, importance: Tensor, strength: float) -> NDArray[np.float64]:
-    """Returns the weights at every step of learning the second valley with a penalty around the start, [steps, 2]."""
-    weights = start.clone().requires_grad_()
+def descend(start: Tensor, importance: Tensor, strengths: Sequence[float]) -> NDArray[np.float64]:
+    """Returns the ways of learning the second valley with a penalty around the start, one for each of its strengths.
+
+    Returns:
+        The weights at every step of SGD, [strengths, steps, 2].
+    """
+    weights = start.repeat(len(strengths), 1).requires_grad_()
+    strength = torch.tensor(strengths)
     optimiser = torch.optim.SGD([weights], lr=RATE)
-    path = [start.numpy().copy()]
+    path = [weights.detach().numpy().copy()]
     for _ in range(STEPS):
         optimiser.zero_grad()
-        penalty = strength / 2 * (importance * (weights - start).square()).sum()
-        (SECOND(weights) + penalty).backward()
+        penalty = strength / 2 * (importance * (weights - start).square()).sum(-1)
+        (SECOND(weights) + penalty).sum().backward()  # each has its own gradient
         optimiser.step()
         path.append(weights.detach().numpy().copy())
-    return np.array(path, dtype=float)
+    return np.stack(path, axis=1).astype(float)
 
 
 def both(weights: NDArray[np.float64]) -> float:
@@ -84,8 +89,7 @@ def both(weights: NDArray[np.float64]) -> float:
 
 def best_of(start: Tensor, importance: Tensor) -> tuple[float, NDArray[np.float64]]:
     """Returns the strength that loses least on both valleys, and its path: each penalty at its best."""
-    paths = [(strength, descend(start, importance, strength)) for strength in STRENGTHS]
-    return min(paths, key=lambda one: both(one[1][-1]))
+    return min(zip(STRENGTHS, descend(start, importance, STRENGTHS), strict=True), key=lambda one: both(one[1][-1]))
 
 
 def joint_optimum() -> NDArray[np.float64]:
@@ -121,7 +125,7 @@ def _paths() -> list[Path]:
     start = torch.zeros(2)
     fisher = fisher_at(FIRST, start)
     return [
-        Path("SGD", RED, "-", 0.0, descend(start, fisher, 0.0)),
+        Path("SGD", RED, "-", 0.0, descend(start, fisher, [0.0])[0]),
         Path("L2", PURPLE, "--", *best_of(start, torch.ones(2))),
         Path("EWC", GREEN, "-", *best_of(start, fisher)),
     ]

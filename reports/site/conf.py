@@ -32,7 +32,16 @@ include_patterns = [
     "reports/results/pages/*.md",
     "reports/site/reference/*.md",
 ]
-exclude_patterns = [".*", "site", "runs*", "report", "build", "tests", "reports/results/records", "reports/results/studies"]
+exclude_patterns = [
+    ".*",
+    "site",
+    "runs*",
+    "report",
+    "build",
+    "tests",
+    "reports/results/records",
+    "reports/results/studies",
+]
 nitpicky = True  # a name in a docstring that is gone is a warning, and warnings fail
 nitpick_ignore = [("py:class", "pd.DataFrame")]  # imported where types are checked, nowhere else
 
@@ -56,5 +65,6 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
+html_show_search_summary = False  # read from disk, a page cannot fetch others
 pygments_style = "friendly"
 pygments_dark_style = "monokai"

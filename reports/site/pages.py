@@ -75,6 +75,7 @@ def read(sphinx: Sphinx, page: str, source: list[str]) -> None:
         source[0] += RESULTS
     elif page == "reports/site/reference/commands":
         source[0] += commands()
+    _linked(sphinx)[page] = set()
     source[0] = TO_CODE.sub(lambda found: _as_code(sphinx, page, found[1], found[2] or ""), source[0])
 
 
@@ -86,7 +87,7 @@ def _as_code(sphinx: Sphinx, page: str, link: str, name: str) -> str:
     elif name and name not in (lines := _lines_of(path.read_text(encoding="utf-8"))):
         LOGGER.warning("there is no %s in %s, which has %s", name, file, ", ".join(lines), location=page)
     else:
-        _linked(sphinx).setdefault(page, set()).add(file)
+        _linked(sphinx)[page].add(file)
     return f"](code:{link}#{name})"
 
 

@@ -36,7 +36,8 @@ def _from_docstrings(app: Sphinx, pages: list[str]) -> None:
     builder.init()
     builder.prepare_writing(set(pages))
     for page in pages:
-        document = app.env.get_and_resolve_doctree(page, builder)
+        document = app.env.get_doctree(page)
+        app.env.apply_post_transforms(document, page)
         for sign in list(document.findall(nodes.abbreviation)):  # of a signature, which the builder does not know
             sign.replace_self(nodes.Text(sign.astext()))
         builder.write_doc(page, document)
@@ -44,8 +45,8 @@ def _from_docstrings(app: Sphinx, pages: list[str]) -> None:
 
 def _as_written(page: Path, source: Path, out: Path) -> None:
     linked = {page.parent.joinpath(link).resolve() for link in LINK.findall(page.read_text(encoding="utf-8"))}
-    for file in {page, *(one for one in linked if one.suffix != ".md" and one.is_file())}:
-        copy = out / file.relative_to(source)
+    for file in {page.resolve(), *(one for one in linked if one.suffix != ".md" and one.is_file())}:
+        copy = out / file.relative_to(source.resolve())
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
 
