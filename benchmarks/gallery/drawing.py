@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def write_picture(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def write_animation(figures: Sequence[Figure], path: Path, milliseconds: int) -> None:
+def write_animation(figures: Iterable[Figure], path: Path, milliseconds: int) -> None:
     """Writes a GIF file that goes round and round; all figures have one size.
 
     Args:

@@ -64,6 +64,7 @@ html_title = "Engrams"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_show_search_summary = False  # read from disk, a page cannot fetch others
 pygments_style = "friendly"

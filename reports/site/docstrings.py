@@ -5,7 +5,10 @@ from __future__ import annotations
 import builtins
 import re
 import sys
-from functools import reduce
+from functools import cache, reduce
+from importlib import import_module
+from pkgutil import walk_packages
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -49,16 +52,25 @@ def name_in_the_code(app: Sphinx, env: Any, node: pending_xref, text: nodes.Elem
 
 def _found(name: str) -> object | None:
     """Returns what a dotted name is: from the top, or as it stands in any module of the project."""
+    project = _modules()
     module, _, attribute = name.rpartition(".")
     if module in sys.modules and hasattr(sys.modules[module], attribute):
         return getattr(sys.modules[module], attribute)
     first, *rest = name.split(".")
-    for place in [builtins, *(one for key, one in list(sys.modules.items()) if key.startswith("engrams."))]:
+    for place in (builtins, *project):
         try:
             return reduce(getattr, rest, vars(place)[first])
         except (KeyError, AttributeError):
             continue
     return None
+
+
+@cache
+def _modules() -> list[ModuleType]:
+    """Returns all modules of the project; what Sphinx remembers of a page was read by another process, perhaps."""
+    rooms = [import_module(f"engrams.{room}") for room in ("benchmarks", "strategies", "reports")]
+    names = (found.name for room in rooms for found in walk_packages(room.__path__, f"{room.__name__}."))
+    return rooms + [import_module(name) for name in names if not name.endswith("__main__")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import typer.main
 from sphinx.application import Sphinx
@@ -112,7 +113,7 @@ def _lines_of(code: str) -> dict[str, int]:
     return {name.rpartition(".")[2]: line for name, line in reversed(found.items())} | found
 
 
-def code_pages(sphinx: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
+def code_pages(sphinx: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yields a page for each file of code that some page links to, with an anchor for every name in it."""
     highlighter: PygmentsBridge = sphinx.builder.highlighter  # type: ignore[attr-defined]
     for file in sorted(set().union(*_linked(sphinx).values())):
