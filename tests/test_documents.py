@@ -18,8 +18,9 @@ from engrams.benchmarks import example
 from engrams.benchmarks.cli.app import main
 from engrams.reports.publish import GENERATED
 from engrams.reports.store import read_records
-from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin
+from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians
 from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN, ReplayingGAN
 
 ROOT = Path(__file__).parent.parent
@@ -126,14 +127,15 @@ def test_every_argument_stands_on_its_methods_page():
     described = {
         "ewc": [EWCPlugin],
         "mas": [MASPlugin],
-        "dgr": [DeepGenerativeReplay],
-        "mergan": [ReplayAlignmentGAN, JointReplayGAN, ReplayingGAN],
-        "baselines": [L2Plugin, FrozenBackbonePlugin, ReplayPlugin],
+        "dgr": [DeepGenerativeReplay, VAE, WGANGP],
+        "mergan": [MeRGAN, ReplayAlignmentGAN, JointReplayGAN, ReplayingGAN, ACGAN],
+        "baselines": [L2Plugin, FrozenBackbonePlugin, ReplayPlugin, ClassGaussians],
     }
     for method, plugin in ((method, plugin) for method, plugins in described.items() for plugin in plugins):
         text = (ROOT / "strategies" / "methods" / f"{method}.md").read_text(encoding="utf-8")
         for argument in inspect.signature(plugin).parameters:
-            assert f"`{argument}`" in text or argument in ("template", "args", "kwargs"), f"{method}: {argument}"
+            passed_on = argument in ("template", "args", "kwargs", "images", "seed")
+            assert f"`{argument}`" in text or passed_on, f"{method}: {argument}"
 
 
 def test_the_readme_is_short():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,7 @@ def best_of(start: Tensor, importance: Tensor) -> tuple[float, NDArray[np.float6
     return min(zip(STRENGTHS, descend(start, importance, STRENGTHS), strict=True), key=lambda one: both(one[1][-1]))
 
 
+@cache
 def joint_optimum() -> NDArray[np.float64]:
     """Returns where both valleys together are lowest, found on a fine grid."""
     x, y = np.meshgrid(np.linspace(-1, 3, 801), np.linspace(-1, 3, 801))

@@ -9,7 +9,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "Engrams"
-author = "The Engrams authors"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -32,23 +31,13 @@ include_patterns = [
     "reports/results/pages/*.md",
     "reports/site/reference/*.md",
 ]
-exclude_patterns = [
-    ".*",
-    "site",
-    "runs*",
-    "report",
-    "build",
-    "tests",
-    "reports/results/records",
-    "reports/results/studies",
-]
+exclude_patterns = [".*", "site", "runs*", "reports/results/records"]  # not even looked through
 nitpicky = True  # a name in a docstring that is gone is a warning, and warnings fail
 nitpick_ignore = [("py:class", "pd.DataFrame")]  # imported where types are checked, nowhere else
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 myst_url_schemes = {"http": None, "https": None, "code": "{{path}}.html#{{fragment}}"}
-suppress_warnings = ["myst.xref_ambiguous"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -30,11 +30,12 @@ CONTENTS = """
 ```{toctree}
 :hidden:
 :caption: Methods
+:glob:
 strategies/methods/ewc
 strategies/methods/mas
 strategies/methods/dgr
 strategies/methods/mergan
-strategies/methods/baselines
+strategies/methods/*
 ```
 
 ```{toctree}
