@@ -64,7 +64,7 @@ verify: $(READY)
 	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The oldest, and the newest, of everything that pyproject.toml allows, on the oldest and the newest Python.
 test-lowest: BOUNDS := 3.10 lowest-direct
@@ -75,7 +75,7 @@ test-lowest test-newest: $(READY)
 	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
-	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(ELSEWHERE)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos

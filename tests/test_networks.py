@@ -170,6 +170,17 @@ def test_a_network_that_does_not_suit_the_data_is_refused(network, shape, messag
         make_network(network, "class", benchmark)
 
 
+def test_a_head_may_have_every_class_from_the_start():
+    network = MLP(hidden_size=5, hidden_layers=1, all_classes=True)
+    assert network.model_dump() == {"hidden_size": 5, "hidden_layers": 1, "all_classes": True}
+    benchmark = benchmark_of(1, 9, "class")
+    model = make_network(network, "class", benchmark)
+    assert type(model.classifier) is torch.nn.Linear
+    assert model(benchmark.train_stream[0].dataset[0][0][None]).shape == (1, 4), "none is masked"
+    heads = make_network(network, "task", benchmark_of(1, 9, "task")).classifier
+    assert isinstance(heads, MultiHeadClassifier), "a head a task has its own classes"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
