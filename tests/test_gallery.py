@@ -117,7 +117,7 @@ def test_where_importance_is_and_what_each_experience_adds():
 def test_replay_alignment_keeps_the_images_that_fine_tuning_loses():
     moved = {}
     for strategy in generators.STRATEGIES:
-        after = generators.made(strategy, experiences=2, settings={"gan.steps": 60})
+        after = generators.made(strategy, experiences=2, settings={"gan.steps": 30})
         assert [len(images) for images in after] == [1, 2]
         moved[strategy] = (after[1][0] - after[0][0]).square().mean().item()
     assert moved["mergan-ra"] < moved["gan-finetune"] / 3
