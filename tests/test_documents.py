@@ -20,6 +20,7 @@ from engrams.reports.publish import GENERATED
 from engrams.reports.store import read_records
 from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians
 from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN, ReplayingGAN
 
@@ -129,6 +130,7 @@ def test_every_argument_stands_on_its_methods_page():
         "mas": [MASPlugin],
         "dgr": [DeepGenerativeReplay, VAE, WGANGP],
         "mergan": [MeRGAN, ReplayAlignmentGAN, JointReplayGAN, ReplayingGAN, ACGAN],
+        "dark_replay": [DERPlugin],
         "baselines": [L2Plugin, FrozenBackbonePlugin, ReplayPlugin, ClassGaussians],
     }
     for method, plugin in ((method, plugin) for method, plugins in described.items() for plugin in plugins):
