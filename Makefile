@@ -51,7 +51,9 @@ gallery: $(READY)
 	$(BIN)/python -m benchmarks.gallery reports/results/gallery reports/results/records
 
 docs: $(READY)
+	rm -rf site  # else pages that are gone would stay
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c reports/site . site
+	@echo "site: site/index.html"
 
 speed: $(READY)
 	$(BIN)/python -m benchmarks speed

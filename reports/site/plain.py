@@ -27,7 +27,8 @@ def write(app: Sphinx, problem: Exception | None) -> None:
             _as_written(Path(app.env.doc2path(page)), Path(app.srcdir), Path(app.outdir))
     out = Path(app.outdir)
     listed = "\n".join(f"- [{app.env.titles[page].astext()}]({page}.md)" for page in pages)
-    out.joinpath("llms.txt").write_text(f"# {app.config.project}\n\n> {SUMMARY}\n\n{listed}\n", encoding="utf-8")
+    text = f"# {app.config.project}\n\n> {SUMMARY}\n\n## Pages\n\n{listed}\n"
+    out.joinpath("llms.txt").write_text(text, encoding="utf-8")
     shutil.copyfile(out / f"{app.config.root_doc}.html", out / "index.html")
 
 
