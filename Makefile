@@ -8,7 +8,7 @@ REPORT ?= report
 
 STUDIES := reports/results/studies
 
-.PHONY: help bench bench-mnist report study gallery speed readme verify test test-lowest test-newest mutants chaos lint clean
+.PHONY: help bench bench-mnist report study gallery docs speed readme verify test test-lowest test-newest mutants chaos lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -16,6 +16,7 @@ help:
 	@echo "make report       one page of every run in $(OUT), which opens from disk: tables, charts, matrices"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make gallery      the pictures that explain the methods"
+	@echo "make docs         one site of all documents and a reference of the names, which opens from disk: site/index.html"
 	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
@@ -47,7 +48,12 @@ study: $(READY)
 	done
 
 gallery: $(READY)
-	$(BIN)/python -m benchmarks.gallery reports/results/gallery
+	$(BIN)/python -m benchmarks.gallery reports/results/gallery reports/results/records
+
+docs: $(READY)
+	rm -rf site  # else pages that are gone would stay
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c reports/site . site
+	@echo "site: site/index.html"
 
 speed: $(READY)
 	$(BIN)/python -m benchmarks speed
@@ -87,4 +93,4 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .links build *.egg-info
+	rm -rf $(VENV) $(VENV)-* .links build site *.egg-info

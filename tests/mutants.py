@@ -49,6 +49,7 @@ TESTS = (
     "avalanche_generative_replay",
     "baselines",
     "costs",
+    "dark_replay",
     "densities",
     "dgr",
     "ewc",

@@ -54,9 +54,10 @@ def test_two_steps_are_those_of_the_algorithm(beta):
         torch.testing.assert_close(ours, hand)
 
 
-def test_every_sample_is_kept_with_the_same_probability():
+@pytest.mark.parametrize(("count", "size"), [(20, 5), (2, 1)])
+def test_every_sample_is_kept_with_the_same_probability(count, size):
     torch.manual_seed(0)
-    count, size, repeats = 20, 5, 300
+    repeats = 300
     x, y = torch.arange(count).float()[:, None], torch.zeros(count, dtype=torch.long)
     experience = stream_of((x, y))[0]
     kept = torch.zeros(count)
@@ -74,7 +75,7 @@ def test_outputs_of_classes_that_had_not_come_are_compared_with_nothing():
     torch.manual_seed(0)
     x, y = torch.randn(12, 4), torch.arange(12) // 4
     plugin = DERPlugin(mem_size=12, alpha=1.0)
-    strategy = naive(nn.Sequential(nn.Linear(4, 4), IncrementalClassifier(4)), plugin, batch=4)
+    strategy = naive(nn.Sequential(nn.Linear(4, 4), IncrementalClassifier(4)), plugin, batch=2)
     for experience in stream_of(*((x[y == label], y[y == label]) for label in range(3))):
         strategy.train(experience, shuffle=False)
         assert strategy.loss.isfinite()
@@ -84,6 +85,29 @@ def test_outputs_of_classes_that_had_not_come_are_compared_with_nothing():
         known = ~kept["outputs"][kept["y"] == label].isnan()
         assert known[:, : label + 1].all()
         assert not known[:, label + 1 :].any()
+
+
+def test_what_is_rehearsed_is_drawn_anew_in_every_step():
+    torch.manual_seed(0)
+    seen = []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            seen.append(x.flatten().tolist())
+            return super().forward(x)
+
+    x, y = torch.arange(40.0)[:, None] / 40, torch.zeros(40, dtype=torch.long)
+    naive(Seen(1, 1), DERPlugin(mem_size=4, alpha=1.0, batch_size_mem=2), batch=4).train(
+        stream_of((x[:4].repeat(10, 1), y))[0], shuffle=False
+    )
+    rehearsed = [tuple(drawn) for drawn in seen if len(drawn) == 2]
+    assert len(rehearsed) == 9
+    assert len(set(rehearsed)) > 4
+
+
+def test_without_further_arguments_it_is_der_with_as_many_as_a_minibatch():
+    plugin = DERPlugin(1, 0.0)
+    assert (plugin.beta, plugin.batch_size_mem, plugin.seen) == (0.0, None, 0)
 
 
 def test_the_same_plugin_under_a_second_strategy_begins_afresh():

@@ -12,7 +12,7 @@ from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolError, ReducedResNet18, SplitStream
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
-from engrams.strategies import per_sample_gradients
+from engrams.strategies import gradient_plan
 from engrams.strategies.importance import diagonal_fisher
 from engrams.strategies.minibatches import Minibatch
 
@@ -114,7 +114,7 @@ def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)
     x = torch.rand(6, 3, 8, 8)
-    found = per_sample_gradients.plan(model, Minibatch(x, None, 0, 0))
+    found = gradient_plan.plan(model, Minibatch(x, None, 0, 0))
     assert len(found.layers) == 4
     assert not found.rest
 
