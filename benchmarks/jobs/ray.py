@@ -113,7 +113,7 @@ class Ray:
         import ray
 
         try:
-            ray.init(address=self.address, log_to_driver=True, logging_level="ERROR", include_dashboard=False)
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except Exception as error:  # whatever its network layer comes up with
             where = self.address or "the cluster of this machine"
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

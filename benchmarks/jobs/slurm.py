@@ -7,6 +7,7 @@ the queue and submits those that are in none.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -273,7 +275,8 @@ class Slurm:
                 try:
                     executor = SlurmExecutor(submission, max_num_timeout=TURNS)
                     executor.update_parameters(job_name=submission.name, **self.parameters)
-                    submitted = executor.submit_array(tasks)
+                    with redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
+                        submitted = executor.submit_array(tasks)
                 except (FailedJobError, FailedSubmissionError) as error:
                     shutil.rmtree(submission)
                     raise PlaceError(f"SLURM does not take the runs: {_reason(str(error))}") from error
@@ -348,4 +351,4 @@ def _first_line(text: str) -> str:
 def _reason(said: str) -> str:
     """sbatch's own word among submitit's."""
     found = re.findall(r"sbatch: (?:error: )?(.+)", said)
-    return found[-1].strip() if found else _first_line(said)
+    return "; ".join(dict.fromkeys(found)) or _first_line(said)
