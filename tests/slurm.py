@@ -11,8 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
 CONFIGURATION = """
 ClusterName=engrams
@@ -83,26 +81,18 @@ class Slurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        family = [one for daemon in self.daemons.values() for one in _family(daemon.pid)]
+        if "slurmctld" in self.daemons:  # what a job has started is ended by SLURM alone
+            self.tell("scancel", "--user=root", check=False)
+            with suppress(AssertionError):
+                _wait(lambda: not self.tell("squeue", "--noheader", check=False), "jobs go on")
         for name in ("slurmd", "slurmctld", "munged"):
-            if daemon := self.daemons.get(name):
+            if daemon := self.daemons.pop(name, None):
                 daemon.terminate()
-        _, alive = psutil.wait_procs([*family, *self._steps()], timeout=10)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        for daemon in self.daemons.values():
-            daemon.wait()
-
-    def _steps(self) -> list[psutil.Process]:
-        """The processes of jobs: their own daemons, which name this cluster's files, and what these have started."""
-        steps = []
-        for process in psutil.process_iter(["name"]):
-            if process.info["name"] == "slurmstepd":
-                with suppress(psutil.Error):
-                    if str(self.folder) in process.environ().get("SLURM_CONF", ""):
-                        steps += _family(process.pid)
-        return steps
+                try:
+                    daemon.wait(10)
+                except subprocess.TimeoutExpired:
+                    daemon.kill()
+                    daemon.wait()
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -128,13 +118,6 @@ class Slurm:
         done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True)
         assert not (check and done.returncode), f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
-        one = psutil.Process(pid)
-        return [one, *one.children(recursive=True)]
-    return []
 
 
 def _wait(until: Callable[[], bool], problem: str) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
@@ -115,21 +116,20 @@ def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_
     assert len(seen) == MANY
     assert {"running", "waiting"} <= {one.state for one in seen}
 
-    # One is cancelled, one is put back while it runs, and then the controller is not there for a while.
-    queue_here.tell("scancel", slurm.queue(out)[cancelled].id)
-    until(lambda: slurm.queue(out)[requeued].state == "RUNNING")
-    queue_here.tell("scontrol", "requeue", slurm.queue(out)[requeued].id)
-
-    def restart():
+    # While it waits again one is cancelled, one is put back that runs, and the controller is not there for a while.
+    def meddle():
         until(lambda: "in the queue already" in shown.said())
+        queue_here.tell("scancel", slurm.queue(out)[cancelled].id)
+        until(lambda: slurm.queue(out)[requeued].state == "RUNNING")
+        queue_here.tell("scontrol", "requeue", slurm.queue(out)[requeued].id)
         queue_here.stop_controller()
         until(lambda: "SLURM does not answer" in shown.said())
         queue_here.start_controller()
 
-    restarting = threading.Thread(target=restart)
-    restarting.start()
-    records = run_all(runs, out, DISABLED, place, shown)
-    restarting.join()
+    with ThreadPoolExecutor() as threads:
+        meddling = threads.submit(meddle)
+        records = run_all(runs, out, DISABLED, place, shown)
+        meddling.result()
     assert [record.complete for record in records] == [True] * (MANY - 1) + [False]
     assert "ended as CANCELLED" in records[-1].reason
     assert shown.said().count("runs in the queue as job") == 1, "none was submitted twice"
@@ -187,30 +187,27 @@ def two_nodes(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     monkeypatch.setenv(checkpoint.SHARE, "inf")
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    before = set(psutil.Process().children(recursive=True))
     cluster = Cluster(initialize_head=True, head_node_args=node)
-    before = {one.pid for one in psutil.Process().children(recursive=True)}
     yield cluster, cluster.add_node(**node)
-    family = psutil.Process().children(recursive=True)
+    family = set(psutil.Process().children(recursive=True)) - before
     cluster.shutdown()
-    _, alive = psutil.wait_procs([one for one in family if "ray" in one.name()], timeout=30)
-    assert before
-    assert not alive, "nothing of the cluster goes on"
+    assert not psutil.wait_procs(family, timeout=30)[1], "nothing of the cluster goes on"
 
 
 def test_a_suite_on_a_cluster_that_loses_a_node_ends_in_the_same_records(two_nodes, here, shown, tmp_path):
     cluster, second = two_nodes
-    going_on = set()
+    folders = [run.folder(tmp_path) for run in runs_of()]
 
-    def advanced(run, epochs):
-        going_on.add(run)
-        if len(going_on) == 2 and second in cluster.list_all_nodes():  # one a node, in the middle
-            assert all(claims.is_claimed(one.folder(tmp_path)) for one in going_on)
-            cluster.remove_node(second, allow_graceful=False)
+    def remove():
+        until(lambda: sum(map(claims.is_claimed, folders)) == 2)  # one a node
+        cluster.remove_node(second, allow_graceful=False)
 
-    with patch.object(shown, "advanced", advanced):
+    with ThreadPoolExecutor() as threads:
+        removing = threads.submit(remove)
         records = run_all(runs_of(), tmp_path, DISABLED, ray.Ray(tmp_path, shown.say, cluster.address), shown)
+        removing.result()
     assert "Ray: 2 nodes, 2 CPUs" in shown.said()
-    assert second not in cluster.list_all_nodes()
     assert_equal(records, here)
     assert not list(tmp_path.rglob(TOLD))
 

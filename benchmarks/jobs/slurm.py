@@ -17,7 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,10 @@ class QueuedJob:
     @property
     def runs(self) -> bool:
         return self.state in ("RUNNING", "COMPLETING")
+
+    @property
+    def waits(self) -> bool:
+        return not self.over and not self.runs
 
 
 class NoAnswer(Exception):
@@ -210,19 +214,21 @@ class Slurm:
         runs = {run.folder(self.out): run for run in jobs}
         if not runs:
             return
-        self._submit(runs, work)
+        last = self._submit(runs, work)
         told: dict[Path, int] = {}
         ended: dict[Path, float] = {}
         said, pause, before = time.monotonic(), PAUSES[0], ""
-        last: dict[Path, QueuedJob] = {}
         try:
             while runs:
                 time.sleep(pause)
                 try:
-                    last = queue(self.out)
+                    there = queue(self.out)
                 except NoAnswer as error:  # the controller is started again, say: jobs go on without it
                     now = f"SLURM does not answer ({error}); waiting for it"
                 else:
+                    # SLURM remembers nothing of a task that was cancelled before it began.
+                    taken_out = {folder: replace(job, state="CANCELLED") for folder, job in last.items() if job.waits}
+                    last = taken_out | there
                     now = _summary(last[folder] for folder in runs if folder in last)
                     for folder, run in list(runs.items()):
                         job = last.get(folder)
@@ -250,8 +256,8 @@ class Slurm:
         if epochs > (before or 0):
             advanced(run, epochs)
 
-    def _submit(self, runs: Mapping[Path, Run], work: Callable[[Run, Report], Any]) -> None:
-        """Submits the runs that are in no queue."""
+    def _submit(self, runs: Mapping[Path, Run], work: Callable[[Run, Report], Any]) -> dict[Path, QueuedJob]:
+        """Submits the runs that are in no queue, and returns what was in it before."""
         from submitit.core.utils import FailedJobError, FailedSubmissionError
         from submitit.slurm.slurm import SlurmExecutor
 
@@ -285,6 +291,7 @@ class Slurm:
                     f"SLURM: {_runs(len(part))} in the queue as job {number}. Ctrl-C leaves them there; "
                     f"'engrams status {self.out}' shows them, 'scancel {number}' takes them out"
                 )
+        return {folder: job for folder, job in there.items() if not job.over}
 
     def _outcome(
         self, run: Run, folder: Path, job: QueuedJob | None, ended: dict[Path, float]
@@ -336,7 +343,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _summary(jobs: Iterable[QueuedJob]) -> str:
-    states = Counter("running" if job.runs else "waiting" for job in jobs if not job.over)
+    states = Counter("waiting" if job.waits else "running" for job in jobs if not job.over)
     return f"SLURM: {states['running']} running, {states['waiting']} waiting"
 
 

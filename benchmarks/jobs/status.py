@@ -69,7 +69,7 @@ def _seen(
             epochs = epochs_told(folder)
             told = [] if epochs is None else [f"{epochs} epochs"]
             yield Seen(below, "running", ", ".join([*told, *([f"job {job.id} on {job.node}"] if job else [])]))
-        elif job and not job.over:
+        elif job and job.waits:
             yield Seen(below, "waiting")
         elif record:
             yield Seen(below, "failed", record.reason or "")
