@@ -46,7 +46,10 @@ StrategyNames = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (5-9,12; one alone: 7-7).")]
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at once; by default one a core, elsewhere as many as there is room for."),
+]
 On = Annotated[
     str,
     typer.Option(
@@ -55,7 +58,7 @@ On = Annotated[
         "or one that is started here) or ray://HOST:PORT. Records are the same, and places may be mixed.",
     ),
 ]
-Partition = Annotated[str | None, typer.Option(help="Of SLURM.")]
+Partition = Annotated[str | None, typer.Option(help="SLURM's.")]
 Time = Annotated[
     str | None,
     typer.Option(

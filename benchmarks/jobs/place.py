@@ -1,22 +1,17 @@
-"""Where jobs are done: in processes here (``processes.py``), in a queue (``slurm.py``), on a cluster (``ray.py``)."""
+"""Where runs are done: in processes here (``processes.py``), in a queue (``slurm.py``), on a cluster (``ray.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engrams.reports.errors import UserError
 
+if TYPE_CHECKING:
+    from engrams.benchmarks.training.run import Run
+
 Report = Callable[[int], None]
-"""Told the number of epochs done, as they are done; 0 when the job has begun."""
-
-
-class Job(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
-J = TypeVar("J", bound=Job)
+"""Told the number of epochs done, as they are done; 0 when the run has begun."""
 
 
 class PlaceError(UserError):
@@ -28,24 +23,24 @@ class ProcessError(UserError):
 
 
 class Place(Protocol):
-    """Where jobs are done, all in the same way: what comes out does not depend on it."""
+    """Where runs are done: what comes out does not depend on it."""
 
     @property
     def outlives(self) -> bool:
-        """Whether jobs go on when whoever waits for them stops."""
+        """Whether runs go on when whoever waits for them stops."""
         ...
 
     def do(
-        self, jobs: Iterable[J], work: Callable[[J, Report], Any], advanced: Callable[[J, int], None]
-    ) -> Iterator[tuple[J, Any]]:
-        """Yields (job, what its work returned or a :class:`ProcessError`), as they end.
+        self, runs: Iterable[Run], work: Callable[[Run, Report], Any], advanced: Callable[[Run, int], None], /
+    ) -> Generator[tuple[Run, Any], None, None]:
+        """Yields (run, what its work returned or a :class:`ProcessError`), as they end.
 
         Args:
-            jobs: what to do.
-            work: done there; importable there.
+            runs: what to do.
+            work: done there; importable there. It returns None where another process does the run.
             advanced: told here what the work reports: the epochs done, first 0.
 
         Raises:
-            PlaceError: the place does not take the jobs.
+            PlaceError: the place does not take the runs.
         """
         ...

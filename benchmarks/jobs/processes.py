@@ -10,19 +10,26 @@ import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psutil
 
-from engrams.benchmarks.jobs.place import J, Job, ProcessError, Report
+from engrams.benchmarks.jobs.place import ProcessError, Report
 
+
+class Job(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 SECONDS_TO_END = 30
 """That a process has to end by itself when there is nothing more to do."""
@@ -60,13 +67,13 @@ class Here:
 
     def do(
         self, jobs: Iterable[J], work: Callable[[J, Report], R], advanced: Callable[[J, int], None]
-    ) -> Iterator[tuple[J, R | ProcessError]]:
+    ) -> Generator[tuple[J, R | ProcessError], None, None]:
         return in_processes(jobs, work, self.workers, advanced)
 
 
 def in_processes(
     jobs: Iterable[J], work: Callable[[J, Report], R], workers: int | None, advanced: Callable[[J, int], None]
-) -> Iterator[tuple[J, R | ProcessError]]:
+) -> Generator[tuple[J, R | ProcessError], None, None]:
     """Yields (job, what its work returned), as they end; each job has a process and one thread.
 
     With small networks two runs side by side are faster than one on two cores, and the result does not depend on how

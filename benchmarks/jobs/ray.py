@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import islice
@@ -71,7 +72,7 @@ class Ray:
 
     def do(
         self, jobs: Iterable[Run], work: Callable[[Run, Report], Any], advanced: Callable[[Run, int], None]
-    ) -> Iterator[tuple[Run, Any]]:
+    ) -> Generator[tuple[Run, Any], None, None]:
         import ray
 
         owed = iter(jobs)
@@ -113,7 +114,7 @@ class Ray:
         import ray
 
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except Exception as error:  # whatever its network layer comes up with
             where = self.address or "the cluster of this machine"
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -15,7 +15,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -210,7 +210,7 @@ class Slurm:
 
     def do(
         self, jobs: Iterable[Run], work: Callable[[Run, Report], Any], advanced: Callable[[Run, int], None]
-    ) -> Iterator[tuple[Run, Record | ProcessError]]:
+    ) -> Generator[tuple[Run, Record | ProcessError], None, None]:
         runs = {run.folder(self.out): run for run in jobs}
         if not runs:
             return

@@ -100,6 +100,8 @@ def run_all(
         except (KeyboardInterrupt, SystemExit):
             if not place.outlives:
                 _say_what_goes_on(begun - done.keys(), out, display)
+            elif mode != "disabled":
+                display.say(f"W&B: 'engrams upload {out}' sends the runs that end while nobody waits for them")
             raise
     return [done[run] for run in runs]
 
