@@ -12,7 +12,8 @@ WHEELS ?=
 
 STUDIES := reports/results/studies
 
-.PHONY: help wheels bench bench-mnist report study gallery speed readme verify test cluster test-lowest test-newest mutants chaos lint clean
+.PHONY: help wheels bench bench-mnist report study gallery docs speed readme verify test cluster test-lowest test-newest \
+  mutants chaos lint clean
 
 help:
 	@echo "make bench        digits: nearly every strategy, 3 seeds, no network needed; ends with the tables"
@@ -22,6 +23,7 @@ help:
 	@echo "make report       one page of every run in $(OUT), which opens from disk: tables, charts, matrices"
 	@echo "make study        which Fisher, which MAS: MNIST, 5 seeds; and MAS's adaptive experiment; ends with the figures"
 	@echo "make gallery      the pictures that explain the methods"
+	@echo "make docs         one site of all documents and a reference of the names, which opens from disk: site/index.html"
 	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
@@ -60,7 +62,12 @@ study: $(READY)
 	done
 
 gallery: $(READY)
-	$(BIN)/python -m benchmarks.gallery reports/results/gallery
+	$(BIN)/python -m benchmarks.gallery reports/results/gallery reports/results/records
+
+docs: $(READY)
+	rm -rf site  # else pages that are gone would stay
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c reports/site . site
+	@echo "site: site/index.html"
 
 speed: $(READY)
 	$(BIN)/python -m benchmarks speed
@@ -73,7 +80,7 @@ verify: $(READY)
 	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 cluster: $(READY)
 	ENGRAMS_CLUSTER_RUNS=20 $(BIN)/python -m pytest tests/test_places.py
@@ -87,7 +94,7 @@ test-lowest test-newest: $(READY)
 	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
-	$(ELSEWHERE)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(ELSEWHERE)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos
@@ -103,4 +110,4 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(VENV)-* .links build *.egg-info
+	rm -rf $(VENV) $(VENV)-* .links build site *.egg-info

@@ -35,14 +35,16 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
 
 
 def draw_accuracy_matrix(axes: Axes, accuracy_matrix: Sequence[Sequence[float]] | NDArray[np.floating]) -> AxesImage:
-    """Draws the heat map into axes, a percentage in every cell; returns the image, for a bar of its colours."""
+    """Draws the heat map into axes, a percentage in every cell; returns the image, for a bar of its colours.
+
+    What is NaN is left blank.
+    """
     rows, columns = np.shape(accuracy_matrix)
     picture = axes.imshow(accuracy_matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for i, row in enumerate(accuracy_matrix):
         for j, accuracy in enumerate(row):
-            axes.text(
-                j, i, f"{100 * accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 0.6 else "black"
-            )
+            shown = "" if np.isnan(accuracy) else f"{100 * accuracy:.0f}"
+            axes.text(j, i, shown, ha="center", va="center", color="white" if accuracy < 0.6 else "black")
     axes.set_xticks(range(columns))
     axes.set_yticks(range(rows), [str(i) for i in range(rows)] if rows > 1 else ["all"])
     axes.set_xlabel("accuracy (%) on experience")

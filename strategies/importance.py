@@ -125,7 +125,16 @@ def diagonal_fisher(
             refuse_too_many(outputs)
 
     measured = Measurement(
-        dataset, indices, batch_size, samples_at_once, num_workers, refuse, f"{fisher} Fisher information", labelled
+        dataset,
+        indices,
+        batch_size,
+        samples_at_once,
+        num_workers,
+        refuse,
+        f"{fisher} Fisher information",
+        "fisher_samples measures it on fewer samples, and fisher='sampled' has one backward pass where the exact one "
+        "has one for every output",
+        labelled,
     )
     with evaluation_mode(model):
         way = mean_over_minibatches if fisher == "batched" else mean_over_samples
@@ -199,7 +208,13 @@ def mas_importance(
     _refuse_empty(dataset)
     model = unwrapped(model)
     measured = Measurement(
-        dataset, None, batch_size, samples_at_once, num_workers, name=f"{variant} memory aware importance"
+        dataset,
+        None,
+        batch_size,
+        samples_at_once,
+        num_workers,
+        name=f"{variant} memory aware importance",
+        quicker="importance_data may be a part of the data",
     )
     with evaluation_mode(model):
         if variant == "local":

@@ -48,6 +48,7 @@ TESTS = (
     "acgan",
     "avalanche_generative_replay",
     "baselines",
+    "dark_replay",
     "densities",
     "dgr",
     "ewc",

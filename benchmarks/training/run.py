@@ -27,7 +27,7 @@ from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
-from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError
+from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError, Training
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.checkpoint import (
     Checkpoints,
@@ -75,6 +75,11 @@ class Run:
         return " ".join(part for part in parts if part)
 
     @property
+    def training(self) -> Training:
+        """How the strategy is trained under the protocol."""
+        return self.protocol.training_of(self.strategy)
+
+    @property
     def budget(self) -> Budget:
         """The epochs of one call of ``train``: the solver's (0 without one) and those of a generator."""
         return self.protocol.budget(self.strategy, self.hyperparameters)
@@ -96,7 +101,7 @@ class Run:
             ProtocolError: the classes cannot be split as the protocol says.
         """
         stream = self.protocol.stream
-        if stream.kind == "permuted":
+        if stream.kind == "permuted" or stream.kind == "rotated":
             count = stream.experiences
         elif stream.kind == "benchmark":
             count = experience_count(self.protocol.dataset, json.dumps(stream.arguments, sort_keys=True))
@@ -274,7 +279,7 @@ def learn(
         }
 
     for experience in learned[len(matrix) :]:
-        strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
+        strategy.train(experience, reset_optimizer_state=run.training.reset_optimizer)
         look()
         if checkpoints and len(matrix) < len(learned):
             with clock.paused():
@@ -349,7 +354,7 @@ def make_strategy(
     classifier: nn.Module | None = None,
 ) -> SupervisedTemplate:
     """Returns the Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
-    training = run.protocol.training
+    training = run.training
     budget = run.budget
     shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     if training.augments and len(shape) != 3:
