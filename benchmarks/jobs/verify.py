@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import first_difference, run_all
 from engrams.benchmarks.names import strategy_called
@@ -111,7 +112,7 @@ def repeat(records: Sequence[Record], workers: int | None, display: Display) -> 
         except Unrepeatable as error:
             verdicts[index] = Verdict(record, False, f"cannot be done again here: {error}")
     with tempfile.TemporaryDirectory(prefix="engrams-verify-") as out:
-        again = run_all(list(runs.values()), Path(out), DISABLED, workers, display)
+        again = run_all(list(runs.values()), Path(out), DISABLED, Here(workers), display)
         for index, record in zip(runs, again, strict=True):
             verdicts[index] = compared(records[index], record)
     return [verdicts[index] for index in range(len(records))]

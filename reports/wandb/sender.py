@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -196,7 +197,8 @@ class Sender:
         self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None, lines: Iterator[dict[str, Any]]
     ) -> dict[str, Any]:
         """The page of a run, under another id where its own cannot be used."""
-        pid = begin["pid"] if begin and job.live else None
+        is_here = begin and job.live and begin.get("host") == platform.node()
+        pid = begin["pid"] if begin and is_here else None
         first = [begin] if begin else []
         word = None
         for taken in range(2, 6):
