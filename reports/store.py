@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -123,7 +124,7 @@ class Record(BaseModel):
     prequential: Prequential | None = None
     costs: Costs | None = None
     hyperparameters: dict[str, Any]
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     environment: dict[str, Any]
     revisions: dict[str, int] = {}
 

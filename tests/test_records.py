@@ -28,6 +28,8 @@ from tests.test_runs import engrams
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "reports" / "results" / "records"
 MATRIX = [[0.9, 0.1], [0.5, 0.8]]
+WHOLE = {"matrix": [[0.5] * 5] * 5, "metrics": metrics([[0.5] * 5] * 5), "experiences": 5}
+"""Of a record that has the size of its protocol."""
 
 
 def record(strategy="naive", seed=0, matrix=MATRIX, **others):
