@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from engrams.benchmarks.jobs.plan import plan, what_is_stale
+from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.protocols import registry
@@ -81,6 +82,6 @@ def run(
     sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
     if sent_to.word:
         warnings.warn(sent_to.word, stacklevel=2)
-    records = run_all(runs, Path(out), sent_to, workers, display, stream_from_disk)
+    records = run_all(runs, Path(out), sent_to, Here(workers), display, stream_from_disk)
     display.say_afterwards()
     return Records(records)

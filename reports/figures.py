@@ -35,14 +35,16 @@ def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: st
 
 
 def draw_accuracy_matrix(axes: Axes, accuracy_matrix: Sequence[Sequence[float]] | NDArray[np.floating]) -> AxesImage:
-    """Draws the heat map into axes, a percentage in every cell; returns the image, for a bar of its colours."""
+    """Draws the heat map into axes, a percentage in every cell; returns the image, for a bar of its colours.
+
+    What is NaN is left blank.
+    """
     rows, columns = np.shape(accuracy_matrix)
     picture = axes.imshow(accuracy_matrix, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for i, row in enumerate(accuracy_matrix):
         for j, accuracy in enumerate(row):
-            axes.text(
-                j, i, f"{100 * accuracy:.0f}", ha="center", va="center", color="white" if accuracy < 0.6 else "black"
-            )
+            shown = "" if np.isnan(accuracy) else f"{100 * accuracy:.0f}"
+            axes.text(j, i, shown, ha="center", va="center", color="white" if accuracy < 0.6 else "black")
     axes.set_xticks(range(columns))
     axes.set_yticks(range(rows), [str(i) for i in range(rows)] if rows > 1 else ["all"])
     axes.set_xlabel("accuracy (%) on experience")
@@ -50,13 +52,14 @@ def draw_accuracy_matrix(axes: Axes, accuracy_matrix: Sequence[Sequence[float]] 
     return picture
 
 
-def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
+def sheet_figure(images: NDArray[np.floating], title: str, row: str, names: Sequence[str] | None = None) -> Figure:
     """Images in rows.
 
     Args:
         images: in [0, 1] (what lies outside is cut, NaN left blank), [rows, images, channels, height, width].
         title: above the picture.
         row: what a row is.
+        names: of the rows; None to number them.
     """
     rows, columns, channels, height, width = images.shape
     # [rows, height, columns, width, channels]: the images side by side, a pixel of white between them.
@@ -68,7 +71,7 @@ def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
     axes = figure.add_subplot()
     axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], [str(row) for row in range(rows)])
+    axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], names or [str(row) for row in range(rows)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(row)

@@ -38,6 +38,9 @@ def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None
 
 
 def _published(boards: Sequence[Board], strategies: Sequence[str]) -> Sheet:
+    """Returns the figures that ours stand beside; where ours stand beside none, those that there are."""
+    figures = [(board, row) for board in boards for row in board.rows if row.strategy in strategies]
+    beside = [(board, row) for board, row in figures if row.verdict is not Verdict.not_run]
     rows = [
         {
             "source": board.source_name,
@@ -49,9 +52,7 @@ def _published(boards: Sequence[Board], strategies: Sequence[str]) -> Sheet:
             "difference": tables.signed(row.difference) if row.difference else "",
             "verdict": row.verdict.value,
         }
-        for board in boards
-        for row in board.rows
-        if row.strategy in strategies and row.verdict is not Verdict.not_run
+        for board, row in beside or figures
     ]
     return Sheet("", rows, left=("source", "protocol", "method", "strategy", "verdict"))
 

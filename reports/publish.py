@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,18 @@ def write(path: Path, text: str) -> None:
     """Writes a page whole or not at all, into a folder that may not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text)
+
+
+def remove_stale(folder: Path, pages: Collection[str]) -> None:
+    """Removes the pages that an earlier call made there and this one did not; files of anybody else stay.
+
+    Args:
+        folder: of the pages.
+        pages: the names of the files that are made now, besides the list of all, ``README.md``.
+    """
+    for path in folder.glob("*.md"):
+        if path.name not in (*pages, "README.md") and GENERATED in path.read_text(encoding="utf-8"):
+            path.unlink()
 
 
 def linked(path: Path, folder: Path) -> str:

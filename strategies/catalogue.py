@@ -70,6 +70,12 @@ CATALOGUE: dict[str, Listed] = {
         "rehearsal of a small buffer, as many old samples as new ones in every step",
         counterpart="avalanche-replay",
     ),
+    "der": Listed(
+        "dark_replay",
+        "dark experience replay: a buffer's outputs are rehearsed (Buzzega et al. 2020)",
+        counterpart="avalanche-der",
+    ),
+    "derpp": Listed("dark_replay", "DER++: the same, and the buffer's labels", counterpart="avalanche-derpp"),
     "dgr": Listed("dgr", "deep generative replay: a scholar of a WGAN-GP and a solver (Shin et al. 2017)"),
     "dgr-vae": Listed(
         "dgr", "deep generative replay with a variational autoencoder", counterpart="avalanche-generative-replay"
@@ -109,6 +115,12 @@ CATALOGUE: dict[str, Listed] = {
     "avalanche-lwf": Listed(AVALANCHE, "Avalanche's learning without forgetting (Li & Hoiem 2016)"),
     "avalanche-gem": Listed(AVALANCHE, "Avalanche's gradient episodic memory (Lopez-Paz & Ranzato 2017)"),
     "avalanche-agem": Listed(AVALANCHE, "Avalanche's averaged GEM (Chaudhry et al. 2019)"),
+    "avalanche-er-ace": Listed(
+        AVALANCHE, "Avalanche's replay with an asymmetric cross-entropy, ER-ACE (Caccia et al. 2022)"
+    ),
+    "avalanche-der": Listed(AVALANCHE, "Avalanche's dark experience replay, DER (Buzzega et al. 2020)"),
+    "avalanche-derpp": Listed(AVALANCHE, "Avalanche's DER++: labels are replayed with the outputs"),
+    "avalanche-mir": Listed(AVALANCHE, "Avalanche's replay of what a step would harm most, MIR (Aljundi et al. 2019)"),
     "avalanche-replay": Listed(AVALANCHE, "Avalanche's replay of a small buffer"),
     "avalanche-replay-large": Listed(AVALANCHE, "the same with a larger buffer"),
     "avalanche-generative-replay": Listed(AVALANCHE, "Avalanche's generative replay, its VAE as released"),

@@ -37,6 +37,7 @@ from engrams.strategies.densities import (
     options_of,
     refuse_unnormalised,
 )
+from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher, refuse_too_many
 from engrams.strategies.minibatches import (
     AskedThroughStrategy,
@@ -45,7 +46,6 @@ from engrams.strategies.minibatches import (
     minibatches,
     same_random_numbers,
 )
-from engrams.strategies.per_sample_gradients import outputs_of
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,

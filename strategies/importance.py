@@ -32,6 +32,7 @@ from engrams.strategies.per_sample_gradients import (
     outputs_of,
     plan,
 )
+from engrams.strategies.steps import step_of
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
@@ -125,7 +126,16 @@ def diagonal_fisher(
             refuse_too_many(outputs)
 
     measured = Measurement(
-        dataset, indices, batch_size, samples_at_once, num_workers, refuse, f"{fisher} Fisher information", labelled
+        dataset,
+        indices,
+        batch_size,
+        samples_at_once,
+        num_workers,
+        refuse,
+        f"{fisher} Fisher information",
+        "fisher_samples measures it on fewer samples, and fisher='sampled' has one backward pass where the exact one "
+        "has one for every output",
+        labelled,
     )
     with evaluation_mode(model):
         way = mean_over_minibatches if fisher == "batched" else mean_over_samples
@@ -199,7 +209,13 @@ def mas_importance(
     _refuse_empty(dataset)
     model = unwrapped(model)
     measured = Measurement(
-        dataset, None, batch_size, samples_at_once, num_workers, name=f"{variant} memory aware importance"
+        dataset,
+        None,
+        batch_size,
+        samples_at_once,
+        num_workers,
+        name=f"{variant} memory aware importance",
+        quicker="importance_data may be a part of the data",
     )
     with evaluation_mode(model):
         if variant == "local":
@@ -263,24 +279,25 @@ def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dic
         if batch.task not in probed and plan(model, batch).rest:
             raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
         probed.add(batch.task)
-        with recorded(every) as calls:
-            _, outputs = outputs_of(model, batch.inputs, batch.task)
-        runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
-        *hidden, last = runs
-        activations = {name: runs[name].output.detach().relu() for name in hidden}
-        # The last layer's output, but for units that are masked because their class has not been met.
-        (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
-        for name, f in activations.items():
-            layer, inputs = every[name], runs[name].inputs
-            of_layer = {
-                attribute: sums[names[id(p)]]
-                for attribute, p in layer.named_parameters(recurse=False)
-                if id(p) in names
-            }
-            if isinstance(layer, nn.Conv2d):
-                add_layer(of_layer, layer, inputs, [f], torch.abs)
-            else:
-                add_products(of_layer, inputs.abs(), f.abs())
+        with step_of("importance", rows(batch.inputs)):
+            with recorded(every) as calls:
+                _, outputs = outputs_of(model, batch.inputs, batch.task)
+            runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
+            *hidden, last = runs
+            activations = {name: runs[name].output.detach().relu() for name in hidden}
+            # The last layer's output, but for units that are masked because their class has not been met.
+            (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
+            for name, f in activations.items():
+                layer, inputs = every[name], runs[name].inputs
+                of_layer = {
+                    attribute: sums[names[id(p)]]
+                    for attribute, p in layer.named_parameters(recurse=False)
+                    if id(p) in names
+                }
+                if isinstance(layer, nn.Conv2d):
+                    add_layer(of_layer, layer, inputs, [f], torch.abs)
+                else:
+                    add_products(of_layer, inputs.abs(), f.abs())
         count += rows(batch.inputs)
         for name, total in sums.items():
             if not total.isfinite().all():

@@ -20,6 +20,12 @@ os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "200"
 
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than there are processors: half of the time of many a test is spent waiting for other processes."""
+    return min((os.cpu_count() or 1) + 1, 4)
+
+
 RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 

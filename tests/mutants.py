@@ -48,6 +48,8 @@ TESTS = (
     "acgan",
     "avalanche_generative_replay",
     "baselines",
+    "costs",
+    "dark_replay",
     "densities",
     "dgr",
     "ewc",

@@ -67,6 +67,7 @@ KEPT = [
     ("split-digits/class", "mas"),
     ("split-digits/domain", "l2"),
     ("split-digits/class", "replay"),
+    ("split-digits/class", "derpp"),
     ("split-digits/task", "frozen"),
     ("split-digits/task", "avalanche-gem"),
     ("split-digits/class", "dgr"),

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from engrams.strategies import layer_gradients, per_sample_gradients
+from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher
 from engrams.strategies.minibatches import Minibatch
 
@@ -164,12 +164,13 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
     model, dataset = problem
     whole = diagonal_fisher(model, dataset)
     monkeypatch.setattr(per_sample_gradients, "SAMPLES_AT_ONCE", 5)
-    monkeypatch.setattr(per_sample_gradients, "NUMBERS_AT_ONCE", 1)
+    for module in (per_sample_gradients, general_gradients):
+        monkeypatch.setattr(module, "NUMBERS_AT_ONCE", 1)
     monkeypatch.setattr(layer_gradients, "NUMBERS_WRITTEN_OUT", 1)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
-    monkeypatch.setattr(per_sample_gradients, "has_rule", lambda layer: False)
+    monkeypatch.setattr(gradient_plan, "has_rule", lambda layer: False)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
-    monkeypatch.setattr(per_sample_gradients, "_can_vectorise", lambda *_: False)
+    monkeypatch.setattr(gradient_plan, "can_vectorise", lambda *_: False)
     assert_same(diagonal_fisher(model, dataset), whole, rtol=1e-9)
 
 
@@ -192,7 +193,7 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
     model, dataset = problem
     model.eval()
     x, y, tasks = dataset[:2]
-    assert per_sample_gradients.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
+    assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
 
 
 @pytest.mark.parametrize("problem", [mlp], indirect=True)

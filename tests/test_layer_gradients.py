@@ -6,10 +6,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import layer_gradients
+from engrams.strategies.gradient_plan import plan
 from engrams.strategies.importance import diagonal_fisher, mas_importance
 from engrams.strategies.layer_gradients import add_layer, gradients, has_rule
 from engrams.strategies.minibatches import Minibatch
-from engrams.strategies.per_sample_gradients import plan
 
 N = 5
 LAYERS = {

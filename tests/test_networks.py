@@ -12,7 +12,7 @@ from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolError, ReducedResNet18, SplitStream
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
-from engrams.strategies import per_sample_gradients
+from engrams.strategies import gradient_plan
 from engrams.strategies.importance import diagonal_fisher
 from engrams.strategies.minibatches import Minibatch
 
@@ -114,7 +114,7 @@ def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)
     x = torch.rand(6, 3, 8, 8)
-    found = per_sample_gradients.plan(model, Minibatch(x, None, 0, 0))
+    found = gradient_plan.plan(model, Minibatch(x, None, 0, 0))
     assert len(found.layers) == 4
     assert not found.rest
 
@@ -168,6 +168,17 @@ def test_a_network_that_does_not_suit_the_data_is_refused(network, shape, messag
     benchmark = make_benchmark(ImageData(x, y, x, y), stream_of("class"), "class", "test", seed=0)
     with pytest.raises(ProtocolError, match=message):
         make_network(network, "class", benchmark)
+
+
+def test_a_head_may_have_every_class_from_the_start():
+    network = MLP(hidden_size=5, hidden_layers=1, all_classes=True)
+    assert network.model_dump() == {"hidden_size": 5, "hidden_layers": 1, "all_classes": True}
+    benchmark = benchmark_of(1, 9, "class")
+    model = make_network(network, "class", benchmark)
+    assert type(model.classifier) is torch.nn.Linear
+    assert model(benchmark.train_stream[0].dataset[0][0][None]).shape == (1, 4), "none is masked"
+    heads = make_network(network, "task", benchmark_of(1, 9, "task")).classifier
+    assert isinstance(heads, MultiHeadClassifier), "a head a task has its own classes"
 
 
 @pytest.mark.parametrize(

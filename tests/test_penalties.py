@@ -641,6 +641,8 @@ def test_what_takes_long_suggests_fewer_samples(monkeypatch):
     monkeypatch.setattr(per_sample_gradients, "LONG", 0.0)
     with pytest.warns(UserWarning, match="exact Fisher information will take about .* fisher_samples"):
         diagonal_fisher(Net(), TensorDataset(torch.randn(9, 6)))
+    with pytest.warns(UserWarning, match="global memory aware importance will take about .* importance_data"):
+        mas_importance(Net(), TensorDataset(torch.randn(9, 6)))
 
 
 # --- the penalty's derivatives and steps ------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs import suites
+from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.reports import store
@@ -201,6 +202,29 @@ def test_a_bad_choice_is_refused_under_its_own_name(tmp_path, content, message):
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_a_strategy_may_have_a_learning_rate_of_its_own(tmp_path):
+    name = "buzzega2020-rotated-mnist"
+    rates = {
+        strategy: run_of(protocol.get(name), strategy).deciding()["training"] for strategy in ("naive", "ewc", "derpp")
+    }
+    assert {strategy: training["learning_rate"] for strategy, training in rates.items()} == {
+        "naive": 0.2,
+        "ewc": 0.1,
+        "derpp": 0.1,
+    }
+    assert "learning_rate_of" not in rates["naive"]
+    by_hand = protocol.get(name, {"training.learning_rate": 0.05})
+    assert run_of(by_hand, "ewc").training.learning_rate == 0.05
+    (tmp_path / "mine.toml").write_text(f"extends = '{name}'\n[training]\nlearning_rate = 0.3\n", encoding="utf-8")
+    assert run_of(protocol.get(str(tmp_path / "mine.toml")), "ewc").training.learning_rate == 0.3
+    for key, rate, message in (
+        ("evc", 0.1, "no strategy is called 'evc'; did you mean 'ewc'"),
+        ("ewc", -1.0, "Input should be greater than 0"),
+    ):
+        with pytest.raises(ProtocolError, match=f"training.learning_rate_of.{key}: {message}"):
+            protocol.get(name, {f"training.learning_rate_of.{key}": rate})
+
+
 def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(GOOD, encoding="utf-8")
@@ -228,7 +252,10 @@ def test_suites_name_only_what_exists():
             assert strategy in CATALOGUE
     assert len({seed for *_, seed in suites.runs_of("digits")}) == 3
     missing = set(CATALOGUE) - {strategy for _, strategy, _ in suites.runs_of("digits")}
-    assert missing == {"avalanche-generative-replay-large", "gan-ewc", "gan-dgr"}
+    assert missing == {
+        *("avalanche-generative-replay-large", "gan-ewc", "gan-dgr"),
+        *("avalanche-der", "avalanche-derpp", "avalanche-mir"),
+    }
     seeds = {part: {s for p, _, s in suites.runs_of("mnist") if p.startswith(part)} for part in ("split", "permuted")}
     assert {part: len(found) for part, found in seeds.items()} == {"split": 10, "permuted": 5}
     assert {s for *_, s in suites.runs_of("mnist", seeds=2)} == {0, 1}

@@ -94,17 +94,30 @@ def test_every_strategy_runs(tmp_path, name, strategy):
         pytest.skip("generates only; test_generation.py has it")
     if found.has_gan and entry.scenario != "class":
         pytest.skip("refused; test_generation.py has it")
-    brief = {key: 2 for key in ("generator_epochs",) if key in found.hyperparameters.model_fields}
-    run = run_of(entry, strategy, 0, brief)
+    brief = dict.fromkeys(("generator_epochs", "vae_epochs"), 2) | {"epochs": 1}
+    brief = {key: value for key, value in brief.items() if key in found.hyperparameters.model_fields}
+    run = replace(run_of(entry, strategy, 0, brief), first=3)
     epochs = []
     record = execute(run, tmp_path, "cpu", "disabled", epochs.append)
     if strategy.startswith("avalanche-generative-replay") and name.endswith("task"):
         assert "cannot do several heads" in record.reason
         assert "Error" not in record.reason
         return
+    if strategy in ("avalanche-der", "avalanche-derpp"):
+        assert "one classifier that does not grow" in record.reason
+        return
     assert record.complete, record.reason
     assert record.metrics["ACC"] > 0.05
     assert epochs == list(range(1, run.upper_limit_of_epochs + 1))
+
+
+def test_avalanches_der_runs_where_the_head_does_not_grow(tmp_path):
+    entry = protocol.get("split-digits/class", {"training.epochs": 1, "network.all_classes": True})
+    record = execute(
+        replace(run_of(entry, "avalanche-derpp"), first=2), tmp_path, "cpu", "disabled", lambda epochs: None
+    )
+    assert record.complete, record.reason
+    assert record.hyperparameters["network"]["all_classes"] is True
 
 
 def test_learning_is_real(small_run):

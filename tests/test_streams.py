@@ -11,7 +11,7 @@ from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.data.streams import bounds, brightness, make_benchmark, prepared
-from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, SplitStream
+from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, RotatedStream, SplitStream
 
 DATA = load("digits")
 DIGIT_OF = {
@@ -50,6 +50,37 @@ def test_permuted_begins_with_the_identity_and_permutes_train_and_test_alike():
     x = [columns(made.train_stream[1])[0] for made in (benchmark, again, other)]
     assert torch.equal(x[0], x[1])
     assert not torch.equal(x[0], x[2])
+
+
+@pytest.mark.parametrize("judge", ["test", "validation"])
+def test_rotated_turns_train_and_test_by_the_same_angle(judge):
+    stream = RotatedStream(kind="rotated", experiences=3, degrees=(0.0, 180.0), validation_fraction=0.2)
+    # A bar from the middle to the right, on a ground that is not 0: where it points to is the angle.
+    bar = torch.zeros(10, 1, 41, 41)
+    bar[..., 19:22, 21:36] = 1
+    y = torch.arange(10) % 2
+    data = ImageData(bar * 2 - 1, y, bar * 2 - 1, y, black=torch.tensor(-1.0))
+    angles = []
+    for seed in (3, 3, 4):
+        benchmark = make_benchmark(data, stream, "domain", judge, seed)
+        for train, held in zip(benchmark.train_stream, benchmark.streams[judge], strict=True):
+            x = columns(train)[0]
+            assert torch.equal(x[0], columns(held)[0][0])
+            assert x.unique().tolist() == [-1, 1], "the corners are black"
+            row, column = (x[0, 0] == 1).nonzero().float().mean(0).tolist()
+            angles.append(math.degrees(math.atan2(20 - row, column - 20)))
+    assert angles[:3] == angles[3:6] != angles[6:]
+    assert len(set(angles[:3])) == 3
+    assert all(-1 <= angle <= 181 for angle in angles)
+    drawn = 180 * torch.rand(3, generator=torch.Generator().manual_seed(3))
+    assert angles[:3] == pytest.approx(drawn.tolist(), abs=1.5)
+
+
+def test_vectors_cannot_be_rotated():
+    stream = RotatedStream(kind="rotated", experiences=3, degrees=(0.0, 180.0), validation_fraction=0.2)
+    vectors = ImageData(torch.rand(10, 5), torch.arange(10) % 2, torch.rand(10, 5), torch.arange(10) % 2)
+    with pytest.raises(ProtocolError, match="is for images; these are vectors"):
+        make_benchmark(vectors, stream, "domain", "test", 0)
 
 
 @pytest.mark.parametrize("order", ["in-order", "seeded"])

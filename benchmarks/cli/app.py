@@ -20,7 +20,7 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line; what the user can mend, or the system refuses, ends in one line and exit status 2."""
     # Each file registers its commands; what takes seconds is imported inside them.
-    from engrams.benchmarks.cli import features, listing, pages, runs, tables, verify, wandb  # noqa: F401
+    from engrams.benchmarks.cli import features, listing, pages, runs, status, tables, verify, wandb  # noqa: F401
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:

@@ -15,6 +15,7 @@ import typer
 from engrams.reports.errors import UserError
 
 if TYPE_CHECKING:
+    from engrams.benchmarks.jobs.place import Place
     from engrams.reports.wandb.settings import WandBSettings
 
 if sys.version_info >= (3, 11):
@@ -46,7 +47,37 @@ StrategyNames = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="How many (3: seeds 0, 1, 2), or which (5-9,12; one alone: 7-7).")]
 Out = Annotated[Path, typer.Option(help="Folder of the records.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Runs at once; by default one a core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at once; by default one a core, elsewhere as many as there is room for."),
+]
+On = Annotated[
+    str,
+    typer.Option(
+        metavar="PLACE",
+        help="Where runs go: local (processes here), slurm (a queue), ray (RAY_ADDRESS, the cluster of this machine, "
+        "or one that is started here) or ray://HOST:PORT. Records are the same, and places may be mixed.",
+    ),
+]
+Partition = Annotated[str | None, typer.Option(help="SLURM's.")]
+Time = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME", help="That a job of SLURM may take, as sbatch has it (1:30:00); by default four hours."
+    ),
+]
+GPUs = Annotated[
+    float | None,
+    typer.Option("--gpus", min=0, help="That a run asks SLURM or Ray for; Ray lets runs share one (0.25)."),
+]
+Ask = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="What else a run asks for: an option of sbatch (mem=8G, account=me), or a resource of Ray's (cpus=2, "
+        "memory=4e9). Can be given several times.",
+    ),
+]
 StreamFromDisk = Annotated[
     bool,
     typer.Option(
@@ -92,6 +123,48 @@ def wandb_of(mode: WandB | None, project: str | None, entity: str | None, tags: 
     return settings
 
 
+def place_of(
+    on: str,
+    workers: int | None,
+    partition: str | None,
+    time: str | None,
+    gpus: float | None,
+    ask: list[str] | None,
+    out: Path,
+) -> Place:
+    """Returns where runs go, as the options say; what is missing there is said before anything that takes seconds.
+
+    Raises:
+        OptionError: there is no such place, or it does not have one of the options.
+        PlaceError: a package or a program that it needs is not here.
+    """
+    from engrams.benchmarks.cli.shown import say
+
+    kind = "ray" if on.startswith("ray://") else on
+    if kind not in ("local", "slurm", "ray"):
+        raise OptionError(f"--on {on}: there are local, slurm, ray and ray://HOST:PORT")
+    places = {"--partition": ["slurm"], "--time": ["slurm"], "--gpus": ["slurm", "ray"], "--ask": ["slurm", "ray"]}
+    given = zip(places.items(), (partition, time, gpus, ask), strict=True)
+    for (option, of), _ in filter(lambda one: one[1] not in (None, []), given):
+        if kind not in of:
+            raise OptionError(f"{option} is for --on {' and --on '.join(of)}")
+    asked = settings_of(ask, "--ask")
+    if kind == "local":
+        from engrams.benchmarks.jobs.processes import Here, start_server
+
+        start_server()
+        return Here(workers)
+    if kind == "slurm":
+        from engrams.benchmarks.jobs import slurm
+
+        slurm.check()
+        return slurm.Slurm(out, say, slurm.parameters(partition, time, gpus, workers, asked))
+    from engrams.benchmarks.jobs import ray
+
+    ray.check()
+    return ray.Ray(out, say, on if on != "ray" else None, workers, ray.resources(gpus, asked))
+
+
 def seeds_of(text: str) -> list[int]:
     """Returns the seeds that a text means.
 
@@ -112,8 +185,8 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
-def settings_of(options: list[str] | None) -> dict[str, Any]:
-    """Returns dotted key -> value of every ``--set``; a value is read as TOML has it, else as text.
+def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any]:
+    """Returns dotted key -> value of every option of a name; a value is read as TOML has it, else as text.
 
     One that is a dictionary in JSON, as W&B's agents write what they try, is taken as it is.
 
@@ -122,14 +195,15 @@ def settings_of(options: list[str] | None) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for option in options or []:
-        if option.startswith("{"):
+        if option.startswith("{") and name == "--set":
             settings |= _read_json(option)
             continue
         key, equals, text = option.partition("=")
         if not equals or not key or not text:
-            raise OptionError(f"--set {option}: write KEY=VALUE, ewc_lambda=100 for example")
+            example = "ewc_lambda=100" if name == "--set" else "mem=8G"
+            raise OptionError(f"{name} {option}: write KEY=VALUE, {example} for example")
         if key in settings:
-            raise OptionError(f"--set {option}: {key} is set twice")
+            raise OptionError(f"{name} {option}: {key} is set twice")
         try:
             settings[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -21,8 +21,11 @@ ROWS = (
     *("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "avalanche-si", "avalanche-lwf"),
     *("replay", "dgr-vae", "avalanche-generative-replay", "joint"),
 )
-PICTURED = ("naive", "ewc", "mas", "dgr-vae")
-"""The strategies of the README's picture, under the first and the last of the protocols."""
+PICTURED = {
+    "split-mnist/task": ("naive", "ewc", "mas", "dgr-vae"),
+    "split-mnist/class": ("naive", "ewc", "mas", "dgr"),
+}
+"""The protocols of the README's picture, and the strategies under each."""
 
 
 @app.command()
@@ -58,9 +61,10 @@ def pages(
         publish.write(out / "studies.md", publish.studies_page(_studies(studies, damaged), out))
         others.append(("studies", "questions that many runs answer with one figure"))
     publish.write(out / "README.md", publish.index(listed, others))
+    publish.remove_stale(out, {*(publish.page_of(name) for name, _ in listed), *(f"{name}.md" for name, _ in others)})
     if readme is not None:
         marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
-        found = matrices.of(records, (SHOWN[0], SHOWN[-1]), PICTURED)
+        found = [one for protocol, rows in PICTURED.items() for one in matrices.of(records, [protocol], rows)]
         matrices.figure(found).savefig(out / "matrices.png", metadata={"Software": None})
     for page in sorted(methods.glob("*.md")) if methods else ():
         fill(page, records, boards)

@@ -10,9 +10,14 @@ import typer
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import (
+    Ask,
     DryRun,
     Entity,
+    GPUs,
+    On,
+    OptionError,
     Out,
+    Partition,
     Project,
     ProtocolName,
     Seeds,
@@ -20,9 +25,11 @@ from engrams.benchmarks.cli.options import (
     StrategyNames,
     StreamFromDisk,
     Tags,
+    Time,
     WandBOption,
     Wide,
     Workers,
+    place_of,
     seeds_of,
     settings_of,
     wandb_of,
@@ -30,6 +37,7 @@ from engrams.benchmarks.cli.options import (
 from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_damaged, stop_if_failed
 
 if TYPE_CHECKING:
+    from engrams.benchmarks.jobs.place import Place
     from engrams.benchmarks.studies.sweeps import Subsets, Sweep
     from engrams.benchmarks.training.run import Run
     from engrams.reports.wandb.settings import WandBSettings
@@ -50,6 +58,11 @@ def run(
     entity: Entity = None,
     tags: Tags = None,
     workers: Workers = None,
+    on: On = "local",
+    partition: Partition = None,
+    time: Time = None,
+    gpus: GPUs = None,
+    ask: Ask = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
     wide: Wide = False,
@@ -62,12 +75,12 @@ def run(
     for strategy in strategies:  # a misspelt name is answered before torch is read
         check_strategy_name(strategy)
     registry.get(protocol, registry.of_protocol(settings))
-    start_server(dry_run)
+    place = None if dry_run else place_of(on, workers, partition, time, gpus, ask, out)
     from engrams.benchmarks.jobs.plan import plan
 
     runs = plan(protocol, strategies, wanted, settings, experiences)
     logged = wandb_of(wandb, project, entity, tags)
-    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide, settings)
+    _do(runs, out, logged, place, stream_from_disk, wide, workers, settings)
 
 
 @app.command()
@@ -82,6 +95,11 @@ def suite(
     entity: Entity = None,
     tags: Tags = None,
     workers: Workers = None,
+    on: On = "local",
+    partition: Partition = None,
+    time: Time = None,
+    gpus: GPUs = None,
+    ask: Ask = None,
     stream_from_disk: StreamFromDisk = False,
     dry_run: DryRun = False,
     wide: Wide = False,
@@ -90,14 +108,14 @@ def suite(
     from engrams.benchmarks.jobs import suites
 
     wanted = list(dict.fromkeys(suites.runs_of(name, seeds)))
-    start_server(dry_run)
+    place = None if dry_run else place_of(on, workers, partition, time, gpus, ask, out)
     from engrams.benchmarks.jobs.plan import plan
     from engrams.benchmarks.protocols import registry
 
     protocols = {name: registry.get(name) for name in dict.fromkeys(protocol for protocol, *_ in wanted)}
     runs = [one for protocol, strategy, seed in wanted for one in plan(protocols[protocol], [strategy], [seed])]
     logged = wandb_of(wandb, project, entity, tags)
-    _do(runs, out, logged, workers, stream_from_disk, dry_run, wide)
+    _do(runs, out, logged, place, stream_from_disk, wide, workers)
 
 
 @app.command()
@@ -116,13 +134,14 @@ def search(
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol's file."""
+    from engrams.benchmarks.jobs import processes
     from engrams.benchmarks.names import check_strategy_name, strategy_called
     from engrams.benchmarks.protocols import registry
 
     for strategy in strategies:
         check_strategy_name(strategy)
     entry = registry.get(protocol)
-    start_server()
+    processes.start_server()  # which reads torch beside this process
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies.search import search as choose
 
@@ -145,6 +164,11 @@ def study(
     entity: Entity = None,
     tags: Tags = None,
     workers: Workers = None,
+    on: On = "local",
+    partition: Partition = None,
+    time: Time = None,
+    gpus: GPUs = None,
+    ask: Ask = None,
     only_draw: Annotated[bool, typer.Option("--only-draw", help="Run nothing: draw what is recorded.")] = False,
     wide: Wide = False,
 ) -> None:
@@ -152,14 +176,16 @@ def study(
     from engrams.benchmarks.studies import listing
 
     listing.check(name)
-    start_server(only_draw)
+    place = None if only_draw else place_of(on, workers, partition, time, gpus, ask, out)
     from engrams.benchmarks.studies import sweeps
     from engrams.reports.wandb.settings import DISABLED
 
     entry = sweeps.get(name)
     settings = DISABLED if only_draw else wandb_of(wandb, project, entity, tags)
     if isinstance(entry, sweeps.Sweep):
-        _sweep(name, entry, seeds, out, settings, workers, only_draw, wide)
+        _sweep(name, entry, seeds, out, settings, place, wide)
+    elif on != "local":
+        raise OptionError(f"--on {on}: the runs of {name} leave no records; it goes on here only")
     else:
         _subsets(name, entry, seeds, out, settings, workers, only_draw, wide)
 
@@ -172,22 +198,14 @@ def speed() -> None:
     measure(show)
 
 
-def start_server(nothing_to_do: bool = False) -> None:
-    """Starts the server of processes, which reads torch beside this process: before the imports that take seconds."""
-    if not nothing_to_do:
-        from engrams.benchmarks.jobs import processes
-
-        processes.start_server()
-
-
 def _do(
     runs: list[Run],
     out: Path,
     wandb: WandBSettings,
-    workers: int | None,
+    place: Place | None,
     stream_from_disk: bool,
-    dry_run: bool,
     wide: bool,
+    workers: int | None,
     by_hand: Mapping[str, Any] | None = None,
 ) -> None:
     from engrams.benchmarks.jobs.plan import what_is_stale
@@ -196,11 +214,11 @@ def _do(
 
     for line in what_is_stale(runs, by_hand or {}):
         say(line, style="yellow")
-    if dry_run:
+    if place is None:
         _show_plan(runs, out, workers, wide)
         return
     display = Display(console)
-    records = run_all(runs, out, wandb, workers, display, stream_from_disk)
+    records = run_all(runs, out, wandb, place, display, stream_from_disk)
     show_pages(records, wide)
     say(f"records: {out}/PROTOCOL/STRATEGY/SEED/record.json")
     display.say_afterwards()
@@ -247,8 +265,7 @@ def _sweep(
     seeds: int | None,
     out: Path,
     wandb: WandBSettings,
-    workers: int | None,
-    only_draw: bool,
+    place: Place | None,
     wide: bool,
 ) -> None:
     from engrams.benchmarks.jobs.progress import Display
@@ -260,8 +277,8 @@ def _sweep(
     points = sweeps.points_of(name, sweep, seeds)
     display = Display(console)
     damaged: list[RecordError] = []
-    if not only_draw:
-        records = sweeps.run_sweep(points, out, wandb, workers, display)
+    if place is not None:
+        records = sweeps.run_sweep(points, out, wandb, place, display)
     elif not (records := sweeps.recorded(points, out, damaged)):
         raise RecordError(f"there are no records of this study in {out}; leave out --only-draw to run it")
     found = sweeps.curves_of(sweep, points, records)

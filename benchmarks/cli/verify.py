@@ -22,7 +22,7 @@ def verify(
 ) -> None:
     """Check that records can be what they say, and do some again: equal to the bit, or what differs and why."""
     if rerun:
-        from engrams.benchmarks.cli.runs import start_server
+        from engrams.benchmarks.jobs.processes import start_server
 
         start_server()
     from engrams.benchmarks.jobs.progress import Display

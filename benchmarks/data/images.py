@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -103,6 +103,8 @@ class ImageData:
     test_y: Tensor
     standardise: bool = False
     """Whether a stream made of them has every value standardised by the training data of its first experience."""
+    black: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Of images: one number, or one a channel, [channels, 1, 1]."""
 
     @property
     def classes(self) -> int:

@@ -14,8 +14,7 @@ not depend on where the data lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
@@ -158,16 +157,28 @@ class TensorLoader:
             yield [column[on_device] for column in self.columns]
 
 
-class Minibatch(NamedTuple):
-    """A minibatch already put together: what ``collate_fn`` has nothing left to do on."""
+class Minibatch(Sequence[tuple[Tensor, ...]]):
+    """The samples of a minibatch: read together, taken apart again only for a loader that has a way of its own."""
 
-    x: Tensor
-    y: Tensor
-    task_labels: Tensor
+    def __init__(self, columns: tuple[Tensor, ...]):
+        """
+        Args:
+            columns: (x, y, ..., task labels), equally long; what ``collate_fn`` makes of the samples.
+        """
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, place):
+        return tuple(column[place] for column in self.columns)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*self.columns, strict=True)
 
 
 def _collate(samples):
-    return list(samples) if isinstance(samples, Minibatch) else default_collate(samples)
+    return list(samples.columns) if isinstance(samples, Minibatch) else default_collate(samples)
 
 
 class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
@@ -196,7 +207,7 @@ class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
             self._read_from, self._columns = self._flat_data, columns_of(self)
         if self._columns is None:
             return [self[index] for index in indices]
-        return Minibatch(*(column[indices] for column in self._columns))
+        return Minibatch(tuple(column[indices] for column in self._columns))
 
 
 Column = Tensor | PreparedLater

@@ -5,18 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional
+from torchvision.transforms.functional import rotate
 
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
-from engrams.benchmarks.protocols.schema import Images, Judge, PermutedStream, ProtocolError, SplitStream
+from engrams.benchmarks.protocols.schema import (
+    Images,
+    Judge,
+    MadeStream,
+    PermutedStream,
+    ProtocolError,
+    RotatedStream,
+    SplitStream,
+)
 
 VALIDATION_SEED = 0
 """Of the choice of validation samples, the same in every run: what is chosen on them is never trained on."""
@@ -70,7 +79,8 @@ def prepared(dataset: str, images: Images, from_disk: bool = False, by_minibatch
             return PreparedLater(x, prepare)
         return prepare(x)
 
-    return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x))
+    black = black_and_white(images)[0]
+    return replace(data, train_x=all_or_each(data.train_x), test_x=all_or_each(data.test_x), black=black)
 
 
 def _prepared_vectors(data: ImageData, dataset: str, images: Images) -> ImageData:
@@ -115,9 +125,7 @@ def _spread(value: float | tuple[float, ...], device: torch.device | None = None
     return torch.tensor(value, device=device)[:, None, None] if isinstance(value, tuple) else value
 
 
-def make_benchmark(
-    data: ImageData, stream: PermutedStream | SplitStream, scenario: str, judge: Judge, seed: int
-) -> CLScenario:
+def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Judge, seed: int) -> CLScenario:
     """Build the streams of one run.
 
     Args:
@@ -127,7 +135,7 @@ def make_benchmark(
         judge: ``test``: train on all training data, be judged on the test data. ``validation``: a stratified part of
             the training data is held out and judged on; the test data are not in the benchmark at all. Where a stream
             has experiences for choosing, they are learned under ``validation``, and the others under ``test``.
-        seed: of permutations and of a seeded class order.
+        seed: of permutations, of angles and of a seeded class order.
 
     Returns:
         An Avalanche benchmark with ``train_stream`` and ``test_stream`` or ``validation_stream``.
@@ -143,6 +151,8 @@ def make_benchmark(
         generator = torch.Generator().manual_seed(seed)  # the same for both streams
         if isinstance(stream, PermutedStream):
             return _permuted(x, y, chosen, stream, generator)
+        if isinstance(stream, RotatedStream):
+            return _rotated(x, y, chosen, stream, data.black, generator)
         return _split(x, y, chosen, _classes(stream, data.classes, judge, generator), scenario)
 
     if judge == "validation":
@@ -175,9 +185,7 @@ def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(validation)
 
 
-def _standardised(
-    data: ImageData, stream: PermutedStream | SplitStream, learned: Tensor, judge: Judge, seed: int
-) -> ImageData:
+def _standardised(data: ImageData, stream: MadeStream, learned: Tensor, judge: Judge, seed: int) -> ImageData:
     """Every value of a vector by its mean and standard deviation in the first experience; a constant one by its mean.
 
     What a learner may know when it begins: nothing of later experiences, and nothing of what it is judged on.
@@ -211,6 +219,24 @@ def _permuted(
     return [TensorClassificationDataset.from_tensors(permuted(order), y[chosen], task_label=0) for order in orders]
 
 
+def _rotated(
+    x: InputsOf, y: Tensor, chosen: Tensor, stream: RotatedStream, black: Tensor, generator: torch.Generator
+) -> list[TensorClassificationDataset]:
+    """Every experience rotates all images by its own angle."""
+    if not isinstance(x, ImagesOnDisk) and x[0].dim() != 3:
+        raise ProtocolError("stream.kind = 'rotated' is for images; these are vectors")
+    low, high = stream.degrees
+    angles = (low + (high - low) * torch.rand(stream.experiences, generator=generator)).tolist()
+    fill = black.flatten().tolist()
+    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]
+
+    def rotated(angle: float) -> Tensor | ImagesOnDisk:
+        turned = partial(rotate, angle=angle, fill=fill)
+        return x.map(turned) if isinstance(x, ImagesOnDisk) else torch.cat([turned(some) for some in x.split(5000)])
+
+    return [TensorClassificationDataset.from_tensors(rotated(angle), y[chosen], task_label=0) for angle in angles]
+
+
 def _split(
     x: InputsOf, y: Tensor, chosen: Tensor, groups: Sequence[Tensor], scenario: str
 ) -> list[TensorClassificationDataset]:
@@ -232,6 +258,11 @@ def _split(
         )
         experiences.append(everything.subset(chosen[torch.isin(y[chosen], its_classes)].tolist()))
     return experiences
+
+
+def classes_of_experiences(stream: SplitStream, classes: int, judge: Judge, seed: int) -> list[list[int]]:
+    """Returns which of a data set's classes each experience of a run has, under the data set's own labels."""
+    return [found.tolist() for found in _classes(stream, classes, judge, torch.Generator().manual_seed(seed))]
 
 
 def _classes(stream: SplitStream, classes: int, judge: Judge, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -53,6 +53,24 @@ def claim(folder: Path, wait: bool = False) -> Iterator[None]:
         os.close(file)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Returns whether a process has a run's folder."""
+    try:
+        file = os.open(folder / CLAIM, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 def _locked(file: int, wait: bool) -> bool:
     assert fcntl is not None
     try:

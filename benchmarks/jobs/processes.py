@@ -10,7 +10,7 @@ import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 import psutil
 
-from engrams.reports.errors import UserError
+from engrams.benchmarks.jobs.place import ProcessError, Report
 
 
 class Job(Protocol):
@@ -31,9 +31,6 @@ class Job(Protocol):
 
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
-Report = Callable[[int], None]
-"""Told the number of epochs done, as they are done; 0 when the job has begun."""
-
 SECONDS_TO_END = 30
 """That a process has to end by itself when there is nothing more to do."""
 
@@ -60,13 +57,23 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class ProcessError(UserError):
-    """A process died twice on one job, or could not write; the message is one line that says what to do."""
+@dataclass(frozen=True)
+class Here:
+    """This machine; see :func:`in_processes`."""
+
+    workers: int | None = None
+    """Jobs at once; None for one a core."""
+    outlives = False
+
+    def do(
+        self, jobs: Iterable[J], work: Callable[[J, Report], R], advanced: Callable[[J, int], None]
+    ) -> Generator[tuple[J, R | ProcessError], None, None]:
+        return in_processes(jobs, work, self.workers, advanced)
 
 
 def in_processes(
     jobs: Iterable[J], work: Callable[[J, Report], R], workers: int | None, advanced: Callable[[J, int], None]
-) -> Iterator[tuple[J, R | ProcessError]]:
+) -> Generator[tuple[J, R | ProcessError], None, None]:
     """Yields (job, what its work returned), as they end; each job has a process and one thread.
 
     With small networks two runs side by side are faster than one on two cores, and the result does not depend on how
@@ -267,11 +274,16 @@ def _attempt(job: Any, work: Callable[[Any, Report], Any], report: Report) -> _R
 
 
 def _prepare() -> None:
-    import torch
-
     gc.freeze()  # what the server has read stays: not to be looked through after each job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     Thread(target=_end_with_parent, daemon=True).start()
+    prepare()
+
+
+def prepare() -> None:
+    """Makes this process one that does jobs, as every place does them: with one thread."""
+    import torch
+
     torch.set_num_threads(1)
     silence_avalanches_own_calls()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism on a GPU asks for

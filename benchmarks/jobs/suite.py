@@ -11,7 +11,8 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.jobs.claims import Claimed, claim
 from engrams.benchmarks.jobs.execute import execute, failed, usual_device
 from engrams.benchmarks.jobs.limits import forecast
-from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
+from engrams.benchmarks.jobs.place import Place, ProcessError, Report
+from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.revisions import present
 from engrams.benchmarks.training import checkpoint
@@ -31,7 +32,7 @@ def run_all(
     runs: Sequence[Run],
     out: Path,
     wandb: WandBSettings,
-    workers: int | None,
+    place: Place,
     display: Display,
     stream_from_disk: bool = False,
 ) -> list[Record]:
@@ -44,12 +45,13 @@ def run_all(
         runs: what to do.
         out: folder of the records.
         wandb: where W&B keeps the runs. They are sent beside the work; what became of them is the display's to say.
-        workers: runs at once; None for as many as there are cores.
+        place: where the runs are done.
         display: told what is going on.
         stream_from_disk: read images when they are needed, not all before; see :func:`execute`.
 
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
+        PlaceError: the place does not take the runs.
         ProtocolError: the classes cannot be split as a protocol says.
         datasets.DataError: data are missing or broken.
         store.NewerRecord: a record is of a later Engrams.
@@ -69,8 +71,8 @@ def run_all(
     check_startable(owed, out, stream_from_disk)
     for line in provenance.remarks(done.values(), present()):
         display.say(line)
-    expected = forecast(owed, out, workers)
-    if owed:
+    expected = forecast(owed, out, place.workers) if isinstance(place, Here) else None  # of this machine alone
+    if owed and expected:
         for line in (expected.line(), *expected.too_much(out)):
             display.say(line)
     begun: set[Run] = set()
@@ -87,7 +89,7 @@ def run_all(
             for waits in (False, True):
                 claimed = []
                 work = partial(_work, out=out, wandb_mode=mode, stream_from_disk=stream_from_disk, waits=waits)
-                for run, outcome in in_processes(owed, work, workers, advanced):
+                for run, outcome in place.do(owed, work, advanced):
                     if outcome is None:
                         claimed.append(run)
                         continue
@@ -102,7 +104,10 @@ def run_all(
                     break
                 display.say(f"{len(owed)} of these runs are being done by another command; waiting for it")
         except (KeyboardInterrupt, SystemExit):
-            _say_what_goes_on(begun - done.keys(), out, display)
+            if not place.outlives:
+                _say_what_goes_on(begun - done.keys(), out, display)
+            elif mode != "disabled":
+                display.say(f"W&B: 'engrams upload {out}' sends the runs that end while nobody waits for them")
             raise
     return [done[run] for run in runs]
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import first_difference, run_all
 from engrams.benchmarks.names import strategy_called
@@ -111,7 +112,7 @@ def repeat(records: Sequence[Record], workers: int | None, display: Display) -> 
         except Unrepeatable as error:
             verdicts[index] = Verdict(record, False, f"cannot be done again here: {error}")
     with tempfile.TemporaryDirectory(prefix="engrams-verify-") as out:
-        again = run_all(list(runs.values()), Path(out), DISABLED, workers, display)
+        again = run_all(list(runs.values()), Path(out), DISABLED, Here(workers), display)
         for index, record in zip(runs, again, strict=True):
             verdicts[index] = compared(records[index], record)
     return [verdicts[index] for index in range(len(records))]
@@ -121,8 +122,11 @@ def compared(then: Record, now: Record) -> Verdict:
     """Returns what is to be said of a record and of that of the same run, done again."""
     if not now.complete:
         return Verdict(then, False, f"failed: {now.reason}")
-    figures = ("accuracy_matrix", "accuracy_at_initialisation", "generated")
+    figures = ("accuracy_matrix", "accuracy_at_initialisation")
     differences = [name for name in figures if getattr(then, name) != getattr(now, name)]
+    # An older record has less of a generator; what it has must be the same.
+    made_then, made_now = (one.generated.model_dump() if one.generated else {} for one in (then, now))
+    differences += [f"generated.{name}" for name, value in made_then.items() if made_now.get(name) != value]
     if not differences:
         return Verdict(then, True, "equal to the bit")
     said = f"ACC {100 * then.acc:.2f} in the record, {100 * now.acc:.2f} here; {', '.join(differences)} differ"

@@ -173,6 +173,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     except ValidationError as error:
         raise ProtocolError(f"{path}: {first_problem(error)}") from error
     _check_strategies(path, file.strategies)
+    _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of")
     strategies = {catalogue.short_name(name): values for name, values in file.strategies.items()}
     if comes_with_engrams and not changed:
         _check_sources(path, file)
@@ -252,8 +253,10 @@ def _base_of(path: Path, content: dict[str, Any]) -> Path:
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Table by table; a table of another kind takes the place of the whole."""
+    """Table by table; a table of another kind takes the place of the whole, a learning rate that of each strategy's."""
     merged = dict(base)
+    if "learning_rate" in own:
+        merged.pop("learning_rate_of", None)
     for key, value in own.items():
         before = base.get(key)
         same_kind = (
@@ -349,10 +352,10 @@ def _numbers(value: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def _check_strategies(path: Path, strategies: dict[str, dict[str, Any]]) -> None:
+def _check_strategies(path: Path, strategies: Mapping[str, Any], table: str = "strategies") -> None:
     """A strategy that is set must exist; its values are checked when it is run, since that means to read its file."""
     known = [*CATALOGUE, *registered()]
     for name in strategies:
         for part in catalogue.parts_of(name):
             if part not in known and ":" not in part:
-                raise ProtocolError(f"{path}: strategies.{name}: {UnknownName('strategy', part, known)}")
+                raise ProtocolError(f"{path}: {table}.{name}: {UnknownName('strategy', part, known)}")

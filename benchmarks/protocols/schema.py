@@ -27,7 +27,7 @@ from pydantic import (
 from engrams.benchmarks.data import names as data_names
 from engrams.reports.errors import UserError
 from engrams.strategies import references
-from engrams.strategies.contract import Budget, GANSettings, Hyperparameters, Strategy
+from engrams.strategies.contract import Budget, GANSettings, Hyperparameters, LearningRate, Strategy
 from engrams.strategies.references import BadReference
 
 FOLDER = Path(__file__).parent
@@ -37,6 +37,7 @@ Judge = Literal["test", "validation"]
 """What a run is judged on; it is of a search's trials that the second is asked."""
 Augmented = Literal["both", "stream", "buffer"]
 Positive = Annotated[int, Field(ge=1)]
+Degrees = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ProtocolError(UserError):
@@ -90,6 +91,23 @@ class PermutedStream(Table):
 
     kind: Literal["permuted"]
     experiences: Annotated[int, Field(ge=2)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def scenarios(self) -> list[Scenario]:
+        return ["domain"]
+
+
+class RotatedStream(Table):
+    """Every experience is the whole data set, its images rotated by an angle of its own.
+
+    The angles are drawn evenly between two, in degrees, counter-clockwise; a pixel is the nearest one of the image, or
+    black.
+    """
+
+    kind: Literal["rotated"]
+    experiences: Annotated[int, Field(ge=2)]
+    degrees: Annotated[tuple[Degrees, Degrees], Field(strict=False)]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     @property
@@ -164,7 +182,26 @@ class BenchmarkStream(Table):
     arguments: dict[str, Any] = {}
 
 
-class MLP(Table):
+MadeStream = PermutedStream | RotatedStream | SplitStream
+"""Made here, of one data set."""
+Stream = MadeStream | BenchmarkStream
+
+
+class AnyNetwork(Table):
+    """``all_classes``: of class-incremental learning: there is an output for every class from the start, none masked.
+
+    Otherwise the output layer grows with the classes met.
+    """
+
+    all_classes: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there was this have none."""
+        return {key: value for key, value in serialize(self).items() if value or key != "all_classes"}
+
+
+class MLP(AnyNetwork):
     """A multi-layer perceptron with ReLU; the kind of network where none is named."""
 
     # Not in the record: records of networks made before there were two kinds have none.
@@ -173,7 +210,7 @@ class MLP(Table):
     hidden_layers: Positive
 
 
-class CNN(Table):
+class CNN(AnyNetwork):
     """Convolutions 3x3 and max-pooling 2x2 ("M"), as VGG has them, then fully connected layers, all with ReLU."""
 
     kind: Literal["cnn"]
@@ -181,7 +218,7 @@ class CNN(Table):
     hidden_sizes: Annotated[tuple[Positive, ...], Field(strict=False)]
 
 
-class ReducedResNet18(Table):
+class ReducedResNet18(AnyNetwork):
     """ResNet-18 for images of 32x32 with batch norm and few channels (Lopez-Paz & Ranzato 2017, section 5).
 
     ``width``: channels of the first stage; the others have two, four and eight times as many.
@@ -191,7 +228,7 @@ class ReducedResNet18(Table):
     width: Positive
 
 
-class OwnNetwork(Table):
+class OwnNetwork(AnyNetwork):
     """``module:function`` or ``file.py:function``, called with the shape of an input and the number of classes."""
 
     kind: str
@@ -216,7 +253,7 @@ Network = Annotated[
         ),
     ),
 ]
-KINDS = ("permuted", "split", "benchmark", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
+KINDS = ("permuted", "rotated", "split", "benchmark", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
 """What pydantic puts between the keys of a problem where a table is of one of several kinds."""
 
 
@@ -230,10 +267,11 @@ class Training(Table):
     ``random_crops``: it is padded by so many black pixels on all sides, and a window of its size cut out at random.
     ``augmented``: whether that is done to the new images alone (``stream``), to those alone that a buffer replays
     (``buffer``), or to both.
+    ``learning_rate_of``: strategy -> its own learning rate, where a source has chosen one for each.
     """
 
     optimizer: Literal["adam", "sgd"]
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: LearningRate
     batch_size: Positive
     epochs: Positive
     schedule: Literal["constant", "linear"]
@@ -242,6 +280,12 @@ class Training(Table):
     horizontal_flips: bool = False
     random_crops: Annotated[int, Field(ge=0)] = 0
     augmented: Augmented = "both"
+    learning_rate_of: dict[str, LearningRate] = {}
+
+    def of_strategy(self, name: str) -> Training:
+        """Returns that of one strategy."""
+        rate = self.learning_rate_of.get(name, self.learning_rate)
+        return self.model_copy(update={"learning_rate": rate, "learning_rate_of": {}})
 
     @property
     def augments(self) -> bool:
@@ -263,6 +307,7 @@ class Training(Table):
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Records made before there were these have none."""
         later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
+        later["learning_rate_of"] = {}
         return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
@@ -295,7 +340,7 @@ class ProtocolFile(Table):
     dataset: Annotated[str, Field(min_length=1)]
     """Checked when it is loaded. Of a ``benchmark``, its name."""
     images: Images = Images()
-    stream: Annotated[PermutedStream | SplitStream | BenchmarkStream, Field(discriminator="kind")]
+    stream: Annotated[Stream, Field(discriminator="kind")]
     network: Network
     training: Training
     generation: Generation | None = None
@@ -356,7 +401,7 @@ class Protocol(Table):
     dataset: str
     scenario: Scenario
     images: Images
-    stream: PermutedStream | SplitStream | BenchmarkStream
+    stream: Stream
     network: Network
     training: Training
     generation: Generation | None
@@ -442,10 +487,15 @@ class Protocol(Table):
         ``epochs`` is 0 where there is no solver to train.
         """
         own = strategy.budget(hyperparameters, self.gan)
-        epochs = self.training.epochs if own.epochs is None else own.epochs
+        training = self.training_of(strategy)
+        epochs = training.epochs if own.epochs is None else own.epochs
         if self.generation and strategy.has_gan:
             epochs = 0
-        return Budget(epochs, own.generator_epochs, own.schedule or self.training.schedule)
+        return Budget(epochs, own.generator_epochs, own.schedule or training.schedule)
+
+    def training_of(self, strategy: Strategy) -> Training:
+        """Returns how one strategy is trained."""
+        return self.training.of_strategy(strategy.name)
 
     def deciding(self, strategy: Strategy) -> dict[str, Any]:
         """Returns the part of the protocol that decides a strategy's result, for the record."""
@@ -456,6 +506,7 @@ class Protocol(Table):
             decides.add("gan")
         # As JSON has it: a tuple in a record read back is a list.
         decided = self.model_dump(mode="json", include=decides)
+        decided["training"] = self.training_of(strategy).model_dump(mode="json")
         decided["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
         return decided | self._own()
 
@@ -475,7 +526,10 @@ class Protocol(Table):
         if isinstance(self.network, OwnNetwork):
             kind = self.network.kind
             try:
-                own["network"] = {"kind": references.short(kind), "fingerprint": references.fingerprint(kind)}
+                own["network"] = {
+                    **self.network.model_dump(mode="json"),
+                    **{"kind": references.short(kind), "fingerprint": references.fingerprint(kind)},
+                }
             except BadReference as error:
                 raise ProtocolError(f"{self.name}: network.kind: {error}") from error
         return own

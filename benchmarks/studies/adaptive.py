@@ -200,7 +200,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     Raises:
         Diverged: the loss or a parameter is no finite number any more.
     """
-    protocol, run = job.run.protocol, job.run
+    run = job.run
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
     benchmark = benchmark_of(run)
@@ -212,7 +212,7 @@ def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
     watch(strategy, report)
 
     def learn(experience) -> None:
-        strategy.train(experience, reset_optimizer_state=protocol.training.reset_optimizer)
+        strategy.train(experience, reset_optimizer_state=run.training.reset_optimizer)
 
     first, second = benchmark.streams[run.judge][:2]
     learn(benchmark.train_stream[0])

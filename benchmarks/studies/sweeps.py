@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.jobs.place import Place
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import finished, run_all
 from engrams.benchmarks.names import strategy_called
@@ -178,7 +179,7 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
 
 
 def run_sweep(
-    points: Sequence[Asked], out: Path, wandb: WandBSettings, workers: int | None, display: Display
+    points: Sequence[Asked], out: Path, wandb: WandBSettings, place: Place, display: Display
 ) -> dict[Run, Record]:
     """Do the runs that have no complete record yet, all points of one seed before the next seed.
 
@@ -186,7 +187,7 @@ def run_sweep(
         As :func:`engrams.benchmarks.jobs.suite.run_all`.
     """
     runs = sorted((run for point in points for run in point.runs), key=lambda run: run.seed)
-    return dict(zip(runs, run_all(runs, out, wandb, workers, display), strict=True))
+    return dict(zip(runs, run_all(runs, out, wandb, place, display), strict=True))
 
 
 def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> dict[Run, Record]:

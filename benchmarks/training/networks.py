@@ -23,7 +23,8 @@ def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.M
     Args:
         network: the layers before it.
         scenario: ``task``: one head an experience, chosen by the task label. ``domain``: one head, of fixed size.
-            ``class``: one head that grows with the classes met; units of classes not met yet are masked.
+            ``class``: one head that grows with the classes met; units of classes not met yet are masked (or, where
+            the network has ``all_classes``, one of fixed size).
         benchmark: its first experience gives the shape of the input and the number of classes.
 
     Returns:
@@ -35,12 +36,13 @@ def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.M
     """
     first = benchmark.train_stream[0]
     classes = len(first.classes_in_this_experience)
-    if scenario == "domain":  # the head does not grow
+    fixed = scenario == "domain" or (scenario == "class" and network.all_classes)
+    if fixed:
         classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
     module = _build(network, first.dataset[0][0].shape, classes)
     if scenario == "task":
         return as_multitask(module, "classifier")
-    if scenario == "class":
+    if scenario == "class" and not fixed:
         in_features = module.get_submodule("classifier").in_features
         module.classifier = IncrementalClassifier(in_features, initial_out_features=classes)
     return module

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import time
 import warnings
@@ -72,7 +73,7 @@ class Journal:
             self.folder.mkdir(parents=True)
         else:
             (self.folder / FILE).unlink()
-        self._write({"begin": introduction, "pid": os.getpid()})
+        self._write({"begin": introduction, "pid": os.getpid(), "host": platform.node()})
         if earlier:  # from the second on: the first was the beginning
             with (self.folder / FILE).open("a", encoding="utf-8") as file:
                 file.writelines(earlier[1:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import shutil
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 from engrams.reports import store
 from engrams.reports.figures import accuracy_matrix_figure
+from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import FOLDER, PICTURE, Reader, read_record
@@ -195,7 +197,8 @@ class Sender:
         self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None, lines: Iterator[dict[str, Any]]
     ) -> dict[str, Any]:
         """The page of a run, under another id where its own cannot be used."""
-        pid = begin["pid"] if begin and job.live else None
+        is_here = begin and job.live and begin.get("host") == platform.node()
+        pid = begin["pid"] if begin and is_here else None
         first = [begin] if begin else []
         word = None
         for taken in range(2, 6):
@@ -508,6 +511,8 @@ class Page:
         with self._staged():
             artifact = wandb.Artifact(f"record-{self.run.id}", type="record")
             artifact.add_file(str(path), name=RECORD)
+            if (answers := self.folder / PREDICTIONS).exists():
+                artifact.add_file(str(answers), name=PREDICTIONS)
             self.run.log_artifact(artifact)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from avalanche.training import AGEM, EWC, GEM, GDumb, LwF, Naive, Replay
+from avalanche.models import IncrementalClassifier
+from avalanche.training import AGEM, DER, ER_ACE, EWC, GEM, MIR, GDumb, LwF, Naive, Replay
 from pydantic import Field
 
 from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingSynapticIntelligencePlugin
@@ -63,6 +64,26 @@ class ReplayHyperparameters(Hyperparameters):
     mem_size: Positive
 
 
+class DrawnReplayHyperparameters(ReplayHyperparameters):
+    batch_size_mem: Positive
+    """Samples drawn from the memory for every minibatch."""
+
+
+class DERHyperparameters(DrawnReplayHyperparameters):
+    alpha: Lambda
+    """Of the distance from the outputs that are kept with the samples."""
+
+
+class DERPlusHyperparameters(DERHyperparameters):
+    beta: Lambda
+    """Of the samples' cross-entropy."""
+
+
+class MIRHyperparameters(DrawnReplayHyperparameters):
+    subsample: Positive
+    """Candidates, of which those are replayed that a step would harm most."""
+
+
 class GDumbHyperparameters(ReplayHyperparameters):
     epochs: Positive
     """It learns the buffer from scratch after every experience, so the protocol's epochs are not for it."""
@@ -83,6 +104,16 @@ class GenerativeReplayHyperparameters(Hyperparameters):
     @property
     def generator_epochs(self) -> int:
         return self.vae_epochs or self.epochs
+
+
+def _der(h: DERHyperparameters, template: dict[str, Any]):
+    if any(isinstance(module, IncrementalClassifier) for module in template["model"].modules()):
+        raise ValueError(
+            "Avalanche's DER compares outputs with those it has kept: it needs one classifier that does not grow, as "
+            "domain-incremental protocols have it, and class-incremental ones with network.all_classes"
+        )
+    beta = getattr(h, "beta", 0.0)
+    return DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
 
 
 def _generative_replay(h: GenerativeReplayHyperparameters, template: dict[str, Any]):
@@ -147,6 +178,18 @@ ENTRIES = {
     "avalanche-agem": Strategy(
         build=lambda h, template: AGEM(patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template),
         hyperparameters=AGEMHyperparameters,
+    ),
+    "avalanche-er-ace": Strategy(
+        build=lambda h, template: ER_ACE(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, **template),
+        hyperparameters=DrawnReplayHyperparameters,
+    ),
+    "avalanche-der": Strategy(build=_der, hyperparameters=DERHyperparameters),
+    "avalanche-derpp": Strategy(build=_der, hyperparameters=DERPlusHyperparameters),
+    "avalanche-mir": Strategy(
+        build=lambda h, template: MIR(
+            mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, subsample=h.subsample, **template
+        ),
+        hyperparameters=MIRHyperparameters,
     ),
     "avalanche-replay": REPLAY,
     "avalanche-replay-large": REPLAY,

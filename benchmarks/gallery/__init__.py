@@ -1,0 +1,1 @@
+"""``make gallery``: pictures that explain, each computed by the code that it explains, or drawn from records."""
