@@ -61,6 +61,17 @@ def test_features_are_what_the_network_says_before_its_last_layer(weights, tmp_p
         assert torch.equal(labels, own[:150])
 
 
+def test_whoever_waits_for_the_lock_still_keeps_others_out(weights, tmp_path):
+    """A lock file that were removed would be another file for the next one: two would hold "it" at once."""
+    lock = tmp_path / "data" / "features" / f"{NAME}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    waits = lock.open()  # as one does that comes while the features are made
+    assert engrams(*command(weights)).returncode == 0
+    assert os.path.samestat(os.fstat(waits.fileno()), lock.stat())
+    waits.close()
+
+
 def test_a_protocol_learns_them(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert engrams(*command(weights)).returncode == 0

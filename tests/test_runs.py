@@ -25,6 +25,8 @@ from engrams.benchmarks.cli.app import main
 from engrams.benchmarks.data import streams
 from engrams.benchmarks.data.images import ImageData, PreparedLater
 from engrams.benchmarks.data.streams import make_benchmark, prepared
+from engrams.benchmarks.jobs import execute as execution
+from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
@@ -358,6 +360,21 @@ def test_the_server_of_processes_leaves_an_interrupt_to_the_command_line(tmp_pat
     for one in server:  # it would read on for seconds, for nobody
         one.kill()
     assert "forkserver" not in log.read_text()
+
+
+def test_the_device_is_asked_for_where_the_run_is_done(tmp_path, monkeypatch):
+    """The command's own machine may have no GPU, and the workers' one."""
+
+    def asked():
+        raise AssertionError("in the command's own process")
+
+    for module in (execution, suite):
+        monkeypatch.setattr(module, "usual_device", asked)
+    words = ("--seeds", 1, "--experiences", 1, "--set", "training.epochs=1", "--wandb", "disabled", "--out", tmp_path)
+    done = engrams("run", "split-digits/task", "naive", *words)
+    assert done.returncode == 0, done.stderr
+    (record,) = store.read_all(tmp_path)
+    assert record.complete
 
 
 def test_stopped_in_the_middle_goes_on_from_there(tmp_path):

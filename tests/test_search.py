@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -209,6 +210,34 @@ def test_killed_in_the_middle_it_repeats_no_finished_trial(tiny):
     evidence = chosen_beside(tiny)["l2"].evidence["validation_ACC"]
     assert len(evidence) == len({trial["l2_lambda"] for trial in evidence}) == 10
     assert {f"{trial['l2_lambda']:g}" for trial in evidence} >= {value for value, _ in before}
+
+
+def test_a_search_has_a_lock_of_its_own_and_takes_away_what_a_killed_one_left_of_optunas(tiny):
+    """Optuna 4.1 would wait for ever for whoever has the link, Optuna 5 for half a minute."""
+    entry, l2 = protocol.get(str(tiny)), catalogue.get("l2")
+    link = tiny.parent / "s" / "tiny" / "l2" / "study.journal.lock"
+    link.parent.mkdir(parents=True)
+    link.symlink_to("of one that was killed")
+    with ExitStack() as locks:
+        study = search._study(entry, l2, 1, tiny.parent / "s", locks)
+        assert not link.is_symlink()
+        assert search._finished(study) == []
+        with ExitStack() as others, pytest.raises(search.SuiteError, match="another search is going on"):
+            search._study(entry, l2, 1, tiny.parent / "s", others)
+    with ExitStack() as locks:
+        search._study(entry, l2, 1, tiny.parent / "s", locks)
+
+
+def test_whoever_waits_to_write_a_choice_still_keeps_others_out(tiny):
+    """The lock's file stays: were it removed, two would hold "it" at once, and a choice of one of them be lost."""
+    lock = tiny.parent / "chosen" / "tiny.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    waits = lock.open()
+    assert engrams("search", tiny, "l2", "--trials", 1, "--out", tiny.parent / "s").returncode == 0
+    assert os.path.samestat(os.fstat(waits.fileno()), lock.stat())
+    waits.close()
+    assert "l2" in chosen_beside(tiny)
 
 
 def test_what_the_user_can_mend_is_one_line(tiny):

@@ -120,7 +120,6 @@ def _made(
     with replacing(file) as opened:
         np.savez(opened, **arrays)
     shutil.rmtree(parts)
-    file.with_suffix(".lock").unlink(missing_ok=True)
     return file
 
 
