@@ -5,6 +5,7 @@
 
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -131,7 +132,7 @@ def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_
         records = run_all(runs, out, DISABLED, place, shown)
         meddling.result()
     assert [record.reason for record in records[:-1]] == [None] * (MANY - 1)
-    assert "ended as CANCELLED" in str(records[-1].reason)
+    assert re.search("was taken out of the queue|ended as CANCELLED", str(records[-1].reason))
     assert shown.said().count("runs in the queue as job") == 1, "none was submitted twice"
 
     # The same command once more does what is left, and W&B has it.
