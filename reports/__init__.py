@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 from engrams.reports.errors import UserError
 
 if TYPE_CHECKING:
+    from engrams.reports.predictions import Predictions, read_predictions
     from engrams.reports.store import Record, Records, read_records
 
-__all__ = ["Record", "Records", "UserError", "read_records"]
+__all__ = ["Predictions", "Record", "Records", "UserError", "read_predictions", "read_records"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # read when it is asked for: it imports pandas
-        return getattr(import_module("engrams.reports.store"), name)
+        module = "predictions" if name in ("Predictions", "read_predictions") else "store"
+        return getattr(import_module(f"engrams.reports.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,13 +52,14 @@ def draw_accuracy_matrix(axes: Axes, accuracy_matrix: Sequence[Sequence[float]] 
     return picture
 
 
-def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
+def sheet_figure(images: NDArray[np.floating], title: str, row: str, names: Sequence[str] | None = None) -> Figure:
     """Images in rows.
 
     Args:
         images: in [0, 1] (what lies outside is cut, NaN left blank), [rows, images, channels, height, width].
         title: above the picture.
         row: what a row is.
+        names: of the rows; None to number them.
     """
     rows, columns, channels, height, width = images.shape
     # [rows, height, columns, width, channels]: the images side by side, a pixel of white between them.
@@ -70,7 +71,7 @@ def sheet_figure(images: NDArray[np.floating], title: str, row: str) -> Figure:
     axes = figure.add_subplot()
     axes.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], [str(row) for row in range(rows)])
+    axes.set_yticks([(row + 0.5) * (height + 2) for row in range(rows)], names or [str(row) for row in range(rows)])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_ylabel(row)

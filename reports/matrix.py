@@ -70,6 +70,20 @@ def metrics(
     return result
 
 
+def undefined(
+    accuracy_matrix: Sequence[Sequence[float]], accuracy_at_initialisation: Sequence[float] | None = None
+) -> dict[str, str]:
+    """Returns why each metric is not defined that is not; the arguments are those of :func:`metrics`."""
+    if len(accuracy_matrix) == 1 and len(accuracy_matrix[0]) > 1:
+        why = "the whole stream is learned at once: there is no accuracy along the way"
+    elif len(accuracy_matrix) == 1:
+        why = "there is one experience: nothing comes before it, and nothing after"
+    else:
+        why = "the accuracy before training was not measured"
+    found = metrics(accuracy_matrix, accuracy_at_initialisation)
+    return {name: why for name, value in found.items() if value is None}
+
+
 def seen_so_far(matrix: Sequence[Sequence[float]]) -> dict[str, float]:
     """``ACC`` and, from the second experience on, ``forgetting``, over the experiences trained on so far."""
     trained = len(matrix)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -30,8 +31,11 @@ from pydantic import (
 )
 
 from engrams.reports.anytime import Anytime, Prequential
+from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
+from engrams.reports.generators import ByClass
 from engrams.reports.matrix import METRICS, metrics
+from engrams.reports.privacy import Privacy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +67,12 @@ class Generated(BaseModel):
     solver, is the share of images taken for class c after experience i, in [0, 1]. Where the generator itself is
     judged (its accuracy matrix has what it was asked for), ``frechet_distance[i]`` is the distance from the real test
     images of the classes so far, in the classifier's features, and ``reverse_accuracy`` that of a classifier trained
-    on what was generated in the end, on real test images.
+    on what was generated in the end, on real test images; ``frechet_by_class[i][c]`` and ``reverse_by_class[i][c]``
+    say both after experience i for the real test images of class c alone, None where it was not learned yet.
+
+    ``precision[i]`` and ``recall[i]`` are Kynkäänniemi et al. 2019's, in [0, 1], of the classes learned by experience
+    i (None of too few images); ``privacy`` says how near its images lie, in the end, to those that it was trained on.
+    Older records have none of these.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,6 +80,11 @@ class Generated(BaseModel):
     class_shares: list[list[float]] = []
     frechet_distance: list[float] = []
     reverse_accuracy: float | None = None
+    frechet_by_class: ByClass = []
+    reverse_by_class: ByClass = []
+    precision: list[float | None] = []
+    recall: list[float | None] = []
+    privacy: Privacy | None = None
     classifier_accuracy: float
 
     @model_serializer(mode="wrap")
@@ -82,12 +96,13 @@ class Record(BaseModel):
     """Everything one run leaves: what decided it, what came out, and on what it ran.
 
     ``accuracy_matrix`` holds fractions in [0, 1]; it and ``metrics`` are empty where the run failed, and ``reason``
-    then says why. ``variant`` names the settings that are not the protocol's own (``ewc_lambda=10``); ``upper_bound``
-    is set where the strategy sees data that a continual learner would no longer have. ``generated`` is there where the
-    strategy has a generator, ``anytime`` and ``prequential`` where the protocol's ``[judging]`` asks for them.
-    ``seconds`` is the wall-clock time of training and evaluation. ``experiences`` says how many are judged.
-    ``revisions`` has the revision of every part of the code that decided the result (strategies by name,
-    ``classifier`` for the judge of generated images); those that it does not name are of revision 1.
+    then says why. ``undefined`` says why a metric is None. ``variant`` names the settings that are not the protocol's
+    own (``ewc_lambda=10``); ``upper_bound`` is set where the strategy sees data that a continual learner would no
+    longer have. ``generated`` is there where the strategy has a generator, ``anytime`` and ``prequential`` where the
+    protocol's ``[judging]`` asks for them. ``seconds`` is the wall-clock time of training and evaluation; what else it
+    took is in ``costs``, which older records have none of. ``experiences`` says how many are judged. ``revisions`` has
+    the revision of every part of the code that decided the result (strategies by name, ``classifier`` for the judge of
+    generated images); those that it does not name are of revision 1.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -103,11 +118,13 @@ class Record(BaseModel):
     accuracy_matrix: list[list[float]] = []
     accuracy_at_initialisation: list[float] = []
     metrics: dict[str, float | None] = {}
+    undefined: dict[str, str] = {}
     generated: Generated | None = None
     anytime: Anytime | None = None
     prequential: Prequential | None = None
+    costs: Costs | None = None
     hyperparameters: dict[str, Any]
-    seconds: float
+    seconds: float = Field(ge=0, allow_inf_nan=False)
     environment: dict[str, Any]
     revisions: dict[str, int] = {}
 
@@ -127,9 +144,11 @@ class Record(BaseModel):
             "variant": "",
             "upper_bound": False,
             "experiences": None,
+            "undefined": {},
             "generated": None,
             "anytime": None,
             "prequential": None,
+            "costs": None,
             "revisions": {},
         }
         return {key: value for key, value in serialize(self).items() if left_out.get(key, ...) != value}

@@ -175,8 +175,10 @@ class ReplayPlugin(SupervisedPlugin):
         self._keep([[column[:share] for column in kept] for kept in self._kept])
 
     def _keep(self, kept: list[list[Tensor]]) -> None:
-        self._kept = kept
+        sizes = [len(columns[0]) for columns in kept]
         self._buffer = [torch.cat(columns) for columns in zip(*kept, strict=True)]
+        # Parts of the buffer: what was cut would otherwise be held as well.
+        self._kept = [list(part) for part in zip(*(column.split(sizes) for column in self._buffer), strict=True)]
 
     def state_dict(self) -> State:
         """Returns the buffer: of every experience, the columns of what is kept."""

@@ -36,6 +36,7 @@ from engrams.strategies.generators.wgan_gp import Architecture
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
+from engrams.strategies.steps import step_of
 
 ReplayLabels = Literal["hard", "soft", "asked"]
 NewShare = Literal["experiences", "classes"]
@@ -184,24 +185,28 @@ class DeepGenerativeReplay(GeneratorTemplate):
         heads = Heads(self._past, solver, self.device)
         n = BATCHES_AHEAD * self.train_mb_size
         while True:
-            if self.replay_labels == "asked":
-                x, answers = generator.sample_labelled(n)
-                if self._task_classes is None:
-                    tasks = heads.draw(n, generator.random)
-                else:
-                    tasks, answers = self._task_classes.told_apart(answers)
-            else:
-                x = generator.sample(n)
-                tasks = heads.draw(n, generator.random)
-                if x.shape[1:] != generator.shape:
-                    raise ValueError(
-                        f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes "
-                        f"some of shape {tuple(x.shape[1:])}"
-                    )
-                with torch.no_grad():
-                    parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-                    answers = torch.cat([heads.outputs(solver, *part) for part in parts])
-            yield from zip(*(column.split(self.train_mb_size) for column in (x, answers, tasks)), strict=True)
+            with step_of("replay", n):
+                drawn = self._draw(generator, solver, heads, n)
+            yield from zip(*(column.split(self.train_mb_size) for column in drawn), strict=True)
+
+    def _draw(self, generator: Generator, solver: nn.Module, heads: Heads, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``n`` replays, answered: x', answers and task labels as of :meth:`_replayed`."""
+        if self.replay_labels == "asked":
+            x, answers = generator.sample_labelled(n)
+            if self._task_classes is None:
+                return x, answers, heads.draw(n, generator.random)
+            tasks, answers = self._task_classes.told_apart(answers)
+            return x, answers, tasks
+        x = generator.sample(n)
+        tasks = heads.draw(n, generator.random)
+        if x.shape[1:] != generator.shape:
+            raise ValueError(
+                f"the generator's ImageSpec promises images of shape {tuple(generator.shape)}; it makes "
+                f"some of shape {tuple(x.shape[1:])}"
+            )
+        with torch.no_grad():
+            parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
+            return x, torch.cat([heads.outputs(solver, *part) for part in parts]), tasks
 
     def _targets(self, answers: Tensor, outputs: int) -> Tensor:
         """Answers as of :meth:`_replayed` -> labels [N], or probabilities [N, outputs] of the present solver's."""

@@ -32,6 +32,7 @@ from engrams.strategies.per_sample_gradients import (
     outputs_of,
     plan,
 )
+from engrams.strategies.steps import step_of
 
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
@@ -278,24 +279,25 @@ def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dic
         if batch.task not in probed and plan(model, batch).rest:
             raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
         probed.add(batch.task)
-        with recorded(every) as calls:
-            _, outputs = outputs_of(model, batch.inputs, batch.task)
-        runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
-        *hidden, last = runs
-        activations = {name: runs[name].output.detach().relu() for name in hidden}
-        # The last layer's output, but for units that are masked because their class has not been met.
-        (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
-        for name, f in activations.items():
-            layer, inputs = every[name], runs[name].inputs
-            of_layer = {
-                attribute: sums[names[id(p)]]
-                for attribute, p in layer.named_parameters(recurse=False)
-                if id(p) in names
-            }
-            if isinstance(layer, nn.Conv2d):
-                add_layer(of_layer, layer, inputs, [f], torch.abs)
-            else:
-                add_products(of_layer, inputs.abs(), f.abs())
+        with step_of("importance", rows(batch.inputs)):
+            with recorded(every) as calls:
+                _, outputs = outputs_of(model, batch.inputs, batch.task)
+            runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
+            *hidden, last = runs
+            activations = {name: runs[name].output.detach().relu() for name in hidden}
+            # The last layer's output, but for units that are masked because their class has not been met.
+            (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
+            for name, f in activations.items():
+                layer, inputs = every[name], runs[name].inputs
+                of_layer = {
+                    attribute: sums[names[id(p)]]
+                    for attribute, p in layer.named_parameters(recurse=False)
+                    if id(p) in names
+                }
+                if isinstance(layer, nn.Conv2d):
+                    add_layer(of_layer, layer, inputs, [f], torch.abs)
+                else:
+                    add_products(of_layer, inputs.abs(), f.abs())
         count += rows(batch.inputs)
         for name, total in sums.items():
             if not total.isfinite().all():

@@ -35,6 +35,7 @@ from engrams.strategies.generators.acgan import ACGAN, ROUND
 from engrams.strategies.generators.ewc_gan import EWCGAN
 from engrams.strategies.generators.generator import at_least_one
 from engrams.strategies.judged import GANDeepGenerativeReplay, JudgedByClassifier
+from engrams.strategies.steps import step_of
 
 BATCHES_AHEAD = 20
 
@@ -68,7 +69,7 @@ class Memory:
     def __next__(self) -> Replay:
         if not self.ahead:
             z, labels = self.previous.latents(self.past * BATCHES_AHEAD, self.each, self.previous.replay_random)
-            with torch.no_grad():
+            with torch.no_grad(), step_of("replay", z.shape):
                 images = self.previous.generator(z, labels)
             parts = zip(*(column.split(len(self.past)) for column in (z, labels, images)), strict=True)
             self.ahead = [Replay(*part) for part in parts][::-1]

@@ -34,6 +34,7 @@ from engrams.strategies.minibatches import (
     same_random_numbers,
     trainable_parameters,
 )
+from engrams.strategies.steps import step_of
 
 SAMPLES_AT_ONCE = 1000
 """Samples in one forward pass, at most. The result does not depend on it."""
@@ -121,7 +122,8 @@ def mean_over_samples(
         step = max(1, NUMBERS_AT_ONCE // chosen.outputs**2)  # at most K signals of K numbers a sample
         for start in range(0, size, step):
             some = part_of(batch, start, min(start + step, size))
-            _add(sums, model, chosen, some, signals, statistic)
+            with step_of("importance", rows(some.inputs)):
+                _add(sums, model, chosen, some, signals, statistic)
             if not all(total.isfinite().all() for total in sums.values()):
                 _refuse_not_finite(model, chosen, some, signals, statistic, measured)
         if number == 0 and (seconds := (time.perf_counter() - began) / size * len(measured)) > LONG:
@@ -145,13 +147,14 @@ def mean_over_minibatches(
     batches = 0
     for batch in measured.minibatches(model, measured.batch_size):
         size, counted = rows(batch.inputs), measured.samples(batch)
-        outputs, flat = outputs_of(model, batch.inputs, batch.task)
-        if batches == 0:
-            measured.refuse(outputs)
-        if not counted:
-            continue
-        (signal,) = signals(outputs.detach(), batch.y)
-        found = gradients_of(flat, list(parameters.values()), signal / counted)
+        with step_of("importance", size):
+            outputs, flat = outputs_of(model, batch.inputs, batch.task)
+            if batches == 0:
+                measured.refuse(outputs)
+            if not counted:
+                continue
+            (signal,) = signals(outputs.detach(), batch.y)
+            found = gradients_of(flat, list(parameters.values()), signal / counted)
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue

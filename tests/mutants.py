@@ -48,6 +48,7 @@ TESTS = (
     "acgan",
     "avalanche_generative_replay",
     "baselines",
+    "costs",
     "dark_replay",
     "densities",
     "dgr",

@@ -1,5 +1,7 @@
 """A generator that is judged itself: the accuracy matrix, the distance, the pictures, the record, the tables."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from scipy import linalg
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
-from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver, frechet_distance
-from engrams.benchmarks.judging.observer import classifier_for
+from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver
+from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
+from engrams.benchmarks.judging.quality import features_of, frechet_distance
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.training.run import make_strategy
 from engrams.reports import store
@@ -40,6 +43,13 @@ def classifier(out):
     return classifier_for(DIGITS, "cpu", out)
 
 
+@pytest.fixture
+def elsewhere(classifier, out, tmp_path):
+    """Another folder of runs, which has the classifier already."""
+    shutil.copytree(out / CLASSIFIERS, tmp_path / CLASSIFIERS)
+    return tmp_path
+
+
 def run(out, strategy, seed=0, **overrides):
     return execute(
         run_of(SMALL, strategy, seed, overrides),
@@ -62,6 +72,11 @@ def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
     assert len(found.generated.frechet_distance) == experiences
     assert all(distance > 0 for distance in found.generated.frechet_distance)
     assert 0 <= found.generated.reverse_accuracy <= 1
+    for matrix in (found.generated.frechet_by_class, found.generated.reverse_by_class):
+        learned = [[value is not None for value in row] for row in matrix]
+        assert learned == ([[True] * 10] if experiences == 1 else np.tri(10, dtype=bool).tolist())
+    assert len(found.generated.precision) == len(found.generated.recall) == experiences
+    assert found.generated.privacy.images == 1000
     assert found.generated.classifier_accuracy > 0.97
     assert found.hyperparameters["generation"] == {"images_per_class": 100}
     assert ("gan" in found.hyperparameters) == (strategy != "gan-dgr")
@@ -71,25 +86,27 @@ def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
         assert picture.convert("L").getextrema()[1] == 255
     with Image.open(folder / "generated.gif") as frames:
         assert getattr(frames, "n_frames", 1) == experiences
+    with Image.open(folder / "nearest.png") as picture:
+        assert picture.width > 800
 
 
-def test_the_same_seed_gives_the_same_matrix_to_the_bit(out, tmp_path):
-    again = run(tmp_path, "mergan-jtr", seed=3)
-    assert run(out, "mergan-jtr", seed=3).accuracy_matrix == again.accuracy_matrix
+def test_the_same_seed_gives_the_same_result_to_the_bit(out, elsewhere):
+    first, again = run(out, "mergan-jtr", seed=3), run(elsewhere, "mergan-jtr", seed=3)
+    assert (first.accuracy_matrix, first.generated) == (again.accuracy_matrix, again.generated)
     assert run(out, "mergan-jtr", seed=4).accuracy_matrix != again.accuracy_matrix
 
 
-def test_a_gan_that_diverges_is_recorded_with_its_reason(tmp_path):
-    found = run(tmp_path, "mergan-ra", ra_lambda=1e38)
+def test_a_gan_that_diverges_is_recorded_with_its_reason(elsewhere):
+    found = run(elsewhere, "mergan-ra", ra_lambda=1e38)
     assert found.status == "failed"
     assert found.reason.startswith("the generator's ")
     assert "in experience 1; lower its learning rate or the penalty's lambda" in found.reason
 
 
-def test_a_minibatch_too_small_for_the_classes_is_recorded_in_one_line(tmp_path):
+def test_a_minibatch_too_small_for_the_classes_is_recorded_in_one_line(elsewhere):
     entry = SMALL.model_copy(update={"gan": SMALL.gan.model_copy(update={"batch_size": 8})})
     one = run_of(entry, "gan-joint", 0, QUICK["gan-joint"])
-    found = execute(one, tmp_path, "cpu", "disabled", lambda n: None)
+    found = execute(one, elsewhere, "cpu", "disabled", lambda n: None)
     assert found.reason == (
         "generate-digits: gan-joint: the conditional GAN's batch_size of 8 is too small for 10 classes at once, each "
         "of which must have an image in a minibatch"
@@ -161,6 +178,21 @@ def test_a_class_that_is_missing_shows_in_the_distance_and_in_the_reverse_accura
     assert seen.frechet_distance == known.frechet_distance
 
 
+def test_each_class_has_its_own_figures(known):
+    """Real images of every class but the 8, which is shown as the 3."""
+    last, before = known.frechet_by_class[-1], known.frechet_by_class[7]
+    assert last[:8] == before[:8], "what is made of a class does not change"
+    assert last[8] > 5 * max(last[:8])
+    reverse = known.reverse_by_class[-1]
+    assert reverse[8] < 0.1
+    assert min(reverse[:3]) > 0.6
+    assert known.precision[7] > 0.9
+    assert known.recall[7] > 0.9
+    assert known.recall[8] < known.recall[7], "real eights are not made"
+    given = known.summary().privacy
+    assert given.pixels.to_test == 0, "it makes test images"
+
+
 def test_the_frechet_distance_is_that_of_two_normals(classifier):
     data = prepared("digits", DIGITS.images)
     one, other = data.test_x[:200], data.train_x[:300] * 0.7
@@ -169,8 +201,9 @@ def test_the_frechet_distance_is_that_of_two_normals(classifier):
     means, covariances = [x.mean(axis=0) for x in (a, b)], [np.cov(x, rowvar=False) for x in (a, b)]
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert frechet_distance(classifier, one, other) == pytest.approx(expected, rel=1e-2)
-    assert frechet_distance(classifier, one, one) == pytest.approx(0, abs=1e-3 * expected)
+    features = [features_of(classifier, x) for x in (one, other)]
+    assert frechet_distance(*features) == pytest.approx(expected, rel=1e-2)
+    assert frechet_distance(features[0], features[0]) == pytest.approx(0, abs=1e-3 * expected)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -194,6 +227,12 @@ def test_means_over_seeds():
         records.append(one)
     (row,) = generation.compare([*records, record("naive", 0, acc=0.5)])
     assert (row.reverse.mean, row.frechet.mean, row.accuracy.mean, row.seeds) == (0.6, 3.0, 0.8, 2)
+    assert (row.over_the_stream, row.precision) == ({}, None), "older records"
+    for one, last in zip(records, (4.0, 6.0), strict=True):
+        one.generated.frechet_by_class, one.generated.precision = [[1.0, None], [last, 2.0]], [None, last / 10]
+    (row,) = generation.compare(records)
+    assert row.over_the_stream == {"AFQ": 3.5, "AIQ": 2.25, "FR": 4.0}
+    assert (row.precision, row.recall) == (0.5, None)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +259,11 @@ def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra"])
-def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(tmp_path, strategy):
+def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(elsewhere, strategy):
     entry = protocol.get("split-digits/class")
     entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": 5})})
     one = run_of(entry, strategy, 0)
-    found = execute(one, tmp_path, "cpu", "disabled", lambda epochs: None)
+    found = execute(one, elsewhere, "cpu", "disabled", lambda epochs: None)
     assert found.complete, found.reason
     shares = np.array(found.generated.class_shares)
     assert shares.shape == (5, 10)

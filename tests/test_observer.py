@@ -12,7 +12,7 @@ from engrams.benchmarks.judging.observer import JUDGED, GeneratorObserver, class
 from engrams.benchmarks.judging.real_classifier import real_classifier as classifier_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.reports import store
-from engrams.reports.pages import class_shares
+from engrams.reports.pages import class_shares, privacy
 from engrams.strategies.generators import ImageSpec, PastImages
 from tests.test_runs import engrams
 from tests.test_tables import record
@@ -124,6 +124,29 @@ def test_a_run_leaves_the_shares_and_the_picture(runs):
         assert picture.convert("L").getextrema() == (0, 255)
 
 
+def test_what_is_given_away_has_two_ends(runs):
+    """Exact replay shows what it was trained on; noise shows nothing."""
+    exact, noise = (
+        store.read(runs / "split-digits" / "class" / name / "0" / store.RECORD).generated
+        for name in ("exact-replay", "noise-replay")
+    )
+    for space in ("pixels", "features"):
+        assert getattr(exact.privacy, space).copying_interval[1] < -5
+        assert getattr(noise.privacy, space).copying_interval[0] > 3
+    assert exact.privacy.pixels.closer > 0.9
+    assert noise.privacy.pixels.closer == 0
+    assert min(exact.precision + exact.recall) > 0.75
+    assert max(noise.precision) < min(exact.precision)
+    assert max(noise.recall) < 0.1
+    rows = privacy.compare(store.read_all(runs))
+    assert [row.strategy for row in rows] == ["noise-replay", "exact-replay"], "the least copied first"
+    done = engrams("table", runs, "--format", "md")
+    table = done.stdout.split("what replay gives away")[1]
+    assert f"{exact.privacy.pixels.copying:.1f} [" in table
+    with Image.open(runs / "split-digits" / "class" / "exact-replay" / "0" / "nearest.png") as picture:
+        assert picture.width > 800
+
+
 def test_images_on_disk_are_refused_before_anything_is_run(tmp_path):
     done = engrams(
         "run", "split-digits/class", "naive", "exact-replay", "--seeds", 1, "--out", tmp_path, "--stream-from-disk"
@@ -151,4 +174,5 @@ def test_means_over_seeds():
     (row,) = class_shares.compare([*records, record("naive", 0, acc=0.5)])
     assert row.shares == pytest.approx((0.3, 0.3, 0.4))
     assert row.least == pytest.approx(0.15)
+    assert row.unevenness.distance == pytest.approx((0.5 - 1 / 3 + 0.6 - 1 / 3) / 2)
     assert row.seeds == 2

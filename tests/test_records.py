@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engrams.benchmarks.jobs import suite
@@ -20,12 +21,15 @@ from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training.run import Learned
 from engrams.reports import provenance, read_records, store
 from engrams.reports.matrix import metrics
+from engrams.reports.predictions import Predictions
 from engrams.reports.store import Record, RecordError
 from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = ROOT / "reports" / "results" / "records"
 MATRIX = [[0.9, 0.1], [0.5, 0.8]]
+WHOLE = {"matrix": [[0.5] * 5] * 5, "metrics": metrics([[0.5] * 5] * 5), "experiences": 5}
+"""Of a record that has the size of its protocol."""
 
 
 def record(strategy="naive", seed=0, matrix=MATRIX, **others):
@@ -195,9 +199,9 @@ def test_a_result_whose_record_cannot_be_written_fails_that_run_alone(tmp_path, 
 
     monkeypatch.setattr(store, "write", full)
     run = run_of(registry.get("split-digits/task"), "naive", 0, {})
-    monkeypatch.setattr(
-        "engrams.benchmarks.jobs.execute.learn", lambda *args, **more: Learned([[0.5] * 5] * 5, [0.1] * 5, 1.0)
-    )
+    answers = Predictions(*(np.zeros(shape, int) for shape in (5, 5, (5, 5), 5)))
+    learned = Learned([[0.5] * 5] * 5, [0.1] * 5, 1.0, None, answers)
+    monkeypatch.setattr("engrams.benchmarks.jobs.execute.learn", lambda *args, **more: learned)
     found = execute(run, tmp_path, "cpu", "disabled", lambda n: None)
     assert found.status == "failed"
     assert "its record cannot be written: [Errno 28] No space left on device; make room" in found.reason

@@ -24,7 +24,9 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.reports.local import contents, page
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.parity import board
-from engrams.reports.store import Record, folder_of, write
+from engrams.reports.predictions import read_predictions
+from engrams.reports.store import Generated, Record, folder_of, write
+from tests.test_predictions import done
 
 BROWSER = shutil.which("chromium-headless-shell")
 needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no chromium-headless-shell here (Debian's package)")
@@ -247,6 +249,46 @@ def test_it_is_read_sorted_filtered_and_opened(browser, tmp_path):
         shown.locator("#table [data-download=csv]").click()
     rows = list(csv.DictReader(io.StringIO(Path(saved.value.path()).read_text())))
     assert {row["strategy"] for row in rows} == {"a", "b", "c", "broken"}
+    watched.quiet()
+
+
+@needs_browser
+def test_what_a_run_answered_is_read_off_when_it_is_opened(browser, tmp_path):
+    found, folder = done(tmp_path / "runs", "split-digits/class", "replay")
+    answered = read_predictions(folder)
+    written = page.write([found], tmp_path / "report", {}, [], [], [tmp_path / "runs"])
+    watched = Watched(browser, written, viewport={"width": 400, "height": 900})
+    shown = watched.page
+    shown.locator("#comparison .open").click()
+    shown.locator("dialog button[role=tab]:has-text('seed 0')").click()
+    cells = "cells => cells.map((cell) => +cell.dataset.v)"
+    for after in (5, 2):
+        shown.select_option("dialog .confusion-of", label=str(after))
+        confusion = shown.locator("dialog .confusion td").evaluate_all(cells)
+        assert confusion == answered.confusion(after - 1).ravel().tolist()
+    heats = shown.locator("dialog .heat")
+    by_class = heats.nth(2).locator("td").evaluate_all(cells)
+    assert by_class == pytest.approx(answered.accuracy_by_class().ravel(), abs=1e-5)
+    assert heats.nth(3).locator("td").evaluate_all(cells) == pytest.approx(answered.recency_bias(), abs=1e-5)
+    took = shown.locator("dialog .pairs").nth(1).inner_text()
+    assert f"{found.costs.bytes['kept']:,} bytes" in took
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 400
+    watched.quiet()
+
+
+@needs_browser
+def test_a_generators_matrices_are_those_of_the_record(browser, tmp_path):
+    made = Generated(
+        classifier_accuracy=0.9,
+        frechet_by_class=[[2.0, None, None], [8.5, None, 1.0]],
+        reverse_by_class=[[0.5, None, None], [0.25, None, 1.0]],
+    )
+    one = record("p", "a", 0, experiences=2, generated=made)
+    watched = Watched(browser, page.write([one], tmp_path, {}, [], []))
+    watched.page.locator("#comparison .open").click()
+    watched.page.locator("dialog button[role=tab]:has-text('seed 0')").click()
+    texts = [watched.page.locator("dialog .heat").nth(index).locator("td").all_inner_texts() for index in (1, 2)]
+    assert texts == [["2.0", "", "8.5", "1.0"], ["50.0", "", "25.0", "100.0"]]
     watched.quiet()
 
 

@@ -14,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
 
 from engrams.reports import store
 from engrams.reports.errors import UserError
+from engrams.reports.predictions import PREDICTIONS, Predictions, write
 from engrams.reports.wandb import dashboards, page, read, sending, settings
 from engrams.reports.wandb import service as services
 from engrams.reports.wandb.sender import Job, Orders, Sender
@@ -42,6 +44,7 @@ from tests.wandb_runs import (
     suite,
     table_of,
     told,
+    with_all,
 )
 from tests.wandb_service import ENTITY, KEY
 
@@ -77,6 +80,21 @@ def test_what_arrives_equals_the_record(sent, name):
     assert len(picture) > 3000
     assert found.state == "finished"
     assert (found.last("groupName"), found.last("jobType")) == (record.protocol, record.strategy)
+
+
+def test_what_newer_records_have_arrives_as_well(service, tmp_path):
+    record = with_all(store.read(RECORDS / GENERATOR / "record.json"))
+    out = tmp_path / "runs"
+    with told(out) as (_, runs):
+        runs.advanced(GENERATOR, 0)
+        write(Predictions(*(np.zeros(shape, int) for shape in (3, 3, (1, 3), 0))), out / GENERATOR)
+        learned(record, out / GENERATOR)
+        runs.over(GENERATOR)
+    found = page_of(service, GENERATOR)
+    assert arrived(found) == record.model_dump()
+    (artifact,) = service.artifacts_of(found, "record")
+    assert set(artifact.files) == {"record.json", PREDICTIONS}
+    assert len(store.read_records(f"wandb:{ENTITY}/engrams")) == 1, "which of the files the record is, is known"
 
 
 def test_one_row_an_experience_has_all_of_it_with_the_step_that_it_is_drawn_against(sent):

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from engrams.reports import store
+from engrams.reports.costs import Costs
+from engrams.reports.privacy import Nearness, Privacy
 from engrams.reports.wandb import page, sending
 from engrams.reports.wandb.journal import Journal
 from engrams.reports.wandb.settings import Address, WandBSettings
@@ -75,6 +77,30 @@ class Screen:
     @property
     def text(self):
         return "\n".join(self.lines)
+
+
+def with_all(record):
+    """A committed record of a generator with all that newer ones have."""
+    near = Nearness(
+        to_training=0.5, to_test=0.75, test_to_training=0.25, closer=0.1, copying=-1 / 3, copying_interval=(-0.5, 0.1)
+    )
+    generated = record.generated.model_copy(
+        update={
+            "frechet_by_class": [[1 / 3, None], [2.0, 0.1]],
+            "reverse_by_class": [[0.5, None], [2 / 3, 0.25]],
+            "precision": [None, 1 / 7],
+            "recall": [None, 0.5],
+            "privacy": Privacy(images=7, pixels=near, features=near.model_copy(update={"copying": None})),
+        }
+    )
+    costs = Costs(
+        processor_seconds=1 / 3,
+        peak_memory=2**33,
+        bytes={"model": 8, "previous solver": 2**34},
+        operations={"training": 2**60},
+        steps={"training": 3},
+    )
+    return record.model_copy(update={"generated": generated, "costs": costs, "undefined": {"FWT": "because"}})
 
 
 def learned(record, folder, upto=None, ended=True):

@@ -18,14 +18,15 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Runs the command line; what the user can mend ends in one line and exit status 2."""
+    """Runs the command line; what the user can mend, or the system refuses, ends in one line and exit status 2."""
     # Each file registers its commands; what takes seconds is imported inside them.
     from engrams.benchmarks.cli import features, listing, pages, runs, status, tables, verify, wandb  # noqa: F401
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
     try:
         app()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        line = str(error if isinstance(error, UserError) else UserError(error))
         stderr = Console(stderr=True, emoji=False)
-        stderr.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        stderr.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,6 +105,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Run nothing: say what w
 Wide = Annotated[bool, typer.Option("--wide", help="Show every column, however narrow the terminal is.")]
 
 
+MOST_SEEDS = 10_000
+
+
 class OptionError(UserError):
     """An option says something that cannot be; the message is one line."""
 
@@ -168,20 +172,17 @@ def seeds_of(text: str) -> list[int]:
     ``7-7``, or ``7,``.
 
     Raises:
-        OptionError: the text is none of these.
+        OptionError: the text is none of these, or means more than MOST_SEEDS.
     """
-    if text.isdecimal() and int(text) > 0:
-        return list(range(int(text)))
-    seeds: list[int] = []
-    for part in filter(None, text.split(",")):
-        span = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not span or int(span[2] or span[1]) < int(span[1]):
-            break
-        seeds += range(int(span[1]), int(span[2] or span[1]) + 1)
-    else:
-        if seeds and not text.isdecimal():
-            return list(dict.fromkeys(seeds))
-    raise OptionError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
+    spans = [re.fullmatch(r"\s*(\d{1,20})(?:-(\d{1,20}))?\s*", part) for part in text.split(",") if part]
+    ranges = [range(int(span[1]), int(span[2] or span[1]) + 1) for span in spans if span]
+    if text.isdecimal() and ranges:
+        ranges = [range(ranges[0][0])]
+    if not ranges or None in spans or not all(ranges):
+        raise OptionError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
+    if sum(found.stop - found.start for found in ranges) > MOST_SEEDS:
+        raise OptionError(f"--seeds {text}: that is more than {MOST_SEEDS}")
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any]:
@@ -207,11 +208,13 @@ def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any
             settings[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             settings[key] = text
+        except (ValueError, RecursionError) as error:  # a number, or tables, without end
+            raise OptionError(f"--set {key}: its value cannot be read: {error}") from error
     return settings
 
 
 def _read_json(option: str) -> dict[str, Any]:
     try:
         return dict(json.loads(option))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(f"--set {option}: no dictionary in JSON ({error})") from error

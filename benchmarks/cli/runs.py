@@ -80,7 +80,7 @@ def run(
 
     runs = plan(protocol, strategies, wanted, settings, experiences)
     logged = wandb_of(wandb, project, entity, tags)
-    _do(runs, out, logged, place, stream_from_disk, wide, settings)
+    _do(runs, out, logged, place, stream_from_disk, wide, workers, settings)
 
 
 @app.command()
@@ -115,7 +115,7 @@ def suite(
     protocols = {name: registry.get(name) for name in dict.fromkeys(protocol for protocol, *_ in wanted)}
     runs = [one for protocol, strategy, seed in wanted for one in plan(protocols[protocol], [strategy], [seed])]
     logged = wandb_of(wandb, project, entity, tags)
-    _do(runs, out, logged, place, stream_from_disk, wide)
+    _do(runs, out, logged, place, stream_from_disk, wide, workers)
 
 
 @app.command()
@@ -205,6 +205,7 @@ def _do(
     place: Place | None,
     stream_from_disk: bool,
     wide: bool,
+    workers: int | None,
     by_hand: Mapping[str, Any] | None = None,
 ) -> None:
     from engrams.benchmarks.jobs.plan import what_is_stale
@@ -214,7 +215,7 @@ def _do(
     for line in what_is_stale(runs, by_hand or {}):
         say(line, style="yellow")
     if place is None:
-        _show_plan(runs, out, wide)
+        _show_plan(runs, out, workers, wide)
         return
     display = Display(console)
     records = run_all(runs, out, wandb, place, display, stream_from_disk)
@@ -224,7 +225,8 @@ def _do(
     stop_if_failed(records)
 
 
-def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
+def _show_plan(runs: list[Run], out: Path, workers: int | None, wide: bool) -> None:
+    from engrams.benchmarks.jobs.limits import forecast
     from engrams.benchmarks.jobs.suite import finished
     from engrams.reports.render import Sheet
     from engrams.reports.store import NewerRecord, RecordError
@@ -251,6 +253,10 @@ def _show_plan(runs: list[Run], out: Path, wide: bool) -> None:
         wide=wide,
     )
     say(f"{len(runs) - found.count('complete')} of {len(runs)} to be run; records go to {out}")
+    if owed := [run for run, what in zip(runs, found, strict=True) if what != "complete"]:
+        expected = forecast(owed, out, workers)
+        for line in (expected.line(), *expected.too_much(out)):
+            say(line)
 
 
 def _sweep(

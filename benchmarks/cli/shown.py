@@ -42,11 +42,11 @@ def show(sheets: Sequence[Sheet], legend: str = "", wide: bool = False) -> None:
         shown.print()
 
 
-def show_pages(records: list[Record], wide: bool = False) -> None:
-    """Prints every table that records make."""
-    from engrams.reports.pages import PAGES
+def show_pages(records: list[Record], wide: bool = False, costs: bool = False) -> None:
+    """Prints every table that records make, or that of what they took."""
+    from engrams.reports.pages import COSTS, PAGES
 
-    for page in PAGES:
+    for page in [COSTS] if costs else PAGES:
         if sheets := page.sheets(records):
             show(sheets, page.legend, wide)
 

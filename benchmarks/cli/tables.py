@@ -11,6 +11,7 @@ import typer
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.options import Wide
 from engrams.benchmarks.cli.shown import draw, remark, say, show, show_pages, stop_if_damaged
+from engrams.reports.errors import UserError
 
 if TYPE_CHECKING:
     from engrams.reports.parity.board import Board, Duel
@@ -38,21 +39,27 @@ def table(
     runs: Folders,
     format: Annotated[Format, typer.Option(help="How to show it.")] = Format.text,
     wide: Wide = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="What the runs take instead: time, memory, what is kept, operations.")
+    ] = False,
 ) -> None:
     """Show the comparison tables of the records below some folders."""
     from engrams.benchmarks.revisions import present
     from engrams.reports import pages, provenance, store
     from engrams.reports.pages import comparison
+    from engrams.reports.pages import costs as taken
 
+    if costs and format is Format.tex:
+        raise UserError("--costs is written as text, md or csv")
     damaged: list[store.RecordError] = []
     records = store.read_records(*runs, damaged=damaged)
     if format is Format.text:
-        show_pages(records, wide)
+        show_pages(records, wide, costs)
     elif format is Format.md:
-        typer.echo(pages.markdown(records), nl=False)
+        typer.echo(pages.markdown(records, [pages.COSTS] if costs else pages.PAGES), nl=False)
     else:
         written = {Format.csv: comparison.as_csv, Format.tex: comparison.as_latex}[format]
-        typer.echo(written(comparison.compare(records)), nl=False)
+        typer.echo(taken.as_csv(records) if costs else written(comparison.compare(records)), nl=False)
     remark(provenance.remarks(records, present()))
     stop_if_damaged(damaged)
 

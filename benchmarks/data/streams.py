@@ -260,6 +260,11 @@ def _split(
     return experiences
 
 
+def classes_of_experiences(stream: SplitStream, classes: int, judge: Judge, seed: int) -> list[list[int]]:
+    """Returns which of a data set's classes each experience of a run has, under the data set's own labels."""
+    return [found.tolist() for found in _classes(stream, classes, judge, torch.Generator().manual_seed(seed))]
+
+
 def _classes(stream: SplitStream, classes: int, judge: Judge, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The classes of every experience that is learned."""
     size = stream.classes_per_experience

@@ -18,14 +18,16 @@ from typing import Any
 import torch
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.streams import classes_of_experiences
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
+from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.revisions import revisions_of
 from engrams.benchmarks.training.checkpoint import Checkpoints
-from engrams.benchmarks.training.run import Run, learn
-from engrams.reports import store
+from engrams.benchmarks.training.run import Learned, Run, learn
+from engrams.reports import predictions, store
 from engrams.reports.errors import UserError
-from engrams.reports.matrix import metrics
+from engrams.reports.matrix import metrics, undefined
 from engrams.reports.store import Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import Journal
@@ -59,6 +61,7 @@ def execute(
     lines = kept["watchers"].get(Journal.__name__, {}).get("lines", 0) if kept else 0
     journal = None if wandb_mode == "disabled" else journal_of(run, folder, ran_on, lines)
     outcome: dict[str, Any]
+    learned: Learned | None = None
     started = time.perf_counter()
     try:
         observer = _observer(run, device, out, folder)
@@ -73,9 +76,11 @@ def execute(
             "accuracy_matrix": learned.accuracy_matrix,
             "accuracy_at_initialisation": learned.accuracy_at_initialisation,
             "metrics": metrics(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
+            "undefined": undefined(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
             "generated": observer.summary() if observer else None,
             "anytime": learned.anytime,
             "prequential": learned.prequential,
+            "costs": learned.costs,
             "seconds": learned.seconds,
         }
         if isinstance(observer, GenerationObserver):
@@ -88,8 +93,10 @@ def execute(
         outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}{_kept(folder)}"}
     record = _record(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
     try:
-        if record.complete:
-            (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
+        predictions.remove(folder)  # of an earlier try, as the traceback
+        if record.complete and learned:
+            (folder / TRACEBACK).unlink(missing_ok=True)
+            predictions.write(learned.predictions, folder)
         store.write(record, folder)
         checkpoints.remove()
     except OSError as error:
@@ -192,7 +199,10 @@ def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserv
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:
         return GenerationObserver(run.protocol, classifier, run.name, folder)
-    return GeneratorObserver(run.protocol, classifier, run.name, folder)
+    stream, experiences = run.protocol.stream, []
+    if classifier and isinstance(stream, SplitStream):
+        experiences = classes_of_experiences(stream, classifier.classes, run.judge, run.seed)
+    return GeneratorObserver(run.protocol, classifier, run.name, folder, experiences)
 
 
 def usual_device() -> str:

@@ -14,6 +14,9 @@ from engrams.reports.errors import UserError
 from engrams.strategies import references
 from engrams.strategies.contract import Hyperparameters, Strategy
 
+SEEDS = 2**32
+"""How many there are: NumPy, which Avalanche seeds too, takes no others."""
+
 
 class PlanError(UserError):
     """What is asked for cannot be; the message is one line."""
@@ -65,8 +68,8 @@ def plan(
             known = sorted({key for entry in entries for key in keys_of(entry)})
             raise PlanError(f"no strategy here has {key!r} to set; there are {', '.join(known) or 'none'}")
     seeds = list(dict.fromkeys(seeds))
-    if wrong := [seed for seed in seeds if not isinstance(seed, int) or seed < 0]:
-        raise PlanError(f"a seed is a whole number of at least 0; got {wrong[0]!r}")
+    if wrong := [seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS]:
+        raise PlanError(f"a seed is a whole number from 0 to {SEEDS - 1}; got {wrong[0]!r}")
     runs = []
     for entry in {entry.name: entry for entry in entries}.values():
         own = {key: value for key, value in of_strategies.items() if key in keys_of(entry)}

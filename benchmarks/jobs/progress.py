@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,39 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 if TYPE_CHECKING:
+    from engrams.benchmarks.jobs.limits import Forecast
     from engrams.benchmarks.training.run import Run
-
 
 SECONDS_BETWEEN_LINES = 30
 """Without a terminal: a run that takes long says that often where it is."""
 
 
 SECONDS_BETWEEN_WAITS = 5
+
+
+class _Left(TimeRemainingColumn):
+    """The time that is left: of all runs the forecast's, of one run by the epochs that it has done."""
+
+    def render(self, task: Task) -> Text:
+        left = forecast.left() if (forecast := task.fields.get("forecast")) else None
+        return super().render(task) if left is None else Text(duration(left), style="progress.remaining")
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as it is spoken: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 100:
+        return f"{ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Display:
@@ -39,6 +58,7 @@ class Display:
         self._told: dict[Run, float] = {}
         self._over: set[Run] = set()
         self._total = self._ended = 0
+        self._forecast: Forecast | None = None
         self._lock = Lock()  # a run may end in one thread while another is told how far it is
         self._afterwards: list[str] = []
         self._said_left = 0.0
@@ -64,9 +84,10 @@ class Display:
             self.say(f"W&B: {runs} run{'s' if runs > 1 else ''} on the way")
 
     @contextmanager
-    def showing(self, total: int, already_done: int) -> Iterator[None]:
-        """Show the progress of ``total`` runs while the block lasts."""
+    def showing(self, total: int, already_done: int, forecast: Forecast | None = None) -> Iterator[None]:
+        """Show the progress of ``total`` runs while the block lasts, and the time that is left by a forecast."""
         self._total, self._ended = total, already_done
+        self._forecast = forecast
         if already_done:
             self.console.print(f"{already_done} of {total} runs have a complete record already", highlight=False)
         self._progress = Progress(
@@ -75,11 +96,13 @@ class Display:
             MofNCompleteColumn(),
             TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Left(),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._overall = self._progress.add_task("all runs", total=total, completed=already_done, unit="runs")
+        self._overall = self._progress.add_task(
+            "all runs", total=total, completed=already_done, unit="runs", forecast=forecast
+        )
         try:
             with self._progress:
                 yield
@@ -94,6 +117,8 @@ class Display:
                 self._advanced(run, epochs)
 
     def _advanced(self, run: Run, epochs: int) -> None:
+        if self._forecast:
+            self._forecast.advanced(run, epochs)
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(run.name, total=run.upper_limit_of_epochs, unit="epochs")
             self._told[run] = time.monotonic()
@@ -105,20 +130,24 @@ class Display:
             self._told[run] = time.monotonic()
             self.console.print(f"    {text}, {epochs} of {run.upper_limit_of_epochs} epochs", highlight=False)
 
-    def finished(self, run: Run, outcome: str) -> None:
-        """A run has ended well."""
-        self._ended_with(run, outcome, None)
+    def finished(self, run: Run, outcome: str, seconds: float | None = None) -> None:
+        """A run has ended well; what it took is how long others will."""
+        self._ended_with(run, outcome, None, seconds)
 
     def failed(self, run: Run, reason: str) -> None:
         """A run has ended without a result."""
-        self._ended_with(run, reason, "red")
+        self._ended_with(run, reason, "red", None)
 
-    def _ended_with(self, run: Run, outcome: str, style: str | None) -> None:
+    def _ended_with(self, run: Run, outcome: str, style: str | None, seconds: float | None) -> None:
         with self._lock:
             self._ended += 1
+            if self._forecast:
+                self._forecast.ended(run, seconds)
             self._over.add(run)
             if run in self._bars:
                 self._progress.remove_task(self._bars.pop(run))
             self._progress.update(self._overall, completed=self._ended)
         text = f"[{self._ended}/{self._total}] {run.name}: {outcome}"
+        if self._forecast and not self.console.is_terminal and (left := self._forecast.left()):
+            text += f", about {duration(left)} left"
         self.console.print(text, highlight=False, markup=False, style=style, soft_wrap=True)

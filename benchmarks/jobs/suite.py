@@ -10,7 +10,9 @@ from pathlib import Path
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.jobs.claims import Claimed, claim
 from engrams.benchmarks.jobs.execute import execute, failed, usual_device
+from engrams.benchmarks.jobs.limits import forecast
 from engrams.benchmarks.jobs.place import Place, ProcessError, Report
+from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.revisions import present
 from engrams.benchmarks.training import checkpoint
@@ -69,10 +71,14 @@ def run_all(
     check_startable(owed, out, stream_from_disk)
     for line in provenance.remarks(done.values(), present()):
         display.say(line)
+    expected = forecast(owed, out, place.workers) if isinstance(place, Here) else None  # of this machine alone
+    if owed and expected:
+        for line in (expected.line(), *expected.too_much(out)):
+            display.say(line)
     begun: set[Run] = set()
     with (
         sending(wandb, out, display, lambda run: run.folder(out), display.advanced, bool(owed)) as (mode, sender),
-        display.showing(len(runs), len(done)),
+        display.showing(len(runs), len(done), expected),
     ):
 
         def advanced(run: Run, epochs: int) -> None:
@@ -91,7 +97,7 @@ def run_all(
                     if run in begun:  # else another command did it, which sends it too
                         sender.over(run)
                     if record.complete:
-                        display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)")
+                        display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)", record.seconds)
                     else:
                         display.failed(run, f"FAILED: {record.reason}")
                 if not (owed := claimed):

@@ -122,8 +122,11 @@ def compared(then: Record, now: Record) -> Verdict:
     """Returns what is to be said of a record and of that of the same run, done again."""
     if not now.complete:
         return Verdict(then, False, f"failed: {now.reason}")
-    figures = ("accuracy_matrix", "accuracy_at_initialisation", "generated")
+    figures = ("accuracy_matrix", "accuracy_at_initialisation")
     differences = [name for name in figures if getattr(then, name) != getattr(now, name)]
+    # An older record has less of a generator; what it has must be the same.
+    made_then, made_now = (one.generated.model_dump() if one.generated else {} for one in (then, now))
+    differences += [f"generated.{name}" for name, value in made_then.items() if made_now.get(name) != value]
     if not differences:
         return Verdict(then, True, "equal to the bit")
     said = f"ACC {100 * then.acc:.2f} in the record, {100 * now.acc:.2f} here; {', '.join(differences)} differ"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from avalanche.training.templates import SupervisedTemplate
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from engrams.benchmarks.data.streams import brightness, prepared
 from engrams.benchmarks.judging.pictures import drawn
+from engrams.benchmarks.judging.privacy import given_away_by_run
+from engrams.benchmarks.judging.quality import features_of, first_of_each, frechet_distance, precision_and_recall
 from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_of, train_classifier
 from engrams.benchmarks.protocols.schema import Protocol
 from engrams.reports.figures import sheet_figure
+from engrams.reports.generators import ByClass
 from engrams.reports.store import Generated
 from engrams.strategies.judged import JudgedByClassifier
 from engrams.strategies.kept import State
@@ -23,7 +26,11 @@ from engrams.strategies.kept import State
 SHOWN = 20
 PICTURE, ANIMATION = "generated.png", "generated.gif"
 REVERSE_IMAGES_SEEN = 60_000
-"""In the training of the classifier that learns from generated images."""
+"""In the training of the classifier that learns from generated images in the end."""
+REVERSE_EACH = 640
+"""Images of a class that are learned from after every experience, in as few epochs as a classifier is trained for."""
+BY_EXPERIENCE = ("frechet_distance", "frechet_by_class", "reverse_by_class", "precision", "recall")
+"""What is seen after every experience, and the record has."""
 
 
 class GenerationObserver:
@@ -40,7 +47,7 @@ class GenerationObserver:
         self.folder = folder
         assert protocol.generation is not None
         self.images_per_class = protocol.generation.images_per_class
-        self.images = protocol.images
+        self.protocol = protocol
         data = prepared(protocol.dataset, protocol.images)
         assert isinstance(data.test_x, Tensor)
         self.test_x, self.test_y = data.test_x, data.test_y
@@ -49,6 +56,10 @@ class GenerationObserver:
         self.grids: list[Tensor] = []
         """After every experience [classes, images, *shape] in [0, 1]; NaN for classes that were not learned yet."""
         self.frechet_distance: list[float] = []
+        self.frechet_by_class: ByClass = []
+        self.reverse_by_class: ByClass = []
+        self.precision: list[float | None] = []
+        self.recall: list[float | None] = []
         self.learned = 0
         """Classes."""
         self.pictures: list[Image.Image] = []
@@ -65,26 +76,58 @@ class GenerationObserver:
         made = {label: strategy.of_class(label, self.images_per_class) for label in classes}
         shown = torch.full((self.classifier.classes, SHOWN, *self.test_x.shape[1:]), torch.nan)
         for label, x in made.items():
-            few = brightness(x[:SHOWN], self.images)
+            few = brightness(x[:SHOWN], self.protocol.images)
             shown[label, : len(few)] = few
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
         # As many of every class, as of what is made.
         least = min(int((self.test_y == label).sum()) for label in classes)
         real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
-        self.frechet_distance.append(frechet_distance(self.classifier, real, self.made[0]))
+        self._compare(classes, least, real.to(self.made[0].device))
+        self._learn_from_what_is_made(classes)
         self.learned = len(classes)
         seen["frechet_distance"] = self.frechet_distance[-1]
         if picture := drawn(self._draw):
             seen["generated"] = picture
 
+    def _compare(self, classes: Sequence[int], least: int, real: Tensor) -> None:
+        """What was made beside real images, in the classifier's features: of all classes so far, and of each."""
+        of_real, of_made = (features_of(self.classifier, x) for x in (real, self.made[0]))
+        self.frechet_distance.append(frechet_distance(of_real, of_made))
+        columns = of_real.split(least), of_made.split(self.images_per_class)
+        distances = {label: frechet_distance(*pair) for label, *pair in zip(classes, *columns, strict=True)}
+        self.frechet_by_class.append(self._row(distances))
+        each = min(least, self.images_per_class)
+        precision, recall = precision_and_recall(*(first_of_each(one, each) for one in columns))
+        self.precision.append(precision)
+        self.recall.append(recall)
+
+    def _learn_from_what_is_made(self, classes: Sequence[int]) -> None:
+        """The other way round: a classifier that is trained, shortly, on some of what was made of each class."""
+        x, y = (
+            torch.cat([part[:REVERSE_EACH] for part in column.split(self.images_per_class)]) for column in self.made
+        )
+        right = self._right(x, y, images_seen=0)
+        self.reverse_by_class.append(
+            self._row({label: right[self.test_y == label].double().mean().item() for label in classes})
+        )
+
+    def _right(self, x: Tensor, y: Tensor, images_seen: int) -> Tensor:
+        """Whether a classifier that is trained on what was made tells each real test image rightly."""
+        network = train_classifier(x, y.to(x.device), self.classifier.classes, images_seen)
+        return classes_of(network, self.test_x.to(x.device)).cpu() == self.test_y
+
+    def _row(self, values: Mapping[int, float]) -> list[float | None]:
+        return [values.get(label) for label in range(self.classifier.classes)]
+
     def state_dict(self) -> State:
         """Returns what was seen so far, but for what only the last experience is asked for."""
-        return {"grids": self.grids, "frechet_distance": self.frechet_distance}
+        return {"grids": self.grids, **{name: getattr(self, name) for name in BY_EXPERIENCE}}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state; draws what was drawn before."""
-        self.frechet_distance = state["frechet_distance"]
+        for name in BY_EXPERIENCE:
+            setattr(self, name, state[name])
         for grid in state["grids"]:
             self.grids.append(grid)
             self.learned = int((~grid.flatten(1).isnan().all(dim=1)).sum())
@@ -111,29 +154,13 @@ class GenerationObserver:
         return self.folder / ANIMATION
 
     def summary(self) -> Generated:
-        """For the record; trains a classifier on what was generated last."""
+        """For the record; trains a classifier on what was generated last, and says what it gives away."""
         x, y = self.made
-        network = train_classifier(x, y.to(x.device), self.classifier.classes, REVERSE_IMAGES_SEEN)
-        right = classes_of(network, self.test_x.to(x.device)).cpu() == self.test_y
+        right = self._right(x, y, REVERSE_IMAGES_SEEN)
+        classes = y.unique().tolist()
         return Generated(
-            frechet_distance=self.frechet_distance,
             reverse_accuracy=right[torch.isin(self.test_y, y)].double().mean().item(),
             classifier_accuracy=self.classifier.accuracy,
+            privacy=given_away_by_run(self.classifier, self.protocol, self.made, classes, self.title, self.folder),
+            **{name: getattr(self, name) for name in BY_EXPERIENCE},
         )
-
-
-def frechet_distance(classifier: RealClassifier, real: Tensor, generated: Tensor) -> float:
-    """Heusel et al. 2017 (arXiv 1706.08500), eq. 6, in the classifier's last hidden layer instead of Inception's.
-
-    Args:
-        classifier: of real images.
-        real, generated: [N, *shape] and [M, *shape]. Few images make it larger: only distances of the same N and M
-            can be compared.
-    """
-    features = classifier.network.get_submodule("features")
-    features.num_features = classifier.network.get_submodule("classifier").in_features  # what torchmetrics asks for
-    distance = FrechetInceptionDistance(features).to(generated.device)
-    for x, is_real in ((real.to(generated.device), True), (generated, False)):
-        for part in x.split(1000):
-            distance.update(part, real=is_real)
-    return distance.compute().item()

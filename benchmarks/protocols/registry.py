@@ -8,6 +8,7 @@ validation stream, with their evidence.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -133,12 +134,12 @@ def _located(reference: str) -> tuple[Path, str]:
     before, found, scenario = reference.rpartition(".toml/")
     if found or reference.endswith(".toml"):
         path = Path(f"{before}.toml" if found else reference).expanduser().absolute()
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 (of a name that is too long, pathlib says that, and not no)
             raise ProtocolError(f"{reference}: there is no file {path}")
         return path, scenario if found else ""
     name, _, scenario = reference.partition("/")
     path = FOLDER / f"{name}.toml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise UnknownName("protocol", reference, names())
     return path, scenario
 
@@ -323,7 +324,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:  # its message names line and column
         raise ProtocolError(f"{path}: not valid TOML: {error}") from error
-    except (UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # no text, a number without end, tables without end
         raise ProtocolError(f"{path}: cannot be read: {error}") from error
 
 

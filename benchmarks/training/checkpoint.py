@@ -25,7 +25,7 @@ from engrams.reports import store
 from engrams.strategies.kept import State, Unkept, restore, state_of
 
 FILE = "checkpoint"
-FORMAT = b"engrams checkpoint 1 "
+FORMAT = b"engrams checkpoint 2 "
 """What a file begins with; then the SHA-256 of the rest, and a line feed."""
 SHARE = "ENGRAMS_CHECKPOINT_SHARE"
 """Variable of the environment: the share of a run's time that its checkpoints may take; ``inf``: one after every

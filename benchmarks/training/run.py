@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structural
 
+import numpy as np
 import torch
 from avalanche.benchmarks import CLExperience, CLScenario
 from avalanche.evaluation.metrics import accuracy_metrics
@@ -20,6 +21,7 @@ from avalanche.models import MultiHeadClassifier
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
+from numpy.typing import NDArray
 from torch import nn
 
 from engrams.benchmarks.data import datasets
@@ -27,6 +29,7 @@ from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
+from engrams.benchmarks.judging.predictions import PredictionsPlugin
 from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError, Training
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.checkpoint import (
@@ -36,16 +39,20 @@ from engrams.benchmarks.training.checkpoint import (
     restore_strategy,
     state_of_strategy,
 )
+from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports import store
 from engrams.reports.anytime import Anytime, Prequential
+from engrams.reports.costs import Costs
 from engrams.reports.matrix import accuracy_row
+from engrams.reports.predictions import Predictions
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
 from engrams.strategies.kept import KeepsNothing, State
+from engrams.strategies.steps import steps_told
 
 EVALUATION_BATCH = 1000
 
@@ -178,6 +185,8 @@ class Learned(NamedTuple):
     """Empty where the whole stream is learned at once."""
     seconds: float
     """Of training and evaluation."""
+    costs: Costs
+    predictions: Predictions
     anytime: Anytime | None = None
     prequential: Prequential | None = None
     """What the protocol's ``[judging]`` asks for; None where the whole stream is learned at once."""
@@ -212,10 +221,13 @@ def learn(
     protocol = run.protocol
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    clock = Stopwatch(kept["seconds"] if kept else 0.0)
+    memory = PeakMemory(device)
+    clock = Stopwatch(kept["seconds"] if kept else 0.0, kept["processor_seconds"] if kept else 0.0)
     benchmark = benchmark_of(run, stream_from_disk)
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
+    operations = count_operations(strategy)
+    strategy.plugins.append(predictions := PredictionsPlugin())
     of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
 
     def epoch_done(epoch: int, losses: dict[str, float]) -> None:
@@ -246,10 +258,26 @@ def learn(
             for watcher in watchers:
                 watcher.after_experience(strategy, matrix, seen)
 
+    def train(experiences: CLExperience | Sequence[CLExperience], **how: bool) -> None:
+        with steps_told(operations.counting):
+            try:
+                strategy.train(experiences, **how)
+            finally:
+                operations.end()
+
+    def costs() -> Costs:
+        return Costs(
+            processor_seconds=clock.processor_seconds,
+            peak_memory=memory.bytes(),
+            bytes=bytes_of(strategy),
+            operations=operations.operations,
+            steps=operations.steps,
+        )
+
     if run.strategy.whole_stream_at_once:
-        strategy.train(learned)
+        train(learned)
         look()
-        return Learned(matrix, [], clock.seconds)
+        return Learned(matrix, [], clock.seconds, costs(), predictions.result(False))
     of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     judging = protocol.judging or Judging()
     anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
@@ -272,6 +300,7 @@ def learn(
             "matrix": matrix,
             "at_initialisation": at_initialisation,
             "seconds": clock.seconds,
+            "processor_seconds": clock.processor_seconds,
             "epochs": done,
             "strategy": state_of_strategy(strategy),
             "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
@@ -279,7 +308,7 @@ def learn(
         }
 
     for experience in learned[len(matrix) :]:
-        strategy.train(experience, reset_optimizer_state=run.training.reset_optimizer)
+        train(experience, reset_optimizer_state=run.training.reset_optimizer)
         look()
         if checkpoints and len(matrix) < len(learned):
             with clock.paused():
@@ -288,6 +317,8 @@ def learn(
         matrix,
         at_initialisation,
         clock.seconds,
+        costs(),
+        predictions.result(True),
         anytime.result() if anytime else None,
         prequential.result() if prequential else None,
     )
@@ -323,27 +354,34 @@ def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
 
 
 class Stopwatch:
-    """Wall-clock seconds since it was made, but for pauses."""
+    """Seconds since it was made, but for pauses: of the clock on the wall, and of this process on all processors."""
 
-    def __init__(self, already: float = 0.0):
+    def __init__(self, already: float = 0.0, on_processors: float = 0.0):
         """
         Args:
-            already: seconds that went before.
+            already, on_processors: seconds of each that went before.
         """
-        self._started = time.perf_counter() - already
-        self._paused = 0.0
+        self._started = _clocks() - (already, on_processors)
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._started - self._paused
+        return float((_clocks() - self._started)[0])
+
+    @property
+    def processor_seconds(self) -> float:
+        return float((_clocks() - self._started)[1])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        began = time.perf_counter()
+        began = _clocks()
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - began
+            self._started += _clocks() - began
+
+
+def _clocks() -> NDArray[np.float64]:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def make_strategy(

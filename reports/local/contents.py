@@ -14,12 +14,15 @@ import numpy as np
 
 from engrams.reports.estimates import Estimate
 from engrams.reports.matrix import seen_so_far
-from engrams.reports.pages import class_shares, comparison, generation
+from engrams.reports.pages import class_shares, comparison, costs, generation, privacy
+from engrams.reports.predictions import Predictions
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
 AT_FIRST = 7
 """How many strategies the charts show before somebody chooses: more lines than colours cannot be told apart."""
+CLASSES_EACH_TIME = 20
+"""Of more classes, only the last confusion matrix is shown: each has as many numbers as classes, squared."""
 DIGITS = 5
 """Of fractions, after the point: a thousandth of a percent."""
 Interval = tuple[float, float | None]
@@ -92,7 +95,7 @@ def sections(records: Sequence[Record], titles: Mapping[str, str]) -> list[Secti
                 ],
                 [
                     (sheet, page.LEGEND)
-                    for page in (class_shares, generation)
+                    for page in (class_shares, generation, privacy)
                     for sheet in page.sheets(page.compare(own))  # type: ignore[attr-defined]
                 ],
                 runs,
@@ -127,7 +130,7 @@ def _line(row: comparison.Row, runs: Sequence[Record], shown: bool) -> Line:
         [interval(Estimate.of(values)) for values in forgotten.T[:-1].tolist()],
         _interval_of(row, "learning_accuracy"),
         _interval_of(row, "forgetting"),
-        {"seconds a run": interval(Estimate.of([run.seconds for run in runs]))},
+        {name: interval(Estimate.of(values)) for name in costs.MEASURES if (values := costs.values_of(name, runs))},
         matrices.mean(axis=0).round(DIGITS).tolist(),
     )
 
@@ -188,8 +191,14 @@ def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
     return found
 
 
-def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
-    """Returns all that the page shows of a run when it is opened."""
+def run(record: Record, pictures: Sequence[str], answered: Predictions | None = None) -> dict[str, Any]:
+    """Returns all that the page shows of a run when it is opened.
+
+    Args:
+        record: of the run.
+        pictures: their paths from the page.
+        answered: what it answered on the test stream, if that was kept.
+    """
     return {
         "seed": record.seed,
         "complete": record.complete,
@@ -197,12 +206,54 @@ def run(record: Record, pictures: Sequence[str]) -> dict[str, Any]:
         "matrix": [[round(value, DIGITS) for value in row] for row in record.accuracy_matrix],
         "initial": [round(value, DIGITS) for value in record.accuracy_at_initialisation],
         "metrics": record.metrics,
+        "undefined": record.undefined,
+        "answered": answers(answered) if answered else None,
+        "made": _made(record),
         "seconds": round(record.seconds, 2),
+        "costs": _costs(record),
         "command": command(record),
         "settings": flat(record.hyperparameters),
         "environment": flat(record.environment),
         "pictures": list(pictures),
     }
+
+
+def answers(found: Predictions) -> dict[str, Any]:
+    """Returns what is read off the answers of a run: confusion, accuracy by class, recency bias."""
+    times = len(found.answers)
+    shown = range(times) if found.classes <= CLASSES_EACH_TIME else [times - 1]
+    bias = found.recency_bias()
+    by_class = found.accuracy_by_class().tolist()
+    return {
+        "confusion": {t + 1: found.confusion(t).tolist() for t in shown},
+        "by_class": [[None if value != value else round(value, DIGITS) for value in row] for row in by_class],
+        "recency": None if bias is None else bias.round(DIGITS).tolist(),
+    }
+
+
+def _made(record: Record) -> dict[str, Any] | None:
+    """The matrices of a generator, a column a class that was learned."""
+    if record.generated is None or not record.generated.frechet_by_class:
+        return None
+    learned = [label for label, last in enumerate(record.generated.frechet_by_class[-1]) if last is not None]
+    matrices = {"frechet": record.generated.frechet_by_class, "reverse": record.generated.reverse_by_class}
+    rounded = {
+        name: [[None if row[c] is None else round(row[c] or 0.0, DIGITS) for c in learned] for row in matrix]
+        for name, matrix in matrices.items()
+    }
+    return {"classes": list(map(str, learned)), **rounded}
+
+
+def _costs(record: Record) -> dict[str, str]:
+    if record.costs is None:
+        return {}
+    found = {"processor seconds": f"{record.costs.processor_seconds:.2f}"}
+    if record.costs.peak_memory is not None:
+        found["peak memory"] = f"{record.costs.peak_memory / 1e6:,.0f} MB"
+    found |= {part: f"{size:,} bytes" for part, size in record.costs.bytes.items()}
+    for kind, steps in record.costs.steps.items():
+        found[f"steps: {kind}"] = f"{steps:,}, of {record.costs.operations[kind] / 1e9:,.3g} GFLOP in all"
+    return found
 
 
 def failures(found: Iterable[Section]) -> list[Record]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 import zlib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from engrams.reports.local.contents import Section
 from engrams.reports.pages import comparison
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Duel
+from engrams.reports.predictions import PREDICTIONS, predictions_of
 from engrams.reports.store import RECORD, Record, RecordError, read, replace_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, PICTURES = "index.html", "pictures"
-MADE = ("generated.png", "generated.gif")
+MADE = ("generated.png", "generated.gif", "nearest.png")
 """What a run with a generator leaves beside its record."""
 Identity = tuple[str, str, str, int]
 
@@ -65,13 +67,13 @@ def write(
     found = contents.sections(records, titles)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures = _copied(folders, out)
+        pictures, answered = _copied(folders, out), _answered(folders)
         text = (
             _environment()
             .get_template("report.html")
             .render(
                 sections=found,
-                data=[_data(section, pictures) for section in found],
+                data=[_data(section, pictures, answered) for section in found],
                 boards=boards,
                 published=tables.summary(boards),
                 published_legend=tables.LEGEND,
@@ -93,19 +95,32 @@ def write(
     return out / PAGE
 
 
-def _data(section: Section, pictures: Mapping[Identity, list[str]]) -> dict[str, Any]:
+def _data(
+    section: Section, pictures: Mapping[Identity, list[str]], answered: Mapping[Identity, Path]
+) -> dict[str, Any]:
     """What the page's script needs of a protocol; the runs of each strategy are packed."""
     return {
         "protocol": section.protocol,
         "lines": [asdict(line) for line in section.lines],
         "runs": {
-            strategy: packed([contents.run(one, pictures.get(_identity(one), ())) for one in group])
+            strategy: packed([_run(one, pictures, answered) for one in group])
             for strategy, group in section.runs.items()
         },
         "pictured": sorted({run.row for group in section.runs.values() for run in group if _identity(run) in pictures}),
         "csv": comparison.as_csv(section.rows),
         "latex": comparison.as_latex(section.rows),
     }
+
+
+def _run(record: Record, pictures: Mapping[Identity, list[str]], answered: Mapping[Identity, Path]) -> dict[str, Any]:
+    """What is shown of a run; answers that cannot be used are left out, with a warning."""
+    identity, found = _identity(record), None
+    if identity in answered:
+        try:
+            found = predictions_of(record, answered[identity].parent)
+        except RecordError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return contents.run(record, pictures.get(identity, ()), found)
 
 
 def packed(value: object) -> str:
@@ -121,20 +136,31 @@ def _copied(folders: Sequence[Path], out: Path) -> dict[Identity, list[str]]:
     """Copies the pictures beside records into the report; returns their paths from the page, by run."""
     shutil.rmtree(out / PICTURES, ignore_errors=True)
     copied: dict[Identity, list[str]] = {}
-    for folder in folders:
-        for name in MADE:
-            for path in sorted(folder.rglob(name)):
-                try:
-                    record = read(path.with_name(RECORD))
-                except RecordError:
-                    continue  # a run that has not ended, or the picture is not a run's
-                if len(folders) > 1:  # as :func:`engrams.reports.store.read_records` marks it
-                    record = record.model_copy(update={"variant": f"{record.variant} ({folder})".strip()})
-                target = out / PICTURES / f"{sum(map(len, copied.values()))}{path.suffix}"
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
-                copied.setdefault(_identity(record), []).append(target.relative_to(out).as_posix())
+    for name in MADE:
+        for identity, path in _beside(folders, name):
+            target = out / PICTURES / f"{sum(map(len, copied.values()))}{path.suffix}"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+            copied.setdefault(identity, []).append(target.relative_to(out).as_posix())
     return copied
+
+
+def _answered(folders: Sequence[Path]) -> dict[Identity, Path]:
+    """Where the answers of runs lie, by run."""
+    return dict(_beside(folders, PREDICTIONS))
+
+
+def _beside(folders: Sequence[Path], name: str) -> Iterator[tuple[Identity, Path]]:
+    """Every file of a name that lies beside a record, and whose it is."""
+    for folder in folders:
+        for path in sorted(folder.rglob(name)):
+            try:
+                record = read(path.with_name(RECORD))
+            except RecordError:
+                continue  # a run that has not ended, or the file is not a run's
+            if len(folders) > 1:  # as :func:`engrams.reports.store.read_records` marks it
+                record = record.model_copy(update={"variant": f"{record.variant} ({folder})".strip()})
+            yield _identity(record), path
 
 
 def _environment() -> Environment:

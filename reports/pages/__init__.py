@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from engrams.reports.pages import anytime, class_shares, comparison, generation
+from engrams.reports.pages import anytime, class_shares, comparison, costs, generation, privacy
 from engrams.reports.render import Sheet, as_markdown
 from engrams.reports.store import Record
 
@@ -25,11 +25,14 @@ class Page(NamedTuple):
 
 
 PAGES = [
-    Page(module.compare, module.sheets, module.LEGEND) for module in (comparison, anytime, class_shares, generation)
+    Page(module.compare, module.sheets, module.LEGEND)
+    for module in (comparison, anytime, class_shares, generation, privacy)
 ]
+COSTS = Page(costs.compare, costs.sheets, costs.LEGEND)
+"""Shown where it is asked for."""
 
 
-def markdown(records: Sequence[Record]) -> str:
+def markdown(records: Sequence[Record], chosen: Sequence[Page] = PAGES) -> str:
     """Returns every table that some records make, one page after another."""
-    parts = (as_markdown(page.sheets(records), page.legend) for page in PAGES)
+    parts = (as_markdown(page.sheets(records), page.legend) for page in chosen)
     return "\n".join(part for part in parts if part)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engrams.reports.generators import Unevenness, unevenness
 from engrams.reports.pages.comparison import by_protocol
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
 LEGEND = (
     "Percentages of a generator's images at the end of the stream that a classifier trained on real data takes for "
-    "each class, mean over seeds. 'least': the share of the class that is remembered least, mean over seeds. "
+    "each class, mean over seeds. 'least': the share of the class that is remembered least, mean over seeds. How "
+    "uneven they are: 'KL', their divergence from equal shares, in nats, and 'uneven', half the L1 distance: the "
+    "percentage of images that would have to show another class; both means over seeds. "
     "'classifier': its accuracy on real test images."
 )
 
@@ -27,6 +30,8 @@ class ClassShares:
     seeds: int
     shares: tuple[float, ...]
     least: float
+    unevenness: Unevenness
+    """Mean over seeds."""
     classifier_accuracy: float
 
 
@@ -47,6 +52,7 @@ def compare(records: Iterable[Record]) -> list[ClassShares]:
                 len(group),
                 tuple(last.mean(axis=0).tolist()),
                 float(last.min(axis=1).mean()),
+                Unevenness(*np.mean([unevenness(shares) for shares in last.tolist()], axis=0).tolist()),
                 float(np.mean([one.classifier_accuracy for one in generated])),
             )
         )
@@ -58,6 +64,8 @@ def _cells(row: ClassShares) -> dict[str, str]:
         "strategy": row.strategy,
         **{str(label): f"{100 * share:.0f}" for label, share in enumerate(row.shares)},
         "least": f"{100 * row.least:.1f}",
+        "KL": f"{row.unevenness.divergence:.3f}",
+        "uneven": f"{100 * row.unevenness.distance:.1f}",
         "classifier": f"{100 * row.classifier_accuracy:.1f}",
         "seeds": str(row.seeds),
     }
@@ -70,7 +78,7 @@ def sheets(rows: Iterable[ClassShares]) -> list[Sheet]:
             f"{protocol}: what the generators remember",
             [_cells(row) for row in group],
             # The share that is remembered least stands for what has no room.
-            spare=("seeds", "classifier", *map(str, reversed(range(len(group[0].shares))))),
+            spare=("seeds", "classifier", "KL", *map(str, reversed(range(len(group[0].shares))))),
         )
         for protocol, group in by_protocol(rows).items()
     ]

@@ -35,6 +35,8 @@ STEPS: dict[str, tuple[str, ...]] = {
 """Step metric -> the names that are drawn against it."""
 SO_FAR = ("ACC", "forgetting", "seconds")
 """Names of the history that the summary does not repeat: there, what is final is below ``final/``."""
+JUDGED = {"frechet_by_class", "reverse_by_class", "precision", "recall", "privacy"}
+"""What of a generator has no name of its own in the history or the summary."""
 OF_FAILURE = ("reason", "traceback", "seconds_until_failure")
 OWN = (
     "protocol",
@@ -175,12 +177,18 @@ def summary_of(record: Record, traceback: str | None = None) -> dict[str, Any]:
     summary |= {f"final/{name}": value for name, value in record.metrics.items() if value is not None}
     summary |= {f"final/{name}": value for name, value in record.along_the_way.items()}
     summary["final/seconds"] = record.seconds
+    if record.undefined:
+        summary["undefined"] = record.undefined
+    if record.costs:
+        summary["costs"] = record.costs.model_dump()
     if record.accuracy_at_initialisation:
         summary["accuracy_at_initialisation"] = record.accuracy_at_initialisation
     if record.generated:
         summary["final/classifier_accuracy"] = record.generated.classifier_accuracy
         if record.generated.reverse_accuracy is not None:
             summary["final/reverse_accuracy"] = record.generated.reverse_accuracy
+        if judged := record.generated.model_dump(include=JUDGED):
+            summary["judged"] = judged
     return summary
 
 
@@ -210,6 +218,7 @@ def record_of(
             frechet_distance=[one["frechet_distance"] for one in in_order if "frechet_distance" in one],
             reverse_accuracy=summary.get("final/reverse_accuracy"),
             classifier_accuracy=summary["final/classifier_accuracy"],
+            **summary.get("judged", {}),
         )
     return Record.model_validate(
         {
@@ -224,6 +233,8 @@ def record_of(
             "accuracy_at_initialisation": summary.get("accuracy_at_initialisation", []),
             "metrics": {name: summary.get(f"final/{name}") for name in METRICS} if complete else {},
             "generated": generated,
+            "undefined": summary.get("undefined", {}),
+            "costs": summary.get("costs") if complete else None,
             # W&B keeps no empty dictionary: that of a strategy that has nothing to set.
             "hyperparameters": {"strategy": {}}
             | {key: value for key, value in config.items() if key not in OWN and key != "_wandb"},

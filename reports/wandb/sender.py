@@ -23,6 +23,7 @@ from typing import Any, Literal, TextIO
 
 from engrams.reports import store
 from engrams.reports.figures import accuracy_matrix_figure
+from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import FOLDER, PICTURE, Reader, read_record
@@ -510,6 +511,8 @@ class Page:
         with self._staged():
             artifact = wandb.Artifact(f"record-{self.run.id}", type="record")
             artifact.add_file(str(path), name=RECORD)
+            if (answers := self.folder / PREDICTIONS).exists():
+                artifact.add_file(str(answers), name=PREDICTIONS)
             self.run.log_artifact(artifact)
 
 

@@ -23,6 +23,7 @@ from engrams.strategies.generators.wgan_gp import (
     step_alone,
     widths_of_maps,
 )
+from engrams.strategies.steps import step_of
 
 ROUND = 100
 """Generator steps between two signs of life."""
@@ -189,11 +190,13 @@ class ACGAN(NetworkGenerator):
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """A step of the generator, after those of the critic; returns the critic's last loss."""
         for _ in range(self.critic_steps):
-            critic_loss = self.critic_loss(*next(batches))
-            self.critic_optimizer.zero_grad()
-            critic_loss.backward()
-            self.critic_optimizer.step()
-        step_alone(self.generator_optimizer, self.generator, self.generator_loss())
+            with step_of("generator", "its critic's"):
+                critic_loss = self.critic_loss(*next(batches))
+                self.critic_optimizer.zero_grad()
+                critic_loss.backward()
+                self.critic_optimizer.step()
+        with step_of("generator", "its own"):
+            step_alone(self.generator_optimizer, self.generator, self.generator_loss())
         return critic_loss.detach()
 
     # --- the losses -----------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engrams.strategies.ewc import EWCPlugin
 from engrams.strategies.generators.acgan import ACGAN, ConditionalNetwork
+from engrams.strategies.steps import step_of
 
 
 class EWCGAN(ACGAN):
@@ -90,8 +91,9 @@ def generator_fisher(
     names, parameters = zip(*generator.named_parameters(), strict=True)
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for batch in zip(z.split(1), labels.split(1), strict=True):
-        mean = generator(*batch)
-        noise = torch.randn(mean.shape, generator=random).to(mean)  # x - mean; d log p / d mean
-        for square, gradient in zip(total, torch.autograd.grad((noise * mean).sum(), parameters), strict=True):
-            square += gradient**2
+        with step_of("importance", batch[0].shape):
+            mean = generator(*batch)
+            noise = torch.randn(mean.shape, generator=random).to(mean)  # x - mean; d log p / d mean
+            for square, gradient in zip(total, torch.autograd.grad((noise * mean).sum(), parameters), strict=True):
+                square += gradient**2
     return {name: square / labels.numel() for name, square in zip(names, total, strict=True)}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from engrams.strategies.contract import Schedule
+from engrams.strategies.steps import step_of
 
 SAMPLES_AT_ONCE = 1000
 
@@ -335,7 +336,8 @@ class TrainedGenerator(NetworkGenerator):
             for done, batch in enumerate(batches):
                 if self.schedule == "linear":
                     self._set_learning_rate(1 - (epoch + done / len(batches)) / self.epochs)
-                losses.append(self.step(batch))
+                with step_of("generator", len(batch)):
+                    losses.append(self.step(batch))
             yield torch.stack(losses).mean()
 
     def _set_learning_rate(self, factor: float) -> None:
@@ -391,7 +393,9 @@ def mixed(images: Tensor, replay: Sampler | None, r: float, random: torch.Genera
     new = max(1, round(r * len(images)))
     if replay is None or new == len(images):
         return images[order]
-    pool = torch.cat([images[order[:new]], replay(len(images) - new)])
+    with step_of("replay", len(images) - new):
+        replayed = replay(len(images) - new)
+    pool = torch.cat([images[order[:new]], replayed])
     return pool[torch.randperm(len(pool), generator=random).to(pool.device)]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
+from engrams.strategies.steps import step_of
 
 Architecture = Literal["mlp", "conv"]
 SMALLEST_SIDE = 4
@@ -100,7 +101,8 @@ class WGANGP(TrainedGenerator):
         self.critic_optimizer.step()
         self.steps += 1
         if self.steps % self.critic_steps == 0:
-            step_alone(self.generator_optimizer, self.generator, -self.critic(self._fake()).mean())
+            with step_of("generator", "after its critic's"):
+                step_alone(self.generator_optimizer, self.generator, -self.critic(self._fake()).mean())
         return loss.detach()
 
     def _fake(self) -> Tensor:

@@ -146,7 +146,7 @@ function draw() {
     ],
     "chart-cost": [
       points(lines, look, (line) => line.costs[cost], (line) => line.acc, (value) => value),
-      layout(cost, "ACC (%)", { xaxis: { type: "log" } }), `ACC against ${cost}`,
+      layout(cost, "ACC (%)", { xaxis: { type: lines.some((line) => line.costs[cost]?.[0] === 0) ? "linear" : "log" } }), `ACC against ${cost}`,
     ],
   };
   for (const [id, [traces, axes, said]] of Object.entries(drawn)) {
@@ -241,26 +241,72 @@ function ofRun(run, strategy) {
     }
   });
   parts.push(titled("Repeat it", make("div", { className: "command" }, make("code", {}, run.command), copy)));
-  const measured = Object.fromEntries(Object.entries(run.metrics).map(([name, value]) => [name, value === null ? "not defined" : `${written(value)} %`]));
+  const measured = Object.fromEntries(Object.entries(run.metrics).map(([name, value]) => [name, value === null ? `not defined${run.undefined[name] ? `: ${run.undefined[name]}` : ""}` : `${written(value)} %`]));
   parts.push(make(
     "div", { className: "halves" }, titled("Metrics", pairs({ ...measured, seconds: `${run.seconds}` })),
-    titled("Ran on", pairs(run.environment)),
+    ...(Object.keys(run.costs).length ? [titled("What it took", pairs(run.costs))] : []), titled("Ran on", pairs(run.environment)),
   ));
+  if (run.answered) parts.push(...ofAnswers(run.answered));
+  if (run.made) parts.push(...ofMade(run.made));
   if (run.pictures.length) parts.push(make("div", { className: "pictures" }, ...run.pictures.map((path) => picture(path, strategy, run))));
   return parts;
 }
 
+const after = (rows) => rows.map((row, index) => (rows.length === 1 && row.length > 1 ? "all" : String(index + 1)));
+
 function matrix(rows) {
-  const head = make("tr", {}, make("th", { scope: "col" }, "after \\ on"), ...rows[0].map((_, index) => make("th", { scope: "col" }, String(index + 1))));
+  return heatTable(rows, "after \\ on", after(rows), rows[0].map((_, index) => String(index + 1)), "Accuracy in percent, on each experience (column) after each (row)");
+}
+
+// Numbers as a table whose cells have their colours.
+function heatTable(rows, corner, down, across, said, shade = (value) => value, text = (value) => written(value, 1)) {
+  const head = make("tr", {}, make("th", { scope: "col" }, corner), ...across.map((name) => make("th", { scope: "col" }, name)));
   const body = rows.map((row, index) => make(
-    "tr", {}, make("th", { scope: "row" }, rows.length === 1 && row.length > 1 ? "all" : String(index + 1)),
-    ...row.map((value) => {
-      const cell = make("td", { style: `background:${heat(value)};color:${value < 0.6 ? "#fff" : "#111"}` }, written(value, 1));
+    "tr", {}, make("th", { scope: "row" }, down[index]),
+    ...row.map((value, column) => {
+      if (value === null) return make("td", {}, "");
+      const share = shade(value, row, column);
+      const cell = make("td", { style: `background:${heat(share)};color:${share < 0.6 ? "#fff" : "#111"}` }, text(value));
       cell.dataset.v = value;
       return cell;
     }),
   ));
-  return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Accuracy in percent, on each experience (column) after each (row)" }, make("table", { className: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
+  return make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": said }, make("table", { className: "heat" }, make("thead", {}, head), make("tbody", {}, ...body)));
+}
+
+// How a generator's images of each class fare: nearer to real ones is brighter.
+function ofMade({ classes, frechet, reverse }) {
+  const farthest = Math.max(...frechet.flat());
+  return [
+    titled("Frechet distance by class", heatTable(frechet, "after \\ class", after(frechet), classes, "Frechet distance of each class's images (column) after each experience (row)", (value) => 1 - value / farthest, (value) => value.toFixed(1))),
+    titled("Reverse accuracy by class", heatTable(reverse, "after \\ class", after(reverse), classes, "Accuracy in percent on real images of each class (column), of a classifier trained on what was generated after each experience (row)")),
+  ];
+}
+
+// What a run answered on the test stream: confusion after an experience, accuracy by class, recency bias.
+function ofAnswers({ confusion, by_class: byClass, recency }) {
+  const classes = byClass[0].map((_, index) => String(index));
+  const times = Object.keys(confusion);
+  const place = make("div", { className: "confusion" });
+  const choice = make("select", { className: "confusion-of" }, ...times.map((time) => new Option(time)));
+  const show = () => place.replaceChildren(heatTable(
+    confusion[choice.value], "is \\ answered", classes, classes, `How often each class (row) was answered with each (column) after experience ${choice.value}`,
+    (value, row) => value / Math.max(1, row.reduce((a, b) => a + b, 0)), String,
+  ));
+  choice.value = times.at(-1);
+  choice.addEventListener("input", show);
+  show();
+  const parts = [
+    titled("Confusion", make("div", {}, make("p", {}, make("label", {}, "After experience ", choice)), place)),
+    titled("Accuracy by class", heatTable(byClass, "after \\ class", after(byClass), classes, "Accuracy in percent on each class (column) after each experience (row)")),
+  ];
+  if (recency) {
+    parts.push(titled("Recency bias", make(
+      "div", {}, make("p", { className: "lede" }, "How much more often the latest experience's classes are answered than they are there, in points, among the samples of the experiences learned so far."),
+      heatTable([recency], "after", ["points"], recency.map((_, index) => String(index + 1)), "Recency bias in points after each experience (column)", Math.abs, (value) => written(value, 1)),
+    )));
+  }
+  return parts;
 }
 
 // --- the page --------------------------------------------------------------------------------------------------------
