@@ -46,10 +46,10 @@ def here(tmp_path_factory):
 
 
 def assert_equal(records, here):
-    """All there is to a record but its times and its machine."""
+    """All there is to a record but what it took and its machine."""
     for run, record in zip(runs_of(), records, strict=True):
         assert record.complete, record.reason
-        own, others = (one.model_dump(exclude={"seconds", "environment"}) for one in (record, here[run.name]))
+        own, others = (one.model_dump(exclude={"seconds", "costs", "environment"}) for one in (record, here[run.name]))
         assert own == others, run.name
 
 
