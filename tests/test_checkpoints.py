@@ -37,7 +37,8 @@ def small(name, strategy, seed=0, gan_steps=20, **training):
     if entry.generation:
         entry = entry.model_copy(update={"generation": entry.generation.model_copy(update={"images_per_class": 50})})
     keys = run_of(entry, strategy).strategy.hyperparameters.model_fields
-    return run_of(entry, strategy, seed, {key: value for key, value in QUICK.items() if key in keys})
+    run = run_of(entry, strategy, seed, {key: value for key, value in QUICK.items() if key in keys})
+    return replace(run, first=5) if entry.generation else run  # it has ten experiences, which say no more
 
 
 def cut_short(run, out, after, wandb_mode="disabled"):
