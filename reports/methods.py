@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engrams.reports import marks, publish, render
@@ -13,7 +13,7 @@ from engrams.reports.parity.board import Board, Verdict
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
-REFERENCES = ("naive", "joint")
+REFERENCES = ("naive", "replay", "joint")
 """They are run under every protocol: what else has been run decides which protocols a page shows."""
 
 
@@ -34,13 +34,15 @@ def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None
     own = {one.protocol for one in records if one.row in strategies and one.row not in REFERENCES}
     found = publish.overview(records, sorted(own), strategies)
     marks.replace_between(path, "results", _shown([found], "There are no runs of them."))
-    marks.replace_between(path, "published", _shown([_published(boards, strategies)], "There are none."))
+    marks.replace_between(path, "published", _shown([_published(boards, strategies, own)], "There are none."))
 
 
-def _published(boards: Sequence[Board], strategies: Sequence[str]) -> Sheet:
-    """Returns the figures that ours stand beside; where ours stand beside none, those that there are."""
+def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Collection[str]) -> Sheet:
+    """Returns the figures that ours stand beside in these protocols; where ours stand beside none, all there are."""
     figures = [(board, row) for board in boards for row in board.rows if row.strategy in strategies]
-    beside = [(board, row) for board, row in figures if row.verdict is not Verdict.not_run]
+    beside = [
+        (board, row) for board, row in figures if row.verdict is not Verdict.not_run and row.protocol in protocols
+    ]
     rows = [
         {
             "source": board.source_name,

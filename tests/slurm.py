@@ -31,6 +31,8 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 KillWait=2
+MessageTimeout=4
+SchedulerParameters=sched_interval=1,bf_interval=1
 NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cores} State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """

@@ -5,6 +5,7 @@
 
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -45,10 +46,10 @@ def here(tmp_path_factory):
 
 
 def assert_equal(records, here):
-    """All there is to a record but its times and its machine."""
+    """All there is to a record but what it took and its machine."""
     for run, record in zip(runs_of(), records, strict=True):
         assert record.complete, record.reason
-        own, others = (one.model_dump(exclude={"seconds", "environment"}) for one in (record, here[run.name]))
+        own, others = (one.model_dump(exclude={"seconds", "costs", "environment"}) for one in (record, here[run.name]))
         assert own == others, run.name
 
 
@@ -114,13 +115,14 @@ def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_
     seen, unseen = status.look(out, [])
     assert not unseen
     assert len(seen) == MANY
-    assert {"running", "waiting"} <= {one.state for one in seen}
+    assert "waiting" in {one.state for one in seen}
 
     # While it waits again one is cancelled, one is put back that runs, and the controller is not there for a while.
     def meddle():
         until(lambda: "in the queue already" in shown.said())
         queue_here.tell("scancel", slurm.queue(out)[cancelled].id)
         until(lambda: slurm.queue(out)[requeued].state == "RUNNING")
+        assert "running" in {one.state for one in status.look(out, [])[0] if out / one.folder == requeued}
         queue_here.tell("scontrol", "requeue", slurm.queue(out)[requeued].id)
         queue_here.stop_controller()
         until(lambda: "SLURM does not answer" in shown.said())
@@ -131,7 +133,7 @@ def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_
         records = run_all(runs, out, DISABLED, place, shown)
         meddling.result()
     assert [record.reason for record in records[:-1]] == [None] * (MANY - 1)
-    assert "ended as CANCELLED" in str(records[-1].reason)
+    assert re.search("was taken out of the queue|ended as CANCELLED", str(records[-1].reason))
     assert shown.said().count("runs in the queue as job") == 1, "none was submitted twice"
 
     # The same command once more does what is left, and W&B has it.

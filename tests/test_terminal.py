@@ -67,6 +67,7 @@ COMMANDS = {
     "parity": (("parity", RECORDS), ()),
     "study of a curve": (("study", "fisher", "--out", STUDIES, "--only-draw"), ("ewc_lambda", "exact", "sampled")),
     "study of subsets": (("study", "adaptive", "--out", STUDIES, "--only-draw"), ("forgetting", "output")),
+    "status": (("status", RECORDS), ("runs", "done", "running", "waiting", "failed")),
     "plan": (("run", "split-digits/task", "naive", "ewc", "--experiences", "2", "--dry-run"), ("run",)),
 }
 
@@ -157,6 +158,7 @@ def test_a_protocol_is_printed_as_its_file_has_it(terminal):
         ("list",),
         ("table", RECORDS),
         ("parity", RECORDS),
+        ("status", RECORDS),
         ("table", "nowhere"),
         ("run", "split-digits/tsk", "naive"),
         ("run", "split-digits/task", "nave"),

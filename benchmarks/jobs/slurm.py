@@ -51,6 +51,10 @@ PAUSES = (1.0, 15.0)
 SAYS_EVERY = 60.0
 UNSEEN = 60.0
 """Seconds that the record of a job that has ended well may take to be seen here, over a network."""
+AWAY = 5.0
+"""Seconds after which a job that waited, and is in the queue no more, was taken out of it: SLURM remembers nothing of a
+task that was cancelled before it began."""
+GONE = "GONE"
 PATIENCE = 60.0
 """Seconds that the queue may take to answer."""
 
@@ -65,7 +69,7 @@ class QueuedJob:
 
     @property
     def over(self) -> bool:
-        return self.state in ENDED
+        return self.state in ENDED or self.state == GONE
 
     @property
     def runs(self) -> bool:
@@ -226,9 +230,8 @@ class Slurm:
                 except NoAnswer as error:  # the controller is started again, say: jobs go on without it
                     now = f"SLURM does not answer ({error}); waiting for it"
                 else:
-                    # SLURM remembers nothing of a task that was cancelled before it began.
-                    taken_out = {folder: replace(job, state="CANCELLED") for folder, job in last.items() if job.waits}
-                    last = taken_out | there
+                    gone = {f: replace(job, state=GONE) for f, job in last.items() if job.waits or job.state == GONE}
+                    last = gone | there
                     now = _summary(last[folder] for folder in runs if folder in last)
                     for folder, run in list(runs.items()):
                         job = last.get(folder)
@@ -301,6 +304,9 @@ class Slurm:
 
         over = job is None or job.over
         well = job is None or job.state == "COMPLETED"
+        patience = UNSEEN if well else AWAY if job and job.state == GONE else 0.0
+        if not over:
+            ended.pop(folder, None)
         try:
             if over and well and (folder / store.RECORD).exists():
                 record = store.read(folder / store.RECORD)
@@ -309,10 +315,12 @@ class Slurm:
                 return complete
         except RecordError:  # not whole yet, seen over a network
             pass
-        if not over or (well and time.monotonic() - ended.setdefault(folder, time.monotonic()) < UNSEEN):
+        if not over or time.monotonic() - ended.setdefault(folder, time.monotonic()) < patience:
             return None
         if job is None:
             return ProcessError("its job left the queue without a record; the same command submits it again")
+        if job.state == GONE:
+            return ProcessError(f"its job {job.id} was taken out of the queue; the same command submits it again")
         output = next((self.out / FOLDER).glob(f"{PREFIX}*/{job.id}_0_log.err"), None)
         seen = f" (see {output})" if output else ""
         return ProcessError(f"its job {job.id} ended as {job.state}{seen}; the same command submits it again")
