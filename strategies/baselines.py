@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.experiences import Pieces
-from engrams.strategies.kept import State
+from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.minibatches import named_parameters
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -61,7 +61,7 @@ class L2Plugin(QuadraticPenaltyPlugin):
         self.anchors.update(anchors)
 
 
-class FrozenBackbonePlugin(SupervisedPlugin):
+class FrozenBackbonePlugin(KeepsNothingWithin, SupervisedPlugin):
     """Learn everything in the first experience, and only the classifier from the second on.
 
     What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either. What
@@ -113,7 +113,7 @@ class FrozenBackbonePlugin(SupervisedPlugin):
         return name.startswith(f"{self.classifier}.")
 
 
-class ReplayPlugin(SupervisedPlugin):
+class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
     """Rehearsal of a small buffer of past samples, under any Avalanche strategy.
 
     Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at

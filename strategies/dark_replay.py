@@ -60,6 +60,8 @@ class DERPlugin(SupervisedPlugin):
         """Goes on from a state."""
         self.seen, self._kept = state["seen"], dict(state["kept"])
 
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
+
     def before_training_exp(self, strategy, **kwargs):
         if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._forget()

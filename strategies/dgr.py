@@ -124,6 +124,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._pieces = Pieces()
         self._task_classes = TaskClasses() if is_multi_task_module(self.model) else None
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._ahead: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Minibatches of replay that are drawn and not used yet, the next one last."""
 
     @property
     def new_share(self) -> float:
@@ -159,7 +161,11 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _train_exp(self, experience, eval_streams=None, **kwargs):
         replay = self.previous.generator.sample if self.previous else None
+        ahead = self._gone_on_from.get("ahead", []) if self._gone_on_from else []
         self._train_generator(replay, self.new_share, **kwargs)
+        self._ahead = [
+            (x.to(self.device), answers.to(self.device), tasks.to(self.device)) for x, answers, tasks in ahead
+        ]
         self._heads = Heads([*self._past, Met.of(self.experience)], self.model, self.device)
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
@@ -185,9 +191,12 @@ class DeepGenerativeReplay(GeneratorTemplate):
         heads = Heads(self._past, solver, self.device)
         n = BATCHES_AHEAD * self.train_mb_size
         while True:
+            while self._ahead:
+                yield self._ahead.pop()
             with step_of("replay", n):
                 drawn = self._draw(generator, solver, heads, n)
-            yield from zip(*(column.split(self.train_mb_size) for column in drawn), strict=True)
+            columns = (column.split(self.train_mb_size) for column in drawn)
+            self._ahead = list(zip(*columns, strict=True))[::-1]
 
     def _draw(self, generator: Generator, solver: nn.Module, heads: Heads, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """``n`` replays, answered: x', answers and task labels as of :meth:`_replayed`."""
@@ -218,7 +227,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
-        self._replay = None
+        self._replay, self._ahead = None, []
         if not self._pieces.end(self.experience):
             return
         self._past.append(Met.of(self.experience))
@@ -232,6 +241,15 @@ class DeepGenerativeReplay(GeneratorTemplate):
         past = [[list(part) for part in met] for met in self._past]
         pairs = list(self._task_classes.pairs) if self._task_classes else []
         return super().state_dict() | {"past": past, "task_classes": pairs}
+
+    def state_dict_within(self) -> State:
+        ahead = [[column.clone() for column in batch] for batch in self._ahead]  # not the whole that they are parts of
+        return super().state_dict_within() | {"ahead": ahead}
+
+    def load_state_dict_within(self, state: State) -> None:
+        super().load_state_dict_within(state)
+        if self._task_classes and not state["learns"]:
+            self._task_classes.pairs = state["task_classes"]
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from engrams.strategies.generators import Generator
 from engrams.strategies.generators.generator import Sampler
-from engrams.strategies.kept import State
+from engrams.strategies.kept import State, restore_within, state_within
 
 READ_AT_ONCE = 1000
 
@@ -35,6 +35,9 @@ class GeneratorTemplate(SupervisedTemplate):
     generator_loss: Tensor | None = None
     classes_so_far: Sequence[int] = ()
     """That the generator has learned, in order."""
+    _learns = False
+    """The generator does, not yet the solver."""
+    _gone_on_from: State | None = None
 
     def state_dict(self) -> State:
         """Returns what was learned besides the model; asked for between two experiences."""
@@ -46,6 +49,20 @@ class GeneratorTemplate(SupervisedTemplate):
         if state["generator"] is not None:
             self.generator.load_state_dict(state["generator"])
         self.classes_so_far = state["classes_so_far"]
+
+    def state_dict_within(self) -> State:
+        """Returns what the generator has learned of the experience; whole, or between two of its epochs.
+
+        Raises:
+            Unkept: it does not say what it has learned between two epochs.
+        """
+        if not self._learns:
+            return self.state_dict() | {"learns": False}
+        return {"generator": state_within(self.generator), "learns": True}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """Goes on from a state in the experience that is being begun."""
+        self._gone_on_from = state
 
     def _asked_for(self, labels: Tensor, columns: Sequence[Any]) -> Tensor:
         """What the generator is to call the classes [N] of an experience, given all columns of its minibatches."""
@@ -65,6 +82,10 @@ class GeneratorTemplate(SupervisedTemplate):
             ValueError: before anything is trained, where the experience's inputs are no tensors, its labels no classes,
                 or the images not what the generator was promised.
         """
+        within, self._gone_on_from = self._gone_on_from, None
+        if within and not within["learns"]:
+            GeneratorTemplate.load_state_dict(self, within)
+            return
         dataset = self.adapted_dataset
         # A loader takes a random number even where it draws nothing by it: its own, not the solver's.
         loader = DataLoader(
@@ -87,7 +108,11 @@ class GeneratorTemplate(SupervisedTemplate):
                 f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
             )
         self.generator.check(images)  # as its own learn does, if it is one of ours
+        if within:
+            restore_within(self.generator, within["generator"])
+        self._learns = True
         for loss in self.generator.learn(images, replay, r, self._asked_for(labels, columns)):
             self.generator_loss = loss
             trigger_plugins(self, "after_generator_epoch")
+        self._learns = False
         self.classes_so_far = sorted({*self.classes_so_far, *labels.tolist()})

@@ -8,6 +8,15 @@ as torch's modules and optimisers have them::
 
 A state is made of tensors, numbers, texts, None, and lists and dictionaries of these: it is read back without running
 anybody's code. It is asked for between two experiences. One that remembers nothing says so by :class:`KeepsNothing`.
+
+A long experience can be gone on with from its middle, too, where all say what has changed since it began::
+
+    def state_dict_within(self) -> dict: ...
+    def load_state_dict_within(self, state) -> None: ...
+
+asked for between two steps, or two epochs of a generator; loaded where the experience has been begun again
+(``before_training_exp`` and ``before_training_epoch`` have been called). Where nothing changes but the model and the
+optimiser, :class:`KeepsNothingWithin` says so. One that does not say it costs no more than the experience begun again.
 """
 
 from __future__ import annotations
@@ -36,6 +45,17 @@ class KeepsNothing:
         return {}
 
     def load_state_dict(self, state: State) -> None:
+        """Does nothing."""
+
+
+class KeepsNothingWithin:
+    """Before a plugin in which nothing changes between the beginning and the end of an experience."""
+
+    def state_dict_within(self) -> State:
+        """Returns nothing."""
+        return {}
+
+    def load_state_dict_within(self, state: State) -> None:
         """Does nothing."""
 
 
@@ -78,6 +98,27 @@ def restore(part: object, state: State) -> None:
     else:
         for name in _attributes(part):
             setattr(part, name, state[name])
+
+
+def state_within(part: object) -> State:
+    """Returns what has changed of a plugin, or of a strategy, since the experience began.
+
+    Raises:
+        Unkept: it does not say it.
+    """
+    if hasattr(part, "state_dict_within"):
+        return part.state_dict_within()
+    if type(part) not in AVALANCHES:
+        raise Unkept(f"{type(part).__name__} does not say what changes in an experience (state_dict_within)")
+    return state_of(part)
+
+
+def restore_within(part: object, state: State) -> None:
+    """Takes a plugin or a strategy that has begun an experience to the middle of it."""
+    if hasattr(part, "load_state_dict_within"):
+        part.load_state_dict_within(state)
+    else:
+        restore(part, state)
 
 
 def _attributes(part: object) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from engrams.strategies.generators.acgan import ACGAN, ROUND
 from engrams.strategies.generators.ewc_gan import EWCGAN
 from engrams.strategies.generators.generator import at_least_one
 from engrams.strategies.judged import GANDeepGenerativeReplay, JudgedByClassifier
+from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
 
 BATCHES_AHEAD = 20
@@ -118,6 +119,14 @@ class ReplayingGAN(ACGAN):
     def end(self) -> None:
         super().end()
         self.replay = None
+
+    def state_dict_within(self) -> State:
+        return super().state_dict_within() | {"replay": [list(one) for one in self.replay.ahead] if self.replay else []}
+
+    def go_on_from(self, state: State) -> None:
+        super().go_on_from(state)
+        if self.replay:
+            self.replay.ahead = [Replay(*(part.to(self.low.device) for part in one)) for one in state["replay"]]
 
 
 class JointReplayGAN(ReplayingGAN):

@@ -24,7 +24,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from engrams.strategies.contract import Hyperparameters
 from engrams.strategies.experiences import Pieces
-from engrams.strategies.kept import State
+from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
 
 Consolidation = Literal["separate", "corrected", "online"]
@@ -54,7 +54,7 @@ class Term(NamedTuple):
     anchor: Tensor
 
 
-class QuadraticPenaltyPlugin(SupervisedPlugin, ABC):
+class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     """Adds the penalty to the loss of any Avalanche strategy; a subclass says what is important.
 
     An anchor belongs to a parameter of one model, not to a name. A model that is compiled, made parallel or wrapped in

@@ -1,7 +1,8 @@
 """A suite that is killed over and over ends in the records of one that never was: ``python -m tests.chaos``.
 
-Kills everything, the command alone, or one of its workers, at random moments whose seed is printed. Then
-``test_fuzz.py`` reads 2,000 broken files and command lines, drawn with the same seed.
+Kills everything, the command alone, or one of its workers, at random moments whose seed is printed: between two
+experiences or within one, where a checkpoint is written ten times a second. Then ``test_fuzz.py`` reads 2,000 broken
+files and command lines, drawn with the same seed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from engrams.benchmarks.cli.options import settings_of
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.training.checkpoint import SHARE
+from engrams.benchmarks.training.checkpoint import INTERVAL, SHARE
 from engrams.reports import store
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ class Chaos:
                 *("--out", str(self.folder / out), "--wandb", "disabled", "--workers", "2", *settings),
             ],
             cwd=ROOT,
-            env={**os.environ, SHARE: "inf", "OMP_NUM_THREADS": "1"},
+            env={**os.environ, SHARE: "inf", INTERVAL: "0.1", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "errors.txt").open("a"),
             start_new_session=True,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,15 +14,16 @@ from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.jobs.progress import Display
-from engrams.benchmarks.judging import real_classifier
+from engrams.benchmarks.judging import generation, real_classifier
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.benchmarks.training import checkpoint
-from engrams.benchmarks.training.checkpoint import FILE, SHARE, Checkpoints
+from engrams.benchmarks.training.checkpoint import FILE, SHARE, Checkpoints, Within
 from engrams.reports.wandb.journal import Reader
 from engrams.strategies.contract import Strategy
+from engrams.strategies.generators import acgan
 
-QUICK = {"generator_epochs": 2, "mem_size": 40}
+QUICK = {"generator_epochs": 2, "mem_size": 40, "fisher_samples": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +32,7 @@ def always(monkeypatch):
 
 
 def small(name, strategy, seed=0, gan_steps=20, **training):
-    """A run of a second: two epochs of each experience, a few steps of a GAN."""
+    """A run of a second: two epochs of each of four experiences, a few steps of a GAN."""
     entry = registry.get(name, {"training.epochs": 2, **{f"training.{key}": value for key, value in training.items()}})
     if entry.gan:
         entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": gan_steps, "width": 4})})
@@ -38,7 +40,7 @@ def small(name, strategy, seed=0, gan_steps=20, **training):
         entry = entry.model_copy(update={"generation": entry.generation.model_copy(update={"images_per_class": 50})})
     keys = run_of(entry, strategy).strategy.hyperparameters.model_fields
     run = run_of(entry, strategy, seed, {key: value for key, value in QUICK.items() if key in keys})
-    return replace(run, first=5) if entry.generation else run  # it has ten experiences, which say no more
+    return replace(run, first=4)
 
 
 def cut_short(run, out, after, wandb_mode="disabled"):
@@ -84,6 +86,7 @@ KEPT = [
 def folders(tmp_path, tmp_path_factory, monkeypatch):
     """Two folders of records with one classifier of real images, which would take longer than all the rest."""
     monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 1000)
+    monkeypatch.setattr(generation, "REVERSE_IMAGES_SEEN", 1000)
     kept = tmp_path_factory.getbasetemp() / "classifiers"
     kept.mkdir(exist_ok=True)
     for name in ("whole", "cut"):
@@ -105,33 +108,119 @@ def test_what_goes_on_equals_what_was_never_cut_short(folders, name, strategy):
     cut_short(run, out, after=3 * per_experience + 1)  # and once more, from what the second has kept
     again, rest = counted(run, out)
     assert rest == epochs[3 * per_experience :], "it went on from there"
+    assert_equal(run, again, whole, tmp_path)
+
+
+def assert_equal(run, again, whole, tmp_path):
+    """Also that the checkpoint is gone, and that the pictures are the same."""
+    out = tmp_path / "cut"
+    assert (again.costs.operations, again.costs.steps) == (whole.costs.operations, whole.costs.steps)
     for figures in ("accuracy_matrix", "accuracy_at_initialisation", "generated", "metrics"):
         assert getattr(again, figures) == getattr(whole, figures), figures
     assert sorted(path.name for path in run.folder(out).iterdir()) == sorted(
         path.name for path in run.folder(tmp_path / "whole").iterdir()
-    ), "the checkpoint is gone, and the pictures are there"
+    )
     for picture in run.folder(out).glob("*.*"):
         if picture.suffix in (".png", ".gif"):
             assert picture.read_bytes() == (run.folder(tmp_path / "whole") / picture.name).read_bytes()
 
 
+class Moments:
+    """Those within experiences at which a checkpoint can be made: a run is cut short at one of them."""
+
+    def __init__(self, monkeypatch):
+        self.kinds = []  # (experiences done, whether it is a step of the solver)
+        self.cut_at = None
+        of_class = Within._offer
+
+        def offer(within, strategy, steps):
+            self.kinds.append((strategy.clock.train_exp_counter, steps))
+            of_class(within, strategy, steps)
+            if len(self.kinds) - 1 == self.cut_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Within, "_offer", offer)
+        monkeypatch.setattr(Checkpoints, "due_within", lambda kept: len(self.kinds) - 1 == self.cut_at)
+
+    def counted(self, run, out):
+        """Does a run to its end; returns its record, its epochs and its moments."""
+        self.kinds, self.cut_at = [], None
+        return *counted(run, out), self.kinds
+
+    def cut(self, run, out, at):
+        """Does a run until its so-manieth moment from here on."""
+        self.kinds, self.cut_at = [], at
+        with pytest.raises(KeyboardInterrupt):
+            execute(run, out, "cpu", "disabled", lambda n: None)
+        assert (run.folder(out) / FILE).exists()
+
+
+WITHIN = [
+    ("split-digits/task", "naive"),
+    ("split-digits/class", "ewc"),
+    ("split-digits/class", "mas"),
+    ("split-digits/domain", "l2"),
+    ("split-digits/class", "replay"),
+    ("split-digits/task", "frozen"),
+    ("split-digits/task", "avalanche-gem"),
+    ("split-digits/class", "dgr"),
+    ("split-digits/task", "dgr-vae"),
+    ("split-digits/class", "exact-replay"),
+    ("split-digits/task", "dgr-gaussian"),
+    ("split-digits/class", "derpp"),
+    ("split-digits/class", "mergan-jtr"),
+    ("split-digits/class", "mergan-ra"),
+    ("generate-digits", "gan-ewc"),
+]
+
+
+@pytest.mark.parametrize(("name", "strategy"), WITHIN)
+def test_what_goes_on_from_the_middle_of_an_experience_equals_what_was_never_cut_short(
+    folders, monkeypatch, name, strategy
+):
+    moments = Moments(monkeypatch)
+    monkeypatch.setattr(acgan, "ROUND", 7)
+    run = small(name, strategy)
+    whole, epochs, possible = moments.counted(run, folders / "whole")
+    assert whole.complete, whole.reason
+    random.seed(f"{name} {strategy}")
+    kinds = {steps for _, steps in possible}
+    assert False in kinds or not run.budget.generator_epochs
+    chosen = {random.choice([n for n, (done, steps) in enumerate(possible) if steps == kind]) for kind in kinds}
+    chosen |= {random.choice([n for n, (done, _) in enumerate(possible) if done == 2]), len(possible) - 1}
+    gone = -1
+    for moment in sorted(chosen):
+        moments.cut(run, folders / "cut", at=moment - gone - 1)
+        gone = moment
+    again, rest, left = moments.counted(run, folders / "cut")
+    assert left == possible[gone + 1 :], "it went on from there, and not from where the experience began"
+    assert rest == epochs[len(epochs) - len(rest) :]
+    assert_equal(run, again, whole, folders)
+
+
 @pytest.mark.parametrize(
     "settings", [{"reset_optimizer": True}, {"schedule": "linear"}, {"optimizer": "sgd", "momentum": 0.9}]
 )
-def test_the_optimiser_and_its_schedule_go_on(tmp_path, settings):
+def test_the_optimiser_and_its_schedule_go_on(tmp_path, monkeypatch, settings):
     run = small("split-digits/class", "naive", **settings)
     whole, _ = counted(run, tmp_path / "whole")
     cut_short(run, tmp_path / "cut", after=5)
+    moments = Moments(monkeypatch)
+    moments.cut(run, tmp_path / "cut", at=6)
+    moments.cut(run, tmp_path / "cut", at=5)
     assert counted(run, tmp_path / "cut")[0].accuracy_matrix == whole.accuracy_matrix
 
 
-def test_what_is_measured_and_changed_along_the_way_goes_on(tmp_path):
+def test_what_is_measured_and_changed_along_the_way_goes_on(tmp_path, monkeypatch):
     run = small("split-digits/class", "replay", horizontal_flips=True, random_crops=1, augmented="both")
     judging = Judging(every=3, samples=20, prequential=True, window=50)
     run = replace(run, protocol=run.protocol.model_copy(update={"judging": judging}))
     whole, _ = counted(run, tmp_path / "whole")
     assert whole.complete, whole.reason
+    moments = Moments(monkeypatch)
+    moments.cut(run, tmp_path / "cut", at=2)
     cut_short(run, tmp_path / "cut", after=5)
+    moments.cut(run, tmp_path / "cut", at=4)
     again, _ = counted(run, tmp_path / "cut")
     for figures in ("accuracy_matrix", "anytime", "prequential"):
         assert getattr(again, figures) == getattr(whole, figures) is not None

@@ -22,7 +22,7 @@ def main() -> None:
     # Each file registers its commands; what takes seconds is imported inside them.
     from engrams.benchmarks.cli import features, listing, pages, runs, status, tables, verify, wandb  # noqa: F401
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: workers are ended, not orphaned
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: runs keep checkpoints, and end
     try:
         app()
     except (UserError, OSError) as error:

@@ -34,7 +34,7 @@ from torch.utils.data import (
 )
 
 from engrams.benchmarks.data.images import PreparedLater
-from engrams.strategies.kept import State
+from engrams.strategies.kept import State, Unkept
 
 
 class InMemoryLoading(SupervisedPlugin):
@@ -54,6 +54,7 @@ class InMemoryLoading(SupervisedPlugin):
         """
         super().__init__()
         self._order = torch.Generator().manual_seed(seed)
+        self._batches: BatchOrder | None = None
 
     def state_dict(self) -> State:
         """Returns the state of the order's source of random numbers."""
@@ -63,24 +64,56 @@ class InMemoryLoading(SupervisedPlugin):
         """Goes on from a state."""
         self._order.set_state(state["order"])
 
+    def state_dict_within(self) -> State:
+        """Returns where the pass over the samples is: what its order was drawn from, and how much of it is done.
+
+        Raises:
+            Unkept: the strategy loads its minibatches by itself.
+        """
+        if self._batches is None:
+            raise Unkept("the strategy loads its minibatches by itself")
+        return {"order": self._before, "done": self._done}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """The next pass begins where that one was."""
+        self._order.set_state(state["order"])
+        assert self._batches is not None
+        self._batches.skip = self._done = state["done"]
+
     def before_training_exp(self, strategy, **kwargs):
+        self._batches = None
+        self._began()
         if _made_by_the_template(strategy):
             order = self._order if kwargs.get("shuffle", True) else None
             drop_last = kwargs.get("drop_last", False)
-            self._replace(strategy, strategy.train_mb_size, order, drop_last, kwargs.get("num_workers", 0))
+            self._batches = self._replace(
+                strategy, strategy.train_mb_size, order, drop_last, kwargs.get("num_workers", 0)
+            )
+
+    def before_training_epoch(self, strategy, **kwargs):
+        self._began()
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self._done += 1
+
+    def _began(self) -> None:
+        self._before, self._done = self._order.get_state(), 0
 
     def before_eval_exp(self, strategy, **kwargs):
         if _made_by_the_template(strategy):
             self._replace(strategy, strategy.eval_mb_size, None, False, kwargs.get("num_workers", 0))
 
     @staticmethod
-    def _replace(strategy, batch_size: int, order: torch.Generator | None, drop_last: bool, num_workers: int) -> None:
+    def _replace(
+        strategy, batch_size: int, order: torch.Generator | None, drop_last: bool, num_workers: int
+    ) -> BatchOrder:
         dataset = strategy.adapted_dataset
         columns = columns_of(dataset)
         if columns is None:
+            batches = BatchOrder(len(dataset), batch_size, order, drop_last)
             strategy.dataloader = DataLoader(
                 dataset,
-                batch_sampler=BatchOrder(len(dataset), batch_size, order, drop_last),
+                batch_sampler=batches,
                 collate_fn=dataset.collate_fn,
                 num_workers=num_workers,
                 generator=torch.Generator(),  # its own, so that no random number is taken from the network's
@@ -88,6 +121,8 @@ class InMemoryLoading(SupervisedPlugin):
         else:
             on_device = tuple(column.to(strategy.device) for column in columns)
             strategy.dataloader = TensorLoader(on_device, batch_size, order, drop_last)
+            batches = strategy.dataloader.batches
+        return batches
 
 
 def _made_by_the_template(strategy) -> bool:
@@ -114,6 +149,8 @@ class BatchOrder:
         self.batch_size = batch_size
         self.order = order
         self.used = samples // batch_size * batch_size if drop_last else samples
+        self.skip = 0
+        """Minibatches that the next shuffled pass leaves out at its beginning."""
 
     def __len__(self) -> int:
         return -(-self.used // self.batch_size)
@@ -125,7 +162,8 @@ class BatchOrder:
         """The minibatches of one pass, each a tensor of indices."""
         if self.order is None:
             return torch.arange(self.used).split(self.batch_size)
-        return torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)
+        skip, self.skip = self.skip, 0
+        return torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)[skip:]
 
 
 class TensorLoader:

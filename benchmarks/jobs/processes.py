@@ -8,6 +8,7 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 import psutil
 
 from engrams.benchmarks.jobs.place import ProcessError, Report
+from engrams.benchmarks.training import stopping
 
 
 class Job(Protocol):
@@ -116,7 +118,9 @@ def in_processes(
                     crew.free(worker)
                     yield job, message.value(job)
                     crew.draw()
-    except BaseException:
+    except BaseException as error:
+        if crew.busy and isinstance(error, KeyboardInterrupt | SystemExit):
+            print("ending: every run finishes its step and keeps a checkpoint; once more ends at once", file=sys.stderr)
         crew.terminate()  # jobs that nobody waits for any more must not go on
         raise
     finally:
@@ -199,13 +203,15 @@ class _Crew:
             worker.process.terminate()
 
     def dismiss(self) -> None:
-        """Ends all workers; one that holds on is killed."""
+        """Ends all workers; one that holds on is killed, and all are where this process is told to end once more."""
         for worker in (*self.busy, *self.idle):
             worker.connection.close()  # which the idle take for the end
-        for worker in (*self.busy, *self.idle):
-            worker.process.join(SECONDS_TO_END)
-            if worker.process.is_alive():
-                worker.process.kill()
+        try:
+            for worker in (*self.busy, *self.idle):
+                worker.process.join(SECONDS_TO_END)
+        finally:
+            for worker in (*self.busy, *self.idle):
+                worker.process.kill()  # if it is alive still
                 worker.process.join()
 
 
@@ -257,6 +263,8 @@ def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
         connection.send(
             _attempt(job, work, lambda epochs: connection.send(_Progress(epochs, process.memory_info().rss)))
         )
+        if stopping.asked():  # the job was done before it could be stopped
+            return
         # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
         # would otherwise gather until Python happens to look.
         gc.collect()
@@ -276,6 +284,7 @@ def _attempt(job: Any, work: Callable[[Any, Report], Any], report: Report) -> _R
 def _prepare() -> None:
     gc.freeze()  # what the server has read stays: not to be looked through after each job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
+    stopping.on_sigterm()
     Thread(target=_end_with_parent, daemon=True).start()
     prepare()
 

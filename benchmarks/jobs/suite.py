@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -89,17 +89,20 @@ def run_all(
             for waits in (False, True):
                 claimed = []
                 work = partial(_work, out=out, wandb_mode=mode, stream_from_disk=stream_from_disk, waits=waits)
-                for run, outcome in place.do(owed, work, advanced):
-                    if outcome is None:
-                        claimed.append(run)
-                        continue
-                    record = done[run] = outcome if isinstance(outcome, Record) else _of_a_death(run, out, outcome)
-                    if run in begun:  # else another command did it, which sends it too
-                        sender.over(run)
-                    if record.complete:
-                        display.finished(run, f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)", record.seconds)
-                    else:
-                        display.failed(run, f"FAILED: {record.reason}")
+                # Closed, so that what is under way has kept its checkpoint before it is counted.
+                with closing(place.do(owed, work, advanced)) as outcomes:
+                    for run, outcome in outcomes:
+                        if outcome is None:
+                            claimed.append(run)
+                            continue
+                        record = done[run] = outcome if isinstance(outcome, Record) else _of_a_death(run, out, outcome)
+                        if run in begun:  # else another command did it, which sends it too
+                            sender.over(run)
+                        if record.complete:
+                            said = f"ACC {100 * record.acc:.2f} ({record.seconds:.1f} s)"
+                            display.finished(run, said, record.seconds)
+                        else:
+                            display.failed(run, f"FAILED: {record.reason}")
                 if not (owed := claimed):
                     break
                 display.say(f"{len(owed)} of these runs are being done by another command; waiting for it")

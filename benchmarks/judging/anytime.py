@@ -63,6 +63,8 @@ class AnytimePlugin(SupervisedPlugin):
             state[name] for name in ("done", "steps", "experience", "accuracy")
         )
 
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
+
     def after_training_iteration(self, strategy, **kwargs):
         self._done += 1
         if self._done % self.every == 0:
@@ -120,6 +122,8 @@ class PrequentialPlugin(SupervisedPlugin):
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
         self.right = state["right"]
+
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
 
     def before_training_iteration(self, strategy, **kwargs):
         if strategy.clock.train_exp_epochs:

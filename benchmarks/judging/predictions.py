@@ -10,13 +10,13 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from engrams.reports.predictions import Predictions
-from engrams.strategies.kept import State
+from engrams.strategies.kept import KeepsNothingWithin, State
 
 KIND = torch.int16
 """Of the classes, until they are written."""
 
 
-class PredictionsPlugin(SupervisedPlugin):
+class PredictionsPlugin(KeepsNothingWithin, SupervisedPlugin):
     """Keeps the answers of every evaluation."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from engrams.benchmarks.protocols.schema import Augmented
-from engrams.strategies.kept import KeepsNothing, State
+from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
 
 
 class Augmentation(SupervisedPlugin):
@@ -52,6 +52,8 @@ class Augmentation(SupervisedPlugin):
         """Goes on from a state."""
         self._random.set_state(state["random"])
 
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
+
     def before_training_iteration(self, strategy, **kwargs):
         parts = {"stream": slice(self.new.count), "buffer": slice(self.new.count, None), "both": slice(None)}
         chosen = parts[self.augmented]
@@ -72,7 +74,7 @@ class Augmentation(SupervisedPlugin):
         return x
 
 
-class NewSamples(KeepsNothing, SupervisedPlugin):
+class NewSamples(KeepsNothing, KeepsNothingWithin, SupervisedPlugin):
     """Counts the new samples of a minibatch; it has to be the first of the plugins, before a buffer adds its own."""
 
     count: int | None = None

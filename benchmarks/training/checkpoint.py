@@ -1,4 +1,4 @@
-"""A run between two of its experiences, on disk: killed, it goes on from there and ends as if it had not been.
+"""A run between two of its experiences, or two steps, on disk: it goes on from there and ends as if never killed.
 
 What is kept is tensors, numbers and texts, read back without running anybody's code. Everything that a run makes anew
 in the same way (the stream, the network's architecture) is made anew.
@@ -13,6 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,21 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.training.templates import SupervisedTemplate
+from torch.utils._pytree import tree_map
 
+from engrams.benchmarks.training import stopping
 from engrams.reports import store
-from engrams.strategies.kept import State, Unkept, restore, state_of
+from engrams.strategies.generator_training import GeneratorPlugin
+from engrams.strategies.kept import (
+    KeepsNothing,
+    KeepsNothingWithin,
+    State,
+    Unkept,
+    restore,
+    restore_within,
+    state_of,
+    state_within,
+)
 
 FILE = "checkpoint"
 FORMAT = b"engrams checkpoint 2 "
@@ -30,7 +43,9 @@ FORMAT = b"engrams checkpoint 2 "
 SHARE = "ENGRAMS_CHECKPOINT_SHARE"
 """Variable of the environment: the share of a run's time that its checkpoints may take; ``inf``: one after every
 experience, whatever it takes."""
-USUAL_SHARE = 0.01
+INTERVAL = "ENGRAMS_CHECKPOINT_INTERVAL"
+"""Variable of the environment: seconds between two checkpoints within an experience, at least."""
+USUAL_SHARE, USUAL_INTERVAL = 0.01, 30.0
 FIRST = 0.05
 """Seconds that the first one is expected to take."""
 
@@ -49,7 +64,10 @@ class Checkpoints:
         self.share = float(os.environ.get(SHARE, USUAL_SHARE))
         self.kept = True
         """Whether the run can be kept at all."""
-        self._began = time.perf_counter()
+        self.kept_within = True
+        """Whether it can in the middle of an experience."""
+        self.interval = float(os.environ.get(INTERVAL, USUAL_INTERVAL))
+        self._began = self._latest = time.perf_counter()
         self._spent, self._last = 0.0, FIRST
 
     def read(self) -> State | None:
@@ -75,17 +93,61 @@ class Checkpoints:
         return None
 
     def offer(self, state: Callable[[], State]) -> None:
-        """Writes a state, if it is time for one; a disk that is full costs a checkpoint, not the run."""
+        """Writes a state between two experiences, if it is time for one; ends the process if it is to end.
+
+        A disk that is full costs a checkpoint, not the run.
+        """
+        if self.kept and (stopping.asked() or self._affordable()):
+            try:
+                self._take(state)
+            except Unkept:  # then it begins again
+                self.kept = False
+        if stopping.asked():
+            stopping.stop()
+
+    def due_within(self) -> bool:
+        """Whether a state in the middle of an experience is to be offered; asked in every step."""
+        return stopping.asked() or (time.perf_counter() - self._latest >= self.interval and self._affordable())
+
+    def offer_within(self, state: Callable[[], State]) -> None:
+        """Writes a state in the middle of an experience, where one is due; ends the process if it is to end.
+
+        Where that cannot be kept and the end of the experience can, the process goes on to there, if it is not far.
+        """
+        taken = False
+        if self.kept_within:
+            try:
+                self._take(state)
+                taken = True
+            except Unkept:
+                self.kept_within = False
+        if stopping.asked() and (taken or not self.kept):
+            stopping.stop()
+
+    def beginning(self, state: Callable[[], State]) -> State | None:
+        """Returns a copy of a state before an experience; None where there is no time for it, or it cannot be kept."""
         began = time.perf_counter()
-        if not self.kept or self._spent + self._last > self.share * (began - self._began):
-            return
+        if not (self.kept and self.kept_within) or self._spent > self.share * (began - self._began):
+            return None
+        try:
+            return tree_map(_copied, state())
+        except Unkept:
+            self.kept = False
+            return None
+        finally:
+            self._spent += time.perf_counter() - began
+
+    def _affordable(self) -> bool:
+        return self._spent + self._last <= self.share * (time.perf_counter() - self._began)
+
+    def _take(self, state: Callable[[], State]) -> None:
+        began = time.perf_counter()
         try:
             self._write(state())
-        except Unkept:  # then it begins again
-            self.kept = False
         except OSError as error:
             _say(f"{self.path} cannot be written: {error}")
-        self._last = time.perf_counter() - began
+        self._latest = time.perf_counter()
+        self._last = self._latest - began
         self._spent += self._last
 
     def _write(self, state: State) -> None:
@@ -183,6 +245,101 @@ def _restore_optimizer(strategy: SupervisedTemplate, state: State) -> None:
 
 def _beside(value: Any, parameter: torch.Tensor) -> Any:
     return value.to(parameter.device) if isinstance(value, torch.Tensor) else value
+
+
+# --- in the middle of an experience -----------------------------------------------------------------------------------
+
+
+class Within(KeepsNothing, KeepsNothingWithin, GeneratorPlugin):
+    """Offers checkpoints between two steps, and takes a strategy to where one was made. The last of the plugins.
+
+    What is kept is the state before the experience, with which it is begun again, and over it what has changed since.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        so_far: Callable[[], State],
+        paused: Callable[[], AbstractContextManager[None]],
+        kept: State | None,
+    ):
+        """
+        Args:
+            checkpoints: to be offered to.
+            so_far: what is kept of a run besides its strategy.
+            paused: within it, time is not the run's.
+            kept: of an earlier ``within``, to go on from in the next experience.
+        """
+        super().__init__()
+        self.checkpoints, self.so_far, self.paused, self._kept = checkpoints, so_far, paused, kept
+        self._beginning: State | None = None
+
+    def begin(self, strategy: SupervisedTemplate) -> None:
+        """Before an experience."""
+        with self.paused():
+            self._beginning = self.checkpoints.beginning(lambda: before_experience(strategy))
+
+    def before_training_exp(self, strategy, **kwargs):
+        if self._kept is None:
+            return
+        if hasattr(strategy, "load_state_dict_within"):
+            strategy.load_state_dict_within(self._kept["own"])
+        if self._kept["steps"]:
+            strategy.train_epochs -= self._kept["epochs"]
+        else:  # it is the generator that learns
+            self._go_on(strategy)
+
+    def before_training_epoch(self, strategy, **kwargs):
+        if self._kept is not None:
+            strategy.train_epochs += self._kept["epochs"]
+            self._go_on(strategy)
+        else:
+            self._offer(strategy, steps=True)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        if strategy.clock.train_epoch_iterations < len(strategy.dataloader):  # a step is left for what follows them
+            self._offer(strategy, steps=True)
+
+    def after_generator_epoch(self, strategy, **kwargs):
+        self._offer(strategy, steps=False)
+
+    def _offer(self, strategy: SupervisedTemplate, steps: bool) -> None:
+        if not self.checkpoints.due_within() or (self._beginning is None and self.checkpoints.kept):
+            return  # without a beginning there is nothing to keep, until the end
+        with self.paused():
+            self.checkpoints.offer_within(lambda: self._state(strategy, steps))
+
+    def _state(self, strategy: SupervisedTemplate, steps: bool) -> State:
+        assert self._beginning is not None
+        changed = {
+            "steps": steps,
+            "epochs": strategy.clock.train_exp_epochs,
+            "own": state_within(strategy),
+            "plugins": [state_within(plugin) for plugin in strategy.plugins],
+            "random": random_state(),
+        }
+        if steps:
+            changed |= {"model": strategy.model.state_dict(), "optimizer": _state_of_optimizer(strategy)}
+        return {**self.so_far(), **self._beginning, "within": changed}
+
+    def _go_on(self, strategy: SupervisedTemplate) -> None:
+        assert self._kept is not None
+        kept, self._kept = self._kept, None
+        for plugin, state in zip(strategy.plugins, kept["plugins"], strict=True):
+            restore_within(plugin, state)
+        if kept["steps"]:
+            strategy.model.load_state_dict(kept["model"])
+            _restore_optimizer(strategy, kept["optimizer"])
+        restore_random(kept["random"])
+
+
+def before_experience(strategy: SupervisedTemplate) -> State:
+    """Returns what an experience is begun with."""
+    return {"strategy": state_of_strategy(strategy), "random": random_state()}
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 # --- random numbers ---------------------------------------------------------------------------------------------------

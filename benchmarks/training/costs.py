@@ -118,6 +118,8 @@ class OperationsPlugin(SupervisedPlugin):
         """Goes on from a state."""
         self.operations, self.steps = state["operations"], state["steps"]
 
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
+
 
 class GeneratorsOperations(SupervisedPlugin):
     """Tells the steps of a generator that Avalanche trains by a strategy of its own."""

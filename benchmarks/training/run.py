@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -31,13 +31,14 @@ from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
 from engrams.benchmarks.judging.predictions import PredictionsPlugin
 from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError, Training
+from engrams.benchmarks.training import stopping
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.checkpoint import (
     Checkpoints,
-    random_state,
+    Within,
+    before_experience,
     restore_random,
     restore_strategy,
-    state_of_strategy,
 )
 from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
 from engrams.benchmarks.training.networks import make_network
@@ -51,7 +52,7 @@ from engrams.reports.predictions import Predictions
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
-from engrams.strategies.kept import KeepsNothing, State
+from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
 from engrams.strategies.steps import steps_told
 
 EVALUATION_BATCH = 1000
@@ -211,7 +212,7 @@ def learn(
         report: called with the number of epochs done, as they are done.
         stream_from_disk: read images when they are needed, not all before: less memory, more time, the same result.
         classifier: of real images, which judges where a generator is judged.
-        checkpoints: offered one after every experience but the last.
+        checkpoints: offered one after every experience but the last, and now and then within an experience.
         kept: what they had, to go on from; the result is the same to the bit.
 
     Raises:
@@ -288,6 +289,20 @@ def learn(
         strategy.plugins.append(anytime)
     if prequential:
         strategy.plugins.insert(0, prequential)
+
+    def so_far() -> State:
+        return {
+            "matrix": matrix,
+            "at_initialisation": at_initialisation,
+            "seconds": clock.seconds,
+            "processor_seconds": clock.processor_seconds,
+            "epochs": done,
+            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
+        }
+
+    within = Within(checkpoints, so_far, clock.paused, kept.get("within") if kept else None) if checkpoints else None
+    if within:
+        strategy.plugins.append(within)
     if kept:
         at_initialisation = kept["at_initialisation"]
         restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
@@ -295,24 +310,15 @@ def learn(
             of_watchers[name].load_state_dict(kept["watchers"][name])
         restore_random(kept["random"])
 
-    def state() -> State:
-        return {
-            "matrix": matrix,
-            "at_initialisation": at_initialisation,
-            "seconds": clock.seconds,
-            "processor_seconds": clock.processor_seconds,
-            "epochs": done,
-            "strategy": state_of_strategy(strategy),
-            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
-            "random": random_state(),
-        }
-
-    for experience in learned[len(matrix) :]:
-        train(experience, reset_optimizer_state=run.training.reset_optimizer)
-        look()
-        if checkpoints and len(matrix) < len(learned):
-            with clock.paused():
-                checkpoints.offer(state)
+    with stopping.heeded() if checkpoints else nullcontext():
+        for experience in learned[len(matrix) :]:
+            if within:
+                within.begin(strategy)
+            train(experience, reset_optimizer_state=run.training.reset_optimizer)
+            look()
+            if checkpoints and len(matrix) < len(learned):
+                with clock.paused():
+                    checkpoints.offer(lambda: {**so_far(), **before_experience(strategy)})
     return Learned(
         matrix,
         at_initialisation,
@@ -454,7 +460,7 @@ def make_strategy(
     return strategy
 
 
-class SilentInTraining(KeepsNothing, EvaluationPlugin):
+class SilentInTraining(KeepsNothing, KeepsNothingWithin, EvaluationPlugin):
     """Avalanche's, asked in evaluation only.
 
     A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engrams.reports.errors import UserError
 from engrams.strategies.generator_training import GeneratorPlugin, GeneratorTemplate
-from engrams.strategies.kept import KeepsNothing
+from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
 
 
 class Diverged(UserError):
@@ -92,6 +92,16 @@ class WatchTraining(Watch, SupervisedPlugin):
     """Watches a strategy's own training, that of its model."""
 
     name = "training"
+    total: Tensor = torch.zeros(())
+    iterations = 0
+
+    def state_dict_within(self) -> State:
+        """Returns the sum of the epoch's losses so far."""
+        return {"total": self.total, "iterations": self.iterations}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """Goes on from a state."""
+        self.total, self.iterations = state["total"], state["iterations"]
 
     def before_training_epoch(self, strategy, **kwargs):
         self.total, self.iterations = torch.zeros(()), 0
@@ -115,7 +125,7 @@ class WatchGeneratorsStrategy(WatchTraining):
     name = "generator"
 
 
-class WatchGenerator(Watch, GeneratorPlugin):
+class WatchGenerator(KeepsNothingWithin, Watch, GeneratorPlugin):
     """Watches the training of the generator that a strategy has besides."""
 
     def after_generator_epoch(self, strategy, **kwargs):

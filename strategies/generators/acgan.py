@@ -23,6 +23,7 @@ from engrams.strategies.generators.wgan_gp import (
     step_alone,
     widths_of_maps,
 )
+from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
 
 ROUND = 100
@@ -99,6 +100,7 @@ class ACGAN(NetworkGenerator):
         self.classifier_weight = classifier_weight
         self.learning_rate = learning_rate
         self.betas = betas
+        self._gone_on_from: State | None = None
         self.known: list[int] = []
         """The classes learned so far."""
         super().__init__(images, batch_size, seed)
@@ -135,10 +137,29 @@ class ACGAN(NetworkGenerator):
             raise ValueError("a conditional generator learns images with their labels")
         self.check(images)
         self.begin(sorted(set(labels.tolist())))
-        batches = self.minibatches(self.as_learned(images), labels)
-        for first in range(0, self.steps, ROUND):
-            yield torch.stack([self.step(batches) for _ in range(first, min(first + ROUND, self.steps))]).mean()
+        self.done, self.batches = 0, self.minibatches(self.as_learned(images), labels)
+        if self._gone_on_from:
+            self.go_on_from(self._gone_on_from)
+            self._gone_on_from = None
+        while self.done < self.steps:
+            of_round = range(min(ROUND, self.steps - self.done))
+            losses = [self.step(self.batches) for _ in of_round]
+            self.done += len(of_round)
+            yield torch.stack(losses).mean()
         self.end()
+
+    def state_dict_within(self) -> State:
+        """Returns all that :meth:`learn` goes on from, between two rounds."""
+        return {"all": self.state_dict(), "done": self.done, "indices": self.batches.ahead}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
+        self._gone_on_from = state
+
+    def go_on_from(self, state: State) -> None:
+        """To where a state is of; an experience has been begun."""
+        self.load_state_dict(state["all"])
+        self.done, self.batches.ahead = state["done"], state["indices"]
 
     def begin(self, classes: list[int]) -> None:
         """Before an experience with these classes."""
@@ -165,7 +186,7 @@ class ACGAN(NetworkGenerator):
     def end(self) -> None:
         """After an experience."""
         self.known = sorted({*self.known, *self.learning})
-        del self.generator_optimizer, self.critic_optimizer
+        del self.generator_optimizer, self.critic_optimizer, self.batches
 
     def grow(self, classes: int) -> None:
         """Have room for so many classes; what there is for the present ones stays as it is."""
@@ -176,16 +197,9 @@ class ACGAN(NetworkGenerator):
                 self.critic.grow(classes)
             self.classes = classes
 
-    def minibatches(self, x: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of images in [-1, 1] and labels, without end: pass after pass in a new order.
-
-        What is left over at the end of a pass is left out.
-        """
-        size = min(self.batch_size, len(x))
-        while True:
-            order = torch.randperm(len(x), generator=self.random).to(x.device)
-            for indices in order[: len(x) // size * size].split(size):
-                yield x[indices], labels[indices]
+    def minibatches(self, x: Tensor, labels: Tensor) -> Passes:
+        """Of images in [-1, 1] and labels."""
+        return Passes(x, labels, min(self.batch_size, len(x)), self.random)
 
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """A step of the generator, after those of the critic; returns the critic's last loss."""
@@ -313,6 +327,28 @@ class ACGAN(NetworkGenerator):
             raise ValueError(f"a state of {classes} classes cannot be loaded into a GAN of {self.classes}")
         self.grow(classes)
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+class Passes(Iterator[tuple[Tensor, Tensor]]):
+    """Minibatches without end: pass after pass in a new order; what is left over at the end of one is left out."""
+
+    def __init__(self, x: Tensor, labels: Tensor, size: int, random: torch.Generator):
+        """
+        Args:
+            x, labels: what they are of.
+            size: of a minibatch, at most as many as there are.
+            random: draws the orders.
+        """
+        self.x, self.labels, self.size, self.random = x, labels, size, random
+        self.ahead: list[Tensor] = []
+        """The indices of the minibatches that are left of a pass, the next one last."""
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if not self.ahead:
+            order = torch.randperm(len(self.x), generator=self.random)
+            self.ahead = list(order[: len(order) // self.size * self.size].split(self.size))[::-1]
+        indices = self.ahead.pop().to(self.x.device)
+        return self.x[indices], self.labels[indices]
 
 
 class ConditionalBatchNorm(nn.Module):

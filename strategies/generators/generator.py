@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from engrams.strategies.contract import Schedule
+from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
 
 SAMPLES_AT_ONCE = 1000
@@ -307,6 +308,8 @@ class TrainedGenerator(NetworkGenerator):
         if schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {get_args(Schedule)}; got {schedule!r}")
         self.epochs = epochs
+        self._done = 0
+        self._gone_on_from: State | None = None
         self.learning_rate = learning_rate
         self.schedule = schedule
         super().__init__(images, batch_size, seed)
@@ -330,7 +333,11 @@ class TrainedGenerator(NetworkGenerator):
         new = self.as_learned(images)
         old = None if replay is None else lambda n: self.as_learned(replay(n))
         self.train()
-        for epoch in range(self.epochs):
+        self._done = 0
+        if self._gone_on_from:
+            self.load_state_dict(self._gone_on_from["all"])
+            self._done, self._gone_on_from = self._gone_on_from["done"], None
+        for epoch in range(self._done, self.epochs):
             batches = mixed(new, old, r, self.random).split(self.batch_size)
             losses = []
             for done, batch in enumerate(batches):
@@ -338,7 +345,16 @@ class TrainedGenerator(NetworkGenerator):
                     self._set_learning_rate(1 - (epoch + done / len(batches)) / self.epochs)
                 with step_of("generator", len(batch)):
                     losses.append(self.step(batch))
+            self._done = epoch + 1
             yield torch.stack(losses).mean()
+
+    def state_dict_within(self) -> State:
+        """Returns all that :meth:`learn` goes on from, between two epochs."""
+        return {"all": self.state_dict(), "done": self._done}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
+        self._gone_on_from = state
 
     def _set_learning_rate(self, factor: float) -> None:
         for optimizer in self._optimizers().values():
