@@ -194,6 +194,12 @@ def minutes_of(time: str) -> int:
 
 
 class _Task(Errand):
+    def __call__(self) -> Any:
+        from engrams.benchmarks.training import stopping
+
+        stopping.on_sigterm()  # the queue's warning before it ends a job, which submitit passes over
+        return super().__call__()
+
     def checkpoint(self) -> Any:
         """Is called when a job's time is over: it is put back and does the same, which goes on from its checkpoint."""
         from submitit.helpers import DelayedSubmission
