@@ -26,6 +26,7 @@ from engrams.strategies.contract import Hyperparameters
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
+from engrams.strategies.steps import steps_told
 
 Consolidation = Literal["separate", "corrected", "online"]
 PenaltyStep = Literal["gradient", "proximal"]
@@ -186,7 +187,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 f"requires a gradient"
             )
         if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
-            self._refuse_what_cannot_work(strategy)
+            with steps_told(None):  # a run that goes on from a checkpoint is checked anew
+                self._refuse_what_cannot_work(strategy)
             self._checked = True
         # Matched once an experience: heads and units are added before it begins, never inside it.
         self._terms, lost = self._matched(strategy.model)

@@ -28,8 +28,8 @@ def step_of(kind: str, alike: Hashable = None) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def steps_told(counting: Counting) -> Iterator[None]:
-    """Within, every step of this thread is told."""
+def steps_told(counting: Counting | None) -> Iterator[None]:
+    """Within, every step of this thread is told; to nobody, where it is no part of a training (None)."""
     before = _counting.set(counting)
     try:
         yield

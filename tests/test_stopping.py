@@ -19,8 +19,8 @@ from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE
 from engrams.reports import store
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"training.epochs": 80}
-COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=80", "--experiences", "2", "--seeds", "1"]
+SETTINGS = {"training.epochs": 200}
+COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=200", "--experiences", "2", "--seeds", "1"]
 
 
 def command(out):

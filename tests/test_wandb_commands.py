@@ -188,7 +188,11 @@ def test_a_suite_with_wandb_on_off_and_online_at_a_service_that_fails_half_way(s
         for strategy, record in made["disabled"].items():
             other = made[mode][strategy]
             assert record.complete
-            assert other.model_copy(update={"seconds": record.seconds}) == record, (mode, strategy)
+            assert other.costs.operations == record.costs.operations
+            assert other.model_copy(update={"seconds": record.seconds, "costs": record.costs}) == record, (
+                mode,
+                strategy,
+            )
         for place in ("tmp", "home"):
             assert (protocols / f"{mode}-{place}.txt").read_text() == (protocols / f"disabled-{place}.txt").read_text()
     assert not any(path.is_file() for path in alone.rglob("*"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
@@ -24,6 +25,7 @@ import psutil
 
 from engrams.benchmarks.jobs.place import ProcessError, Report
 from engrams.benchmarks.training import stopping
+from engrams.reports.errors import UserError
 
 
 class Job(Protocol):
@@ -45,7 +47,11 @@ def start_server() -> None:
     """Start the server that processes are forked from, which reads torch and Avalanche: that takes seconds.
 
     :func:`in_processes` does it too; called before, the server reads while this process does something else.
+
+    Raises:
+        UserError: Avalanche could not be read.
     """
+    _check_avalanches_folder()
     if os.name != "posix":
         return
     _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
@@ -57,6 +63,21 @@ def start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_avalanches_folder() -> None:
+    """Avalanche writes its settings below HOME when it is read, and ends in a traceback where it cannot."""
+    folder = Path("~/.avalanche").expanduser()
+    if (folder / "config.json").exists():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Avalanche keeps its settings in {folder}, which cannot be written: {error}; set HOME"
+        ) from error
 
 
 @dataclass(frozen=True)

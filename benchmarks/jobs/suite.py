@@ -116,9 +116,17 @@ def run_all(
 
 
 def _say_what_goes_on(under_way: Iterable[Run], out: Path, display: Display) -> None:
-    kept = [(run.folder(out) / checkpoint.FILE).exists() for run in under_way]
+    left = [run for run in under_way if not _has_ended(run, out)]  # one may have in this moment
+    kept = [(run.folder(out) / checkpoint.FILE).exists() for run in left]
     if kept:
         display.say(f"under way: {kept.count(True)} to go on from a checkpoint, {kept.count(False)} to begin again")
+
+
+def _has_ended(run: Run, out: Path) -> bool:
+    try:
+        return finished(run, out) is not None
+    except (RecordError, SuiteError):
+        return False
 
 
 def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
