@@ -276,14 +276,17 @@ def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
     """Does what comes through the pipe until it ends."""
     _prepare()
     process = psutil.Process()
+
+    def tell(message: _Progress | _Returned | _Raised) -> None:
+        with suppress(OSError):  # nobody listens any more: what goes on keeps its checkpoint, and ends
+            connection.send(message)
+
     while True:
         try:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(
-            _attempt(job, work, lambda epochs: connection.send(_Progress(epochs, process.memory_info().rss)))
-        )
+        tell(_attempt(job, work, lambda epochs: tell(_Progress(epochs, process.memory_info().rss))))
         if stopping.asked():  # the job was done before it could be stopped
             return
         # Avalanche's streams and strategies refer to each other in circles: gigabytes that a process of many runs
