@@ -19,8 +19,8 @@ from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE
 from engrams.reports import store
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"training.epochs": 200}
-COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=200", "--experiences", "2", "--seeds", "1"]
+SETTINGS = {"training.epochs": 120}
+COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=120", "--experiences", "2", "--seeds", "1"]
 
 
 def command(out):
@@ -53,9 +53,11 @@ def test_what_is_told_to_end_keeps_its_step_and_goes_on(tmp_path, told, status):
     assert "the same command goes on from there" in output
     assert "Traceback" not in output
     assert [path.name for path in folder.iterdir()] == [FILE]
-    assert (folder / FILE).stat().st_mtime_ns > earlier
-    if told == signal.SIGTERM:
+    if (
+        told == signal.SIGTERM
+    ):  # every process hears it at once: the one that works may end with what it has kept before
         return
+    assert (folder / FILE).stat().st_mtime_ns > earlier
     process = command(tmp_path)
     assert process.wait(120) == 0
     whole = execute(run, tmp_path / "whole", "cpu", "disabled", lambda epochs: None)
