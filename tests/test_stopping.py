@@ -53,11 +53,9 @@ def test_what_is_told_to_end_keeps_its_step_and_goes_on(tmp_path, told, status):
     assert "the same command goes on from there" in output
     assert "Traceback" not in output
     assert [path.name for path in folder.iterdir()] == [FILE]
-    if (
-        told == signal.SIGTERM
-    ):  # every process hears it at once: the one that works may end with what it has kept before
-        return
     assert (folder / FILE).stat().st_mtime_ns > earlier
+    if told == signal.SIGTERM:
+        return
     process = command(tmp_path)
     assert process.wait(120) == 0
     whole = execute(run, tmp_path / "whole", "cpu", "disabled", lambda epochs: None)
@@ -69,6 +67,30 @@ def hold_on(job, report):
     with stopping.heeded():
         report(os.getpid())
         time.sleep(60)
+
+
+def end_slowly(job, report):
+    """Takes a second to keep what it has, once it is told to end."""
+    with stopping.heeded():
+        report(1)
+        while not stopping.asked():
+            time.sleep(0.05)
+        time.sleep(1)
+        job.mark.write_text("kept")
+
+
+def test_a_warning_to_every_process_leaves_the_workers_time(tmp_path):
+    mark = tmp_path / "mark"
+
+    def advanced(job, epochs):
+        for process in psutil.Process().children():
+            if "forkserver" in " ".join(process.cmdline()):
+                process.terminate()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_processes([SimpleNamespace(name="a job", mark=mark)], end_slowly, 1, advanced))
+    assert mark.read_text() == "kept"
 
 
 def test_once_more_ends_at_once():

@@ -37,6 +37,8 @@ J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 SECONDS_TO_END = 30
 """That a process has to end by itself when there is nothing more to do."""
+HEARD_HERE = {signal.SIGINT, signal.SIGTERM}
+"""Signals that the server of processes leaves to this one."""
 
 
 # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
@@ -55,10 +57,11 @@ def start_server() -> None:
     if os.name != "posix":
         return
     _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
-    # The server inherits this. An interrupt is this process's to answer: reading, the server would end in a traceback.
-    # It is put off here, not ignored: one that comes in this moment is answered in the next.
+    # The server inherits this. An interrupt, or a queue's warning to all of a job, is this process's to answer: the
+    # server would end in a traceback where it still reads, and where it has ended, nobody can wait for workers that are
+    # keeping a checkpoint. It is put off here, not ignored: one that comes in this moment is answered in the next.
     resource_tracker.ensure_running()  # the server would start it, and that ends the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD_HERE)
     try:
         forkserver.ensure_running()
     finally:
@@ -309,6 +312,8 @@ def _prepare() -> None:
     gc.freeze()  # what the server has read stays: not to be looked through after each job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends its workers
     stopping.on_sigterm()
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD_HERE)  # the server's block was inherited
     Thread(target=_end_with_parent, daemon=True).start()
     prepare()
 
