@@ -45,6 +45,7 @@ def test_what_is_told_to_end_keeps_its_step_and_goes_on(tmp_path, told, status):
     began = time.monotonic()
     while not (folder / FILE).exists() and time.monotonic() < began + 120:
         time.sleep(0.02)
+    time.sleep(0.3)  # or it is still syncing that one, which is then that of the step that it is in
     earlier = (folder / FILE).stat().st_mtime_ns
     os.killpg(process.pid, told)  # every process of it, as a terminal and a queue do
     output, _ = process.communicate(timeout=60)
