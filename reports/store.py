@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD = "record.json"
+CHECKPOINT = "checkpoint"
+"""Beside where the record will be, of a run that goes on."""
 LONGEST_NAME = 120
 """Bytes of one part of a path; file systems take 255, and temporary files add to it."""
 SCHEMA = 2

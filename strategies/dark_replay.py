@@ -86,10 +86,10 @@ class DERPlugin(SupervisedPlugin):
         self._keep({"x": strategy.mb_x, "y": strategy.mb_y, "tasks": strategy.mb_task_id, "outputs": outputs})
 
     def _outputs_of_drawn(self, strategy) -> tuple[Tensor, dict[str, Tensor]]:
-        kept = {name: column.to(strategy.device) for name, column in self._kept.items()}
+        self._kept = {name: column.to(strategy.device) for name, column in self._kept.items()}  # once it was loaded
         held = min(self.seen, self.mem_size)
         places = torch.randperm(held)[: self.batch_size_mem or len(strategy.mb_x)].to(strategy.device)
-        drawn = {name: column[places] for name, column in kept.items()}
+        drawn = {name: column[places] for name, column in self._kept.items()}
         return avalanche_forward(strategy.model, drawn["x"], drawn["tasks"]), drawn
 
     def _keep(self, new: dict[str, Tensor]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from engrams.strategies.densities import Likelihood, density, fitting
+from engrams.strategies.general_gradients import outputs_of
+from engrams.strategies.gradient_plan import plan
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
 from engrams.strategies.minibatches import (
     Minibatch,
@@ -29,8 +31,6 @@ from engrams.strategies.per_sample_gradients import (
     Measurement,
     mean_over_minibatches,
     mean_over_samples,
-    outputs_of,
-    plan,
 )
 from engrams.strategies.steps import step_of
 

@@ -93,7 +93,7 @@ def test_memory_is_that_of_the_largest_that_run_at_once():
 
     assert limits._peak(of(5)) == 5
     assert limits._peak(of(5, "NVIDIA")) is None, "another memory"
-    assert limits._peak(SimpleNamespace(environment={})) is None, "an older record"
+    assert limits._peak(SimpleNamespace(costs=None, environment={})) is None, "an older record"
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.1, "1 s"), (99, "99 s"), (100, "2 min"), (3600, "1 h 0 min")])

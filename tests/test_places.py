@@ -295,10 +295,10 @@ def test_a_status_tells_what_goes_on_from_what_has_ended(here, tmp_path, monkeyp
     done, failed, going_on, stopped = (run.folder(tmp_path) for run in runs_of(4))
     record = here[runs_of(1)[0].name]
     store.write(record, done)
-    assert status.CHECKPOINT == checkpoint.FILE
+    assert store.CHECKPOINT == checkpoint.FILE
     for folder in (going_on, stopped):
         folder.mkdir(parents=True)
-        (folder / status.CHECKPOINT).touch()
+        (folder / store.CHECKPOINT).touch()
     gone = record.model_copy(update={"status": "failed", "reason": "no room", "seed": 1, "accuracy_matrix": []})
     store.write(gone, failed)
     with claims.claim(going_on):

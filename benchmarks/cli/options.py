@@ -209,7 +209,7 @@ def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any
         except tomllib.TOMLDecodeError:
             settings[key] = text
         except (ValueError, RecursionError) as error:  # a number, or tables, without end
-            raise OptionError(f"--set {key}: its value cannot be read: {error}") from error
+            raise OptionError(f"{name} {key}: its value cannot be read: {error}") from error
     return settings
 
 

@@ -29,7 +29,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import rgb_to_grayscale, to_pil_image
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import FEATURES, NPZ, DataError, is_own
+from engrams.benchmarks.data.names import FEATURES, NPZ, OFFLINE, DataError, is_own
 from engrams.benchmarks.data.own import load_own
 from engrams.benchmarks.data.parquet import ParquetImages
 
@@ -58,10 +58,6 @@ class Source:
     def again(self) -> str:
         """What to do where the files are broken and have been deleted."""
         return "let them be downloaded again" if self.download else "fetch them again"
-
-
-OFFLINE = "ENGRAMS_OFFLINE"
-"""Variable of the environment: set, nothing is downloaded."""
 
 
 @lru_cache(maxsize=8)

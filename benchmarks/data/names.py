@@ -24,6 +24,10 @@ PARQUET_SPLITS = (("train",), ("test", "validation", "valid", "val"))
 """What the files of a folder's two splits may begin with; the first that is there is taken."""
 
 
+OFFLINE = "ENGRAMS_OFFLINE"
+"""Variable of the environment: set, nothing is downloaded."""
+
+
 class DataError(UserError):
     """A data set is missing or broken; the message is one line that says which file and what to do."""
 

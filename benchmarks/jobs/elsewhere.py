@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engrams.benchmarks.data.names import OFFLINE
 from engrams.reports.store import TEMPORARY
 
 if TYPE_CHECKING:
@@ -23,12 +24,11 @@ TELLS_EVERY = 5.0
 """Seconds, at least."""
 WAITS = 5.0
 """Seconds between two looks whether a run that another process does is over."""
-OFFLINE = {"ENGRAMS_OFFLINE": "1"}
-"""Nothing is downloaded there: what is missing was named before the first run."""
 
 
 def _ours() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("ENGRAMS_")} | OFFLINE
+    """Nothing is downloaded there: what is missing was named before the first run."""
+    return {name: value for name, value in os.environ.items() if name.startswith("ENGRAMS_")} | {OFFLINE: "1"}
 
 
 @dataclass(frozen=True)

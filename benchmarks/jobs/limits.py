@@ -177,5 +177,4 @@ def _share(run: Run, record: Record) -> float:
 
 def _peak(record: Record) -> int | None:
     """The most memory that a run's process held, of those that ran without a GPU and say it."""
-    costs = getattr(record, "costs", None)
-    return costs.peak_memory if costs and record.environment.get("device") == "cpu" else None
+    return record.costs.peak_memory if record.costs and record.environment.get("device") == "cpu" else None

@@ -13,7 +13,6 @@ from engrams.reports import store
 from engrams.reports.store import RecordError
 
 STATES = ("done", "running", "waiting", "failed", "stopped")
-CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def look(out: Path, damaged: list[RecordError]) -> tuple[list[Seen], str]:
         queued = slurm.queue(out)
     except slurm.NoAnswer as error:
         queued, unseen = {}, str(error)
-    marked = (path.parent for name in (CLAIM, CHECKPOINT) for path in out.rglob(name))
+    marked = (path.parent for name in (CLAIM, store.CHECKPOINT) for path in out.rglob(name))
     folders = {path.parent for path in store.paths_below(out)} | {one for one in marked if one.name.isdecimal()}
     folders |= {folder for folder, job in queued.items() if not job.over}
     return list(_seen(out, sorted(folders), queued, damaged)), unseen
@@ -73,5 +72,5 @@ def _seen(
             yield Seen(below, "waiting")
         elif record:
             yield Seen(below, "failed", record.reason or "")
-        elif (folder / CHECKPOINT).exists():
+        elif (folder / store.CHECKPOINT).exists():
             yield Seen(below, "stopped")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engrams.benchmarks.data.streams import brightness, prepared
 from engrams.benchmarks.judging.pictures import drawn
-from engrams.benchmarks.judging.privacy import given_away_by_run
+from engrams.benchmarks.judging.privacy import by_class, given_away_by_run
 from engrams.benchmarks.judging.quality import features_of, first_of_each, frechet_distance, precision_and_recall
 from engrams.benchmarks.judging.real_classifier import RealClassifier, classes_of, train_classifier
 from engrams.benchmarks.protocols.schema import Protocol
@@ -81,8 +81,9 @@ class GenerationObserver:
         self.grids.append(shown)
         self.made = torch.cat(list(made.values())), torch.cat([torch.full((len(x),), c) for c, x in made.items()])
         # As many of every class, as of what is made.
-        least = min(int((self.test_y == label).sum()) for label in classes)
-        real = torch.cat([self.test_x[self.test_y == label][:least] for label in classes])
+        of_test = by_class(self.test_x, self.test_y, classes).values()
+        least = min(map(len, of_test))
+        real = torch.cat([x[:least] for x in of_test])
         self._compare(classes, least, real.to(self.made[0].device))
         self._learn_from_what_is_made(classes)
         self.learned = len(classes)

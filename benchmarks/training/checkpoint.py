@@ -37,7 +37,7 @@ from engrams.strategies.kept import (
     state_within,
 )
 
-FILE = "checkpoint"
+FILE = store.CHECKPOINT
 FORMAT = b"engrams checkpoint 2 "
 """What a file begins with; then the SHA-256 of the rest, and a line feed."""
 SHARE = "ENGRAMS_CHECKPOINT_SHARE"

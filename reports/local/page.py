@@ -11,7 +11,7 @@ import shutil
 import warnings
 import zlib
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from engrams.reports.pages import comparison
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Duel
 from engrams.reports.predictions import PREDICTIONS, predictions_of
-from engrams.reports.store import RECORD, Record, RecordError, read, replace_file
+from engrams.reports.store import Record, RecordError, paths_below, read, replace_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, PICTURES = "index.html", "pictures"
@@ -67,7 +67,8 @@ def write(
     found = contents.sections(records, titles)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        pictures, answered = _copied(folders, out), _answered(folders)
+        beside = _beside(folders)
+        pictures, answered = _copied(beside, out), _answered(beside)
         text = (
             _environment()
             .get_template("report.html")
@@ -132,35 +133,41 @@ def _identity(record: Record) -> Identity:
     return record.protocol, record.strategy, record.variant, record.seed
 
 
-def _copied(folders: Sequence[Path], out: Path) -> dict[Identity, list[str]]:
+def _copied(beside: Mapping[Identity, Sequence[Path]], out: Path) -> dict[Identity, list[str]]:
     """Copies the pictures beside records into the report; returns their paths from the page, by run."""
     shutil.rmtree(out / PICTURES, ignore_errors=True)
     copied: dict[Identity, list[str]] = {}
-    for name in MADE:
-        for identity, path in _beside(folders, name):
-            target = out / PICTURES / f"{sum(map(len, copied.values()))}{path.suffix}"
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, target)
-            copied.setdefault(identity, []).append(target.relative_to(out).as_posix())
+    for identity, paths in beside.items():
+        for path in paths:
+            if path.name in MADE:
+                target = out / PICTURES / f"{sum(map(len, copied.values()))}{path.suffix}"
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+                copied.setdefault(identity, []).append(target.relative_to(out).as_posix())
     return copied
 
 
-def _answered(folders: Sequence[Path]) -> dict[Identity, Path]:
+def _answered(beside: Mapping[Identity, Sequence[Path]]) -> dict[Identity, Path]:
     """Where the answers of runs lie, by run."""
-    return dict(_beside(folders, PREDICTIONS))
+    return {identity: path for identity, paths in beside.items() for path in paths if path.name == PREDICTIONS}
 
 
-def _beside(folders: Sequence[Path], name: str) -> Iterator[tuple[Identity, Path]]:
-    """Every file of a name that lies beside a record, and whose it is."""
+def _beside(folders: Sequence[Path]) -> dict[Identity, list[Path]]:
+    """What lies beside each record that the page shows; a record beside nothing is not read again."""
+    found: dict[Identity, list[Path]] = {}
     for folder in folders:
-        for path in sorted(folder.rglob(name)):
+        for path in sorted(paths_below(folder)):
+            paths = [path.with_name(name) for name in (*MADE, PREDICTIONS) if path.with_name(name).exists()]
+            if not paths:
+                continue
             try:
-                record = read(path.with_name(RECORD))
+                record = read(path)
             except RecordError:
-                continue  # a run that has not ended, or the file is not a run's
+                continue  # it is named where records are read
             if len(folders) > 1:  # as :func:`engrams.reports.store.read_records` marks it
                 record = record.model_copy(update={"variant": f"{record.variant} ({folder})".strip()})
-            yield _identity(record), path
+            found.setdefault(_identity(record), []).extend(paths)
+    return found
 
 
 def _environment() -> Environment:

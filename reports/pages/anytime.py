@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engrams.reports.estimates import Estimate
-from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.pages.comparison import by_protocol, complete_by_row
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -38,12 +38,8 @@ class AlongTheWay:
 
 def compare(records: Iterable[Record]) -> list[AlongTheWay]:
     """The complete records that have such measures, the highest AAA first."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.complete and record.on_test_data and record.along_the_way:
-            groups.setdefault((record.protocol, record.row), []).append(record)
     found = []
-    for (protocol, strategy), group in groups.items():
+    for (protocol, strategy), group in complete_by_row(one for one in records if one.along_the_way).items():
         measures = {}
         for name in HEADINGS:
             values = [value for record in group if (value := record.along_the_way.get(name)) is not None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engrams.reports.generators import Unevenness, unevenness
-from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.pages.comparison import by_protocol, complete_by_row
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -37,12 +37,9 @@ class ClassShares:
 
 def compare(records: Iterable[Record]) -> list[ClassShares]:
     """The complete records of strategies with a generator, best remembered first."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.complete and record.generated and record.generated.class_shares and record.on_test_data:
-            groups.setdefault((record.protocol, record.row), []).append(record)
     found = []
-    for (protocol, strategy), group in groups.items():
+    with_shares = (one for one in records if one.generated and one.generated.class_shares)
+    for (protocol, strategy), group in complete_by_row(with_shares).items():
         generated = [record.generated for record in group if record.generated]
         last = np.array([one.class_shares[-1] for one in generated])
         found.append(

@@ -95,6 +95,15 @@ def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
     return by_protocol
 
 
+def complete_by_row(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """(protocol, row) -> its complete records that were judged on test data."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record.complete and record.on_test_data:
+            groups.setdefault((record.protocol, record.row), []).append(record)
+    return groups
+
+
 def _row(
     protocol: str,
     strategy: str,

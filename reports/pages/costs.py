@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engrams.reports.costs import Costs
-from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.pages.comparison import by_protocol, complete_by_row
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -58,12 +58,8 @@ def values_of(measure: str, records: Iterable[Record]) -> list[float]:
 
 def compare(records: Iterable[Record]) -> list[Taken]:
     """The complete records' rows, the quickest first."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.complete and record.on_test_data:
-            groups.setdefault((record.protocol, record.row), []).append(record)
     rows = []
-    for (protocol, strategy), group in groups.items():
+    for (protocol, strategy), group in complete_by_row(records).items():
         found = {name: values for name in MEASURES if (values := values_of(name, group))}
         costs = [record.costs for record in group if record.costs]
         kinds = sorted({kind for one in costs for kind in one.operations})

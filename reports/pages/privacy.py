@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engrams.reports.estimates import Estimate
-from engrams.reports.pages.comparison import by_protocol
+from engrams.reports.pages.comparison import by_protocol, complete_by_row
 from engrams.reports.privacy import Nearness, Privacy
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
@@ -40,11 +40,10 @@ class GivenAway:
 
 def compare(records: Iterable[Record]) -> list[GivenAway]:
     """The complete records whose generators were measured, the least copied first."""
-    groups: dict[tuple[str, str], list[Privacy]] = {}
-    for record in records:
-        if record.complete and record.on_test_data and record.generated and record.generated.privacy:
-            groups.setdefault((record.protocol, record.row), []).append(record.generated.privacy)
-    rows = [GivenAway(protocol, strategy, runs) for (protocol, strategy), runs in groups.items()]
+    rows = []
+    for (protocol, strategy), group in complete_by_row(records).items():
+        if runs := [one.generated.privacy for one in group if one.generated and one.generated.privacy]:
+            rows.append(GivenAway(protocol, strategy, runs))
     return sorted(rows, key=lambda row: (row.protocol, -_mean([one.copying or 0.0 for one in row.of("pixels")])))
 
 

@@ -106,13 +106,12 @@ class GenerativeReplayHyperparameters(Hyperparameters):
         return self.vae_epochs or self.epochs
 
 
-def _der(h: DERHyperparameters, template: dict[str, Any]):
+def _der(h: DERHyperparameters, beta: float, template: dict[str, Any]):
     if any(isinstance(module, IncrementalClassifier) for module in template["model"].modules()):
         raise ValueError(
             "Avalanche's DER compares outputs with those it has kept: it needs one classifier that does not grow, as "
             "domain-incremental protocols have it, and class-incremental ones with network.all_classes"
         )
-    beta = getattr(h, "beta", 0.0)
     return DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
 
 
@@ -183,8 +182,10 @@ ENTRIES = {
         build=lambda h, template: ER_ACE(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, **template),
         hyperparameters=DrawnReplayHyperparameters,
     ),
-    "avalanche-der": Strategy(build=_der, hyperparameters=DERHyperparameters),
-    "avalanche-derpp": Strategy(build=_der, hyperparameters=DERPlusHyperparameters),
+    "avalanche-der": Strategy(build=lambda h, template: _der(h, 0.0, template), hyperparameters=DERHyperparameters),
+    "avalanche-derpp": Strategy(
+        build=lambda h, template: _der(h, h.beta, template), hyperparameters=DERPlusHyperparameters
+    ),
     "avalanche-mir": Strategy(
         build=lambda h, template: MIR(
             mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, subsample=h.subsample, **template

@@ -100,7 +100,6 @@ class ACGAN(NetworkGenerator):
         self.classifier_weight = classifier_weight
         self.learning_rate = learning_rate
         self.betas = betas
-        self._gone_on_from: State | None = None
         self.known: list[int] = []
         """The classes learned so far."""
         super().__init__(images, batch_size, seed)
@@ -151,10 +150,6 @@ class ACGAN(NetworkGenerator):
     def state_dict_within(self) -> State:
         """Returns all that :meth:`learn` goes on from, between two rounds."""
         return {"all": self.state_dict(), "done": self.done, "indices": self.batches.ahead}
-
-    def load_state_dict_within(self, state: State) -> None:
-        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
-        self._gone_on_from = state
 
     def go_on_from(self, state: State) -> None:
         """To where a state is of; an experience has been begun."""

@@ -174,6 +174,7 @@ class NetworkGenerator(Generator):
 
     mean: Tensor
     deviation: Tensor
+    _gone_on_from: State | None = None
 
     def __init__(self, images: ImageSpec, batch_size: int, seed: int | None):
         """
@@ -200,6 +201,10 @@ class NetworkGenerator(Generator):
     @abstractmethod
     def build(self) -> None:
         """Make the networks and their optimisers."""
+
+    def load_state_dict_within(self, state: State) -> None:
+        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
+        self._gone_on_from = state
 
     @abstractmethod
     def make(self, n: int) -> Tensor:
@@ -309,7 +314,6 @@ class TrainedGenerator(NetworkGenerator):
             raise ValueError(f"schedule must be one of {get_args(Schedule)}; got {schedule!r}")
         self.epochs = epochs
         self._done = 0
-        self._gone_on_from: State | None = None
         self.learning_rate = learning_rate
         self.schedule = schedule
         super().__init__(images, batch_size, seed)
@@ -351,10 +355,6 @@ class TrainedGenerator(NetworkGenerator):
     def state_dict_within(self) -> State:
         """Returns all that :meth:`learn` goes on from, between two epochs."""
         return {"all": self.state_dict(), "done": self._done}
-
-    def load_state_dict_within(self, state: State) -> None:
-        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
-        self._gone_on_from = state
 
     def _set_learning_rate(self, factor: float) -> None:
         for optimizer in self._optimizers().values():
