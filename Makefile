@@ -80,7 +80,7 @@ verify: $(READY)
 	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 cluster: $(READY)
 	ENGRAMS_CLUSTER_RUNS=20 $(BIN)/python -m pytest tests/test_places.py
@@ -94,7 +94,7 @@ test-lowest test-newest: $(READY)
 	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .
-	$(ELSEWHERE)/bin/python -m pytest --numprocesses auto --dist loadfile
+	$(ELSEWHERE)/bin/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos

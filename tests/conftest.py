@@ -4,12 +4,15 @@ import os
 import shutil
 import struct
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from engrams.benchmarks.judging import real_classifier
 
 torch.set_num_threads(1)  # small networks; and as the suite runs them, so that results are the same to the bit
 # A test may stand in another folder when it starts a process; what is imported there is what is imported here.
@@ -24,6 +27,32 @@ os.environ["COLUMNS"] = "200"
 def pytest_xdist_auto_num_workers(config) -> int:
     """One more than there are processors: half of the time of many a test is spent waiting for other processes."""
     return min((os.cpu_count() or 1) + 1, 4)
+
+
+SLOWEST = ("runs", "places", "wandb_commands", "generation", "wandb", "chaos", "search", "stopping", "checkpoints")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Files whose tests take longest come first: else one process is busy with them when all others are done."""
+    place = {f"test_{name}.py": number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_classifier_of_real_images_is_trained_once(tmp_path_factory):
+    """Not once a folder of records, which takes longer than most of what is tested."""
+    kept, train = tmp_path_factory.getbasetemp() / "real-classifiers", real_classifier.train_classifier
+    kept.mkdir()
+
+    def trained_once(x, y, classes, images_seen):
+        path = kept / f"{blake2b(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:32]}-{images_seen}.pt"
+        if not path.exists():
+            torch.save(train(x, y, classes, images_seen), path)
+        return torch.load(path, weights_only=False)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(real_classifier, "train_classifier", trained_once)
+        yield
 
 
 RAW = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
