@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engrams.reports import marks, publish, render
+from engrams.reports.estimates import Estimate
 from engrams.reports.marks import MarkError
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Verdict
@@ -18,10 +19,10 @@ REFERENCES = ("naive", "replay", "joint")
 
 
 def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None:
-    """Writes the tables of a page anew: ACC by protocol, and published figures beside ours.
+    """Writes the tables of a page anew: ACC by protocol, published figures beside ours, and what options do.
 
     The page names its strategies in ``<!-- strategies: NAME ... -->``, and has the marks of ``results`` and
-    ``published``.
+    ``published``; those of ``options`` where records have others than a protocol's own settings.
 
     Raises:
         MarkError: it lacks one of them.
@@ -35,6 +36,8 @@ def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None
     found = publish.overview(records, sorted(own), strategies)
     marks.replace_between(path, "results", _shown([found], "There are no runs of them."))
     marks.replace_between(path, "published", _shown([_published(boards, strategies, own)], "There are none."))
+    if options := _options(records, strategies):
+        marks.replace_between(path, "options", _shown([Sheet("", options)], ""))
 
 
 def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Collection[str]) -> Sheet:
@@ -57,6 +60,25 @@ def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Co
         for board, row in beside or figures
     ]
     return Sheet("", rows, left=("source", "protocol", "method", "strategy", "verdict"))
+
+
+def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[str, str | int]]:
+    """Returns a row for each setting that is not the protocol's own, below the one that is."""
+    set_by_hand = {(one.protocol, one.strategy) for one in records if one.variant and one.strategy in strategies}
+    concerned = [one for one in records if (one.protocol, one.strategy) in set_by_hand and one.complete]
+    groups: dict[tuple[str, str, str], list[float]] = {}
+    for one in sorted(concerned, key=lambda one: (one.protocol, strategies.index(one.strategy), one.variant)):
+        groups.setdefault((one.protocol, one.strategy, one.variant), []).append(one.acc)
+    return [
+        {
+            "protocol": protocol,
+            "strategy": strategy,
+            "set": variant or "as the protocol has it",
+            "ACC": Estimate.of(acc).percent(),
+            "seeds": len(acc),
+        }
+        for (protocol, strategy, variant), acc in groups.items()
+    ]
 
 
 def _shown(sheets: Sequence[Sheet], otherwise: str) -> str:
