@@ -37,7 +37,7 @@ def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None
     marks.replace_between(path, "results", _shown([found], "There are no runs of them."))
     marks.replace_between(path, "published", _shown([_published(boards, strategies, own)], "There are none."))
     if options := _options(records, strategies):
-        marks.replace_between(path, "options", _shown([Sheet("", options)], ""))
+        marks.replace_between(path, "options", _shown([Sheet("", options, left=("protocol", "strategy", "set"))], ""))
 
 
 def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Collection[str]) -> Sheet:

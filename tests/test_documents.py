@@ -12,10 +12,12 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from engrams.benchmarks import example
 from engrams.benchmarks.cli.app import main
+from engrams.reports import store
 from engrams.reports.publish import GENERATED
 from engrams.reports.store import read_records
 from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN
@@ -138,6 +140,16 @@ def test_every_argument_stands_on_its_methods_page():
         for argument in inspect.signature(plugin).parameters:
             passed_on = argument in ("template", "args", "kwargs", "images", "seed")
             assert f"`{argument}`" in text or passed_on, f"{method}: {argument}"
+
+
+def test_what_an_option_does_is_the_mean_over_its_records():
+    page = (ROOT / "strategies" / "methods" / "dgr.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- options -->")[2].partition("<!-- end of options -->")[0]
+    for setting, name in (("r=0.5", "r=0.5"), ("", "as the protocol has it")):
+        folder = RESULTS / "records" / "split-digits" / "class" / "dgr-vae" / setting
+        acc = [100 * record.acc for record in store.read_all(folder) if record.variant == setting]
+        assert len(acc) == 5
+        assert re.search(rf"\| {re.escape(name)} +\| +{np.mean(acc):.2f} ± ", table)
 
 
 def test_the_readme_is_short():

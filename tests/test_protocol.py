@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engrams.benchmarks.cli.options import settings_of
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs import suites
 from engrams.benchmarks.jobs.plan import run_of
@@ -43,7 +44,9 @@ def test_the_reported_records_are_of_the_settings_that_the_protocols_have_now():
     records = store.read_all(Path(__file__).parent.parent / "reports" / "results" / "records")
     assert records
     for record in records:
-        settings = protocol.get(record.protocol).deciding(catalogue.get(record.strategy))
+        by_hand = settings_of(record.variant.lower().split(",") if record.variant else [])
+        entry = protocol.get(record.protocol, protocol.of_protocol(by_hand))
+        settings = entry.deciding(catalogue.get(record.strategy))
         assert {key: record.hyperparameters[key] for key in settings} == settings
 
 
