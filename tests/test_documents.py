@@ -17,6 +17,8 @@ import pytest
 
 from engrams.benchmarks import example
 from engrams.benchmarks.cli.app import main
+from engrams.benchmarks.cli.options import seeds_of, settings_of
+from engrams.benchmarks.jobs.plan import plan
 from engrams.reports import store
 from engrams.reports.publish import GENERATED
 from engrams.reports.store import read_records
@@ -140,6 +142,17 @@ def test_every_argument_stands_on_its_methods_page():
         for argument in inspect.signature(plugin).parameters:
             passed_on = argument in ("template", "args", "kwargs", "images", "seed")
             assert f"`{argument}`" in text or passed_on, f"{method}: {argument}"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_commands_that_take_hours_name_what_there_is(method):
+    """Everything but to do the runs: protocols, strategies, seeds and settings are those of today."""
+    lines = [line for block in blocks_of(method) if block.reason for line in block.text.splitlines()]
+    for command in [shlex.split(line, comments=True) for line in lines if line.startswith("engrams run ")]:
+        settings = [command.pop(place + 1) for place, word in enumerate(command) if word == "--set"]
+        seeds = command[command.index("--seeds") + 1]
+        named = command[2 : min(place for place, word in enumerate(command) if word.startswith("--"))]
+        assert plan(named[0], named[1:], seeds_of(seeds), settings_of(settings))
 
 
 def test_what_an_option_does_is_the_mean_over_its_records():
