@@ -268,6 +268,8 @@ class Training(Table):
     ``augmented``: whether that is done to the new images alone (``stream``), to those alone that a buffer replays
     (``buffer``), or to both.
     ``learning_rate_of``: strategy -> its own learning rate, where a source has chosen one for each.
+    ``precision``: ``float32``, or ``bf16``: the network's passes of training minibatches in bfloat16 where that is
+    safe; faster on processors that have it, and another result.
     """
 
     optimizer: Literal["adam", "sgd"]
@@ -281,6 +283,7 @@ class Training(Table):
     random_crops: Annotated[int, Field(ge=0)] = 0
     augmented: Augmented = "both"
     learning_rate_of: dict[str, LearningRate] = {}
+    precision: Literal["float32", "bf16"] = "float32"
 
     def of_strategy(self, name: str) -> Training:
         """Returns that of one strategy."""
@@ -307,7 +310,7 @@ class Training(Table):
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Records made before there were these have none."""
         later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
-        later["learning_rate_of"] = {}
+        later |= {"learning_rate_of": {}, "precision": "float32"}
         return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 

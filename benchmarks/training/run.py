@@ -42,6 +42,7 @@ from engrams.benchmarks.training.checkpoint import (
 )
 from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
 from engrams.benchmarks.training.networks import make_network
+from engrams.benchmarks.training.precision import train_in_bfloat16
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports import store
@@ -457,6 +458,10 @@ def make_strategy(
         raise ProtocolError(f"{run.protocol.name}: {entry.name}: {error}") from error
     for plugin in augmentation:
         strategy.plugins.insert(0, plugin.new)
+    if training.precision == "bf16":
+        if run.protocol.generation:
+            raise ProtocolError(f"{run.protocol.name}: training.precision is for what classifies; GANs need float32")
+        train_in_bfloat16(strategy)
     return strategy
 
 

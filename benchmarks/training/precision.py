@@ -1,0 +1,30 @@
+"""Training in bfloat16 where that is safe."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor
+
+
+def train_in_bfloat16(strategy: SupervisedTemplate) -> None:
+    """Lets a strategy's forward pass of a training minibatch, and so its backward pass, go through PyTorch's autocast.
+
+    Matrix products and convolutions are then of bfloat16 (8 bits of precision, the range of float32); weights, the
+    loss, the optimiser and all evaluation stay float32. What a strategy computes besides that pass (a penalty, an
+    importance, a second pass over what it replays, a generator) stays float32 too.
+
+    Args:
+        strategy: Avalanche's, not trained yet.
+    """
+    forward = strategy.forward
+
+    def in_bfloat16(self: SupervisedTemplate) -> Tensor:
+        if not self.is_training:
+            return forward()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return forward().float()
+
+    strategy.forward = MethodType(in_bfloat16, strategy)
