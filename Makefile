@@ -90,7 +90,7 @@ test-lowest: BOUNDS := 3.10 lowest-direct
 test-newest: BOUNDS := 3.13 highest
 test-lowest test-newest: ELSEWHERE = $(VENV)-$(word 1,$(BOUNDS))
 test-lowest test-newest: $(READY)
-	$(BIN)/uv venv --quiet --clear --python $(word 1,$(BOUNDS)) $(ELSEWHERE)
+	$(BIN)/uv venv --quiet --clear --seed --python $(word 1,$(BOUNDS)) $(ELSEWHERE)
 	$(BIN)/uv pip compile --quiet --python $(ELSEWHERE) --resolution $(word 2,$(BOUNDS)) --extra dev pyproject.toml -o $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) -r $(ELSEWHERE)/requirements.txt
 	$(BIN)/uv pip install --quiet --python $(ELSEWHERE) --no-deps -e .

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -89,14 +90,16 @@ def write(predictions: Predictions, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     kind = np.min_scalar_type(predictions.classes)
+    content = io.BytesIO()  # where the disk is full, a zip file that is being written to it complains when it is gone
+    np.savez_compressed(
+        content,
+        targets=predictions.targets.astype(kind),
+        experience=predictions.experience.astype(np.min_scalar_type(int(predictions.experience.max()))),
+        answers=predictions.answers.astype(kind),
+        at_initialisation=predictions.at_initialisation.astype(kind),
+    )
     with replacing(folder / PREDICTIONS) as file:
-        np.savez_compressed(
-            file,
-            targets=predictions.targets.astype(kind),
-            experience=predictions.experience.astype(np.min_scalar_type(int(predictions.experience.max()))),
-            answers=predictions.answers.astype(kind),
-            at_initialisation=predictions.at_initialisation.astype(kind),
-        )
+        file.write(content.getbuffer())
     return folder / PREDICTIONS
 
 

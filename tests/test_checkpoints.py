@@ -293,7 +293,7 @@ def of_another_version(path):
     body = path.read_bytes().partition(b"\n")[2]
     content = torch.load(io.BytesIO(body), weights_only=True)
     identity = json.loads(content["identity"])
-    identity[6]["torch"] = "2.8.0"
+    identity[6]["torch"] = "2.0.0"
     kept = Checkpoints(path.parent, json.dumps(identity, sort_keys=True))
     kept.offer(lambda: content["state"])
 

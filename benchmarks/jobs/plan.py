@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from inspect import isclass
+from typing import Any, get_origin
 
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
@@ -108,7 +109,7 @@ def _keys(model: type[Hyperparameters]) -> list[str]:
     for name, field in model.model_fields.items():
         key = field.alias or name
         inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Hyperparameters):
+        if isclass(inner) and not get_origin(inner) and issubclass(inner, Hyperparameters):  # tuple[int] is both
             keys += [f"{key}.{below}" for below in _keys(inner)]
         else:
             keys.append(key)
