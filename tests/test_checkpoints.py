@@ -18,7 +18,7 @@ from engrams.benchmarks.judging import generation, real_classifier
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.benchmarks.training import checkpoint
-from engrams.benchmarks.training.checkpoint import FILE, SHARE, Checkpoints, Within
+from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE, Checkpoints, Within
 from engrams.reports.wandb.journal import Reader
 from engrams.strategies.contract import Strategy
 from engrams.strategies.generators import acgan
@@ -383,3 +383,14 @@ def test_a_disk_that_is_full_costs_a_checkpoint_and_not_the_run(tmp_path, monkey
     kept.offer(dict)
     assert "checkpoint cannot be written: [Errno 28] No space left" in capfd.readouterr().err
     assert kept.read() is None
+
+
+@pytest.mark.parametrize("strategy", ["avalanche-ewc-online", "avalanche-gdumb", "avalanche-er-ace"])
+def test_what_cannot_be_kept_is_not_disturbed_however_long_it_takes(tmp_path, monkeypatch, strategy):
+    """Not where a checkpoint within an experience has been due for as long as it is learned."""
+    whole = execute(small("split-digits/task", strategy), tmp_path / "whole", "cpu", "disabled", lambda epochs: None)
+    monkeypatch.setenv(INTERVAL, "0")
+    monkeypatch.setenv(SHARE, "inf")
+    record = execute(small("split-digits/task", strategy), tmp_path / "asked", "cpu", "disabled", lambda epochs: None)
+    assert record.complete, record.reason
+    assert record.accuracy_matrix == whole.accuracy_matrix

@@ -31,6 +31,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ReducedResNet18
+from engrams.benchmarks.training.checkpoint import INTERVAL, SHARE
 from engrams.benchmarks.training.run import Run, learn, make_strategy
 from engrams.reports import store
 from engrams.reports.matrix import METRICS, metrics
@@ -86,8 +87,13 @@ def test_records_hold_what_is_promised(small_run):
 
 @pytest.mark.parametrize("name", ["split-digits/task", "split-digits/class"])
 @pytest.mark.parametrize("strategy", CATALOGUE)
-def test_every_strategy_runs(tmp_path, name, strategy):
-    """With several heads and with one that grows; a single epoch, so what it learns is another test's."""
+def test_every_strategy_runs(tmp_path, monkeypatch, name, strategy):
+    """With several heads and with one that grows; a single epoch, so what it learns is another test's.
+
+    As in a run that takes hours, a checkpoint is due after every step, whether or not it can be kept.
+    """
+    monkeypatch.setenv(INTERVAL, "0")
+    monkeypatch.setenv(SHARE, "inf")
     entry = protocol.get(name)
     training, gan = entry.training.model_copy(update={"epochs": 1}), entry.gan.model_copy(update={"steps": 5})
     entry = entry.model_copy(update={"training": training, "gan": gan})

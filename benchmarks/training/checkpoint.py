@@ -115,7 +115,7 @@ class Checkpoints:
         Where that cannot be kept and the end of the experience can, the process goes on to there, if it is not far.
         """
         taken = False
-        if self.kept_within:
+        if self.kept and self.kept_within:
             try:
                 self._take(state)
                 taken = True
