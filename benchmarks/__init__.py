@@ -24,6 +24,6 @@ __all__ = ["load_protocol", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # read when it is asked for: it imports torch and Avalanche, which takes seconds
+    if name in __all__:  # read when it is asked for: the command line has no use for it
         return getattr(import_module("engrams.benchmarks.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,8 +34,8 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
+from engrams.benchmarks.training.learn import benchmark_of, make_strategy
 from engrams.benchmarks.training.networks import ReducedResNet
-from engrams.benchmarks.training.run import benchmark_of, make_strategy
 from engrams.reports.render import Sheet
 from engrams.reports.wandb.sending import Sending
 from engrams.reports.wandb.settings import WandBSettings

@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.training import Cumulative, JointTraining
 from avalanche.training.plugins import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.minibatches import named_parameters
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
-    PenaltyHyperparameters,
-    PenaltyStep,
     QuadraticPenaltyPlugin,
     refuse_negative,
 )
@@ -188,34 +184,3 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
         self._keep(state["kept"])
-
-
-# --- in the catalogue -------------------------------------------------------------------------------------------------
-
-
-class L2Hyperparameters(PenaltyHyperparameters):
-    """What :class:`L2Plugin` takes."""
-
-    l2_lambda: Lambda
-
-
-class ReplayHyperparameters(Hyperparameters):
-    """What :class:`ReplayPlugin` takes."""
-
-    mem_size: Positive
-
-
-ENTRIES = {
-    "naive": Strategy(build=lambda _, template: SupervisedTemplate(**template)),
-    "joint": Strategy(build=lambda _, template: JointTraining(**template), upper_bound=True, whole_stream_at_once=True),
-    "cumulative": Strategy(build=lambda _, template: Cumulative(**template), upper_bound=True),
-    "frozen": Strategy(plugin=lambda _: FrozenBackbonePlugin()),
-    "l2": Strategy(
-        plugin=lambda h: L2Plugin(h.l2_lambda, penalty_step=h.penalty_step),
-        hyperparameters=L2Hyperparameters,
-        search={"l2_lambda": LogUniform(1e-3, 1e3)},
-    ),
-    "replay": Strategy(
-        plugin=lambda h: ReplayPlugin(h.mem_size), first_of_plugins=True, hyperparameters=ReplayHyperparameters
-    ),
-}

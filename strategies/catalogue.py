@@ -2,8 +2,8 @@
 
 A name is one of :data:`CATALOGUE`, one that an installed package registers (entry point group
 ``engrams.strategies``), ``module:attribute`` or ``path/to/file.py:attribute`` of anybody's, or several of these joined,
-``ewc+replay``. This file imports neither torch nor Avalanche: a strategy's own file is read when the strategy is asked
-for.
+``ewc+replay``. Neither this file nor the entries that it returns import torch or Avalanche: a method's own file is read
+where one is made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Listed(NamedTuple):
     """What is said of a strategy where it is only named."""
 
     file: str
-    """Its file below ``engrams.strategies``, whose ``ENTRIES`` has it."""
+    """Its file below ``engrams.strategies.entries``, whose ``ENTRIES`` has it."""
     summary: str
     upper_bound: bool = False
     """It sees data that a continual learner would no longer have; tables keep it apart."""
@@ -37,7 +37,7 @@ class Listed(NamedTuple):
     """Of what it does: raised by one with a change after which the same seed ends in another record."""
 
 
-AVALANCHE = "avalanche.entries"
+AVALANCHE = "avalanche"
 CATALOGUE: dict[str, Listed] = {
     "naive": Listed(
         "baselines",
@@ -179,7 +179,7 @@ def get(name: str) -> Strategy:
         return joined(name, [get(part) for part in parts])
     if name in CATALOGUE:
         listed = CATALOGUE[name]
-        entry: Strategy = import_module(f"engrams.strategies.{listed.file}").ENTRIES[name]
+        entry: Strategy = import_module(f"engrams.strategies.entries.{listed.file}").ENTRIES[name]
         return replace(
             entry,
             name=name,

@@ -24,7 +24,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from engrams.strategies.choices import PenaltyStep
 
 if TYPE_CHECKING:
     from avalanche.training.templates import SupervisedTemplate
@@ -60,6 +62,17 @@ class LogUniform(NamedTuple):
     high: float
 
 
+class PenaltyHyperparameters(Hyperparameters):
+    """What every penalty takes in the catalogue."""
+
+    penalty_step: PenaltyStep = "gradient"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before it could be set have none."""
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("penalty_step", "gradient")}
+
+
 class GANSettings(Hyperparameters):
     """The conditional GAN that a protocol's strategies share: the arguments of :class:`ACGAN`."""
 
@@ -74,6 +87,10 @@ class GANSettings(Hyperparameters):
     classifier_weight: Lambda = 1.0
     betas: Betas = (0.0, 0.9)
     """These five are Wu et al. 2018's, public code."""
+
+
+ROUND = 100
+"""Steps of a conditional GAN's generator between two signs of life, which count as an epoch."""
 
 
 class Budget(NamedTuple):

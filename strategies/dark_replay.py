@@ -19,7 +19,6 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.nn import functional
 
-from engrams.strategies.contract import Hyperparameters, Lambda, LogUniform, Positive, Strategy
 from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import refuse_negative
 
@@ -120,29 +119,3 @@ class DERPlugin(SupervisedPlugin):
             kept = functional.pad(kept, (0, new.shape[1] - kept.shape[1]), value=torch.nan)
         self._kept[name] = kept
         return kept
-
-
-class DERHyperparameters(Hyperparameters):
-    mem_size: Positive
-    alpha: Lambda
-    batch_size_mem: Positive | None = None
-
-
-class DERPlusHyperparameters(DERHyperparameters):
-    beta: Lambda
-
-
-SEARCH = {"alpha": LogUniform(0.01, 10.0)}
-
-ENTRIES = {
-    "der": Strategy(
-        plugin=lambda h: DERPlugin(h.mem_size, h.alpha, 0.0, h.batch_size_mem),
-        hyperparameters=DERHyperparameters,
-        search=SEARCH,
-    ),
-    "derpp": Strategy(
-        plugin=lambda h: DERPlugin(h.mem_size, h.alpha, h.beta, h.batch_size_mem),
-        hyperparameters=DERPlusHyperparameters,
-        search=SEARCH,
-    ),
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
@@ -12,34 +12,14 @@ from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_mod
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engrams.strategies.contract import (
-    Betas,
-    Budget,
-    Build,
-    Fraction,
-    Hyperparameters,
-    Lambda,
-    LearningRate,
-    LogUniform,
-    Positive,
-    PositiveFraction,
-    Schedule,
-    Sizes,
-    Strategy,
-)
+from engrams.strategies.choices import NewShare, ReplayLabels
 from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
-from engrams.strategies.generators import VAE, WGANGP, ClassGaussians, Generator, ImageSpec, NoiseImages, PastImages
-from engrams.strategies.generators.gaussian import Covariance
-from engrams.strategies.generators.vae import ImageLikelihood
-from engrams.strategies.generators.wgan_gp import Architecture
+from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
-
-ReplayLabels = Literal["hard", "soft", "asked"]
-NewShare = Literal["experiences", "classes"]
 
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""
@@ -258,130 +238,3 @@ class DeepGenerativeReplay(GeneratorTemplate):
             self._task_classes.pairs = state["task_classes"]
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()
-
-
-# --- in the catalogue -------------------------------------------------------------------------------------------------
-
-
-class ScholarHyperparameters(Hyperparameters):
-    """What :class:`DeepGenerativeReplay` takes besides its generator."""
-
-    r: NewShare | PositiveFraction = "experiences"
-    replay_labels: ReplayLabels = "hard"
-
-
-class TrainedScholarHyperparameters(ScholarHyperparameters):
-    """The same, with a generator that is trained."""
-
-    generator_epochs: Positive
-    generator_batch_size: Positive
-    generator_learning_rate: LearningRate
-    generator_schedule: Schedule = "constant"
-    latent_size: Positive
-
-
-class VAEScholarHyperparameters(TrainedScholarHyperparameters):
-    """The generator is a :class:`VAE`."""
-
-    hidden_sizes: Sizes
-    likelihood: ImageLikelihood
-    solver_schedule: Schedule | None = None
-    """In place of the protocol's. At a constant rate, how much is left of the past depends on the order of the last
-    minibatches: see split-mnist's sources."""
-
-
-class WGANGPScholarHyperparameters(TrainedScholarHyperparameters):
-    """The generator is a :class:`WGANGP`."""
-
-    architecture: Architecture
-    width: Positive
-    critic_steps: Positive = 5
-    penalty: Lambda = 10.0
-    betas: Betas = (0.0, 0.9)
-    """These three are Gulrajani et al. 2017's, algorithm 1."""
-
-
-class GaussianScholarHyperparameters(ScholarHyperparameters):
-    """The generator is :class:`ClassGaussians`."""
-
-    replay_labels: ReplayLabels = "asked"
-    covariance: Covariance = "shared"
-    shrinkage: Fraction = 0.1
-    rank: Positive | None = None
-
-
-def scholar(
-    generator: Callable[[Any, ImageSpec, int], Generator], kind: type[DeepGenerativeReplay] = DeepGenerativeReplay
-) -> Build:
-    """Deep generative replay with a generator made from the hyperparameters, the images and the seed."""
-
-    def build(h, template):
-        images, seed = template.pop("images"), template.pop("seed")
-        return kind(generator=generator(h, images, seed), r=h.r, replay_labels=h.replay_labels, **template)
-
-    return build
-
-
-def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
-    return VAE(
-        images,
-        epochs=h.generator_epochs,
-        batch_size=h.generator_batch_size,
-        seed=seed,
-        latent_size=h.latent_size,
-        hidden_sizes=h.hidden_sizes,
-        learning_rate=h.generator_learning_rate,
-        likelihood=h.likelihood,
-        schedule=h.generator_schedule,
-    )
-
-
-def wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> WGANGP:
-    """The WGAN-GP of the hyperparameters."""
-    return WGANGP(
-        images,
-        epochs=h.generator_epochs,
-        batch_size=h.generator_batch_size,
-        seed=seed,
-        architecture=h.architecture,
-        latent_size=h.latent_size,
-        width=h.width,
-        critic_steps=h.critic_steps,
-        penalty=h.penalty,
-        learning_rate=h.generator_learning_rate,
-        betas=h.betas,
-        schedule=h.generator_schedule,
-    )
-
-
-ENTRIES = {
-    "dgr": Strategy(
-        build=scholar(wgan_gp),
-        hyperparameters=WGANGPScholarHyperparameters,
-        budget=lambda h, _: Budget(generator_epochs=h.generator_epochs),
-        needs_images=True,
-    ),
-    "dgr-vae": Strategy(
-        build=scholar(_vae),
-        hyperparameters=VAEScholarHyperparameters,
-        budget=lambda h, _: Budget(generator_epochs=h.generator_epochs, schedule=h.solver_schedule),
-        needs_images=True,
-    ),
-    "dgr-gaussian": Strategy(
-        build=scholar(lambda h, images, seed: ClassGaussians(images, h.covariance, h.shrinkage, h.rank, seed)),
-        hyperparameters=GaussianScholarHyperparameters,
-        search={"shrinkage": LogUniform(1e-3, 1)},
-        needs_images=True,
-    ),
-    "exact-replay": Strategy(
-        build=scholar(lambda _, images, seed: PastImages(images, seed)),
-        hyperparameters=ScholarHyperparameters,
-        upper_bound=True,
-        needs_images=True,
-    ),
-    "noise-replay": Strategy(
-        build=scholar(lambda _, images, seed: NoiseImages(images, seed)),
-        hyperparameters=ScholarHyperparameters,
-        needs_images=True,
-    ),
-}

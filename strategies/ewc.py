@@ -25,7 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.strategies.contract import Fraction, Lambda, LogUniform, Positive, Strategy
+from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
     Likelihood,
     density,
@@ -38,7 +38,7 @@ from engrams.strategies.densities import (
     refuse_unnormalised,
 )
 from engrams.strategies.general_gradients import outputs_of
-from engrams.strategies.importance import Fisher, check_fisher_options, diagonal_fisher, refuse_too_many
+from engrams.strategies.importance import check_fisher_options, diagonal_fisher, refuse_too_many
 from engrams.strategies.minibatches import (
     AskedThroughStrategy,
     asked,
@@ -50,8 +50,6 @@ from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,
     Excluded,
-    PenaltyHyperparameters,
-    PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
     refuse_negative,
@@ -293,44 +291,3 @@ def _ignore_index(strategy) -> int:
 
 def _name_of(criterion: object) -> str:
     return getattr(criterion, "__name__", type(criterion).__name__)
-
-
-# --- in the catalogue -------------------------------------------------------------------------------------------------
-
-
-EWC_LAMBDAS = LogUniform(1e1, 1e6)
-
-
-class EWCHyperparameters(PenaltyHyperparameters):
-    """What :class:`EWCPlugin` takes, but for how tasks are consolidated."""
-
-    ewc_lambda: Lambda
-    fisher: Fisher = "exact"
-    fisher_samples: Positive | None = None
-
-
-class OnlineEWCHyperparameters(EWCHyperparameters):
-    """The same, and the decay of the running sum."""
-
-    gamma: Fraction
-
-
-ENTRIES = {
-    "ewc-separate": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "separate", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
-        hyperparameters=EWCHyperparameters,
-        search={"ewc_lambda": EWC_LAMBDAS},
-    ),
-    "ewc": Strategy(
-        plugin=lambda h: EWCPlugin(h.ewc_lambda, "corrected", h.fisher, h.fisher_samples, penalty_step=h.penalty_step),
-        hyperparameters=EWCHyperparameters,
-        search={"ewc_lambda": EWC_LAMBDAS},
-    ),
-    "ewc-online": Strategy(
-        plugin=lambda h: EWCPlugin(
-            h.ewc_lambda, "online", h.fisher, h.fisher_samples, h.gamma, penalty_step=h.penalty_step
-        ),
-        hyperparameters=OnlineEWCHyperparameters,
-        search={"ewc_lambda": EWC_LAMBDAS},
-    ),
-}

@@ -8,12 +8,13 @@ squared L2 norm of the outputs instead (Aljundi et al. 2018, arXiv:1711.09601), 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from engrams.strategies.choices import Fisher, MASVariant
 from engrams.strategies.densities import Likelihood, density, fitting
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.gradient_plan import plan
@@ -33,9 +34,6 @@ from engrams.strategies.per_sample_gradients import (
     mean_over_samples,
 )
 from engrams.strategies.steps import step_of
-
-Fisher = Literal["exact", "sampled", "empirical", "batched"]
-MASVariant = Literal["global", "local", "batched"]
 
 MOST_OUTPUTS = 4096
 """Of a sample, for the exact Fisher: a signal for each of as many outputs is 64 MiB."""

@@ -15,15 +15,13 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engrams.strategies.contract import Lambda, LogUniform, Strategy
-from engrams.strategies.importance import MASVariant, check_mas_variant, mas_importance
+from engrams.strategies.choices import MASVariant, PenaltyStep
+from engrams.strategies.importance import check_mas_variant, mas_importance
 from engrams.strategies.kept import State
 from engrams.strategies.minibatches import asked
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
-    PenaltyHyperparameters,
-    PenaltyStep,
     QuadraticPenaltyPlugin,
     first_samples,
     refuse_negative,
@@ -170,32 +168,3 @@ def _refuse_what_is_no_dataset(data: object) -> None:
     for entry in data if isinstance(data, list | tuple) else ():
         if isinstance(entry, DataLoader | Tensor):
             raise ValueError(f"importance_data has a {type(entry).__name__} among its entries; give data sets")
-
-
-# --- in the catalogue -------------------------------------------------------------------------------------------------
-
-
-class MASLocalHyperparameters(PenaltyHyperparameters):
-    """What the local form of :class:`MASPlugin` takes."""
-
-    mas_lambda: Lambda
-
-
-class MASHyperparameters(MASLocalHyperparameters):
-    """What :class:`MASPlugin` takes, but for the data that importance is measured on."""
-
-    variant: MASVariant = "global"
-
-
-ENTRIES = {
-    "mas": Strategy(
-        plugin=lambda h: MASPlugin(h.mas_lambda, h.variant, penalty_step=h.penalty_step),
-        hyperparameters=MASHyperparameters,
-        search={"mas_lambda": LogUniform(1e-4, 1e5)},
-    ),
-    "mas-local": Strategy(
-        plugin=lambda h: MASPlugin(h.mas_lambda, "local", penalty_step=h.penalty_step),
-        hyperparameters=MASLocalHyperparameters,
-        search={"mas_lambda": LogUniform(1e-5, 1e4)},
-    ),
-}

@@ -11,30 +11,17 @@ G_{t-1} replays the past, for one of two losses:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.benchmarks.utils.utils import concat_datasets
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engrams.strategies.contract import (
-    Budget,
-    Build,
-    GANSettings,
-    Hyperparameters,
-    Lambda,
-    LogUniform,
-    Positive,
-    Strategy,
-)
-from engrams.strategies.dgr import DeepGenerativeReplay, WGANGPScholarHyperparameters, scholar, wgan_gp
 from engrams.strategies.generator_training import GeneratorTemplate
-from engrams.strategies.generators.acgan import ACGAN, ROUND
-from engrams.strategies.generators.ewc_gan import EWCGAN
+from engrams.strategies.generators.acgan import ACGAN
 from engrams.strategies.generators.generator import at_least_one
-from engrams.strategies.judged import GANDeepGenerativeReplay, JudgedByClassifier
+from engrams.strategies.judged import JudgedByClassifier
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
 
@@ -277,119 +264,3 @@ class GANJointTraining(MeRGAN):
 
     def train_dataset_adaptation(self, **kwargs):
         self.adapted_dataset = concat_datasets([experience.dataset for experience in self._experiences]).train()
-
-
-# --- in the catalogue -------------------------------------------------------------------------------------------------
-
-
-# To second order EWC's lambda on a generator is mergan-ra's times the images replayed of a class, divided by the number
-# of past classes: ra takes the mean over them, EWC the sum of their Fishers.
-GAN_EWC_LAMBDAS = LogUniform(1e-2, 1e4)
-
-
-class GANJointHyperparameters(Hyperparameters):
-    """What training on all classes at once takes."""
-
-    steps: Positive
-    """In place of the protocol's, which are an experience's."""
-
-
-class ReplayingGANHyperparameters(Hyperparameters):
-    """What :class:`ReplayingGAN` takes."""
-
-    replayed_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)] | None = None
-    replay_batch_size: Positive | None = None
-
-
-class JointReplayGANHyperparameters(ReplayingGANHyperparameters):
-    """What :class:`JointReplayGAN` takes."""
-
-    past_weight: Lambda = 1.0
-
-
-class ReplayAlignmentGANHyperparameters(ReplayingGANHyperparameters):
-    """What :class:`ReplayAlignmentGAN` takes."""
-
-    ra_lambda: Lambda
-
-
-class EWCGANHyperparameters(Hyperparameters):
-    """What :class:`EWCGAN` takes."""
-
-    ewc_lambda: Lambda
-    fisher_samples: Positive
-
-
-def _conditional_gan(kind: type[ACGAN], h: Hyperparameters, template: dict[str, Any]) -> ACGAN:
-    """Of the protocol's settings; hyperparameters of the same name go before them."""
-    settings = template.pop("gan").model_dump() | h.model_dump()
-    return kind(template.pop("images"), seed=template.pop("seed"), classes=template.pop("classes"), **settings)
-
-
-def _generating(gan: type[ACGAN], kind: type[MeRGAN] | None = None) -> Build:
-    """The generator alone."""
-
-    def build(h, template):
-        generator = _conditional_gan(gan, h, template)
-        its_own = {key: value for key, value in template.items() if key not in ("model", "optimizer", "criterion")}
-        return (kind or MeRGAN)(generator=generator, **its_own)
-
-    return build
-
-
-def _remembering(gan: type[ACGAN]) -> Build:
-    """The generator as the memory of a solver, which learns from it as in deep generative replay."""
-
-    def build(h, template):
-        return DeepGenerativeReplay(generator=_conditional_gan(gan, h, template), replay_labels="asked", **template)
-
-    return build
-
-
-def _rounds(h: Hyperparameters, gan: GANSettings | None) -> Budget:
-    return Budget(generator_epochs=-(-gan.steps // ROUND) if gan else 0)
-
-
-ENTRIES = {
-    "mergan-jtr": Strategy(
-        build=_remembering(JointReplayGAN),
-        generate=_generating(JointReplayGAN),
-        hyperparameters=JointReplayGANHyperparameters,
-        budget=_rounds,
-        needs_images=True,
-        has_gan=True,
-    ),
-    "mergan-ra": Strategy(
-        build=_remembering(ReplayAlignmentGAN),
-        generate=_generating(ReplayAlignmentGAN),
-        hyperparameters=ReplayAlignmentGANHyperparameters,
-        search={"ra_lambda": LogUniform(1e-4, 1e1)},
-        budget=_rounds,
-        needs_images=True,
-        has_gan=True,
-    ),
-    "gan-joint": Strategy(
-        generate=_generating(ACGAN, GANJointTraining),
-        hyperparameters=GANJointHyperparameters,
-        budget=lambda h, _: Budget(generator_epochs=-(-h.steps // ROUND)),
-        upper_bound=True,
-        whole_stream_at_once=True,
-        needs_images=True,
-        has_gan=True,
-    ),
-    "gan-finetune": Strategy(generate=_generating(ACGAN), budget=_rounds, needs_images=True, has_gan=True),
-    "gan-ewc": Strategy(
-        generate=_generating(EWCGAN),
-        hyperparameters=EWCGANHyperparameters,
-        search={"ewc_lambda": GAN_EWC_LAMBDAS},
-        budget=_rounds,
-        needs_images=True,
-        has_gan=True,
-    ),
-    "gan-dgr": Strategy(
-        generate=scholar(wgan_gp, GANDeepGenerativeReplay),
-        hyperparameters=WGANGPScholarHyperparameters,
-        budget=lambda h, _: Budget(generator_epochs=h.generator_epochs),
-        needs_images=True,
-    ),
-}

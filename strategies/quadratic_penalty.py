@@ -17,34 +17,21 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
-from pydantic import SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from engrams.strategies.contract import Hyperparameters
+from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
 from engrams.strategies.steps import steps_told
 
 Consolidation = Literal["separate", "corrected", "online"]
-PenaltyStep = Literal["gradient", "proximal"]
 ByName = dict[str, Tensor]
 Excluded = Sequence[str | type[nn.Module]]
 
 OTHERWISE = ", or give consolidate_every, the number of samples after which to consolidate"
-
-
-class PenaltyHyperparameters(Hyperparameters):
-    """What every penalty takes in the catalogue."""
-
-    penalty_step: PenaltyStep = "gradient"
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before it could be set have none."""
-        return {key: value for key, value in serialize(self).items() if (key, value) != ("penalty_step", "gradient")}
 
 
 class Term(NamedTuple):

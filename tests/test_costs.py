@@ -9,7 +9,8 @@ import torch
 
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.training import costs, run
+from engrams.benchmarks.runs import Run
+from engrams.benchmarks.training import costs, learn
 from engrams.benchmarks.training.costs import OperationsPlugin, PeakMemory
 from engrams.reports import store
 from engrams.reports.costs import Costs
@@ -35,15 +36,15 @@ def learned(strategy, **settings):
         def after_experience(self, strategy, matrix, found):
             seen.append(strategy)
 
-    found = run.learn(
-        run.Run(EVERY, planned.strategy, 0, planned.hyperparameters, first=FIRST), "cpu", [Watch()], lambda epochs: None
+    found = learn.learn(
+        Run(EVERY, planned.strategy, 0, planned.hyperparameters, first=FIRST), "cpu", [Watch()], lambda epochs: None
     )
     return found, seen[-1]
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return [len(one.dataset) for one in run.benchmark_of(run_of(ENTRY, "naive", 0)).train_stream[:FIRST]]
+    return [len(one.dataset) for one in learn.benchmark_of(run_of(ENTRY, "naive", 0)).train_stream[:FIRST]]
 
 
 LAYERS = [INPUTS * HIDDEN, HIDDEN * HIDDEN, HIDDEN * 2 * FIRST]
@@ -73,7 +74,7 @@ def test_mas_takes_three_products_a_layer(samples):
 )
 def test_one_step_of_each_kind_stands_for_all(monkeypatch, strategy, settings, kinds):
     """Against a count of everything that is done in training, which takes no step for another."""
-    real, every = run.steps_told, []
+    real, every = learn.steps_told, []
 
     @contextmanager
     def everything(counting):
@@ -81,7 +82,7 @@ def test_one_step_of_each_kind_stands_for_all(monkeypatch, strategy, settings, k
             yield
         every.append(counter.get_total_flops())
 
-    monkeypatch.setattr(run, "steps_told", everything)
+    monkeypatch.setattr(learn, "steps_told", everything)
     found, _ = learned(strategy, **settings)
     assert set(found.costs.operations) == kinds
     assert all(found.costs.operations.values())

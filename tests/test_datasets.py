@@ -20,7 +20,7 @@ from engrams.benchmarks.data import datasets, streams
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImagesOnDisk, as_float
 from engrams.benchmarks.data.loading import tensors_of
-from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.data.names import CLASSES, DataError
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
@@ -438,6 +438,7 @@ def test_tiny_imagenet_from_its_folder(fresh_data, tiny_imagenet):
     assert data.train_x.dtype == torch.uint8
     assert data.train_y.tolist() == [label for label in range(200) for _ in range(2)]
     assert data.test_y.tolist() == list(range(200))
+    assert data.classes == CLASSES["tiny-imagenet"]
     # Labels are the places in wnids.txt, and every class's images have a colour of their own; JPEG keeps it roughly.
     colours = torch.tensor([colour_of(label) for label in range(200)])
     assert (data.train_x.float().mean((2, 3)) - colours[data.train_y]).abs().max() < 4
@@ -494,3 +495,13 @@ def test_an_incomplete_tiny_imagenet_is_refused(fresh_data, tiny_imagenet, capsy
     with pytest.raises(DataError, match=f"Tiny ImageNet.*{message}") as caught:
         load("tiny-imagenet", from_disk)
     assert "\n" not in str(caught.value)
+
+
+def test_the_classes_of_our_own_data_are_known_without_reading_them():
+    assert set(CLASSES) == set(datasets.NAMES)
+    assert CLASSES["digits"] == datasets.class_count("digits")
+    for name, parts in datasets.SEQUENCES.items():
+        assert CLASSES[name] == sum(CLASSES[part] for part in parts)
+    assert CLASSES[datasets.SUPERCLASSES] == CLASSES["cifar100"] == len(datasets.COARSE)
+    for name, data in (("fashion-mnist", torchvision_datasets.FashionMNIST), ("mnist", torchvision_datasets.MNIST)):
+        assert CLASSES[name] == len(data.classes)

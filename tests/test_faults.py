@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from engrams.reports import store
+from tests.test_runs import engrams as here
 
 RUN = ("run", "split-digits/class", "--seeds", "1", "--workers", "1", "--wandb", "disabled", "--experiences", "2")
 
@@ -61,5 +62,5 @@ def test_a_full_disk_costs_the_runs_that_cannot_be_written_and_says_so(small_dis
     assert "No space left on device" in said
     assert "Traceback" not in said
     (small_disk / "ballast").unlink()
-    assert engrams(*RUN, "naive", "--out", small_disk / "runs").returncode == 0
+    assert here(*RUN, "naive", "--out", small_disk / "runs").returncode == 0
     assert [record.status for record in store.read_all(small_disk / "runs")].count("complete") >= 1

@@ -13,7 +13,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ProtocolError
-from engrams.benchmarks.training.run import benchmark_of
+from engrams.benchmarks.training.learn import benchmark_of
 from engrams.reports import store
 from engrams.strategies import catalogue
 
@@ -138,7 +138,7 @@ def test_without_task_labels(outsiders, tmp_path, scenario):
 def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(outsiders):
     entry = protocol.get(str(outsiders()))
     naive = catalogue.get("naive")
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
     def images(judge):
         benchmark = benchmark_of(Run(entry, naive, 0, naive.hyperparameters(), judge))

@@ -118,35 +118,25 @@ def engrams(installed, folder, *arguments):
     return done.stdout
 
 
-def test_ones_own_stand_in_the_table_beside_ours_and_avalanches(installed, folder):
+def test_ones_own_stand_in_the_table_beside_ours_avalanches_and_joined_ones(installed, folder):
+    """On vectors."""
     assert "split-digits/class" in engrams(installed, folder, "list")
-    strategies = ["my_strategy.py:keep", "ewc", "avalanche-ewc"]
-    shown = engrams(
-        installed,
-        folder,
-        "run",
-        "mine.toml",
-        *strategies,
-        "--seeds",
-        2,
-        "--set",
-        "ewc_lambda=10",
-        "--wandb",
-        "disabled",
-    )
-    for row in ("my_strategy:keep", "ewc ewc_lambda=10", "avalanche-ewc ewc_lambda=10"):
-        assert row in shown
+    strategies = ["my_strategy.py:keep", "ewc", "avalanche-ewc", "naive", "replay", "ewc+replay"]
+    settings = ["--seeds", 2, "--set", "ewc_lambda=10", "--wandb", "disabled"]
+    shown = engrams(installed, folder, "run", "mine.toml", *strategies, *settings)
+    for row in (
+        "my_strategy:keep",
+        "ewc ewc_lambda=10",
+        "avalanche-ewc ewc_lambda=10",
+        "naive",
+        "replay",
+        "ewc+replay",
+    ):
+        assert f" {row} " in shown
     table = engrams(installed, folder, "table", "runs", "--format", "csv")
-    assert len(table.splitlines()) == 4
+    assert len(table.splitlines()) == 1 + len(strategies)
     assert "my_strategy:keep" in table
     assert "not run" in engrams(installed, folder, "parity", "runs")
-
-
-def test_a_table_of_joined_strategies_on_vectors(installed, folder):
-    arguments = ["naive", "ewc", "replay", "ewc+replay", "--seeds", 1, "--out", "vectors", "--wandb", "disabled"]
-    shown = engrams(installed, folder, "run", "mine.toml", *arguments)
-    for row in ("naive", "ewc", "replay", "ewc+replay"):
-        assert f" {row} " in shown
 
 
 def test_no_module_has_two_names(installed, folder):

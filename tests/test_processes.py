@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,3 +132,68 @@ def test_nobody_goes_on_when_the_caller_stops():
         list(in_processes([job("a"), job("b")], sleep, 2, advanced))
     assert time.monotonic() - began < 30
     assert not [pid for pid in processes if psutil.pid_exists(pid)]
+
+
+# --- what needs torch, asked by a process that has not read it --------------------------------------------------------
+
+QUESTIONS = """
+import os, signal, sys
+from engrams.benchmarks.data.names import DataError
+
+def answer(of):
+    return of, os.getpid(), "torch" in sys.modules
+
+def refuse():
+    raise DataError("mine.npz: there is no such file")
+
+def fail():
+    open("/nowhere")
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+ASKED = """
+import os, sys
+import questions
+from engrams.benchmarks.jobs import processes
+
+def ask(function, *arguments):
+    try:
+        return processes.where_torch_is(function, *arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+def answer(of):
+    of, process, has_torch = ask(questions.answer, of)
+    return of, "here" if process == os.getpid() else "elsewhere", has_torch
+
+if __name__ == "__main__":
+    print(*answer("one for it alone"))
+    processes.start_server()
+    print(*answer("one of the server's"))
+    print(ask(questions.refuse))
+    print(ask(questions.fail))
+    print(ask(questions.die))
+    print("torch" in sys.modules)
+    sys.modules["torch"] = sys
+    print(*answer("this one"))
+"""
+
+
+def test_a_process_without_torch_asks_one_that_has_it(tmp_path):
+    (tmp_path / "questions.py").write_text(QUESTIONS)
+    (tmp_path / "asks.py").write_text(ASKED)
+    path = os.pathsep.join(str(Path(place).absolute()) for place in (tmp_path, *sys.path) if place)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "asks.py"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "one for it alone elsewhere True",
+        "one of the server's elsewhere True",
+        "DataError: mine.npz: there is no such file",
+        "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere'",
+        "ProcessError: the process that looks at the data died: it was ended by SIGKILL (out of memory?)",
+        "False",
+        "this one here True",
+    ], done.stderr
+    assert not done.stderr

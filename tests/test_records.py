@@ -18,7 +18,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.jobs.verify import compared, run_of_record
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.training.run import Learned
+from engrams.benchmarks.training.learn import Learned
 from engrams.reports import provenance, read_records, store
 from engrams.reports.matrix import metrics
 from engrams.reports.predictions import Predictions

@@ -26,13 +26,13 @@ from engrams.benchmarks.data import streams
 from engrams.benchmarks.data.images import ImageData, PreparedLater
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs import execute as execution
-from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ReducedResNet18
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.checkpoint import INTERVAL, SHARE
-from engrams.benchmarks.training.run import Run, learn, make_strategy
+from engrams.benchmarks.training.learn import learn, make_strategy
 from engrams.reports import store
 from engrams.reports.matrix import METRICS, metrics
 from engrams.strategies import catalogue
@@ -190,7 +190,7 @@ def test_what_a_head_that_was_not_trained_answers_is_not_asked_again(monkeypatch
     run = run_of(entry, strategy, 0, {"epochs": 2} if strategy == "avalanche-gdumb" else {})
     shorter = learn(run, "cpu", [], _quiet)
     assert strategy != "ewc" or asked == [5, 5, 2, 3, 4, 5]
-    monkeypatch.setattr("engrams.benchmarks.training.run.may_have_changed", lambda model, experience: True)
+    monkeypatch.setattr("engrams.benchmarks.training.learn.may_have_changed", lambda model, experience: True)
     asked.clear()
     whole = learn(run, "cpu", [], _quiet)
     assert asked == [5] * 6
@@ -211,7 +211,6 @@ def test_one_pass_takes_one_step_a_minibatch_and_sees_every_sample_once(monkeypa
     entry = entry.model_copy(update={"network": ReducedResNet18(kind="resnet18-reduced", width=1)})
     data = random_cifar100()
     monkeypatch.setattr(streams, "load", lambda *_: data)
-    monkeypatch.setattr("engrams.benchmarks.data.datasets.class_count", lambda name: 100)
     streams.prepared.cache_clear()
     seen: list[torch.Tensor] = []
 
@@ -241,7 +240,6 @@ def test_images_prepared_by_the_minibatch_give_the_same_result_to_the_bit(monkey
     entry = entry.model_copy(update={"network": ReducedResNet18(kind="resnet18-reduced", width=1)})
     data = random_cifar100()
     monkeypatch.setattr(streams, "load", lambda *_: data)
-    monkeypatch.setattr("engrams.benchmarks.data.datasets.class_count", lambda name: 100)
     found = catalogue.get(strategy)
     run = Run(entry, found, 0, entry.hyperparameters_of(found), first=3)
     results = []
@@ -269,7 +267,7 @@ def test_avalanches_evaluator_is_asked_in_evaluation_only(monkeypatch):
     quiet = learn(run, "cpu", [], _quiet)
     assert "after_eval" in asked
     assert not {name for name in asked if "training" in name}
-    monkeypatch.setattr("engrams.benchmarks.training.run.SilentInTraining", EvaluationPlugin)
+    monkeypatch.setattr("engrams.benchmarks.training.learn.SilentInTraining", EvaluationPlugin)
     assert learn(run, "cpu", [], _quiet).accuracy_matrix == quiet.accuracy_matrix
     assert "after_training_iteration" in asked
 
@@ -374,8 +372,7 @@ def test_the_device_is_asked_for_where_the_run_is_done(tmp_path, monkeypatch):
     def asked():
         raise AssertionError("in the command's own process")
 
-    for module in (execution, suite):
-        monkeypatch.setattr(module, "usual_device", asked)
+    monkeypatch.setattr(execution, "usual_device", asked)
     words = ("--seeds", 1, "--experiences", 1, "--set", "training.epochs=1", "--wandb", "disabled", "--out", tmp_path)
     done = engrams("run", "split-digits/task", "naive", *words)
     assert done.returncode == 0, done.stderr

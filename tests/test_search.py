@@ -124,7 +124,7 @@ def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
         data.append(images)
         return built[-1]
 
-    monkeypatch.setattr("engrams.benchmarks.training.run.make_benchmark", watch)
+    monkeypatch.setattr("engrams.benchmarks.training.learn.make_benchmark", watch)
     trial = search.Trial(l2_run(tiny), tiny.parent, {})
     assert search._try_out(trial, lambda epochs: None, "cpu", False).acc[-1] > 0
     assert [set(benchmark.streams) for benchmark in built] == [{"train", "validation"}]
@@ -155,7 +155,7 @@ def test_only_what_is_among_the_worst_is_pruned(tiny, monkeypatch, early, pruned
             for watcher in watchers:
                 watcher.after_experience(None, matrix, {})
 
-    monkeypatch.setattr(search, "learn", learn)
+    monkeypatch.setattr("engrams.benchmarks.training.learn.learn", learn)
     outcome = search._try_out(search.Trial(l2_run(tiny), tiny.parent, least), lambda epochs: None, "cpu", False)
     assert (outcome.pruned, len(outcome.acc)) == (("pruned after 3 of 5 experiences", 3) if pruned else (None, 5))
 

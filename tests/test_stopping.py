@@ -17,6 +17,7 @@ from engrams.benchmarks.jobs.processes import in_processes
 from engrams.benchmarks.training import stopping
 from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE
 from engrams.reports import store
+from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"training.epochs": 120}
@@ -57,8 +58,7 @@ def test_what_is_told_to_end_keeps_its_step_and_goes_on(tmp_path, told, status):
     assert (folder / FILE).stat().st_mtime_ns > earlier
     if told == signal.SIGTERM:
         return
-    process = command(tmp_path)
-    assert process.wait(120) == 0
+    assert engrams(*COMMAND, "--out", tmp_path, "--wandb", "disabled").returncode == 0
     whole = execute(run, tmp_path / "whole", "cpu", "disabled", lambda epochs: None)
     assert store.read(folder / store.RECORD).accuracy_matrix == whole.accuracy_matrix
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset, tensors_of
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import adaptive, listing
 from engrams.benchmarks.studies import sweeps as studies
-from engrams.benchmarks.training.run import Run
 from engrams.reports import store
 from engrams.reports.pages.comparison import Estimate
 from engrams.reports.studies import adaptive as results

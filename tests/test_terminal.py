@@ -1,4 +1,4 @@
-"""What the terminal shows: tables as wide as it is, and names answered without reading torch."""
+"""What the terminal shows: tables as wide as it is, and what is answered without reading torch."""
 
 import contextlib
 import io
@@ -167,9 +167,15 @@ def test_a_protocol_is_printed_as_its_file_has_it(terminal):
         ("suite", "digit"),
         ("study", "fischer"),
         ("protocol", "split-mnist/clas"),
+        ("run", "split-digits/class", "naive", "ewc+replay", "avalanche-gem", "dgr-vae", "--dry-run"),
+        ("run", "generate-mnist", "mergan-ra", "--dry-run"),
+        ("suite", "digits", "--dry-run"),
+        ("run", "split-mnist/class", "naive", "ewc", "--seeds", "1", "--out", RECORDS),
+        ("search", "split-digits/class", "naive"),
+        ("verify", RECORDS / "split-fashion-mnist"),
     ],
 )
-def test_lists_tables_and_wrong_names_do_not_read_torch(arguments):
+def test_what_learns_nothing_does_not_read_torch(arguments):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "benchmarks", *map(str, arguments)],
         cwd=ROOT,

@@ -150,9 +150,8 @@ def place_of(
             raise OptionError(f"{option} is for --on {' and --on '.join(of)}")
     asked = settings_of(ask, "--ask")
     if kind == "local":
-        from engrams.benchmarks.jobs.processes import Here, start_server
+        from engrams.benchmarks.jobs.processes import Here
 
-        start_server()
         return Here(workers)
     if kind == "slurm":
         from engrams.benchmarks.jobs import slurm

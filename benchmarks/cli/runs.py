@@ -38,8 +38,8 @@ from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, s
 
 if TYPE_CHECKING:
     from engrams.benchmarks.jobs.place import Place
+    from engrams.benchmarks.runs import Run
     from engrams.benchmarks.studies.sweeps import Subsets, Sweep
-    from engrams.benchmarks.training.run import Run
     from engrams.reports.wandb.settings import WandBSettings
 
 
@@ -72,7 +72,7 @@ def run(
     from engrams.benchmarks.protocols import registry
 
     settings, wanted = settings_of(set), seeds_of(seeds)
-    for strategy in strategies:  # a misspelt name is answered before torch is read
+    for strategy in strategies:  # a misspelt name is answered before anything is read
         check_strategy_name(strategy)
     registry.get(protocol, registry.of_protocol(settings))
     place = None if dry_run else place_of(on, workers, partition, time, gpus, ask, out)
@@ -134,14 +134,12 @@ def search(
     stream_from_disk: StreamFromDisk = False,
 ) -> None:
     """Choose strategies' hyperparameters on the validation stream and write them beside the protocol's file."""
-    from engrams.benchmarks.jobs import processes
     from engrams.benchmarks.names import check_strategy_name, strategy_called
     from engrams.benchmarks.protocols import registry
 
     for strategy in strategies:
         check_strategy_name(strategy)
     entry = registry.get(protocol)
-    processes.start_server()  # which reads torch beside this process
     from engrams.benchmarks.jobs.progress import Display
     from engrams.benchmarks.studies.search import search as choose
 

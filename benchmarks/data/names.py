@@ -24,6 +24,13 @@ PARQUET_SPLITS = (("train",), ("test", "validation", "valid", "val"))
 """What the files of a folder's two splits may begin with; the first that is there is taken."""
 
 
+CLASSES = {
+    **dict.fromkeys(("digits", "mnist", "fashion-mnist", "usps", "svhn", "cifar10"), 10),
+    **dict.fromkeys(("mnist-svhn", "svhn-mnist", "mnist-fashion", "mnist-usps", "usps-mnist"), 20),
+    **dict.fromkeys(("cifar100", "cifar100-superclasses"), 100),
+    "tiny-imagenet": 200,
+}
+"""How many each data set of Engrams' own has."""
 OFFLINE = "ENGRAMS_OFFLINE"
 """Variable of the environment: set, nothing is downloaded."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engrams.benchmarks.data.streams import brightness
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.protocols.schema import Images
-from engrams.benchmarks.training.run import learn
+from engrams.benchmarks.training.learn import learn
 
 PROTOCOL, STRATEGIES = "generate-digits", {"gan-finetune": "fine-tuning", "mergan-ra": "replay alignment"}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.training.run import learn
+from engrams.benchmarks.training.learn import learn
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 PROTOCOL, STRATEGIES = "split-digits/class", ("ewc", "mas")

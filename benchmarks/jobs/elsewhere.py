@@ -16,7 +16,7 @@ from engrams.reports.store import TEMPORARY
 
 if TYPE_CHECKING:
     from engrams.benchmarks.jobs.place import Report
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
 TOLD = f".epochs{TEMPORARY}"
 """In a run's folder while it goes on: how many epochs have been done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,14 @@ import torch
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.streams import classes_of_experiences
+from engrams.benchmarks.jobs.outcomes import environment, failed, record_of
 from engrams.benchmarks.judging.generation import GenerationObserver
 from engrams.benchmarks.judging.observer import GeneratorObserver, classifier_for
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.revisions import revisions_of
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.checkpoint import Checkpoints
-from engrams.benchmarks.training.run import Learned, Run, learn
+from engrams.benchmarks.training.learn import Learned, learn
 from engrams.reports import predictions, store
 from engrams.reports.errors import UserError
 from engrams.reports.matrix import metrics, undefined
@@ -91,7 +91,7 @@ def execute(
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
         outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}{_kept(folder)}"}
-    record = _record(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
+    record = record_of(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
     try:
         predictions.remove(folder)  # of an earlier try, as the traceback
         if record.complete and learned:
@@ -115,32 +115,6 @@ def _kept(folder: Path) -> str:
     except OSError:
         return ""
     return f" (see {folder / TRACEBACK})"
-
-
-def _record(run: Run, ran_on: dict[str, Any], outcome: dict[str, Any]) -> Record:
-    return Record(
-        experiences=run.experiences if outcome["status"] == "complete" else None,
-        revisions=revisions_of(run.strategy),
-        protocol=run.protocol.name,
-        strategy=run.strategy.name,
-        variant=run.variant,
-        seed=run.seed,
-        upper_bound=run.strategy.upper_bound,
-        hyperparameters=run.deciding(),
-        environment=ran_on,
-        **outcome,
-    )
-
-
-def failed(run: Run, device: str, reason: str) -> Record:
-    """Returns the record of a run that came to nothing before it could say so itself.
-
-    Args:
-        run: that failed.
-        device: torch's name of the one that it ran on, or ``unknown``.
-        reason: why.
-    """
-    return _record(run, environment(device), {"status": "failed", "reason": reason, "seconds": 0.0})
 
 
 def _identity(run: Run, ran_on: Mapping[str, Any]) -> str:
@@ -208,31 +182,3 @@ def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserv
 def usual_device() -> str:
     """torch's name of the GPU if there is one, else of the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _cpu() -> str:
-    """Its model, where the system says it: two of them may round differently."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-
-
-@cache
-def environment(device: str) -> dict[str, Any]:
-    """What the run ran on: versions, machine, device."""
-    versions: dict[str, str | None] = {}
-    for package in ("engrams", "torch", "torchvision", "avalanche-lib", "numpy", "scikit-learn", "wandb"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "threads": torch.get_num_threads(),
-    }

@@ -21,7 +21,7 @@ import psutil
 
 from engrams import reports
 from engrams.benchmarks.jobs.progress import duration
-from engrams.benchmarks.training.run import Run
+from engrams.benchmarks.runs import Run
 from engrams.reports import store
 from engrams.reports.store import Record, RecordError
 

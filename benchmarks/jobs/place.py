@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engrams.reports.errors import UserError
 
 if TYPE_CHECKING:
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
 Report = Callable[[int], None]
 """Told the number of epochs done, as they are done; 0 when the run has begun."""

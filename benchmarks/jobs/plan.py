@@ -10,7 +10,7 @@ from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol
-from engrams.benchmarks.training.run import Run
+from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.strategies import references
 from engrams.strategies.contract import Hyperparameters, Strategy

@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
@@ -43,6 +43,8 @@ HEARD_HERE = {signal.SIGINT, signal.SIGTERM}
 
 # Never fork a process that has run torch's thread pool or touched the GPU: a server without either forks instead.
 _context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_started = False
+"""Whether there is that server."""
 
 
 def start_server() -> None:
@@ -53,17 +55,31 @@ def start_server() -> None:
     Raises:
         UserError: Avalanche could not be read.
     """
+    global _started
     _check_avalanches_folder()
     if os.name != "posix":
         return
     _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
-    # The server inherits this. An interrupt, or a queue's warning to all of a job, is this process's to answer: the
-    # server would end in a traceback where it still reads, and where it has ended, nobody can wait for workers that are
-    # keeping a checkpoint. It is put off here, not ignored: one that comes in this moment is answered in the next.
-    resource_tracker.ensure_running()  # the server would start it, and that ends the block
+    with _heard_here():
+        forkserver.ensure_running()
+    _started = True
+
+
+@contextmanager
+def _heard_here() -> Iterator[None]:
+    """A process that is started in the block inherits that it hears neither an interrupt nor a queue's warning.
+
+    They are this process's to answer: the other would end in a traceback where it still reads, and where the server has
+    ended, nobody can wait for workers that are keeping a checkpoint. They are put off here, not ignored: one that comes
+    in this moment is answered in the next.
+    """
+    if os.name != "posix":
+        yield
+        return
+    resource_tracker.ensure_running()  # the other would start it, and that ends the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD_HERE)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -81,6 +97,52 @@ def _check_avalanches_folder() -> None:
         raise UserError(
             f"Avalanche keeps its settings in {folder}, which cannot be written: {error}; set HOME"
         ) from error
+
+
+def has_torch() -> bool:
+    """Returns whether this process has read torch."""
+    return "torch" in sys.modules
+
+
+def where_torch_is(function: Callable[..., R], *arguments: Any) -> R:
+    """Returns what a function returns that needs torch: called here if this process has read it, else in another.
+
+    That is one of the server's, where there is one, else one that is started for it, and ends.
+
+    Args:
+        function: importable without torch, which it imports itself.
+        arguments: of the function.
+
+    Raises:
+        ProcessError: the other process has died.
+        UserError: Avalanche could not be read there; or what the function raises.
+    """
+    if has_torch():
+        return function(*arguments)
+    _check_avalanches_folder()
+    if _started:
+        worker = _Worker(_answer)
+    else:
+        with _heard_here():
+            worker = _Worker(_answer, multiprocessing.get_context("spawn"))
+    try:
+        worker.connection.send((function, arguments))
+        message = worker.connection.recv()
+    except (EOFError, OSError) as error:
+        worker.process.join()
+        raise ProcessError(f"the process that looks at the data died: {_cause(worker.process.exitcode)}") from error
+    finally:
+        worker.process.kill()  # it keeps nothing
+        worker.process.join()
+        worker.connection.close()
+    if isinstance(message, _Raised):
+        raise message.error from message.cause
+    return message.result
+
+
+def _answer(question: tuple[Callable[..., R], tuple[Any, ...]], report: Report) -> R:
+    function, arguments = question
+    return function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -121,7 +183,6 @@ def in_processes(
     """
     import joblib  # here, as torch below: the command line reads this file before it knows what it needs
 
-    start_server()
     crew = _Crew(iter(jobs), work, workers or joblib.cpu_count())
     try:
         crew.draw()
@@ -160,9 +221,9 @@ class _Worker:
     It has a pipe of its own: of a queue that all share, one that is killed while it holds the lock would silence all.
     """
 
-    def __init__(self, work: Callable[[Any, Report], Any]):
-        self.connection, theirs = _context.Pipe()
-        self.process = _context.Process(target=_serve, args=(theirs, work), daemon=False)
+    def __init__(self, work: Callable[[Any, Report], Any], context: Any = _context):
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=False)
         self.process.start()
         theirs.close()
         self.job: Any = None
@@ -189,7 +250,11 @@ class _Crew:
                 self._begin(job, is_last_attempt=False)
 
     def _begin(self, job: Any, is_last_attempt: bool) -> None:
-        worker = self.idle.pop() if self.idle else _Worker(self.work)
+        if self.idle:
+            worker = self.idle.pop()
+        else:
+            start_server()
+            worker = _Worker(self.work)
         worker.job, worker.is_last_attempt, worker.most_memory = job, is_last_attempt, 0
         self.busy.append(worker)
         with suppress(OSError):  # it died while it was idle, which shows when it is listened to
@@ -272,7 +337,12 @@ class _Raised:
     def value(self, job: Job) -> Any:
         if isinstance(self.error, OSError):
             raise ProcessError(f"the files of {job.name} cannot be written: {self.error}") from self.error
-        raise self.error from RuntimeError(f"in a process of its own:\n{self.traceback}")
+        raise self.error from self.cause
+
+    @property
+    def cause(self) -> Exception:
+        """What was going on there."""
+        return RuntimeError(f"in a process of its own:\n{self.traceback}")
 
 
 def _serve(connection, work: Callable[[Any, Report], Any]) -> None:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from engrams.benchmarks.jobs.limits import Forecast
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
 SECONDS_BETWEEN_LINES = 30
 """Without a terminal: a run that takes long says that often where it is."""

@@ -14,7 +14,7 @@ from engrams.benchmarks.jobs.elsewhere import Errand, epochs_told
 from engrams.benchmarks.jobs.place import PlaceError, ProcessError, Report
 
 if TYPE_CHECKING:
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
 RETRIES = 5
 """How often a run is begun again, or goes on from its checkpoint, whose node or process was lost."""

@@ -29,7 +29,7 @@ from engrams.reports import store
 from engrams.reports.store import Record, RecordError
 
 if TYPE_CHECKING:
-    from engrams.benchmarks.training.run import Run
+    from engrams.benchmarks.runs import Run
 
 FOLDER = "slurm"
 """Below the folder of the records: the submissions, with the jobs' output."""

@@ -7,16 +7,15 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from engrams.benchmarks.data import datasets
+from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.claims import Claimed, claim
-from engrams.benchmarks.jobs.execute import execute, failed, usual_device
 from engrams.benchmarks.jobs.limits import forecast
+from engrams.benchmarks.jobs.outcomes import failed
 from engrams.benchmarks.jobs.place import Place, ProcessError, Report
-from engrams.benchmarks.jobs.processes import Here
+from engrams.benchmarks.jobs.processes import Here, start_server
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.revisions import present
-from engrams.benchmarks.training import checkpoint
-from engrams.benchmarks.training.run import Run
+from engrams.benchmarks.runs import Run
 from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
@@ -53,7 +52,7 @@ def run_all(
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
         PlaceError: the place does not take the runs.
         ProtocolError: the classes cannot be split as a protocol says.
-        datasets.DataError: data are missing or broken.
+        DataError: data are missing or broken.
         store.NewerRecord: a record is of a later Engrams.
     """
     done: dict[Run, Record] = {}
@@ -68,6 +67,8 @@ def run_all(
         if record is not None:
             done[run] = record
     owed = [run for run in runs if run not in done]
+    if owed and isinstance(place, Here):
+        start_server()
     check_startable(owed, out, stream_from_disk)
     for line in provenance.remarks(done.values(), present()):
         display.say(line)
@@ -117,7 +118,7 @@ def run_all(
 
 def _say_what_goes_on(under_way: Iterable[Run], out: Path, display: Display) -> None:
     left = [run for run in under_way if not _has_ended(run, out)]  # one may have in this moment
-    kept = [(run.folder(out) / checkpoint.FILE).exists() for run in left]
+    kept = [(run.folder(out) / store.CHECKPOINT).exists() for run in left]
     if kept:
         display.say(f"under way: {kept.count(True)} to go on from a checkpoint, {kept.count(False)} to begin again")
 
@@ -131,7 +132,7 @@ def _has_ended(run: Run, out: Path) -> bool:
 
 def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
     """Writes and returns the record of a run that took its process with it, and so could write none itself."""
-    record = failed(run, "unknown", str(cause))
+    record = failed(run, None, str(cause))
     with suppress(OSError):
         store.write(record, run.folder(out))
     return record
@@ -143,10 +144,9 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
     Raises:
         SuiteError: ``out`` cannot be written to; a strategy cannot leave its images on disk.
         ProtocolError: the classes cannot be split as a protocol says.
-        datasets.DataError: data are missing or broken.
+        DataError: data are missing or broken.
     """
-    for name in {run.protocol.dataset for run in runs if run.protocol.stream.kind != "benchmark"}:
-        datasets.check(name, stream_from_disk)  # a download happens once
+    sizes.check(dict.fromkeys(run.data for run in runs), stream_from_disk)
     for run in runs:
         _ = run.experiences
         if stream_from_disk and run.strategy.needs_images:
@@ -196,6 +196,8 @@ def _work(
     run: Run, report: Report, out: Path, wandb_mode: WandBMode, stream_from_disk: bool, waits: bool
 ) -> Record | None:
     """Does a run in a process of its own; None if another command is doing it, unless this one ``waits``."""
+    from engrams.benchmarks.jobs.execute import execute, usual_device  # here: whoever hands out work reads no torch
+
     folder, device = run.folder(out), usual_device()
     try:
         with claim(folder, waits):

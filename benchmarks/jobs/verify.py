@@ -15,7 +15,7 @@ from engrams.benchmarks.jobs.suite import first_difference, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol, flattened
-from engrams.benchmarks.training.run import Run
+from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.reports.provenance import DECIDING
 from engrams.reports.store import Record

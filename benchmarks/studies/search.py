@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -23,22 +23,23 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from engrams.benchmarks.data.datasets import DataError
-from engrams.benchmarks.jobs.execute import TRACEBACK, environment, journal_of, usual_device
-from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
+from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.jobs.outcomes import environment
+from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes, start_server
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
-from engrams.benchmarks.judging.observer import classifier_for
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol, flattened
-from engrams.benchmarks.training.run import Run, Watcher, learn
-from engrams.benchmarks.training.watch import Diverged
+from engrams.benchmarks.runs import Run
 from engrams.reports.matrix import seen_so_far
 from engrams.reports.store import replace_file
 from engrams.reports.wandb import page
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBMode, WandBSettings
 from engrams.strategies.contract import Strategy
+
+if TYPE_CHECKING:
+    from engrams.benchmarks.training.learn import Watcher
 
 SEARCH_SEED = 1000
 FIGURES = 3
@@ -87,6 +88,7 @@ def search(
     for name, strategy in wanted.items():
         if not strategy.search:
             raise SuiteError(f"{name} has no hyperparameter to search")
+    start_server()
     check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
     with ExitStack() as locks:
         studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
@@ -301,6 +303,8 @@ class Pruning:
 
 def _try_out(trial: Trial, report: Report, stream_from_disk: bool, wandb_mode: WandBMode = "disabled") -> Outcome:
     """Tries in a process of its own, and says for W&B what came out."""
+    from engrams.benchmarks.jobs.execute import journal_of, usual_device  # here, as below: the search reads no torch
+
     report(0)
     device = usual_device()
     if wandb_mode == "disabled":
@@ -318,6 +322,11 @@ def _outcome_of(
     trial: Trial, report: Report, device: str, stream_from_disk: bool, watchers: Sequence[Watcher]
 ) -> Outcome:
     """Trains and judges on the validation stream."""
+    from engrams.benchmarks.jobs.execute import TRACEBACK
+    from engrams.benchmarks.judging.observer import classifier_for
+    from engrams.benchmarks.training.learn import learn
+    from engrams.benchmarks.training.watch import Diverged
+
     protocol = trial.run.protocol
     pruning = Pruning(trial)
     try:

@@ -24,8 +24,8 @@ from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.registry import read_toml
 from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
-from engrams.benchmarks.training.run import Run
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
 from engrams.reports.studies.curves import Curve, Curves, Point

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.contract import ROUND
 from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
 from engrams.strategies.generators.wgan_gp import (
     SMALLEST_SIDE,
@@ -25,9 +26,6 @@ from engrams.strategies.generators.wgan_gp import (
 )
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
-
-ROUND = 100
-"""Generator steps between two signs of life."""
 
 
 class ACGAN(NetworkGenerator):

@@ -9,14 +9,13 @@ pairwise algorithm for computing sample variances", a class's past and its new s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from engrams.strategies.choices import Covariance
 from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, at_least_one
-
-Covariance = Literal["shared", "diagonal"]
 
 
 class ClassGaussians(Generator):

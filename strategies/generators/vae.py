@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.choices import ImageLikelihood
 from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one, perceptron
 
 SMALLEST_DEVIATION = 0.01
 """Of a Gaussian pixel: an image learned by heart must not make the loss fall without end."""
-ImageLikelihood = Literal["bernoulli", "gaussian"]
 
 
 class VAE(TrainedGenerator):

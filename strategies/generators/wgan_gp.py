@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from engrams.strategies.choices import Architecture
 from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
 from engrams.strategies.steps import step_of
 
-Architecture = Literal["mlp", "conv"]
 SMALLEST_SIDE = 4
 """Of the maps that convolutions begin or end with."""
 LEAK = 0.2

@@ -1,15 +1,11 @@
-"""Avalanche's own strategies, in the catalogue under ``avalanche-*``."""
+"""Avalanche's own strategies, under ``avalanche-*``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from avalanche.models import IncrementalClassifier
-from avalanche.training import AGEM, DER, ER_ACE, EWC, GEM, MIR, GDumb, LwF, Naive, Replay
 from pydantic import Field
 
-from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingSynapticIntelligencePlugin
-from engrams.strategies.avalanche.generative_replay import avalanche_generative_replay
 from engrams.strategies.contract import (
     Budget,
     Fraction,
@@ -21,6 +17,12 @@ from engrams.strategies.contract import (
     Sizes,
     Strategy,
 )
+from engrams.strategies.entries import Later
+
+models = Later("avalanche.models")
+training = Later("avalanche.training")
+faults = Later("engrams.strategies.avalanche.faults")
+generative_replay = Later("engrams.strategies.avalanche.generative_replay")
 
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
@@ -107,19 +109,19 @@ class GenerativeReplayHyperparameters(Hyperparameters):
 
 
 def _der(h: DERHyperparameters, beta: float, template: dict[str, Any]):
-    if any(isinstance(module, IncrementalClassifier) for module in template["model"].modules()):
+    if any(isinstance(module, models.IncrementalClassifier) for module in template["model"].modules()):
         raise ValueError(
             "Avalanche's DER compares outputs with those it has kept: it needs one classifier that does not grow, as "
             "domain-incremental protocols have it, and class-incremental ones with network.all_classes"
         )
-    return DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
+    return training.DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
 
 
 def _generative_replay(h: GenerativeReplayHyperparameters, template: dict[str, Any]):
     images = template.pop("images")
     del template["seed"]  # it draws on torch's global numbers, as the rest of Avalanche
     its_own = {"train_mb_size": h.batch_size, "train_epochs": h.epochs}
-    return avalanche_generative_replay(
+    return generative_replay.avalanche_generative_replay(
         images,
         latent_size=h.latent_size,
         replay_size=h.replay_size,
@@ -132,7 +134,7 @@ def _generative_replay(h: GenerativeReplayHyperparameters, template: dict[str, A
 
 
 REPLAY = Strategy(
-    build=lambda h, template: Replay(mem_size=h.mem_size, **template), hyperparameters=ReplayHyperparameters
+    build=lambda h, template: training.Replay(mem_size=h.mem_size, **template), hyperparameters=ReplayHyperparameters
 )
 GENERATIVE_REPLAY = Strategy(
     build=_generative_replay,
@@ -142,44 +144,48 @@ GENERATIVE_REPLAY = Strategy(
 )
 
 ENTRIES = {
-    "avalanche-naive": Strategy(build=lambda _, template: Naive(**template)),
+    "avalanche-naive": Strategy(build=lambda _, template: training.Naive(**template)),
     "avalanche-ewc": Strategy(
-        build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="separate", **template),
+        build=lambda h, template: training.EWC(ewc_lambda=h.ewc_lambda, mode="separate", **template),
         hyperparameters=EWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "avalanche-ewc-online": Strategy(
-        build=lambda h, template: EWC(ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template),
+        build=lambda h, template: training.EWC(
+            ewc_lambda=h.ewc_lambda, mode="online", decay_factor=h.decay_factor, **template
+        ),
         hyperparameters=OnlineEWCHyperparameters,
         search={"ewc_lambda": EWC_LAMBDAS},
     ),
     "avalanche-mas": Strategy(
-        plugin=lambda h: WorkingMASPlugin(h.lambda_reg, h.alpha),
+        plugin=lambda h: faults.WorkingMASPlugin(h.lambda_reg, h.alpha),
         hyperparameters=MASHyperparameters,
         search={"lambda_reg": LogUniform(1e-3, 1e6)},
     ),
     "avalanche-si": Strategy(
-        plugin=lambda h: WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps),
+        plugin=lambda h: faults.WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps),
         hyperparameters=SIHyperparameters,
         search={"si_lambda": LogUniform(1.0, 1e6)},
     ),
     "avalanche-lwf": Strategy(
-        build=lambda h, template: LwF(alpha=h.alpha, temperature=h.temperature, **template),
+        build=lambda h, template: training.LwF(alpha=h.alpha, temperature=h.temperature, **template),
         hyperparameters=LwFHyperparameters,
         search={"alpha": LogUniform(1e-2, 1e2)},
     ),
     "avalanche-gem": Strategy(
-        build=lambda h, template: GEM(
+        build=lambda h, template: training.GEM(
             patterns_per_exp=h.patterns_per_exp, memory_strength=h.memory_strength, **template
         ),
         hyperparameters=GEMHyperparameters,
     ),
     "avalanche-agem": Strategy(
-        build=lambda h, template: AGEM(patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template),
+        build=lambda h, template: training.AGEM(
+            patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template
+        ),
         hyperparameters=AGEMHyperparameters,
     ),
     "avalanche-er-ace": Strategy(
-        build=lambda h, template: ER_ACE(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, **template),
+        build=lambda h, template: training.ER_ACE(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, **template),
         hyperparameters=DrawnReplayHyperparameters,
     ),
     "avalanche-der": Strategy(build=lambda h, template: _der(h, 0.0, template), hyperparameters=DERHyperparameters),
@@ -187,7 +193,7 @@ ENTRIES = {
         build=lambda h, template: _der(h, h.beta, template), hyperparameters=DERPlusHyperparameters
     ),
     "avalanche-mir": Strategy(
-        build=lambda h, template: MIR(
+        build=lambda h, template: training.MIR(
             mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, subsample=h.subsample, **template
         ),
         hyperparameters=MIRHyperparameters,
@@ -197,7 +203,7 @@ ENTRIES = {
     "avalanche-generative-replay": GENERATIVE_REPLAY,
     "avalanche-generative-replay-large": GENERATIVE_REPLAY,
     "avalanche-gdumb": Strategy(
-        build=lambda h, template: GDumb(mem_size=h.mem_size, **template | {"train_epochs": h.epochs}),
+        build=lambda h, template: training.GDumb(mem_size=h.mem_size, **template | {"train_epochs": h.epochs}),
         hyperparameters=GDumbHyperparameters,
         budget=lambda h, _: Budget(epochs=h.epochs),
     ),

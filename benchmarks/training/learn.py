@@ -1,14 +1,11 @@
-"""One run: a protocol, a strategy and a seed -> an accuracy matrix."""
+"""A run, learned: a protocol, a strategy and a seed -> an accuracy matrix."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import compress
-from pathlib import Path
 from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Structural
 
@@ -24,13 +21,13 @@ from avalanche.training.templates import SupervisedTemplate
 from numpy.typing import NDArray
 from torch import nn
 
-from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.loading import InMemoryLoading
-from engrams.benchmarks.data.own_benchmarks import experience_count, own_benchmark
+from engrams.benchmarks.data.own_benchmarks import own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
 from engrams.benchmarks.judging.predictions import PredictionsPlugin
-from engrams.benchmarks.protocols.schema import Judge, Judging, Protocol, ProtocolError, Training
+from engrams.benchmarks.protocols.schema import Judging, ProtocolError
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training import stopping
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.checkpoint import (
@@ -45,112 +42,15 @@ from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.precision import train_in_bfloat16
 from engrams.benchmarks.training.schedule import LinearDecay
 from engrams.benchmarks.training.watch import watch
-from engrams.reports import store
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.matrix import accuracy_row
 from engrams.reports.predictions import Predictions
-from engrams.strategies import catalogue
-from engrams.strategies.contract import Budget, Hyperparameters, Strategy
 from engrams.strategies.generators import ImageSpec
 from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
 from engrams.strategies.steps import steps_told
 
 EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One run: what decides its result, and where its record goes."""
-
-    protocol: Protocol
-    strategy: Strategy
-    seed: int
-    hyperparameters: Hyperparameters
-    judge: Judge = "test"
-    variant: str = ""
-    """Tells runs of one strategy apart whose settings are not the protocol's own: ``ewc_lambda=10``."""
-    first: int | None = None
-    """How many experiences are learned and judged, for a smoke test; None for all."""
-
-    def __reduce__(self):
-        # A process that gets it finds the strategy by its name again: its functions cannot be sent.
-        values = (self.protocol, self.strategy.reference, self.seed, self.hyperparameters.settings())
-        return _received, (*values, self.judge, self.variant, self.first)
-
-    @property
-    def name(self) -> str:
-        parts = (self.protocol.name, self.strategy.name, self.variant, f"seed {self.seed}")
-        return " ".join(part for part in parts if part)
-
-    @property
-    def training(self) -> Training:
-        """How the strategy is trained under the protocol."""
-        return self.protocol.training_of(self.strategy)
-
-    @property
-    def budget(self) -> Budget:
-        """The epochs of one call of ``train``: the solver's (0 without one) and those of a generator."""
-        return self.protocol.budget(self.strategy, self.hyperparameters)
-
-    @property
-    def epochs(self) -> int:
-        """Of one call of ``train``, of solver and generator together."""
-        return (self.budget.epochs or 0) + self.budget.generator_epochs
-
-    @property
-    def upper_limit_of_epochs(self) -> int:
-        return self.epochs * (1 if self.strategy.whole_stream_at_once else self.experiences)
-
-    @property
-    def experiences(self) -> int:
-        """How many there are.
-
-        Raises:
-            ProtocolError: the classes cannot be split as the protocol says.
-        """
-        stream = self.protocol.stream
-        if stream.kind == "permuted" or stream.kind == "rotated":
-            count = stream.experiences
-        elif stream.kind == "benchmark":
-            count = experience_count(self.protocol.dataset, json.dumps(stream.arguments, sort_keys=True))
-        else:
-            classes = datasets.class_count(self.protocol.dataset)
-            try:
-                count = len(stream.experiences_of(classes, self.judge))
-            except ProtocolError as error:
-                raise ProtocolError(f"{self.protocol.name}: {error}") from error
-        return count if self.first is None else min(self.first, count)
-
-    def folder(self, out: Path) -> Path:
-        return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
-
-    def deciding(self) -> dict[str, Any]:
-        """Returns everything that decides the result but the seed, for the record."""
-        decided = {
-            **self.protocol.deciding(self.strategy),
-            "judge": self.judge,
-            "strategy": self.hyperparameters.settings(),
-        }
-        if self.strategy.code:
-            decided["code"] = self.strategy.code
-        if self.first is not None:
-            decided["first_experiences"] = self.first
-        return decided
-
-
-def _received(
-    protocol: Protocol,
-    reference: str,
-    seed: int,
-    settings: dict[str, Any],
-    judge: Judge,
-    variant: str,
-    first: int | None,
-) -> Run:
-    strategy = catalogue.get(reference)
-    hyperparameters = strategy.hyperparameters.model_validate(settings)
-    return Run(protocol, strategy, seed, hyperparameters, judge, variant, first)
 
 
 class Watcher(Structural):
@@ -255,8 +155,8 @@ def learn(
         ]
         row = iter(accuracy_row(strategy.eval(list(compress(judged, asked)))))
         matrix.append([next(row) if ask else at_initialisation[place] for place, ask in enumerate(asked)])
+        seen: dict[str, Any] = {"seconds": clock.seconds}
         with clock.paused():
-            seen: dict[str, Any] = {"seconds": clock.seconds}
             for watcher in watchers:
                 watcher.after_experience(strategy, matrix, seen)
 

@@ -1,0 +1,119 @@
+"""One run, before anything is learned: what decides its result, and where its record goes.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engrams.benchmarks.jobs import sizes
+from engrams.benchmarks.jobs.sizes import Data
+from engrams.benchmarks.protocols.schema import Judge, Protocol, ProtocolError, Training
+from engrams.reports import store
+from engrams.strategies import catalogue
+from engrams.strategies.contract import Budget, Hyperparameters, Strategy
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run: what decides its result, and where its record goes."""
+
+    protocol: Protocol
+    strategy: Strategy
+    seed: int
+    hyperparameters: Hyperparameters
+    judge: Judge = "test"
+    variant: str = ""
+    """Tells runs of one strategy apart whose settings are not the protocol's own: ``ewc_lambda=10``."""
+    first: int | None = None
+    """How many experiences are learned and judged, for a smoke test; None for all."""
+
+    def __reduce__(self):
+        # A process that gets it finds the strategy by its name again: its functions cannot be sent.
+        values = (self.protocol, self.strategy.reference, self.seed, self.hyperparameters.settings())
+        return _received, (*values, self.judge, self.variant, self.first)
+
+    @property
+    def name(self) -> str:
+        parts = (self.protocol.name, self.strategy.name, self.variant, f"seed {self.seed}")
+        return " ".join(part for part in parts if part)
+
+    @property
+    def training(self) -> Training:
+        """How the strategy is trained under the protocol."""
+        return self.protocol.training_of(self.strategy)
+
+    @property
+    def budget(self) -> Budget:
+        """The epochs of one call of ``train``: the solver's (0 without one) and those of a generator."""
+        return self.protocol.budget(self.strategy, self.hyperparameters)
+
+    @property
+    def epochs(self) -> int:
+        """Of one call of ``train``, of solver and generator together."""
+        return (self.budget.epochs or 0) + self.budget.generator_epochs
+
+    @property
+    def upper_limit_of_epochs(self) -> int:
+        return self.epochs * (1 if self.strategy.whole_stream_at_once else self.experiences)
+
+    @property
+    def experiences(self) -> int:
+        """How many there are.
+
+        Raises:
+            ProtocolError: the classes cannot be split as the protocol says.
+            DataError, ProtocolError: as :func:`engrams.benchmarks.jobs.sizes.of`.
+        """
+        stream = self.protocol.stream
+        if stream.kind == "permuted" or stream.kind == "rotated":
+            count = stream.experiences
+        elif stream.kind == "benchmark":
+            count = sizes.of(self.data)
+        else:
+            try:
+                count = len(stream.experiences_of(sizes.of(self.data), self.judge))
+            except ProtocolError as error:
+                raise ProtocolError(f"{self.protocol.name}: {error}") from error
+        return count if self.first is None else min(self.first, count)
+
+    @property
+    def data(self) -> Data:
+        """What it reads."""
+        stream = self.protocol.stream
+        arguments = json.dumps(stream.arguments, sort_keys=True) if stream.kind == "benchmark" else None
+        return Data(self.protocol.dataset, arguments)
+
+    def folder(self, out: Path) -> Path:
+        return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
+
+    def deciding(self) -> dict[str, Any]:
+        """Returns everything that decides the result but the seed, for the record."""
+        decided = {
+            **self.protocol.deciding(self.strategy),
+            "judge": self.judge,
+            "strategy": self.hyperparameters.settings(),
+        }
+        if self.strategy.code:
+            decided["code"] = self.strategy.code
+        if self.first is not None:
+            decided["first_experiences"] = self.first
+        return decided
+
+
+def _received(
+    protocol: Protocol,
+    reference: str,
+    seed: int,
+    settings: dict[str, Any],
+    judge: Judge,
+    variant: str,
+    first: int | None,
+) -> Run:
+    strategy = catalogue.get(reference)
+    hyperparameters = strategy.hyperparameters.model_validate(settings)
+    return Run(protocol, strategy, seed, hyperparameters, judge, variant, first)
