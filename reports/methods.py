@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from engrams.reports import marks, publish, render
 from engrams.reports.estimates import Estimate
@@ -63,7 +62,7 @@ def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Co
     return Sheet("", rows, left=("source", "protocol", "method", "strategy", "verdict"))
 
 
-def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[str, Any]]:
+def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[str, str]]:
     """Returns a row for each setting that is not the protocol's own, below the one that is."""
     set_by_hand = {(one.protocol, one.strategy) for one in records if one.variant and one.strategy in strategies}
     concerned = [one for one in records if (one.protocol, one.strategy) in set_by_hand and one.complete]
@@ -76,7 +75,7 @@ def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[
             "strategy": strategy,
             "set": variant or "as the protocol has it",
             "ACC": Estimate.of(acc).percent(),
-            "seeds": len(acc),
+            "seeds": str(len(acc)),
         }
         for (protocol, strategy, variant), acc in groups.items()
     ]
