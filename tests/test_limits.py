@@ -1,12 +1,15 @@
 """What runs will take, said before they begin and while they go on."""
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from engrams.benchmarks.jobs import limits
+from engrams.benchmarks.jobs import gpu, limits
 from engrams.benchmarks.jobs.limits import forecast
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.jobs.progress import Display, duration
@@ -118,3 +121,79 @@ def test_the_display_has_what_is_left(runs_of, terminal):
     assert (
         "2 min" if terminal else "[1/4] split-digits/task naive training.epochs=10 seed 0: ACC 50.00, about 2 min left"
     ) in (screen.file.getvalue())
+
+
+# --- one GPU for several runs -----------------------------------------------------------------------------------------
+
+GIB = 2**30
+
+
+class FakeGPU:
+    """A GPU of 10 GiB; what a process, here a thread, has taken once its allocator keeps until it is emptied."""
+
+    def __init__(self):
+        self.whole, self.kept, self.most_at_once = 10 * GIB, {}, 0
+        self.cuda, self.uint8 = SimpleNamespace(mem_get_info=self.mem_get_info, empty_cache=self.empty_cache), None
+
+    def mem_get_info(self, device):
+        return self.whole - sum(self.kept.values()) - len(self.kept) * gpu.CONTEXT, self.whole
+
+    def empty(self, size, dtype, device):
+        self.kept[get_ident()] = size
+        self.most_at_once = max(self.most_at_once, len(self.kept))
+
+    def empty_cache(self):
+        self.kept.pop(get_ident(), None)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch, tmp_path):
+    fake = FakeGPU()
+    monkeypatch.setattr(gpu, "torch", fake)
+    monkeypatch.setattr(gpu, "WAITS", 0.01)
+    monkeypatch.setattr(gpu.tempfile, "tempdir", str(tmp_path))
+    return fake
+
+
+@pytest.mark.parametrize(("measured", "at_once"), [(2 * GIB, 3), (4 * GIB, 1), (None, 2)])
+def test_as_many_share_a_gpu_as_have_room_and_each_has_its_turn(fake_gpu, measured, at_once):
+    """Of 10 GiB: 2.2 and CUDA's own for each; 4.4 and CUDA's own; half, where nothing has been measured yet."""
+    done, together = [], Barrier(at_once)
+
+    def work(number):
+        with gpu.room("cuda", measured):
+            if number < at_once:  # the first ones are there at the same time, or the barrier breaks
+                together.wait(10)
+            time.sleep(0.02)
+            done.append(number)
+
+    if measured == 4 * GIB:
+        fake_gpu.whole = 9 * GIB
+    with ThreadPoolExecutor(at_once) as first:
+        list(first.map(work, range(at_once)))
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(at_once, 12)))
+    assert sorted(done) == list(range(12))
+    assert fake_gpu.most_at_once == at_once
+    assert not fake_gpu.kept
+
+
+def test_a_run_that_no_gpu_has_room_for_begins_all_the_same(fake_gpu):
+    with gpu.room("cuda", 20 * GIB):
+        assert not fake_gpu.kept, "it ends as it ends"
+
+
+def test_a_processor_is_not_waited_for(fake_gpu):
+    fake_gpu.whole = 0
+    with gpu.room("cpu", 20 * GIB):
+        pass
+
+
+def test_what_a_run_takes_of_a_gpu_is_what_those_like_it_took(tmp_path):
+    costs = {"processor_seconds": 1.0, "bytes": {}, "operations": {}, "steps": {}}
+    for seed, (device, peak) in enumerate({"NVIDIA H100": 3 * GIB, "NVIDIA A100": 2 * GIB, "cpu": 9 * GIB}.items()):
+        taken = record(**WHOLE, seed=seed, environment={"device": device}, costs={**costs, "peak_memory": peak})
+        written(tmp_path, taken)
+    naive, ewc = plan(PROTOCOL, ["naive", "ewc"], [7])
+    assert limits.gpu_memory(naive, tmp_path) == 3 * GIB
+    assert limits.gpu_memory(ewc, tmp_path) is None

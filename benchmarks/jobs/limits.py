@@ -145,6 +145,12 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
     return Forecast(runs, workers, seconds, sum(nlargest(workers, memory)) or None, int(disk))
 
 
+def gpu_memory(run: Run, out: Path) -> int | None:
+    """Returns the most bytes that runs like one have held on a GPU, as records in a folder say; None if none does."""
+    peaks = (_peak(record, on_gpu=True) for record, _ in _like(*_kind(run), (out,)))
+    return max((peak for peak in peaks if peak), default=None)
+
+
 def _kind(run: Run) -> tuple[str, str, str]:
     """What runs have in common that differ in nothing but their seed."""
     return run.protocol.name, run.strategy.name, run.variant
@@ -175,6 +181,7 @@ def _share(run: Run, record: Record) -> float:
     return more * run.protocol.training.epochs / epochs if isinstance(epochs, int) and epochs > 0 else more
 
 
-def _peak(record: Record) -> int | None:
-    """The most memory that a run's process held, of those that ran without a GPU and say it."""
-    return record.costs.peak_memory if record.costs and record.environment.get("device") == "cpu" else None
+def _peak(record: Record, on_gpu: bool = False) -> int | None:
+    """The most memory that a run held, of a GPU or of a process without one, if its record says it."""
+    asked = (record.environment.get("device") != "cpu") == on_gpu
+    return record.costs.peak_memory if record.costs and asked else None

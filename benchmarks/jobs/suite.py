@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.claims import Claimed, claim
-from engrams.benchmarks.jobs.limits import forecast
+from engrams.benchmarks.jobs.limits import forecast, gpu_memory
 from engrams.benchmarks.jobs.outcomes import failed
 from engrams.benchmarks.jobs.place import Place, ProcessError, Report
 from engrams.benchmarks.jobs.processes import Here, start_server
@@ -196,7 +196,8 @@ def _work(
     run: Run, report: Report, out: Path, wandb_mode: WandBMode, stream_from_disk: bool, waits: bool
 ) -> Record | None:
     """Does a run in a process of its own; None if another command is doing it, unless this one ``waits``."""
-    from engrams.benchmarks.jobs.execute import execute, usual_device  # here: whoever hands out work reads no torch
+    from engrams.benchmarks.jobs import gpu  # here, as the next: whoever hands out work reads no torch
+    from engrams.benchmarks.jobs.execute import execute, usual_device
 
     folder, device = run.folder(out), usual_device()
     try:
@@ -208,7 +209,8 @@ def _work(
                 store.set_aside(folder / store.RECORD)
             store.remove_leftovers(folder)
             report(0)
-            return execute(run, out, device, wandb_mode, report, stream_from_disk)
+            with gpu.room(device, gpu_memory(run, out)):
+                return execute(run, out, device, wandb_mode, report, stream_from_disk)
     except Claimed:
         return None
     except OSError as error:
