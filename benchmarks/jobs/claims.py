@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -49,7 +49,8 @@ def claim(folder: Path, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is ours: nobody else's is removed
+        with suppress(OSError):  # in a folder that cannot be written any more it stays, and claims nothing
+            path.unlink()  # while it is ours: nobody else's is removed
         os.close(file)
 
 
