@@ -87,7 +87,9 @@ def installed(tmp_path_factory):
     subprocess.run([*pip, *install], check=True, cwd=folder)
     (site,) = (folder / "env" / "lib").glob("python*/site-packages")
     assert {one.name.partition("-")[0] for one in site.iterdir()} == {"engrams"}, "nothing else is put there"
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Of the files that are read where a real installation lies, the one that Avalanche needs from Python 3.12 on.
+    shim = "import importlib.util as u; u.find_spec('_distutils_hack') and __import__('_distutils_hack').add_shim()"
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{shim}\n")
     return folder / "env" / "bin"
 
 

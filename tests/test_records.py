@@ -1,9 +1,10 @@
 """Records: which are believed, what becomes of those that are not, and who does a run."""
 
 import json
-import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -225,22 +226,24 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
 # --- who does a run ---------------------------------------------------------------------------------------------------
 
 
-def _hold(folder, begun, seconds):
-    with claim(Path(folder)):
-        begun.set()
-        time.sleep(seconds)
+HOLD = """
+import sys, time
+from pathlib import Path
+from engrams.benchmarks.jobs.claims import claim
+with claim(Path(sys.argv[1])):
+    print("begun", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_claim_is_one_process_s_and_ends_with_it(tmp_path):
-    fork = multiprocessing.get_context("fork")  # the child does nothing but hold it
-    begun = fork.Event()
-    process = fork.Process(target=_hold, args=(str(tmp_path), begun, 60))
-    process.start()
-    assert begun.wait(60)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
     with pytest.raises(Claimed), claim(tmp_path):
         pass
     process.kill()
-    process.join()
+    process.wait()
+    process.stdout.close()
     assert (tmp_path / CLAIM).exists(), "it could not remove it"
     with claim(tmp_path):  # taken over at once
         pass
