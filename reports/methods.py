@@ -9,6 +9,7 @@ from pathlib import Path
 from engrams.reports import marks, publish, render
 from engrams.reports.estimates import Estimate
 from engrams.reports.marks import MarkError
+from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Verdict
 from engrams.reports.render import Sheet
@@ -65,19 +66,18 @@ def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Co
 def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[str, str]]:
     """Returns a row for each setting that is not the protocol's own, below the one that is."""
     set_by_hand = {(one.protocol, one.strategy) for one in records if one.variant and one.strategy in strategies}
-    concerned = [one for one in records if (one.protocol, one.strategy) in set_by_hand and one.complete]
-    groups: dict[tuple[str, str, str], list[float]] = {}
-    for one in sorted(concerned, key=lambda one: (one.protocol, strategies.index(one.strategy), one.variant)):
-        groups.setdefault((one.protocol, one.strategy, one.variant), []).append(one.acc)
+    by_row = complete_by_row(one for one in records if (one.protocol, one.strategy) in set_by_hand)
+    groups = [(seeds[0], seeds) for seeds in by_row.values()]
+    groups.sort(key=lambda group: (group[0].protocol, strategies.index(group[0].strategy), group[0].variant))
     return [
         {
-            "protocol": protocol,
-            "strategy": strategy,
-            "set": variant or "as the protocol has it",
-            "ACC": Estimate.of(acc).percent(),
-            "seeds": str(len(acc)),
+            "protocol": one.protocol,
+            "strategy": one.strategy,
+            "set": one.variant or "as the protocol has it",
+            "ACC": Estimate.of([record.acc for record in seeds]).percent(),
+            "seeds": str(len(seeds)),
         }
-        for (protocol, strategy, variant), acc in groups.items()
+        for one, seeds in groups
     ]
 
 

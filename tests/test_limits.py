@@ -161,7 +161,7 @@ def test_as_many_share_a_gpu_as_have_room_and_each_has_its_turn(fake_gpu, measur
     done, together = [], Barrier(at_once)
 
     def work(number):
-        with gpu.room("cuda", measured):
+        with gpu.room("cuda", lambda: measured):
             if number < at_once:  # the first ones are there at the same time, or the barrier breaks
                 together.wait(10)
             time.sleep(0.02)
@@ -179,13 +179,13 @@ def test_as_many_share_a_gpu_as_have_room_and_each_has_its_turn(fake_gpu, measur
 
 
 def test_a_run_that_no_gpu_has_room_for_begins_all_the_same(fake_gpu):
-    with gpu.room("cuda", 20 * GIB):
+    with gpu.room("cuda", lambda: 20 * GIB):
         assert not fake_gpu.kept, "it ends as it ends"
 
 
 def test_a_processor_is_not_waited_for(fake_gpu):
     fake_gpu.whole = 0
-    with gpu.room("cpu", 20 * GIB):
+    with gpu.room("cpu", lambda: 20 * GIB):
         pass
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ WAITS = 2.0
 
 
 @contextmanager
-def room(device: str, measured: int | None) -> Iterator[None]:
+def room(device: str, measured: Callable[[], int | None]) -> Iterator[None]:
     """Waits until a GPU has room for a run, and takes it for as long as the block lasts; on a CPU it does nothing.
 
     What PyTorch has taken of a GPU once it keeps for its process, so that the run finds it and others see it gone. Only
@@ -29,31 +29,30 @@ def room(device: str, measured: int | None) -> Iterator[None]:
 
     Args:
         device: torch's name of it.
-        measured: the most bytes that a run like it has held there; None where none has been measured yet, for which
-            half of the GPU is taken, so that a second one fits beside it.
+        measured: returns the most bytes that a run like it has held there; None where none has been measured yet, for
+            which half of the GPU is taken, so that a second one fits beside it. Not called for a CPU.
     """
     if not device.startswith("cuda"):
         yield
         return
     torch.cuda.empty_cache()  # of an earlier run of this process
-    _, whole = torch.cuda.mem_get_info(device)
-    wanted = int(MARGIN * measured) if measured else whole // 2 - CONTEXT
-    began = False
-    while not began:
-        with FileLock(_lock(device)):
-            free, _ = torch.cuda.mem_get_info(device)
-            if free >= wanted + CONTEXT:
-                taken = torch.empty(max(wanted, 0), dtype=torch.uint8, device=device)
-                del taken
-                began = True
-            else:
-                began = wanted + CONTEXT > whole
-        if not began:
-            time.sleep(WAITS)
+    peak = measured()
+    while not _may_begin(device, peak):
+        time.sleep(WAITS)
     try:
         yield
     finally:
         torch.cuda.empty_cache()
+
+
+def _may_begin(device: str, peak: int | None) -> bool:
+    with FileLock(_lock(device)):
+        free, whole = torch.cuda.mem_get_info(device)
+        wanted = int(MARGIN * peak) if peak else whole // 2 - CONTEXT
+        if free >= wanted + CONTEXT:
+            torch.empty(max(wanted, 0), dtype=torch.uint8, device=device)
+            return True
+        return wanted + CONTEXT > whole
 
 
 def _lock(device: str) -> Path:

@@ -209,7 +209,7 @@ def _work(
                 store.set_aside(folder / store.RECORD)
             store.remove_leftovers(folder)
             report(0)
-            with gpu.room(device, gpu_memory(run, out)):
+            with gpu.room(device, partial(gpu_memory, run, out)):
                 return execute(run, out, device, wandb_mode, report, stream_from_disk)
     except Claimed:
         return None

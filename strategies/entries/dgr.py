@@ -90,35 +90,32 @@ def scholar(
     return build
 
 
+def _of_training(h: TrainedScholarHyperparameters) -> dict[str, Any]:
+    """What every generator that is trained takes."""
+    return {
+        "epochs": h.generator_epochs,
+        "batch_size": h.generator_batch_size,
+        "latent_size": h.latent_size,
+        "learning_rate": h.generator_learning_rate,
+        "schedule": h.generator_schedule,
+    }
+
+
 def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
-    return generators.VAE(
-        images,
-        epochs=h.generator_epochs,
-        batch_size=h.generator_batch_size,
-        seed=seed,
-        latent_size=h.latent_size,
-        hidden_sizes=h.hidden_sizes,
-        learning_rate=h.generator_learning_rate,
-        likelihood=h.likelihood,
-        schedule=h.generator_schedule,
-    )
+    return generators.VAE(images, seed=seed, hidden_sizes=h.hidden_sizes, likelihood=h.likelihood, **_of_training(h))
 
 
 def wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> WGANGP:
     """The WGAN-GP of the hyperparameters."""
     return generators.WGANGP(
         images,
-        epochs=h.generator_epochs,
-        batch_size=h.generator_batch_size,
         seed=seed,
         architecture=h.architecture,
-        latent_size=h.latent_size,
         width=h.width,
         critic_steps=h.critic_steps,
         penalty=h.penalty,
-        learning_rate=h.generator_learning_rate,
         betas=h.betas,
-        schedule=h.generator_schedule,
+        **_of_training(h),
     )
 
 
