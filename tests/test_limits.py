@@ -196,4 +196,12 @@ def test_what_a_run_takes_of_a_gpu_is_what_those_like_it_took(tmp_path):
         written(tmp_path, taken)
     naive, ewc = plan(PROTOCOL, ["naive", "ewc"], [7])
     assert limits.gpu_memory(naive, tmp_path) == 3 * GIB
-    assert limits.gpu_memory(ewc, tmp_path) is None
+    assert limits.gpu_memory(ewc, tmp_path) == limits.OTHERS * 3 * GIB, "nobody knows yet what ewc takes"
+    assert limits.gpu_memory(ewc, tmp_path / "elsewhere") is None
+
+
+def test_a_run_that_waits_for_a_gpu_hears_what_has_been_measured_meanwhile(fake_gpu):
+    measured: list[int | None] = [None, None, 2 * GIB]
+    fake_gpu.kept[0] = 6 * GIB  # another's: no room for half of the GPU
+    with gpu.room("cuda", lambda: measured.pop(0)):
+        assert fake_gpu.kept[get_ident()] == int(gpu.MARGIN * 2 * GIB)

@@ -29,15 +29,15 @@ def room(device: str, measured: Callable[[], int | None]) -> Iterator[None]:
 
     Args:
         device: torch's name of it.
-        measured: returns the most bytes that a run like it has held there; None where none has been measured yet, for
-            which half of the GPU is taken, so that a second one fits beside it. Not called for a CPU.
+        measured: returns the most bytes that a run like it has held there, asked anew at every look; None where none
+            has been measured yet, for which half of the GPU is taken, so that a second one fits beside it. Not called
+            for a CPU.
     """
     if not device.startswith("cuda"):
         yield
         return
     torch.cuda.empty_cache()  # of an earlier run of this process
-    peak = measured()
-    while not _may_begin(device, peak):
+    while not _may_begin(device, measured()):
         time.sleep(WAITS)
     try:
         yield

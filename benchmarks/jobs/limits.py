@@ -28,6 +28,8 @@ from engrams.reports.store import Record, RecordError
 COMMITTED = Path(reports.__path__[0]) / "results" / "records"
 ENOUGH = 5
 """Records of one strategy under one protocol that are read."""
+OTHERS = 4
+"""Times more memory of a GPU that a strategy may hold than others under its protocol: a generator, a buffer."""
 
 
 @dataclass
@@ -146,9 +148,21 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
 
 
 def gpu_memory(run: Run, out: Path) -> int | None:
-    """Returns the most bytes that runs like one have held on a GPU, as records in a folder say; None if none does."""
-    peaks = (_peak(record, on_gpu=True) for record, _ in _like(*_kind(run), (out,)))
-    return max((peak for peak in peaks if peak), default=None)
+    """Returns the most bytes that runs like one have held on a GPU, as records in a folder say.
+
+    Where no record is of the run's strategy: so many times (:data:`OTHERS`) the most that others held under its
+    protocol, lest the first run of each has half of the GPU to itself.
+
+    Returns:
+        Bytes; None if no record says it.
+    """
+    own = _gpu_peaks(_like(*_kind(run), (out,)))
+    others = _gpu_peaks(islice(_complete(store.paths_below(out / run.protocol.name)), ENOUGH))
+    return max(own) if own else OTHERS * max(others) if others else None
+
+
+def _gpu_peaks(records: Iterable[tuple[Record, int]]) -> list[int]:
+    return [peak for record, _ in records if (peak := _peak(record, on_gpu=True))]
 
 
 def _kind(run: Run) -> tuple[str, str, str]:
