@@ -26,6 +26,7 @@ from engrams.strategies.minibatches import (
     rows,
     trainable_parameters,
     unwrapped,
+    without_tf32,
 )
 from engrams.strategies.per_sample_gradients import (
     SAMPLES_AT_ONCE,
@@ -135,7 +136,7 @@ def diagonal_fisher(
         "has one for every output",
         labelled,
     )
-    with evaluation_mode(model):
+    with evaluation_mode(model), without_tf32():
         way = mean_over_minibatches if fisher == "batched" else mean_over_samples
         return way(model, measured, signals, torch.square)
 
@@ -215,7 +216,7 @@ def mas_importance(
         name=f"{variant} memory aware importance",
         quicker="importance_data may be a part of the data",
     )
-    with evaluation_mode(model):
+    with evaluation_mode(model), without_tf32():
         if variant == "local":
             return _mean_product_of_activations(model, measured)
         way = mean_over_minibatches if variant == "batched" else mean_over_samples

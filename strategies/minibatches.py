@@ -161,6 +161,20 @@ def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
 
 
 @contextmanager
+def without_tf32() -> Iterator[None]:
+    """A GPU's convolutions have all of float32 within, not the 10 bits that PyTorch lets them have.
+
+    With TF32 a gradient is off by about 1e-3, by another error in a batch than alone: then no layer's rule is found to
+    hold, and the samples are measured one after another.
+    """
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    ):
+        yield
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode (no dropout, batch norm on its running statistics), every module's own mode restored afterwards.
 
