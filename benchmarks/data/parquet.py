@@ -9,14 +9,14 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -72,6 +72,7 @@ class ParquetImages(Dataset):
                 f"(-1 is what the hub writes where they are kept secret)"
             )
         self.inexact = int((~table[EXACT].to_numpy().astype(bool)).sum()) if exact else 0
+        self._formats: list[str] = []
         self._mode = self._agreed_mode()
 
     def __len__(self) -> int:
@@ -82,7 +83,7 @@ class ParquetImages(Dataset):
 
     def _opened(self, index: int) -> Image.Image:
         try:
-            image = Image.open(io.BytesIO(self.encoded[index].as_py()))
+            image = self._identified(index)
             image.load()
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, TypeError and more
             raise DataError(
@@ -90,20 +91,29 @@ class ParquetImages(Dataset):
             ) from error
         return image
 
+    def _identified(self, index: int) -> Image.Image:
+        """An image whose header has been read."""
+        encoded = io.BytesIO(self.encoded[index].as_py())
+        with suppress(UnidentifiedImageError):  # most often as the last one; PIL would try one format after another
+            return Image.open(encoded, formats=self._formats)
+        encoded.seek(0)
+        image = Image.open(encoded)
+        self._formats = [image.format] if image.format else []
+        return image
+
     def _agreed_mode(self) -> str:
         """PIL's mode for all images, which have to be of one size and all grey or all coloured."""
 
         def header(index: int) -> tuple[tuple[int, int], str]:
             try:
-                with Image.open(io.BytesIO(self.encoded[index].as_py())) as image:
+                with self._identified(index) as image:
                     return image.size, image.mode
             except Exception as error:
                 raise DataError(
                     f"{self.where}: row {index} holds no image, or a corrupt one ({type(error).__name__})"
                 ) from error
 
-        with ThreadPoolExecutor() as threads:
-            headers = list(threads.map(header, range(len(self))))
+        headers = list(map(header, range(len(self))))
         size = Counter(size for size, _ in headers).most_common(1)[0][0]
         grey = Counter(mode in GREY for _, mode in headers).most_common(1)[0][0]
         for index, (its_size, mode) in enumerate(headers):
