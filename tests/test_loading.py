@@ -40,14 +40,14 @@ class Recorder(SupervisedPlugin):
         self.epochs[-1] += [(tuple(x.flatten().tolist()), y, task) for x, y, task in rows]
 
 
-def train(make, benchmark, *plugins, experiences=None, seed=0, **kwargs):
+def train(make, benchmark, *plugins, experiences=None, seed=0, batch_size=32, **kwargs):
     torch.manual_seed(seed)
     model = as_multitask(SimpleMLP(num_classes=2, input_size=64, hidden_size=16), "classifier")
     strategy = make(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
         criterion=nn.CrossEntropyLoss(),
-        train_mb_size=32,
+        train_mb_size=batch_size,
         train_epochs=2,
         eval_mb_size=64,
         plugins=list(plugins),
@@ -96,6 +96,16 @@ def test_joint_training_visits_all_experiences_each_epoch_once():
     recorder = Recorder()
     train(JointTraining, TASKS, InMemoryLoading(), recorder, experiences=[TASKS.train_stream])
     assert Counter(recorder.epochs[0]) == samples(*TASKS.train_stream)
+
+
+def test_minibatches_of_fewer_samples_than_there_are_tasks():
+    """As in one pass over 17 tasks by ten: Avalanche's own loader, which balances tasks, cannot be made."""
+    with pytest.raises(AssertionError):
+        train(JointTraining, TASKS, experiences=[TASKS.train_stream], batch_size=3)
+    recorder = Recorder()
+    strategy = train(JointTraining, TASKS, InMemoryLoading(), recorder, experiences=[TASKS.train_stream], batch_size=3)
+    assert Counter(recorder.epochs[0]) == samples(*TASKS.train_stream)
+    assert strategy.dataloader.batches.batch_size == strategy.train_mb_size == 3
 
 
 def test_a_strategy_that_builds_its_own_loader_keeps_it():

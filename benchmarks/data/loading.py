@@ -22,6 +22,7 @@ from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import BaseSGDTemplate
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -80,9 +81,18 @@ class InMemoryLoading(SupervisedPlugin):
         assert self._batches is not None
         self._batches.skip = self._done = state["done"]
 
+    def after_train_dataset_adaptation(self, strategy, **kwargs):
+        # The template's loader balances tasks, and cannot be made of more tasks than a minibatch has samples. It is
+        # told of a larger minibatch while it makes the one that is replaced below.
+        self._batch_size = strategy.train_mb_size
+        labels = getattr(strategy.adapted_dataset, "targets_task_labels", None)
+        if labels is not None and type(strategy).make_train_dataloader is BaseSGDTemplate.make_train_dataloader:
+            strategy.train_mb_size = max(self._batch_size, len(labels.uniques))
+
     def before_training_exp(self, strategy, **kwargs):
         self._batches = None
         self._began()
+        strategy.train_mb_size = self._batch_size
         if _made_by_the_template(strategy):
             order = self._order if kwargs.get("shuffle", True) else None
             drop_last = kwargs.get("drop_last", False)
