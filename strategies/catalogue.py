@@ -127,6 +127,10 @@ CATALOGUE: dict[str, Listed] = {
     "avalanche-generative-replay-large": Listed(
         AVALANCHE, "the same with a VAE of the size and the epochs of dgr-vae's, and its solver's epochs"
     ),
+    "avalanche-slda": Listed(
+        AVALANCHE, "Avalanche's streaming LDA, in closed form (Hayes & Kanan 2020): for features, as the next"
+    ),
+    "avalanche-ncm": Listed(AVALANCHE, "the class of the nearest mean: the same without a covariance"),
     "avalanche-gdumb": Listed(
         AVALANCHE, "Avalanche's GDumb: learn a balanced buffer from scratch (Prabhu et al. 2020)"
     ),

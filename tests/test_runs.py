@@ -114,6 +114,9 @@ def test_every_strategy_runs(tmp_path, monkeypatch, name, strategy):
     if strategy in ("avalanche-der", "avalanche-derpp"):
         assert "one classifier that does not grow" in record.reason
         return
+    if strategy in ("avalanche-slda", "avalanche-ncm") and name.endswith("task"):
+        assert "no task-incremental stream" in record.reason
+        return
     assert record.complete, record.reason
     assert record.metrics["ACC"] > 0.05
     assert epochs == list(range(1, run.upper_limit_of_epochs + 1))

@@ -23,6 +23,7 @@ models = Later("avalanche.models")
 training = Later("avalanche.training")
 faults = Later("engrams.strategies.avalanche.faults")
 generative_replay = Later("engrams.strategies.avalanche.generative_replay")
+streaming_lda = Later("engrams.strategies.avalanche.streaming_lda")
 
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
 # mean of squared gradients.
@@ -91,6 +92,11 @@ class GDumbHyperparameters(ReplayHyperparameters):
     """It learns the buffer from scratch after every experience, so the protocol's epochs are not for it."""
 
 
+class StreamingLDAHyperparameters(Hyperparameters):
+    shrinkage: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    """Of the covariance towards the identity; Hayes & Kanan 2020's."""
+
+
 class GenerativeReplayHyperparameters(Hyperparameters):
     epochs: Positive
     vae_epochs: Positive | None = None
@@ -115,6 +121,13 @@ def _der(h: DERHyperparameters, beta: float, template: dict[str, Any]):
             "domain-incremental protocols have it, and class-incremental ones with network.all_classes"
         )
     return training.DER(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, alpha=h.alpha, beta=beta, **template)
+
+
+def _streaming_lda(shrinkage: float, streaming_covariance: bool, template: dict[str, Any]):
+    once = {"train_epochs": 1}  # it counts samples, which are the same in a second pass
+    return streaming_lda.InputStreamingLDA(
+        shrinkage=shrinkage, streaming_covariance=streaming_covariance, **template | once
+    )
 
 
 def _generative_replay(h: GenerativeReplayHyperparameters, template: dict[str, Any]):
@@ -202,6 +215,16 @@ ENTRIES = {
     "avalanche-replay-large": REPLAY,
     "avalanche-generative-replay": GENERATIVE_REPLAY,
     "avalanche-generative-replay-large": GENERATIVE_REPLAY,
+    "avalanche-slda": Strategy(
+        build=lambda h, template: _streaming_lda(h.shrinkage, True, template),
+        hyperparameters=StreamingLDAHyperparameters,
+        search={"shrinkage": LogUniform(1e-5, 1)},
+        budget=lambda h, _: Budget(epochs=1),
+    ),
+    "avalanche-ncm": Strategy(
+        build=lambda _, template: _streaming_lda(1.0, False, template),
+        budget=lambda h, _: Budget(epochs=1),
+    ),
     "avalanche-gdumb": Strategy(
         build=lambda h, template: training.GDumb(mem_size=h.mem_size, **template | {"train_epochs": h.epochs}),
         hyperparameters=GDumbHyperparameters,

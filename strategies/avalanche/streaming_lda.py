@@ -1,0 +1,84 @@
+"""Avalanche's streaming linear discriminant analysis, on the inputs themselves: for features of a frozen network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from avalanche.training.supervised import StreamingLDA
+from torch import Tensor, nn
+
+
+class InputStreamingLDA(StreamingLDA):
+    """Avalanche's streaming LDA (Hayes & Kanan 2020, arXiv:1909.01520): a mean a class, one covariance of all.
+
+    How it learns a sample and how it scores one are Avalanche's. Three things are not: what it says of the minibatches
+    that it learns from is by the covariance of the experiences before, where Avalanche inverts it in every minibatch;
+    it never answers with a class that it has not met, whose score is 0 in Avalanche and may be the highest; and it need
+    not be told how many classes and values there are.
+
+    With ``shrinkage`` 1 the covariance is the identity, and the class of the nearest mean is answered.
+    """
+
+    cK: Tensor
+    """Samples of each class, [classes]."""
+
+    def __init__(self, *, shrinkage: float, streaming_covariance: bool = True, **template: Any):
+        """
+        Args:
+            shrinkage: of the covariance towards the identity, in [0, 1]; Hayes & Kanan have 1e-4.
+            streaming_covariance: whether the covariance is learned; else it stays as it begins, all ones.
+            template: of Avalanche's template, with a model, which is not used.
+
+        Raises:
+            ValueError: the model has a head a task, so that labels of two tasks mean two things.
+        """
+        if any(isinstance(module, MultiTaskModule) for module in template.pop("model").modules()):
+            raise ValueError("streaming LDA has one classifier for all classes; it is for no task-incremental stream")
+        template.pop("optimizer")
+        super().__init__(
+            slda_model=nn.Flatten(),
+            input_size=0,
+            num_classes=0,
+            shrinkage_param=shrinkage,
+            streaming_update_sigma=streaming_covariance,
+            **template,
+        )
+
+    def _before_training_exp(self, **kwargs):
+        experience = self.experience
+        if self.num_updates == 0:
+            self.input_size = experience.dataset[0][0].numel()
+            self.Sigma = torch.ones(self.input_size, self.input_size, device=self.device)
+            self.Lambda = torch.eye(self.input_size, device=self.device)
+            self.muK = torch.zeros(0, self.input_size, device=self.device)
+        more = max(0, max(experience.classes_in_this_experience) + 1 - len(self.cK))
+        self.muK = torch.cat([self.muK, self.muK.new_zeros(more, self.input_size)])
+        self.cK = torch.cat([self.cK, self.cK.new_zeros(more)])
+        super()._before_training_exp(**kwargs)
+
+    def training_epoch(self, **kwargs):
+        for minibatch in self.dataloader:
+            self.mbatch = minibatch
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self.prev_num_updates = self.num_updates  # nothing is inverted
+            self.mb_output, self.loss = self.forward(), self._make_empty_loss()
+            for x, y in zip(self.mb_x.flatten(1), self.mb_y, strict=True):
+                self.fit(x.unsqueeze(0), y.unsqueeze(0))
+            self._after_training_iteration(**kwargs)
+
+    def predict(self, X: Tensor) -> Tensor:
+        """Returns scores [N, classes]; of a class that has not been met one below all others."""
+        classes = max(len(self.cK), int(self.mb_y.max()) + 1)
+        met = self.cK > 0
+        if not met.any():
+            return X.new_zeros(len(X), classes)
+        met_scores = super().predict(X)[:, met]
+        scores = met_scores.amin(1, keepdim=True).sub(1).expand(-1, classes).clone()
+        scores[:, met.nonzero().flatten()] = met_scores
+        return scores
+
+    def _check_plugin_compatibility(self):
+        """Avalanche would warn of every plugin, since all have the two callbacks around ``backward``."""
