@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from avalanche.models import NCMClassifier, SimpleMLP, as_multitask
+from avalanche.training.supervised import StreamingLDA
 from torch import nn
 
 from engrams.benchmarks.data.images import ImageData
@@ -79,6 +80,18 @@ def test_its_means_and_its_covariance_are_those_of_hayes_and_kanan():
     x = DATA.test_x.double().numpy()
     expected = x @ precision @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, precision, means)
     np.testing.assert_allclose(scores(strategy, DATA.test_x), expected, rtol=1e-2, atol=0.05)
+
+
+def test_it_learns_a_minibatch_as_avalanche_does_one_sample_after_another():
+    strategy, seen = trained(shrinkage=1e-2)
+    avalanches = StreamingLDA(
+        slda_model=nn.Flatten(), criterion=nn.CrossEntropyLoss(), input_size=VALUES, num_classes=CLASSES
+    )
+    for x, y, _ in seen:
+        avalanches.fit(torch.tensor(x).float().unsqueeze(0), torch.tensor([y]))
+    for name in ("muK", "Sigma", "cK"):
+        torch.testing.assert_close(getattr(strategy, name), getattr(avalanches, name), rtol=1e-4, atol=1e-4)
+    assert strategy.num_updates == avalanches.num_updates == len(seen)
 
 
 def test_with_all_shrinkage_it_answers_with_the_nearest_mean():

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 class InputStreamingLDA(StreamingLDA):
     """Avalanche's streaming LDA (Hayes & Kanan 2020, arXiv:1909.01520): a mean a class, one covariance of all.
 
-    How it learns a sample and how it scores one are Avalanche's. Three things are not: what it says of the minibatches
-    that it learns from is by the covariance of the experiences before, where Avalanche inverts it in every minibatch;
-    it never answers with a class that it has not met, whose score is 0 in Avalanche and may be the highest; and it need
-    not be told how many classes and values there are.
+    What it learns of a sample and how it scores one are Avalanche's. Four things are not: it learns a minibatch at
+    once, with the same sums to rounding; what it says of the minibatches that it learns from is by the covariance of
+    the experiences before, where Avalanche inverts it in every minibatch; it never answers with a class that it has not
+    met, whose score is 0 in Avalanche and may be the highest; and it need not be told how many classes and values there
+    are.
 
     With ``shrinkage`` 1 the covariance is the identity, and the class of the nearest mean is answered.
     """
@@ -65,9 +66,33 @@ class InputStreamingLDA(StreamingLDA):
             self._before_training_iteration(**kwargs)
             self.prev_num_updates = self.num_updates  # nothing is inverted
             self.mb_output, self.loss = self.forward(), self._make_empty_loss()
-            for x, y in zip(self.mb_x.flatten(1), self.mb_y, strict=True):
-                self.fit(x.unsqueeze(0), y.unsqueeze(0))
+            self.fit(self.mb_x.flatten(1), self.mb_y)
             self._after_training_iteration(**kwargs)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor) -> None:
+        """Learns samples as Avalanche does one after another, in their order.
+
+        Sigma_(t+1) = (t Sigma_t + t / (t + 1) (z_t - mu_t) (z_t - mu_t)') / (t + 1), mu_t the mean of the samples of
+        z_t's class before it: t Sigma_t is a sum over samples.
+
+        Args:
+            x: [N, values].
+            y: the class of each, [N].
+        """
+        off = torch.empty_like(x)
+        for label in y.unique():
+            of_it = (y == label).nonzero().flatten()
+            sums = self.muK[label] * self.cK[label] + x[of_it].cumsum(0)
+            before = self.cK[label] + torch.arange(len(of_it), device=x.device)
+            off[of_it] = x[of_it] - (sums - x[of_it]) / before.clamp(min=1).unsqueeze(1)
+            self.muK[label] = sums[-1] / (before[-1] + 1)
+            self.cK[label] += len(of_it)
+        t = self.num_updates + torch.arange(len(x), device=x.device).unsqueeze(1)
+        self.num_updates += len(x)
+        if self.streaming_update_sigma:
+            more = (off * (t / (t + 1))).T @ off
+            self.Sigma = self.Sigma * ((self.num_updates - len(x)) / self.num_updates) + more / self.num_updates
 
     def predict(self, X: Tensor) -> Tensor:
         """Returns scores [N, classes]; of a class that has not been met one below all others."""
