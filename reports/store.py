@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,8 @@ class Generated(BaseModel):
 
     ``precision[i]`` and ``recall[i]`` are Kynkäänniemi et al. 2019's, in [0, 1], of the classes learned by experience
     i (None of too few images); ``privacy`` says how near its images lie, in the end, to those that it was trained on.
-    Older records have none of these.
+    Older records have none of these. Of vectors, ``spread[i]`` is the variance of what is made after experience i, the
+    mean over its values, relative to that of the training data of the classes so far; 1 where nothing fades.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -87,6 +88,7 @@ class Generated(BaseModel):
     precision: list[float | None] = []
     recall: list[float | None] = []
     privacy: Privacy | None = None
+    spread: list[Annotated[float, Field(ge=0)]] = []
     classifier_accuracy: float
 
     @model_serializer(mode="wrap")

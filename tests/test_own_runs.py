@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engrams.benchmarks.data import datasets, streams
+from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.judging import vectors
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.training.learn import benchmark_of
+from engrams.reports import store
+from engrams.reports.pages import class_shares
 from tests.test_runs import engrams
 
 PROTOCOL = """
@@ -90,6 +96,7 @@ def folder(tmp_path):
     )
     datasets.load.cache_clear()
     streams.prepared.cache_clear()
+    vectors.linear_classifier.cache_clear()
     return tmp_path / "mine"
 
 
@@ -110,7 +117,43 @@ def test_vectors_are_learned(folder, tmp_path, strategy, scenario):
     assert best_of_first > (0.9 if strategy != "joint" else 0)
     if strategy in ("joint", "replay", "exact-replay"):
         assert record.acc > 0.9
-    assert record.generated is None, "there is nothing to look at"
+    assert (record.generated is not None) == (strategy in ("exact-replay", "noise-replay"))
+
+
+def test_a_record_says_what_a_generator_of_vectors_remembers(folder, tmp_path):
+    found = {}
+    for strategy in ("exact-replay", "dgr-gaussian", "noise-replay"):
+        generated = record_of(folder / "features.toml/class", strategy, tmp_path / "runs").generated
+        assert np.array(generated.class_shares).shape == (3, 6)
+        assert np.sum(generated.class_shares, axis=1) == pytest.approx([1, 1, 1])
+        assert generated.classifier_accuracy > 0.95
+        found[strategy] = generated
+    for strategy in ("exact-replay", "dgr-gaussian"):
+        assert [np.count_nonzero(shares) for shares in found[strategy].class_shares] == [2, 4, 6]
+        assert found[strategy].class_shares[-1] == pytest.approx([1 / 6] * 6, abs=0.03)
+        assert found[strategy].spread == pytest.approx([1, 1, 1], abs=0.1)
+    assert found["noise-replay"].spread[-1] != pytest.approx(1, abs=0.2)
+    (row,) = class_shares.compare(record for record in store.read_all(tmp_path / "runs") if "gauss" in record.strategy)
+    assert row.spread == found["dgr-gaussian"].spread[-1]
+
+
+def test_spread_is_relative_to_the_classes_so_far_as_the_stream_has_them(folder, tmp_path, monkeypatch):
+    run = run_of(registry.get(str(folder / "features.toml/class")), "exact-replay", 0, {})
+    observer = vectors.VectorObserver(run, run.protocol.stream)
+    benchmark = benchmark_of(run)
+    for count in (1, 2):
+        x = torch.cat([tensors_of(one.dataset)[0] for one in benchmark.train_stream[:count]])
+        monkeypatch.setattr(vectors, "sampler", lambda strategy, x=x: lambda n: 0.5 * x)
+        observer.after_experience(None, [], {})
+        monkeypatch.setattr(vectors, "sampler", lambda strategy, x=x: lambda n: x)
+        same = vectors.VectorObserver(run, run.protocol.stream)
+        same.spread, same.class_shares = observer.spread[:-1], observer.class_shares[:-1]
+        same.after_experience(None, [], seen := {})
+        assert same.spread[-1] == pytest.approx(1)
+        learned = [label for one in observer.experiences[:count] for label in one]
+        expected = [1 / len(learned) if label in learned else 0 for label in range(6)]
+        assert seen["class_shares"] == pytest.approx(expected, abs=0.02)
+    assert observer.spread == pytest.approx([0.25, 0.25])
 
 
 @pytest.mark.parametrize("strategy", ["ewc", "replay", "exact-replay"])

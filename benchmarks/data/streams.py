@@ -140,11 +140,9 @@ def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Ju
     Returns:
         An Avalanche benchmark with ``train_stream`` and ``test_stream`` or ``validation_stream``.
     """
-    learned, held_out = torch.arange(len(data.train_y)), torch.empty(0, dtype=torch.long)
-    if judge == "validation":
-        learned, held_out = _validation_split(data.train_y, stream.validation_fraction)
+    learned, held_out = _learned_and_held_out(data, stream, judge)
     if data.standardise:
-        data = _standardised(data, stream, learned, judge, seed)
+        data = _standardised(data, *standardisation(data, stream, judge, seed))
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
     def experiences(x: InputsOf, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
@@ -185,21 +183,38 @@ def _validation_split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(train), torch.from_numpy(validation)
 
 
-def _standardised(data: ImageData, stream: MadeStream, learned: Tensor, judge: Judge, seed: int) -> ImageData:
-    """Every value of a vector by its mean and standard deviation in the first experience; a constant one by its mean.
+def standardisation(data: ImageData, stream: MadeStream, judge: Judge, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns the mean and the standard deviation by which a stream has its vectors, each [values]; else 0 and 1.
 
-    What a learner may know when it begins: nothing of later experiences, and nothing of what it is judged on.
+    They are of the first experience's training data: what a learner may know when it begins, nothing of later
+    experiences and nothing of what it is judged on. The deviation of a value that is constant is 1.
+
+    Args:
+        data, stream, judge, seed: as for :func:`make_benchmark`.
     """
-    first = learned
+    if not data.standardise:
+        return torch.zeros(()), torch.ones(())
+    learned, _ = _learned_and_held_out(data, stream, judge)
     if isinstance(stream, SplitStream):
         its_classes = _classes(stream, data.classes, judge, torch.Generator().manual_seed(seed))[0]
-        first = learned[torch.isin(data.train_y[learned], its_classes)]
+        learned = learned[torch.isin(data.train_y[learned], its_classes)]
+    assert isinstance(data.train_x, Tensor)
+    deviation, mean = torch.std_mean(data.train_x[learned].double(), dim=0, correction=0)
+    deviation[deviation <= 1e-6 * mean.abs()] = 1  # constant but for rounding
+    return mean.float(), deviation.float()
+
+
+def _standardised(data: ImageData, mean: Tensor, deviation: Tensor) -> ImageData:
     assert isinstance(data.train_x, Tensor)
     assert isinstance(data.test_x, Tensor)
-    deviation, mean = torch.std_mean(data.train_x[first].double(), dim=0, correction=0)
-    deviation[deviation <= 1e-6 * mean.abs()] = 1  # constant but for rounding
-    deviation, mean = deviation.float(), mean.float()
     return replace(data, train_x=(data.train_x - mean) / deviation, test_x=(data.test_x - mean) / deviation)
+
+
+def _learned_and_held_out(data: ImageData, stream: MadeStream, judge: Judge) -> tuple[Tensor, Tensor]:
+    """The places of the training data that are learned, and of those that are judged on, ascending."""
+    if judge == "validation":
+        return _validation_split(data.train_y, stream.validation_fraction)
+    return torch.arange(len(data.train_y)), torch.empty(0, dtype=torch.long)
 
 
 def _permuted(

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -32,6 +32,9 @@ from engrams.reports.store import Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import Journal
 from engrams.reports.wandb.settings import WandBMode
+
+if TYPE_CHECKING:
+    from engrams.benchmarks.judging.vectors import VectorObserver
 
 TRACEBACK = "traceback.txt"
 
@@ -165,15 +168,21 @@ def commit() -> str | None:
         return None
 
 
-def _observer(run: Run, device: str, out: Path, folder: Path) -> GeneratorObserver | GenerationObserver | None:
-    """What looks at the run's generator, if it has one and what it makes are images."""
-    of_data = run.protocol.stream.kind != "benchmark"
-    if not run.strategy.needs_images or (of_data and datasets.load(run.protocol.dataset).vectors):
+def _observer(
+    run: Run, device: str, out: Path, folder: Path
+) -> GeneratorObserver | GenerationObserver | VectorObserver | None:
+    """What looks at the run's generator, if it has one."""
+    stream = run.protocol.stream
+    if not run.strategy.needs_images:
         return None
+    if stream.kind != "benchmark" and datasets.load(run.protocol.dataset).vectors:
+        from engrams.benchmarks.judging.vectors import VectorObserver  # here: scikit-learn's classifiers take a moment
+
+        return VectorObserver(run, stream) if isinstance(stream, SplitStream) else None
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:
         return GenerationObserver(run.protocol, classifier, run.name, folder)
-    stream, experiences = run.protocol.stream, []
+    experiences: list[list[int]] = []
     if classifier and isinstance(stream, SplitStream):
         experiences = classes_of_experiences(stream, classifier.classes, run.judge, run.seed)
     return GeneratorObserver(run.protocol, classifier, run.name, folder, experiences)

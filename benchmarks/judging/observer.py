@@ -84,7 +84,7 @@ class GeneratorObserver:
         """Samples, and judges; ``seen`` gets ``class_shares`` and, as ``generated``, the path of the picture."""
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            x = _sampler(strategy)(JUDGED)
+            x = sampler(strategy)(JUDGED)
         self.rows.append(brightness(x[:SHOWN], self.protocol.images).cpu().clone())
         if self.classifier:
             labels = self.classifier.classify(x)
@@ -143,7 +143,8 @@ class GeneratorObserver:
         return given_away_by_run(classifier, self.protocol, self.made, self.learned, self.title, self.folder)
 
 
-def _sampler(strategy: SupervisedTemplate) -> Callable[[int], Tensor]:
+def sampler(strategy: SupervisedTemplate) -> Callable[[int], Tensor]:
+    """Returns what makes so many images, or vectors, of a strategy's generator, the same ones whenever it is asked."""
     if isinstance(strategy, GenerativeReplay):
         vae = strategy.generator_strategy.model.eval()  # its own training sets it back
         return lambda n: vae.generate(n).detach()

@@ -35,7 +35,7 @@ STEPS: dict[str, tuple[str, ...]] = {
 """Step metric -> the names that are drawn against it."""
 SO_FAR = ("ACC", "forgetting", "seconds")
 """Names of the history that the summary does not repeat: there, what is final is below ``final/``."""
-JUDGED = {"frechet_by_class", "reverse_by_class", "precision", "recall", "privacy"}
+JUDGED = {"frechet_by_class", "reverse_by_class", "precision", "recall", "privacy", "spread"}
 """What of a generator has no name of its own in the history or the summary."""
 OF_FAILURE = ("reason", "traceback", "seconds_until_failure")
 OWN = (
