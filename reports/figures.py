@@ -10,6 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito's: told apart by colour-blind readers too; lines have markers besides."""
+MARKERS = "osD^vPX"
+
 
 def accuracy_matrix_figure(accuracy_matrix: Sequence[Sequence[float]], title: str) -> Figure:
     """The accuracy matrix as a heat map, a percentage in every cell.

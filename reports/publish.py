@@ -41,19 +41,24 @@ def page_of(protocol: str) -> str:
     return f"{protocol.replace('/', '-')}.md"
 
 
-def protocol_page(name: str, described: Described | None, records: Sequence[Record], pictures: Sequence[Path]) -> str:
-    """Returns the page of a protocol: its tables, what generators made, its settings.
+def protocol_page(
+    name: str, described: Described | None, records: Sequence[Record], stream: Path | None, pictures: Sequence[Path]
+) -> str:
+    """Returns the page of a protocol: its tables, accuracy along the stream, what generators made, its settings.
 
     Args:
         name: of the protocol.
         described: None where the protocol is not known here; its page then has no settings.
         records: of this protocol.
-        pictures: paths from the page.
+        stream: path from the page of the picture of accuracy along the stream, if there is one.
+        pictures: paths from the page, of what was generated.
     """
     parts = [f"# {name}", GENERATED]
     if described:
         parts.append(f"{described.title}.")
     parts.append(pages.markdown(records).rstrip())
+    if stream:
+        parts += ["## Along the stream", f"![accuracy on the experiences learned so far]({stream.as_posix()})"]
     if pictures:
         parts.append("## What was generated")
         parts += [f"`{_run_of(path)}`\n\n![images of {_run_of(path)}]({path.as_posix()})" for path in pictures]
@@ -122,6 +127,11 @@ def write(path: Path, text: str) -> None:
     """Writes a page whole or not at all, into a folder that may not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text)
+
+
+def picture_of(protocol: str) -> str:
+    """Returns the name of the picture of accuracy along a protocol's stream."""
+    return f"{protocol.replace('/', '-')}.png"
 
 
 def remove_stale(folder: Path, pages: Collection[str]) -> None:

@@ -42,7 +42,7 @@ def pages(
 ) -> None:
     """Write the results as pages: one a protocol, the parity board, the studies, a list of them."""
     from engrams.benchmarks.cli.tables import compared
-    from engrams.reports import marks, matrices, publish, render, store
+    from engrams.reports import marks, matrices, over_experiences, publish, render, store
     from engrams.reports.methods import fill
     from engrams.reports.pages.comparison import by_protocol
 
@@ -52,7 +52,13 @@ def pages(
     listed = []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
         pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
-        publish.write(out / publish.page_of(name), publish.protocol_page(name, described.get(name), group, pictures))
+        stream = None
+        if len(lines := over_experiences.lines_of(group)) > 1:
+            stream = Path(publish.picture_of(name))
+            out.mkdir(parents=True, exist_ok=True)
+            over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
+        page = publish.protocol_page(name, described.get(name), group, stream, pictures)
+        publish.write(out / publish.page_of(name), page)
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
     boards, duels = compared(records)
     publish.write(out / "parity.md", publish.parity_page(boards, duels))
@@ -66,8 +72,8 @@ def pages(
         marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
         found = [one for protocol, rows in PICTURED.items() for one in matrices.of(records, [protocol], rows)]
         matrices.figure(found).savefig(out / "matrices.png", metadata={"Software": None})
-    for page in sorted(methods.glob("*.md")) if methods else ():
-        fill(page, records, boards)
+    for path in sorted(methods.glob("*.md")) if methods else ():
+        fill(path, records, boards)
     say(f"pages: {out / 'README.md'}")
     stop_if_damaged(damaged)
 

@@ -8,12 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from engrams.reports.estimates import Estimate
+from engrams.reports.figures import COLOURS, MARKERS
 from engrams.reports.studies.adaptive import Classes, Outcome, Results
 from engrams.reports.studies.curves import Curves
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe & Ito's: told apart by colour-blind readers too; lines have markers besides."""
-MARKERS = "osD^vPX"
 
 
 def curves_figure(found: Curves) -> Figure:

@@ -1,0 +1,73 @@
+"""Accuracy along the stream: after each experience the mean over those learned so far, one line a strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from engrams.reports.estimates import Estimate
+from engrams.reports.figures import COLOURS, MARKERS
+from engrams.reports.matrix import seen_so_far
+from engrams.reports.pages.comparison import complete_by_row
+from engrams.reports.store import Record
+
+SHOWN = (
+    *("naive", "ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
+    *("ewc+replay", "avalanche-agem", "der"),
+)
+"""The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first."""
+
+
+class Line(NamedTuple):
+    """One row of a table along the stream."""
+
+    strategy: str
+    acc: list[Estimate]
+    """After each experience, on those so far; one alone where the whole stream is learned at once."""
+
+
+def lines_of(records: Iterable[Record], shown: Sequence[str] = SHOWN) -> list[Line]:
+    """Returns the lines of one protocol's picture, the highest at the end first, and joint training.
+
+    Args:
+        records: of one protocol.
+        shown: the rows that are wanted, as tables name them.
+    """
+    groups = {row: group for (_, row), group in complete_by_row(records).items()}
+    found = []
+    for strategy in [row for row in shown if row in groups][: len(COLOURS)]:
+        matrices = [record.accuracy_matrix for record in groups[strategy]]
+        stages = range(1, len(matrices[0]) + 1)
+        found.append(Line(strategy, [Estimate.of([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
+    found.sort(key=lambda line: -line.acc[-1].mean)
+    if "joint" in groups:
+        found.append(Line("joint", [Estimate.of([record.acc for record in groups["joint"]])]))
+    return found
+
+
+def figure(lines: Sequence[Line]) -> Figure:
+    """Returns the picture: means with 95% intervals; what learns the whole stream at once is a level."""
+    picture = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
+    axes = picture.add_subplot()
+    for index, line in enumerate(lines):
+        mean, aside = (
+            100 * np.array([one.mean for one in line.acc]),
+            100 * np.array([one.half_width or 0.0 for one in line.acc]),
+        )
+        label = f"{line.strategy} {mean[-1]:.1f}"
+        if len(line.acc) == 1:
+            axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=label)
+            continue
+        stages, colour = np.arange(1, len(mean) + 1), COLOURS[index % len(COLOURS)]
+        axes.plot(stages, mean, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
+        axes.fill_between(stages, mean - aside, mean + aside, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("experiences learned")
+    axes.set_ylabel("accuracy on them (%), mean and 95% interval")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="0.9")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, title="at the end, %")
+    return picture
