@@ -148,17 +148,21 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
 
 
 def gpu_memory(run: Run, out: Path) -> int | None:
-    """Returns the most bytes that runs like one have held on a GPU, as records in a folder say.
+    """Returns the most bytes that runs like one have held on a GPU, as records say.
 
-    Where no record is of the run's strategy: so many times (:data:`OTHERS`) the most that others held under its
-    protocol, lest the first run of each has half of the GPU to itself.
+    They are those of a folder, else those that come with the repository. Where none is of the run's strategy: so many
+    times (:data:`OTHERS`) the most that others held under its protocol, lest the first run of each has half of the GPU
+    to itself.
 
     Returns:
         Bytes; None if no record says it.
     """
-    own = _gpu_peaks(_like(*_kind(run), (out,)))
-    others = _gpu_peaks(islice(_complete(store.paths_below(out / run.protocol.name)), ENOUGH))
-    return max(own) if own else OTHERS * max(others) if others else None
+    for root in (out, COMMITTED):
+        own = _gpu_peaks(_like(*_kind(run), (root,)))
+        others = _gpu_peaks(islice(_complete(store.paths_below(root / run.protocol.name)), ENOUGH))
+        if own or others:
+            return max(own) if own else OTHERS * max(others)
+    return None
 
 
 def _gpu_peaks(records: Iterable[tuple[Record, int]]) -> list[int]:
