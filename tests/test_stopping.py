@@ -20,8 +20,8 @@ from engrams.reports import store
 from tests.test_runs import engrams
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"training.epochs": 120}
-COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=120", "--experiences", "2", "--seeds", "1"]
+SETTINGS = {"training.epochs": 60}
+COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=60", "--experiences", "2", "--seeds", "1"]
 
 
 def command(out):
