@@ -20,6 +20,8 @@ def check_strategy_name(name: str) -> None:
     """
     for part in catalogue.parts_of(name):
         known = [*catalogue.CATALOGUE, *catalogue.registered()]
+        if not part:
+            raise StrategyError(f"{name!r}: a strategy's name is missing before or after '+'")
         if part not in known and ":" not in part:
             raise UnknownName("strategy", part, known)
 

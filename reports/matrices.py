@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,15 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
         and (not strategies or one.row in strategies)
     )
     if not rows:
+        there = [one for one in records if one.complete and one.on_test_data]
+        for what, wanted, known in (
+            ("protocol", protocols, {one.protocol for one in there}),
+            ("strategy", strategies, {one.row for one in there}),
+        ):
+            if absent := next((name for name in wanted if name not in known), None):
+                near = get_close_matches(absent, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+                raise RecordError(f"there is no complete record of the {what} {absent!r}; {hint}")
         raise RecordError("there is no complete record of what is asked for")
 
     def order(row: tuple[str, str]) -> tuple[int, int]:

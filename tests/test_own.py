@@ -96,7 +96,7 @@ def test_a_strategy_that_changed_is_another(mine):
     (mine / "mine.py").write_text(STRATEGY.replace("self.strength * size", "self.strength * 2 * size"))
     done = engrams(*arguments)
     assert done.returncode == 2
-    assert "was made with other settings (code was " in done.stderr
+    assert "was made with other settings (mine.py has changed since)" in done.stderr
 
 
 def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
@@ -310,9 +310,12 @@ def test_own_settings_lie_apart_and_stand_beside_the_protocols_own(mine):
     ("options", "message"),
     [
         (["--set", "ewc_lambd=3"], "no strategy here has 'ewc_lambd' to set; there are ewc_lambda, fisher"),
-        (["--set", "ewc_lambda=-3"], "strategies.ewc.ewc_lambda: Input should be greater than or equal to 0 (got -3)"),
-        (["--set", "training.epoch=3"], "training.epoch: unknown key"),
-        (["--set", "training.epochs=many"], "training.epochs: Input should be a valid integer"),
+        (
+            ["--set", "ewc_lambda=-3"],
+            "split-digits/class, ewc: --set ewc_lambda: Input should be greater than or equal to 0 (got -3)",
+        ),
+        (["--set", "training.epoch=3"], "--set training.epoch: unknown key; did you mean 'training.epochs'?"),
+        (["--set", "training.epochs=many"], "--set training.epochs: Input should be a valid integer"),
         (["--set", "ewc_lambda"], "--set ewc_lambda: write KEY=VALUE"),
         (["--set", "ewc_lambda=1", "--set", "ewc_lambda=2"], "ewc_lambda is set twice"),
         (["--seeds", "9-5"], "--seeds 9-5: give how many (3) or which (5-9,12"),
@@ -404,6 +407,6 @@ def test_matrices_as_a_picture_and_as_numbers(mine):
         index="trained", columns="judged", values="accuracy"
     )
     assert np.allclose(naive.to_numpy(), read_records("runs")[0].accuracy_matrix)
-    missing = engrams("matrix", "runs", "--strategy", "ewc")
+    missing = engrams("matrix", "runs", "--strategy", "naiv")
     assert missing.returncode == 2
-    assert "there is no complete record of what is asked for" in missing.stderr
+    assert "there is no complete record of the strategy 'naiv'; there are naive training.epochs=1, re" in missing.stderr

@@ -192,5 +192,5 @@ def test_matrices_side_by_side(tmp_path):
     matrices.write_csv(found, tmp_path / "found.csv")
     cells = pd.read_csv(tmp_path / "found.csv").set_index(["protocol", "strategy", "trained", "judged"])["accuracy"]
     assert cells["p", "ewc", 1, 0] == pytest.approx(0.7)
-    with pytest.raises(RecordError, match="there is no complete record of what is asked for"):
+    with pytest.raises(RecordError, match="there is no complete record of the protocol 'r'; there are p, q"):
         matrices.of(records, ("r",))

@@ -64,6 +64,7 @@ COMMANDS = {
     "list": (("list",), ("protocol", "strategy", "study", "suite")),
     "data": (("data",), ("data", "where")),
     "table": (("table", RECORDS), ("strategy",)),
+    "costs": (("table", RECORDS, "--costs"), ("strategy", "s")),
     "parity": (("parity", RECORDS), ()),
     "study of a curve": (("study", "fisher", "--out", STUDIES, "--only-draw"), ("ewc_lambda", "exact", "sampled")),
     "study of subsets": (("study", "adaptive", "--out", STUDIES, "--only-draw"), ("forgetting", "output")),
@@ -117,7 +118,7 @@ def test_a_board_keeps_method_strategy_and_verdict(terminal, width):
 
 def test_what_is_left_out_is_said_and_wide_shows_it(terminal):
     narrow, wide = (terminal(80, "table", RECORDS, *flag) for flag in ((), ("--wide",)))
-    assert any(line.startswith("left out for want of room: s a run, FWT") for line in narrow)
+    assert any(line.startswith("left out for want of room: s a run; FWT") for line in narrow)
     assert not any("left out" in line for line in wide)
     assert all("FWT" in above for above in heading_lines(wide) if "ACC" in above)
     assert max(map(len, wide)) > 80

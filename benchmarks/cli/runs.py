@@ -147,7 +147,7 @@ def search(
     display = Display(console)
     settings = wandb_of(wandb, project, entity, tags)
     path = choose(entry, chosen, trials, out, workers, display, stream_from_disk, settings)
-    console.print(path.read_text(encoding="utf-8"), highlight=False, markup=False)
+    say(path.read_text(encoding="utf-8"))
     say(f"written to {path}")
     display.say_afterwards()
 

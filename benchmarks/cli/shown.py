@@ -36,7 +36,7 @@ def show(sheets: Sequence[Sheet], legend: str = "", wide: bool = False) -> None:
         shown.print(table)
         shown.print()
     if left_out:
-        shown.print(f"left out for want of room: {', '.join(left_out)}; --wide shows all", style="dim", highlight=False)
+        shown.print(f"left out for want of room: {'; '.join(left_out)}. --wide shows all", style="dim", highlight=False)
     if legend:
         shown.print(legend, style="dim", highlight=False, markup=False)
         shown.print()

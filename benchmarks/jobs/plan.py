@@ -47,6 +47,9 @@ def plan(
         PlanError: a setting is known neither to the protocol nor to a strategy; or ``first`` is below 1.
     """
     settings = dict(settings or {})
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            raise PlanError(f"{key} is a table; set what is in it with a dot, as in {key}.{next(iter(value), 'key')}")
     of_protocol = registry.of_protocol(settings)
     of_strategies = {key: value for key, value in settings.items() if key not in of_protocol}
     if first is not None and first < 1:
@@ -59,6 +62,8 @@ def plan(
     elif of_protocol:
         protocol = registry.get(protocol.reference, protocol.changed | of_protocol)
     entries = [strategy_called(one) if isinstance(one, str) else one for one in strategies]
+    if not entries:
+        raise PlanError("no strategy is asked for")
     if any(not entry.reference for entry in entries):
         raise PlanError(
             "a strategy that was made here has no name by which another process finds it; put it into a file and "
@@ -69,6 +74,8 @@ def plan(
             known = sorted({key for entry in entries for key in keys_of(entry)})
             raise PlanError(f"no strategy here has {key!r} to set; there are {', '.join(known) or 'none'}")
     seeds = list(dict.fromkeys(seeds))
+    if not seeds:
+        raise PlanError("no seed is asked for")
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS]:
         raise PlanError(f"a seed is a whole number from 0 to {SEEDS - 1}; got {wrong[0]!r}")
     runs = []
@@ -138,4 +145,4 @@ def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]
         for part in joined.parts:
             below = [key.removeprefix(f"{part.name}.") for key in own if key.startswith(f"{part.name}.")]
             lines.append(protocol.stale(part, below))
-    return [line for line in lines if line]
+    return list(dict.fromkeys(line for line in lines if line))  # a part may stand alone, too

@@ -174,9 +174,12 @@ def finished(run: Run, out: Path) -> Record | None:
     if not record.complete:
         return None
     if record.hyperparameters != run.deciding():
+        difference = first_difference(record.hyperparameters, run.deciding())
+        if difference.startswith("code was "):  # what else is the same
+            difference = f"{run.strategy.reference.rpartition(':')[0]} has changed since"
         raise SuiteError(
-            f"{path} was made with other settings ({first_difference(record.hyperparameters, run.deciding())}); "
-            f"keep it and choose another --out, or delete its folder to run again"
+            f"{path} was made with other settings ({difference}); keep it and choose another --out, or delete its "
+            f"folder to run again"
         )
     return record
 

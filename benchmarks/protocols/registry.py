@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from engrams.benchmarks.protocols.schema import (
     ProtocolError,
     ProtocolFile,
     first_problem,
+    flattened,
     set_below,
 )
 from engrams.strategies import catalogue, references
@@ -123,9 +125,10 @@ def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
     name = f"{path.stem}/{scenario}" if scenario else path.stem
     if name in found:
         return found[name]
-    if path.parent == FOLDER:
+    if path.parent == FOLDER and scenario:
         raise UnknownName("protocol", reference, names())
-    several = ", ".join(f"{path}/{one.scenario}" for one in found.values()) if len(found) > 1 else str(path)
+    where = path.stem if path.parent == FOLDER else path
+    several = ", ".join(f"{where}/{one.scenario}" for one in found.values()) if len(found) > 1 else str(path)
     raise ProtocolError(f"{reference}: it has {len(found)} protocol(s); name one: {several}")
 
 
@@ -171,7 +174,13 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
-        raise ProtocolError(f"{path}: {first_problem(error)}") from error
+        problem = first_problem(error)
+        key = problem.partition(":")[0]
+        if key in changed:
+            near = get_close_matches(key, flattened(content).keys() - changed.keys(), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and "unknown key" in problem else ""
+            raise ProtocolError(f"--set {problem}{hint}") from error
+        raise ProtocolError(f"{path}: {problem}") from error
     _check_strategies(path, file.strategies)
     _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of")
     strategies = {catalogue.short_name(name): values for name, values in file.strategies.items()}

@@ -6,6 +6,7 @@ The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -443,12 +444,14 @@ class Protocol(Table):
         except ValidationError as error:
             problem = first_problem(error)
             key = problem.partition(":")[0]
+            if key in (settings or {}):
+                raise ProtocolError(f"{self.name}, {strategy.name}: --set {problem}") from error
             searched = key in strategy.search
             chosen = self.chosen.get(strategy.name)
             where = chosen.file if chosen and key in chosen.hyperparameters else self.reference
             raise ProtocolError(
                 f"{where}: strategies.{strategy.name}.{problem}; set it in the protocol or with --set {key}=..."
-                + (f", or run 'engrams search {self.reference} {strategy.reference}'" if searched else "")
+                + (f", or run '{searching(self, strategy)}'" if searched else "")
             ) from error
 
     def _values_of(self, name: str) -> dict[str, Any]:
@@ -565,8 +568,13 @@ class Protocol(Table):
         if self.changed:
             advice = "set it by hand, or put these settings into a file that extends the protocol and search that"
         else:
-            advice = f"'engrams search {self.reference} {strategy.reference}' chooses anew"
+            advice = f"'{searching(self, strategy)}' chooses anew"
         return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
+
+
+def searching(protocol: Protocol, strategy: Strategy) -> str:
+    """Returns the command that chooses a strategy's hyperparameters, as a shell takes it."""
+    return shlex.join(["engrams", "search", protocol.reference, strategy.reference])
 
 
 def set_below(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -6,6 +6,7 @@ judged on samples held out of the training data. The test data are not even buil
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import Protocol, flattened
+from engrams.benchmarks.protocols.schema import Protocol, flattened, searching
 from engrams.benchmarks.runs import Run
 from engrams.reports.matrix import seen_so_far
 from engrams.reports.store import replace_file
@@ -88,6 +89,7 @@ def search(
     for name, strategy in wanted.items():
         if not strategy.search:
             raise SuiteError(f"{name} has no hyperparameter to search")
+    _check_writable(registry.chosen_path(protocol.name, protocol.file.parent), protocol)
     start_server()
     check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
     with ExitStack() as locks:
@@ -365,6 +367,16 @@ def _tell(study: optuna.Study, asked: optuna.Trial, trial: Trial, outcome: Outco
 # --- what was chosen --------------------------------------------------------------------------------------------------
 
 
+def _check_writable(path: Path, protocol: Protocol) -> None:
+    """Before the first trial: what is chosen is written where the protocol is."""
+    folder = next(folder for folder in path.parents if folder.is_dir())
+    if not os.access(folder, os.W_OK):
+        raise SuiteError(
+            f"what is chosen is written to {path}, and {folder} cannot be written to; put extends = "
+            f'"{protocol.name.partition("/")[0]}" into a file of your own and search that'
+        )
+
+
 def _write_choice(protocol: Protocol, strategy: Strategy, study: optuna.Study, trials: int) -> None:
     """Puts a strategy's choice beside those of others, which may be searched at the same time."""
     path = registry.chosen_path(protocol.name, protocol.file.parent)
@@ -387,7 +399,7 @@ def _choice(protocol: Protocol, strategy: Strategy, study: optuna.Study, trials:
         "hyperparameters": _point(study.best_params),
         "fingerprint": protocol.fingerprint(strategy),
         "evidence": {
-            "command": f"engrams search {protocol.reference} {strategy.reference} --trials {trials}",
+            "command": f"{searching(protocol, strategy)} --trials {trials}",
             "seed": SEARCH_SEED,
             "validation_ACC": [
                 {**_point(trial.params), "ACC": _seen(trial)}

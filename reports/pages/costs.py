@@ -30,7 +30,7 @@ MEASURES: dict[str, Callable[[Record], float | None]] = {
     "seconds": lambda record: record.seconds,
     "processor seconds": _costs(lambda costs: costs.processor_seconds),
     "peak memory (MB)": _costs(lambda costs: None if costs.peak_memory is None else costs.peak_memory / 1e6),
-    "model (MB)": _costs(lambda costs: costs.bytes["model"] / 1e6),
+    "model (MB)": _costs(lambda costs: costs.bytes.get("model", 0) / 1e6),
     "kept besides (MB)": _costs(lambda costs: costs.kept / 1e6),
     "operations (GFLOP)": _costs(lambda costs: costs.all_operations / 1e9),
 }

@@ -299,6 +299,9 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
     Raises:
         NoService: the service cannot be used, or there are no records.
     """
+    for root in runs:
+        if not root.is_dir():
+            raise NoService(f"there is no folder {root}; 'engrams run' makes one")
     recorded = {path.parent for root in runs for path in paths_below(root)}
     told = {path.parent.parent for root in runs for path in root.rglob(f"{FOLDER}/{FILE}")} - recorded
     folders = sorted(recorded | {folder for folder in told if any("end" in line for line in Reader(folder).lines())})
