@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
+import avalanche
 import pytest
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
@@ -200,11 +201,14 @@ def warn(job, report):
         for call in (ReservoirSamplingBuffer(2).update, ReplayPlugin(2).after_training_exp):
             with contextlib.suppress(AttributeError):  # the warning comes first; there is no strategy
                 call(None)
+        plugins = str(Path(avalanche.__file__).parent / "training" / "utils.py")
+        warnings.warn_explicit("every importance is 0", UserWarning, plugins, 75)
     return said.getvalue()
 
 
 def test_a_worker_says_everything_but_avalanches_own_calls():
     [(_, said)] = in_processes([SimpleNamespace(name="a job")], warn, 1, lambda job, epochs: None)
     assert "the penalty is unstable" in said
+    assert "UserWarning: every importance is 0" in said.splitlines(), "no line of Avalanche"
     assert said.count("Call to deprecated function update") == 1, "a user's call is theirs to mend"
     assert "plugins/replay.py" not in said

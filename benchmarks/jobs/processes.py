@@ -409,8 +409,10 @@ def silence_avalanches_own_calls() -> None:
     show = warnings.showwarning
 
     def shown(message, category, filename, lineno, file=None, line=None) -> None:
-        if not (issubclass(category, DeprecationWarning) and filename.startswith(folder)):
+        if not filename.startswith(folder):
             show(message, category, filename, lineno, file, line)
+        elif not issubclass(category, DeprecationWarning):  # of a plugin that Avalanche calls: its line says nothing
+            print(f"{category.__name__}: {message}", file=file or sys.stderr, flush=True)
 
     warnings.showwarning = shown
 
