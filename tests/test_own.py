@@ -312,7 +312,7 @@ def test_own_settings_lie_apart_and_stand_beside_the_protocols_own(mine):
         (["--set", "ewc_lambd=3"], "no strategy here has 'ewc_lambd' to set; there are ewc_lambda, fisher"),
         (
             ["--set", "ewc_lambda=-3"],
-            "split-digits/class, ewc: --set ewc_lambda: Input should be greater than or equal to 0 (got -3)",
+            "split-digits/class: ewc: ewc_lambda: Input should be greater than or equal to 0 (got -3)",
         ),
         (["--set", "training.epoch=3"], "--set training.epoch: unknown key; did you mean 'training.epochs'?"),
         (["--set", "training.epochs=many"], "--set training.epochs: Input should be a valid integer"),

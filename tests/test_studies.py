@@ -142,7 +142,7 @@ def test_drawing_where_nothing_is_recorded_is_one_line(tmp_path, monkeypatch):
         ("seeds = 2", "seeds = 2\nseed = 1", "small.seed: unknown key"),
         ("seeds = 2", "", "small.seeds: missing"),
         ('label = "batched"', 'label = "exact"', "two lines have the same label"),
-        ('fisher = "batched"', 'fisher = "batch"', "small: batched: split-digits/task: strategies.ewc.fisher"),
+        ('fisher = "batched"', 'fisher = "batch"', "small: batched: split-digits/task: ewc: fisher"),
         ("split-digits/task", "split-digits/tsk", "small: no protocol is called 'split-digits/tsk'; did you mean"),
         ('strategy = "ewc"', 'strategy = "ewcc"', "small: no strategy is called 'ewcc'; did you mean 'ewc'?"),
         ('references = ["naive"]', 'references = ["nave"]', "no strategy is called 'nave'"),

@@ -378,7 +378,9 @@ def command_line(arguments):
 
 
 def test_upload_without_records_or_a_key_is_one_line(tmp_path):
-    assert engrams("upload", tmp_path / "nope").stderr == f"error: there are no records in {tmp_path / 'nope'}\n"
+    nowhere = engrams("upload", tmp_path / "nope").stderr
+    assert nowhere == f"error: there is no folder {tmp_path / 'nope'}; 'engrams run' makes one\n"
+    assert engrams("upload", tmp_path).stderr == f"error: there are no records in {tmp_path}\n"
     store.write(store.read(RECORDS / SOLVER / "record.json"), tmp_path / SOLVER)
     done = engrams("upload", tmp_path)
     assert done.stderr == "error: W&B: there is no API key; set WANDB_API_KEY or run 'wandb login' first\n"

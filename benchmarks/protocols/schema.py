@@ -445,7 +445,7 @@ class Protocol(Table):
             problem = first_problem(error)
             key = problem.partition(":")[0]
             if key in (settings or {}):
-                raise ProtocolError(f"{self.name}, {strategy.name}: --set {problem}") from error
+                raise ProtocolError(f"{self.name}: {strategy.name}: {problem}") from error
             searched = key in strategy.search
             chosen = self.chosen.get(strategy.name)
             where = chosen.file if chosen and key in chosen.hyperparameters else self.reference
