@@ -38,16 +38,13 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
     Raises:
         RecordError: no complete record is left.
     """
+    there = [one for one in records if one.complete and one.on_test_data]
     rows = dict.fromkeys(
         (one.protocol, one.row)
-        for one in records
-        if one.complete
-        and one.on_test_data
-        and (not protocols or one.protocol in protocols)
-        and (not strategies or one.row in strategies)
+        for one in there
+        if (not protocols or one.protocol in protocols) and (not strategies or one.row in strategies)
     )
     if not rows:
-        there = [one for one in records if one.complete and one.on_test_data]
         for what, wanted, known in (
             ("protocol", protocols, {one.protocol for one in there}),
             ("strategy", strategies, {one.row for one in there}),

@@ -30,16 +30,15 @@ class Line(NamedTuple):
     """After each experience, on those so far; one alone where the whole stream is learned at once."""
 
 
-def lines_of(records: Iterable[Record], shown: Sequence[str] = SHOWN) -> list[Line]:
+def lines_of(records: Iterable[Record]) -> list[Line]:
     """Returns the lines of one protocol's picture, the highest at the end first, and joint training.
 
     Args:
         records: of one protocol.
-        shown: the rows that are wanted, as tables name them.
     """
     groups = {row: group for (_, row), group in complete_by_row(records).items()}
     found = []
-    for strategy in [row for row in shown if row in groups][: len(COLOURS)]:
+    for strategy in [row for row in SHOWN if row in groups][: len(COLOURS)]:
         matrices = [record.accuracy_matrix for record in groups[strategy]]
         stages = range(1, len(matrices[0]) + 1)
         found.append(Line(strategy, [Estimate.of([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
@@ -54,10 +53,8 @@ def figure(lines: Sequence[Line]) -> Figure:
     picture = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
     axes = picture.add_subplot()
     for index, line in enumerate(lines):
-        mean, aside = (
-            100 * np.array([one.mean for one in line.acc]),
-            100 * np.array([one.half_width or 0.0 for one in line.acc]),
-        )
+        mean = 100 * np.array([one.mean for one in line.acc])
+        aside = 100 * np.array([one.half_width or 0.0 for one in line.acc])
         label = f"{line.strategy} {mean[-1]:.1f}"
         if len(line.acc) == 1:
             axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=label)

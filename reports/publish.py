@@ -129,11 +129,6 @@ def write(path: Path, text: str) -> None:
     replace_file(path, text)
 
 
-def picture_of(protocol: str) -> str:
-    """Returns the name of the picture of accuracy along a protocol's stream."""
-    return f"{protocol.replace('/', '-')}.png"
-
-
 def remove_stale(folder: Path, pages: Collection[str]) -> None:
     """Removes the pages that an earlier call made there and this one did not; files of anybody else stay.
 

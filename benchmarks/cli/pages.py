@@ -52,13 +52,12 @@ def pages(
     listed = []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
         pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
-        stream = None
-        if len(lines := over_experiences.lines_of(group)) > 1:
-            stream = Path(publish.picture_of(name))
-            out.mkdir(parents=True, exist_ok=True)
-            over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
+        lines = over_experiences.lines_of(group)
+        stream = Path(publish.page_of(name)).with_suffix(".png") if len(lines) > 1 else None
         page = publish.protocol_page(name, described.get(name), group, stream, pictures)
         publish.write(out / publish.page_of(name), page)
+        if stream:
+            over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
     boards, duels = compared(records)
     publish.write(out / "parity.md", publish.parity_page(boards, duels))

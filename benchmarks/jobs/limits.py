@@ -158,10 +158,10 @@ def gpu_memory(run: Run, out: Path) -> int | None:
         Bytes; None if no record says it.
     """
     for root in (out, COMMITTED):
-        own = _gpu_peaks(_like(*_kind(run), (root,)))
-        others = _gpu_peaks(islice(_complete(store.paths_below(root / run.protocol.name)), ENOUGH))
-        if own or others:
-            return max(own) if own else OTHERS * max(others)
+        if own := _gpu_peaks(_like(*_kind(run), (root,))):
+            return max(own)
+        if others := _gpu_peaks(islice(_complete(store.paths_below(root / run.protocol.name)), ENOUGH)):
+            return OTHERS * max(others)
     return None
 
 

@@ -44,7 +44,8 @@ def plan(
         UnknownName: a protocol or strategy does not exist.
         ProtocolError: a protocol is wrong, or a setting is out of range.
         StrategyError: what a strategy's name leads to is none.
-        PlanError: a setting is known neither to the protocol nor to a strategy; or ``first`` is below 1.
+        PlanError: a setting is known neither to the protocol nor to a strategy, or is a table; no strategy or no seed
+            is asked for; or ``first`` is below 1.
     """
     settings = dict(settings or {})
     for key, value in settings.items():

@@ -173,9 +173,10 @@ def finished(run: Run, out: Path) -> Record | None:
     record = store.read(path)
     if not record.complete:
         return None
-    if record.hyperparameters != run.deciding():
-        difference = first_difference(record.hyperparameters, run.deciding())
-        if difference.startswith("code was "):  # what else is the same
+    wanted = run.deciding()
+    if record.hyperparameters != wanted:
+        difference = first_difference(record.hyperparameters, wanted)
+        if difference.startswith("code was "):  # a digest of the strategy's own file, which tells nobody anything
             difference = f"{run.strategy.reference.rpartition(':')[0]} has changed since"
         raise SuiteError(
             f"{path} was made with other settings ({difference}); keep it and choose another --out, or delete its "

@@ -89,7 +89,8 @@ def search(
     for name, strategy in wanted.items():
         if not strategy.search:
             raise SuiteError(f"{name} has no hyperparameter to search")
-    _check_writable(registry.chosen_path(protocol.name, protocol.file.parent), protocol)
+    path = registry.chosen_path(protocol.name, protocol.file.parent)
+    _check_writable(path, protocol)
     start_server()
     check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
     with ExitStack() as locks:
@@ -118,7 +119,7 @@ def search(
         for name, study in studies.items():
             if (count := len(_finished(study))) < trials:
                 raise SuiteError(f"{name}: {trials - count} of {trials} trials broke; the same command tries again")
-    return registry.chosen_path(protocol.name, protocol.file.parent)
+    return path
 
 
 # --- the studies ------------------------------------------------------------------------------------------------------
