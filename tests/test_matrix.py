@@ -1,7 +1,13 @@
-"""The metrics of an accuracy matrix, by hand."""
+"""The metrics of an accuracy matrix, by hand, and its picture."""
 
+import math
+
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
+from engrams.reports.figures import HeatMap, draw_accuracy_matrix
 from engrams.reports.matrix import accuracy_row, metrics, seen_so_far
 
 R = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.6, 0.5, 1.0]]
@@ -56,3 +62,24 @@ def test_accuracy_row_reads_avalanches_names():
         "Loss_Exp/eval_phase/test_stream/Task000/Exp000": 0.9,
     }
     assert accuracy_row(names) == [0.1, 0.2, 0.3]
+
+
+def test_a_heat_map_is_what_drawing_all_of_it_would_be_whatever_was_saved_before(tmp_path):
+    """Only what differs between two matrices of one size is drawn anew."""
+    first = [[0.1, 0.7, 0.2], [0.95, 0.6, 1.0]]
+    second = [[math.nan, 0.05, 0.59], [0.0, 0.88, 0.4]]
+    drawn = {}
+    for name, used in (("alone", HeatMap(2, 3)), ("before", HeatMap(2, 3))):
+        if name == "before":
+            used.save(first, "a longer title", tmp_path / "first.png")
+        used.save(second, "title", tmp_path / f"{name}.png")
+        drawn[name] = imread(tmp_path / f"{name}.png")
+    assert np.array_equal(drawn["alone"], drawn["before"])
+
+    figure = Figure(figsize=(3.3, 2.24), dpi=110)
+    axes = figure.add_axes((0.7 / 3.3, 0.6 / 2.24, 1.8 / 3.3, 1.24 / 2.24))
+    draw_accuracy_matrix(axes, second)
+    axes.set_title("title", fontsize="medium")
+    figure.savefig(tmp_path / "whole.png")
+    left = slice(0, 280)  # the colour bar is to the right
+    np.testing.assert_array_equal(imread(tmp_path / "whole.png")[:, left], drawn["alone"][:, left])
