@@ -211,6 +211,22 @@ def test_the_optimiser_and_its_schedule_go_on(tmp_path, monkeypatch, settings):
     assert counted(run, tmp_path / "cut")[0].accuracy_matrix == whole.accuracy_matrix
 
 
+@pytest.mark.parametrize("strategy", ["naive", "ewc"])
+def test_a_stream_that_is_learned_in_order_goes_on_where_it_was(folders, monkeypatch, strategy):
+    moments = Moments(monkeypatch)
+    entry = registry.get(
+        "split-digits/class", {"training.epochs": 2, "stream.boundaries": "gradual", "stream.width": 0.5}
+    )
+    run = replace(run_of(entry, strategy, 0, {"fisher_samples": 64} if strategy == "ewc" else {}), first=3)
+    whole, _, possible = moments.counted(run, folders / "whole")
+    assert whole.complete, whole.reason
+    middle = len(possible) // 2
+    moments.cut(run, folders / "cut", at=middle)
+    again, _, left = moments.counted(run, folders / "cut")
+    assert left == possible[middle + 1 :]
+    assert_equal(run, again, whole, folders)
+
+
 def test_what_is_measured_and_changed_along_the_way_goes_on(tmp_path, monkeypatch):
     run = small("split-digits/class", "replay", horizontal_flips=True, random_crops=1, augmented="both")
     judging = Judging(every=3, samples=20, prequential=True, window=50)

@@ -246,6 +246,10 @@ def test_means_over_seeds():
         (("split-cifar10/class", "mergan-jtr"), "mergan-jtr needs the settings of its GAN; add a table [gan]"),
         (("split-digits/domain", "mergan-jtr"), "mergan-jtr remembers classes: every experience must bring new ones"),
         (("split-digits/task", "mergan-ra"), "mergan-ra remembers classes: every experience must bring new ones"),
+        (
+            ("split-digits/class", "mergan-ra", "--set", "stream.boundaries=gradual", "--set", "stream.width=1.0"),
+            "mergan-ra remembers classes: every experience must bring new ones",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):

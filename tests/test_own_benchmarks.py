@@ -1,6 +1,7 @@
 """A benchmark of Avalanche's, or an outsider's, in place of a data set and a stream."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_without_task_labels(outsiders, tmp_path, scenario):
     record = execute(run_of(protocol.get(str(path)), "replay"), tmp_path / "runs", "cpu", "disabled", lambda _: None)
     assert record.complete, record.reason
     assert record.acc > 0.8
+
+
+def test_an_outsiders_experiences_pass_over_by_degrees(outsiders):
+    path = outsiders(("[network]", 'boundaries = "gradual"\nwidth = 1.0\n\n[network]'))
+    run = run_of(protocol.get(str(path)), "naive")
+    for judge in ("test", "validation"):
+        benchmark = benchmark_of(replace(run, judge=judge))
+        experiences = [[int(sample[-1]) for sample in part.dataset] for part in benchmark.train_stream]
+        counts = [[labels.count(task) for task in range(3)] for labels in experiences]
+        size = 60 if judge == "test" else 48
+        assert [sum(count) for count in counts] == [size] * 3
+        assert [sum(column) for column in zip(*counts, strict=True)] == [size] * 3
+        assert 0 < counts[0][1] < size / 4 > counts[1][0] == counts[0][1]
+        judged = [{int(sample[-1]) for sample in part.dataset} for part in benchmark.streams[judge]]
+        assert judged == [{0}, {1}, {2}]
 
 
 def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(outsiders):

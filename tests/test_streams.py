@@ -278,3 +278,66 @@ def test_a_class_too_small_to_be_held_out_is_one_line():
     data = replace(data, train_y=torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4]))
     with pytest.raises(ProtocolError, match=r"stream.validation_fraction = 0.2: "):
         make_benchmark(data, split("class"), "class", "validation", seed=0)
+
+
+def gradual(scenario, width, size=2):
+    return split(scenario).model_copy(update={"classes_per_experience": size, "boundaries": "gradual", "width": width})
+
+
+def of_numbered(classes, count):
+    """Samples that are numbers: ``count`` of each class, one after another."""
+    y = torch.arange(classes).repeat_interleave(count)
+    return ImageData(torch.arange(len(y)).float()[:, None], y, torch.zeros(classes, 1), torch.arange(classes))
+
+
+@pytest.mark.parametrize("width", [0.2, 1.0])
+def test_gradual_boundaries_pass_over_evenly(width):
+    count, experiences = 40000, 3
+    benchmark = make_benchmark(of_numbered(experiences, count), gradual("class", width, 1), "class", "test", 0)
+    drawn = [columns(experience)[0].long().flatten() for experience in benchmark.train_stream]
+    assert sorted(torch.cat(drawn).tolist()) == list(range(experiences * count)), "each sample once"
+    assert [len(part) for part in drawn] == [count] * experiences
+    ahead = torch.cat(drawn) // count  # the experience that a sample is of
+    for boundary in range(1, experiences):
+        reach = round(width * count / 2)
+        around = ahead[boundary * count - reach : boundary * count + reach]
+        share = (around == boundary).double().view(10, -1).mean(1)
+        expected = (torch.arange(10) + 0.5) / 10
+        torch.testing.assert_close(share, expected.double(), atol=0.06, rtol=0)
+        before = ahead[(boundary - 1) * count + reach : boundary * count - reach]
+        assert (before == boundary - 1).all(), "nothing is exchanged farther off"
+    assert not torch.equal(drawn[0], drawn[0].sort().values), "in a random order"
+
+
+def test_gradual_boundaries_of_experiences_of_unequal_size():
+    data = of_numbered(2, 500)
+    data = replace(data, train_x=data.train_x[:540], train_y=data.train_y[:540])
+    train = make_benchmark(data, gradual("class", 1.0, 1), "class", "test", 0).train_stream
+    assert [len(experience.dataset) for experience in train] == [500, 40]
+    assert sorted(torch.cat([columns(one)[0].flatten() for one in train]).tolist()) == list(range(540))
+    later = (columns(train[0])[0].flatten() >= 500).nonzero().flatten()
+    assert 0 < len(later) < 20
+    assert later.min() >= 480, "no farther from the boundary than half of the smaller one"
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_samples_keep_their_labels_across_gradual_boundaries(scenario):
+    sharp, soft = (
+        make_benchmark(DATA, stream, scenario, "test", 0) for stream in (split(scenario), gradual(scenario, 1))
+    )
+    known = {tuple(x.flatten().tolist()): (int(y), int(t)) for part in sharp.train_stream for x, y, t in part.dataset}
+    for experience in soft.train_stream:
+        for x, y, t in experience.dataset:
+            assert known[tuple(x.flatten().tolist())] == (int(y), int(t))
+    first = soft.train_stream[0]
+    assert len(first.classes_in_this_experience) == (2 if scenario != "class" else 4)
+    assert first.task_labels == ([0, 1] if scenario == "task" else [0])
+    for one, other in zip(sharp.test_stream, soft.test_stream, strict=True):
+        assert torch.equal(columns(one)[0], columns(other)[0]), "what is judged on stays"
+
+
+def test_seeds_draw_other_transitions():
+    one, same, other = (make_benchmark(DATA, gradual("class", 0.5), "class", "test", seed) for seed in (1, 1, 2))
+    x = [columns(made.train_stream[1])[0] for made in (one, same, other)]
+    assert torch.equal(x[0], x[1])
+    assert not torch.equal(x[0], x[2])

@@ -160,7 +160,7 @@ class BatchOrder:
         self.order = order
         self.used = samples // batch_size * batch_size if drop_last else samples
         self.skip = 0
-        """Minibatches that the next shuffled pass leaves out at its beginning."""
+        """Minibatches that the next pass leaves out at its beginning."""
 
     def __len__(self) -> int:
         return -(-self.used // self.batch_size)
@@ -171,9 +171,15 @@ class BatchOrder:
     def tensors(self) -> tuple[Tensor, ...]:
         """The minibatches of one pass, each a tensor of indices."""
         if self.order is None:
-            return torch.arange(self.used).split(self.batch_size)
+            return tuple(torch.arange(one.start, one.stop) for one in self.slices())
         skip, self.skip = self.skip, 0
         return torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)[skip:]
+
+    def slices(self) -> Iterator[slice]:
+        """The minibatches of one pass whose order is kept."""
+        skip, self.skip = self.skip, 0
+        for first in range(skip * self.batch_size, self.used, self.batch_size):
+            yield slice(first, min(first + self.batch_size, self.used))
 
 
 class TensorLoader:
@@ -196,9 +202,8 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         if self.batches.order is None:  # slices: of tensors nothing is copied
-            used, size = self.batches.used, self.batches.batch_size
-            for first in range(0, used, size):
-                yield [column[first : min(first + size, used)] for column in self.columns]
+            for some in self.batches.slices():
+                yield [column[some] for column in self.columns]
             return
         for indices in self.batches.tensors():
             on_device = indices.to(self.device)

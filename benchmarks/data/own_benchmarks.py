@@ -22,6 +22,7 @@ from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 
+from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
 from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge, ProtocolError
@@ -56,10 +57,13 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
     if scenario == "task":
         _check_task_labels(reference, benchmark)
     if judge == "test":
-        return benchmark
-    split = benchmark_with_validation_stream(benchmark, stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED)
-    held_out = {"train": split.streams["train"], judge: split.streams["valid"]}
-    return labelled(benchmark_from_datasets(**{name: [e.dataset for e in part] for name, part in held_out.items()}))
+        learned, judged = parts["train"], parts["test"]
+    else:
+        split = benchmark_with_validation_stream(
+            benchmark, stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED
+        )
+        learned, judged = ([one.dataset for one in split.streams[name]] for name in ("train", "valid"))
+    return labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
 
 
 @lru_cache(maxsize=8)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import rotate
 
+from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
@@ -153,11 +154,9 @@ def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Ju
             return _rotated(x, y, chosen, stream, data.black, generator)
         return _split(x, y, chosen, _classes(stream, data.classes, judge, generator), scenario)
 
-    if judge == "validation":
-        streams = {"train": experiences(*train, learned), judge: experiences(*train, held_out)}
-    else:
-        streams = {"train": experiences(*train, learned), judge: experiences(*test, torch.arange(len(data.test_y)))}
-    return labelled(benchmark_from_datasets(**streams))
+    judged = experiences(*train, held_out) if judge == "validation" else experiences(*test, torch.arange(len(test[1])))
+    to_learn = with_boundaries(experiences(*train, learned), stream, seed)
+    return labelled(benchmark_from_datasets(train=to_learn, **{judge: judged}))
 
 
 def labelled(benchmark: CLScenario) -> CLScenario:

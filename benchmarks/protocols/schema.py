@@ -87,7 +87,31 @@ class Images(Table):
         return {key: value for key, value in serialize(self).items() if key not in unused}
 
 
-class PermutedStream(Table):
+class AnyStream(Table):
+    """``boundaries``: where an experience ends the next one begins (``sharp``), or they pass over by degrees.
+
+    ``gradual``: within ``width`` of a boundary, half of it before and half behind (1: a whole experience's samples),
+    the probability that a sample is the next experience's rises evenly from 0 to 1. The samples of an experience are
+    then learned in that order, in every epoch. What is judged on, and what is held out for choosing, stays as it is.
+    """
+
+    boundaries: Literal["sharp", "gradual"] = "sharp"
+    width: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _gradual_has_a_width(self) -> AnyStream:
+        if (self.boundaries == "gradual") != (self.width is not None):
+            raise ValueError("boundaries = 'gradual' and a width go together")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records made before there were these have none."""
+        later = {"boundaries": "sharp", "width": None, "choosing_experiences": 0}
+        return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
+
+
+class PermutedStream(AnyStream):
     """Every experience is the whole data set under its own permutation of the pixels; the first is the identity."""
 
     kind: Literal["permuted"]
@@ -99,7 +123,7 @@ class PermutedStream(Table):
         return ["domain"]
 
 
-class RotatedStream(Table):
+class RotatedStream(AnyStream):
     """Every experience is the whole data set, its images rotated by an angle of its own.
 
     The angles are drawn evenly between two, in degrees, counter-clockwise; a pixel is the nearest one of the image, or
@@ -116,7 +140,7 @@ class RotatedStream(Table):
         return ["domain"]
 
 
-class SplitStream(Table):
+class SplitStream(AnyStream):
     """Every experience is a few classes.
 
     ``choosing_experiences``: the first so many are for choosing hyperparameters alone, and a search learns nothing but
@@ -160,17 +184,12 @@ class SplitStream(Table):
             raise ValueError("a scenario stands there twice")
         return scenarios
 
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there was this have none."""
-        return {key: value for key, value in serialize(self).items() if value or key != "choosing_experiences"}
-
 
 AVALANCHE = "avalanche"
 """What stands before the colon in the name of a benchmark of Avalanche's."""
 
 
-class BenchmarkStream(Table):
+class BenchmarkStream(AnyStream):
     """What somebody else's function makes: one of Avalanche's benchmarks, or one's own.
 
     The file names it by ``benchmark``, in place of ``dataset``; ``arguments`` are the function's. It prepares images by
@@ -381,8 +400,8 @@ class ProtocolFile(Table):
     def _classes_can_be_asked_for(self) -> ProtocolFile:
         stream = self.stream
         known = isinstance(stream, SplitStream) and stream.scenarios == ["class"] and stream.class_order == "in-order"
-        if self.generation and not known:
-            raise ValueError("[generation] needs a split stream, class-incremental and in order")
+        if self.generation and not (known and stream.boundaries == "sharp"):
+            raise ValueError("[generation] needs a split stream, class-incremental, in order and with sharp boundaries")
         return self
 
 
@@ -484,7 +503,8 @@ class Protocol(Table):
             raise ProtocolError(f"{self.name}: {name} has not got a solver; it runs under the generate-* protocols")
         if strategy.has_gan and self.gan is None:
             raise ProtocolError(f"{self.name}: {name} needs the settings of its GAN; add a table [gan]")
-        if strategy.has_gan and self.scenario != "class":  # a class met again is a new one, and nothing is replayed
+        again = self.scenario != "class" or self.stream.boundaries == "gradual"
+        if strategy.has_gan and again:  # a class met again is a new one, and nothing is replayed
             raise ProtocolError(f"{self.name}: {name} remembers classes: every experience must bring new ones")
 
     def budget(self, strategy: Strategy, hyperparameters: Hyperparameters) -> Budget:
@@ -608,7 +628,7 @@ def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str
     problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
     keys = [str(key) for key in problem["loc"] if key not in kinds]
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
-    if not keys:  # the file as a whole: nobody wants to read all of it
-        return message.removeprefix("Value error, ")
+    if not keys or isinstance(problem["input"], dict):  # a file, a table: nobody wants to read all of it
+        return ": ".join([*([".".join(keys)] if keys else []), message.removeprefix("Value error, ")])
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     return f"{'.'.join(keys)}: {message}{got}"

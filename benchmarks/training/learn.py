@@ -160,10 +160,12 @@ def learn(
             for watcher in watchers:
                 watcher.after_experience(strategy, matrix, seen)
 
+    shuffle = protocol.stream.boundaries == "sharp"  # else what passes over by degrees is in order
+
     def train(experiences: CLExperience | Sequence[CLExperience], **how: bool) -> None:
         with steps_told(operations.counting):
             try:
-                strategy.train(experiences, **how)
+                strategy.train(experiences, shuffle=shuffle, **how)
             finally:
                 operations.end()
 
