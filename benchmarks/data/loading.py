@@ -77,7 +77,8 @@ class InMemoryLoading(SupervisedPlugin):
 
     def load_state_dict_within(self, state: State) -> None:
         """The next pass begins where that one was."""
-        self._order.set_state(state["order"])
+        self._before = state["order"]  # this pass's: it may be cut short once more
+        self._order.set_state(self._before)
         assert self._batches is not None
         self._batches.skip = self._done = state["done"]
 
