@@ -99,6 +99,10 @@ def test_prequential_accuracy_is_of_what_has_not_been_learned():
     again = learn(a_run("naive", "task", judging_prequential=True, training_epochs=3), "cpu", [], _quiet).prequential
     assert len(again.windows) == len(once.windows)
     assert again.windows[0] != 1
+    in_a_row = a_run("naive", "task", judging_prequential=True, training_iterations_per_batch=3)
+    repeated = learn(in_a_row, "cpu", [], _quiet).prequential
+    assert len(repeated.windows) == len(once.windows)
+    assert repeated.accuracy < 0.99
 
 
 def test_what_was_measured_along_the_way_is_in_the_record_and_the_tables(tmp_path):

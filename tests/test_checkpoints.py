@@ -217,18 +217,26 @@ def test_the_optimiser_and_its_schedule_go_on(tmp_path, monkeypatch, settings):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "ewc"])
-def test_a_stream_that_is_learned_in_order_goes_on_where_it_was(folders, monkeypatch, strategy):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stream.boundaries": "gradual", "stream.width": 0.5},
+        {"training.iterations_per_batch": 3},
+        {"training.iterations_per_batch": 3, "stream.boundaries": "gradual", "stream.width": 0.5},
+    ],
+)
+def test_minibatches_in_order_and_several_times_in_a_row_go_on(folders, monkeypatch, strategy, settings):
     moments = Moments(monkeypatch)
-    entry = registry.get(
-        "split-digits/class", {"training.epochs": 2, "stream.boundaries": "gradual", "stream.width": 0.5}
-    )
+    entry = registry.get("split-digits/class", {"training.epochs": 2, **settings})
     run = replace(run_of(entry, strategy, 0, {"fisher_samples": 64} if strategy == "ewc" else {}), first=3)
     whole, _, possible = moments.counted(run, folders / "whole")
     assert whole.complete, whole.reason
-    middle = len(possible) // 2
-    moments.cut(run, folders / "cut", at=middle)
+    gone = -1
+    for moment in (len(possible) // 2, len(possible) - 3, len(possible) - 2):
+        moments.cut(run, folders / "cut", at=moment - gone - 1)
+        gone = moment
     again, _, left = moments.counted(run, folders / "cut")
-    assert left == possible[middle + 1 :]
+    assert left == possible[gone + 1 :]
     assert_equal(run, again, whole, folders)
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
 from engrams.benchmarks.data.streams import labelled, make_benchmark
 from engrams.benchmarks.training.augment import Augmentation, cropped
+from engrams.reports.errors import UserError
 from engrams.strategies.baselines import ReplayPlugin
 from tests.test_streams import DATA, split
 
@@ -254,3 +255,57 @@ def test_stream_and_buffer_are_augmented_each_on_its_own(replay, augmented):
     assert (new > 0.8) == (augmented != "buffer")
     assert (old > 0.8) == (augmented != "stream")
     assert {float(new), float(old)} & {0.0} or augmented == "both"
+
+
+def test_several_steps_in_a_row_on_a_minibatch():
+    """The same minibatches in the same order, each k times, and what is replayed beside them drawn anew."""
+    once, thrice = Recorder(), Recorder()
+    train(Naive, TASKS, InMemoryLoading(), once)
+    train(Naive, TASKS, InMemoryLoading(iterations=3), thrice)
+    for single, repeated in zip(once.epochs, thrice.epochs, strict=True):
+        minibatches = [single[first : first + 32] for first in range(0, len(single), 32)]
+        assert repeated == [sample for minibatch in minibatches for _ in range(3) for sample in minibatch]
+
+    replayed = Recorder()
+    train(Naive, TASKS, InMemoryLoading(iterations=3), ReplayPlugin(60), replayed)
+    second = replayed.epochs[2][: 3 * 64]
+    new, old = zip(
+        *((second[first : first + 32], second[first + 32 : first + 64]) for first in (0, 64, 128)), strict=True
+    )
+    assert new[0] == new[1] == new[2]
+    assert len({tuple(part) for part in old}) == 3
+    assert {task for part in old for _, _, task in part} == {0}
+
+
+def test_several_steps_in_a_row_are_those_of_a_plain_loop():
+    x, y, _ = tensors_of(TASKS.train_stream[0].dataset)
+    plain, trained = (seeded_mlp() for _ in range(2))
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for indices in torch.randperm(len(x), generator=order).split(32):
+            for _ in range(3):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(plain(x[indices]), y[indices]).backward()
+                optimizer.step()
+    Naive(
+        model=trained,
+        optimizer=torch.optim.SGD(trained.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=32,
+        train_epochs=2,
+        plugins=[InMemoryLoading(iterations=3)],
+        evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
+    ).train(TASKS.train_stream[0])
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+def seeded_mlp():
+    torch.manual_seed(0)
+    return SimpleMLP(num_classes=2, input_size=64, hidden_size=16, drop_rate=0)
+
+
+def test_who_loads_minibatches_by_itself_takes_one_step_on_each():
+    with pytest.raises(UserError, match="iterations_per_batch = 2: the strategy loads its minibatches itself"):
+        train(Replay, TASKS, InMemoryLoading(iterations=2), mem_size=50)

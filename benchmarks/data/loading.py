@@ -35,6 +35,7 @@ from torch.utils.data import (
 )
 
 from engrams.benchmarks.data.images import PreparedLater
+from engrams.reports.errors import UserError
 from engrams.strategies.kept import State, Unkept
 
 
@@ -48,12 +49,14 @@ class InMemoryLoading(SupervisedPlugin):
     ``strategy.eval`` are kept to.
     """
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0, iterations: int = 1):
         """
         Args:
             seed: of the order of the training samples.
+            iterations: steps in a row on every training minibatch.
         """
         super().__init__()
+        self.iterations = iterations
         self._order = torch.Generator().manual_seed(seed)
         self._batches: BatchOrder | None = None
 
@@ -97,11 +100,18 @@ class InMemoryLoading(SupervisedPlugin):
         if _made_by_the_template(strategy):
             order = self._order if kwargs.get("shuffle", True) else None
             drop_last = kwargs.get("drop_last", False)
-            self._batches = self._replace(
-                strategy, strategy.train_mb_size, order, drop_last, kwargs.get("num_workers", 0)
+            batches = BatchOrder(
+                len(strategy.adapted_dataset), strategy.train_mb_size, order, drop_last, self.iterations
             )
+            self._batches = self._replace(strategy, batches, kwargs.get("num_workers", 0))
+        self._loader = strategy.dataloader
 
     def before_training_epoch(self, strategy, **kwargs):
+        if self.iterations > 1 and (self._batches is None or strategy.dataloader is not self._loader):
+            raise UserError(
+                f"training.iterations_per_batch = {self.iterations}: the strategy loads its minibatches itself, and "
+                f"takes one step on each"
+            )
         self._began()
 
     def after_training_iteration(self, strategy, **kwargs):
@@ -112,16 +122,14 @@ class InMemoryLoading(SupervisedPlugin):
 
     def before_eval_exp(self, strategy, **kwargs):
         if _made_by_the_template(strategy):
-            self._replace(strategy, strategy.eval_mb_size, None, False, kwargs.get("num_workers", 0))
+            batches = BatchOrder(len(strategy.adapted_dataset), strategy.eval_mb_size, None)
+            self._replace(strategy, batches, kwargs.get("num_workers", 0))
 
     @staticmethod
-    def _replace(
-        strategy, batch_size: int, order: torch.Generator | None, drop_last: bool, num_workers: int
-    ) -> BatchOrder:
+    def _replace(strategy, batches: BatchOrder, num_workers: int) -> BatchOrder:
         dataset = strategy.adapted_dataset
         columns = columns_of(dataset)
         if columns is None:
-            batches = BatchOrder(len(dataset), batch_size, order, drop_last)
             strategy.dataloader = DataLoader(
                 dataset,
                 batch_sampler=batches,
@@ -131,8 +139,7 @@ class InMemoryLoading(SupervisedPlugin):
             )
         else:
             on_device = tuple(column.to(strategy.device) for column in columns)
-            strategy.dataloader = TensorLoader(on_device, batch_size, order, drop_last)
-            batches = strategy.dataloader.batches
+            strategy.dataloader = TensorLoader(on_device, batches)
         return batches
 
 
@@ -153,9 +160,13 @@ class BatchOrder:
         batch_size: samples in a minibatch; the last one has what is left.
         order: shuffles anew in every pass; None keeps the order.
         drop_last: leave out a last minibatch that is not full.
+        times: how many times in a row each minibatch comes.
     """
 
-    def __init__(self, samples: int, batch_size: int, order: torch.Generator | None, drop_last: bool = False):
+    def __init__(
+        self, samples: int, batch_size: int, order: torch.Generator | None, drop_last: bool = False, times: int = 1
+    ):
+        self.times = times
         self.samples = samples
         self.batch_size = batch_size
         self.order = order
@@ -164,7 +175,7 @@ class BatchOrder:
         """Minibatches that the next pass leaves out at its beginning."""
 
     def __len__(self) -> int:
-        return -(-self.used // self.batch_size)
+        return self.times * -(-self.used // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         return (indices.tolist() for indices in self.tensors())
@@ -174,12 +185,14 @@ class BatchOrder:
         if self.order is None:
             return tuple(torch.arange(one.start, one.stop) for one in self.slices())
         skip, self.skip = self.skip, 0
-        return torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)[skip:]
+        parts = torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)
+        return tuple(part for part in parts for _ in range(self.times))[skip:]
 
     def slices(self) -> Iterator[slice]:
         """The minibatches of one pass whose order is kept."""
         skip, self.skip = self.skip, 0
-        for first in range(skip * self.batch_size, self.used, self.batch_size):
+        for place in range(skip, len(self)):
+            first = place // self.times * self.batch_size
             yield slice(first, min(first + self.batch_size, self.used))
 
 
@@ -188,15 +201,13 @@ class TensorLoader:
 
     Args:
         columns: tensors, or images that are prepared when they are asked for.
-        batch_size, order, drop_last: as for :class:`BatchOrder`.
+        batches: of as many samples.
     """
 
-    def __init__(
-        self, columns: tuple[Column, ...], batch_size: int, order: torch.Generator | None, drop_last: bool = False
-    ):
+    def __init__(self, columns: tuple[Column, ...], batches: BatchOrder):
         self.columns = columns
         self.device = next(column.device for column in columns if isinstance(column, Tensor))
-        self.batches = BatchOrder(len(columns[0]), batch_size, order, drop_last)
+        self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)

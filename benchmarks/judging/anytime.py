@@ -104,15 +104,17 @@ class PrequentialPlugin(SupervisedPlugin):
     It has to be the first of the plugins: samples that are replayed are added behind the new ones, and not predicted.
     """
 
-    def __init__(self, window: int, paused: Callable[[], AbstractContextManager[None]]):
+    def __init__(self, window: int, paused: Callable[[], AbstractContextManager[None]], iterations: int = 1):
         """
         Args:
             window: samples.
             paused: within it, time is not the run's.
+            iterations: steps in a row on every minibatch.
         """
         super().__init__()
         self.window = window
         self.paused = paused
+        self.iterations = iterations
         self.right: list[Tensor] = []
 
     def state_dict(self) -> State:
@@ -126,7 +128,7 @@ class PrequentialPlugin(SupervisedPlugin):
     state_dict_within, load_state_dict_within = state_dict, load_state_dict
 
     def before_training_iteration(self, strategy, **kwargs):
-        if strategy.clock.train_exp_epochs:
+        if strategy.clock.train_exp_epochs or strategy.clock.train_epoch_iterations % self.iterations:
             return
         with self.paused():
             new = slice(strategy.train_mb_size)

@@ -287,6 +287,8 @@ class Training(Table):
     ``random_crops``: it is padded by so many black pixels on all sides, and a window of its size cut out at random.
     ``augmented``: whether that is done to the new images alone (``stream``), to those alone that a buffer replays
     (``buffer``), or to both.
+    ``iterations_per_batch``: how many steps in a row the solver takes on every minibatch; what is replayed beside it is
+    drawn anew for each.
     ``learning_rate_of``: strategy -> its own learning rate, where a source has chosen one for each.
     ``precision``: ``float32``, or ``bf16``: the network's passes of training minibatches in bfloat16 where that is
     safe; faster on processors that have it, and another result.
@@ -302,6 +304,7 @@ class Training(Table):
     horizontal_flips: bool = False
     random_crops: Annotated[int, Field(ge=0)] = 0
     augmented: Augmented = "both"
+    iterations_per_batch: Positive = 1
     learning_rate_of: dict[str, LearningRate] = {}
     precision: Literal["float32", "bf16"] = "float32"
 
@@ -330,7 +333,7 @@ class Training(Table):
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Records made before there were these have none."""
         later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
-        later |= {"learning_rate_of": {}, "precision": "float32"}
+        later |= {"iterations_per_batch": 1, "learning_rate_of": {}, "precision": "float32"}
         return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 

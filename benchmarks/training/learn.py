@@ -185,7 +185,11 @@ def learn(
     of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     judging = protocol.judging or Judging()
     anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
-    prequential = PrequentialPlugin(judging.window, clock.paused) if judging.prequential else None
+    prequential = (
+        PrequentialPlugin(judging.window, clock.paused, run.training.iterations_per_batch)
+        if judging.prequential
+        else None
+    )
     if kept is None:
         at_initialisation = accuracy_row(strategy.eval(judged))
     if anytime:
@@ -329,7 +333,7 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed), *augmentation, *decay, *plugins],
+        "plugins": [InMemoryLoading(run.seed, training.iterations_per_batch), *augmentation, *decay, *plugins],
         "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
     }
     entry = run.strategy
