@@ -109,7 +109,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             noise_std: standard deviation of the gaussian likelihood, > 0.
             weigh_by_samples: F_k is multiplied by N_k / N_t, with N_k samples in experience k and N_t in the present
                 one, whose mean loss counts 1. It is then a *sum* over samples, as in Laplace's approximation (Huszár
-                2017), and lambda = 1 is right for experiences of unequal size, too.
+                2017), and lambda = 1 is right for experiences of unequal size, too. Samples without a
+                label (``ignore_index``) are counted as well: leave them out of the data where there are many.
             normalise: F of every experience is divided by its mean over the penalised parameters, so that all
                 experiences count alike (after Schwarz et al. 2018, who normalise the Fishers of tasks; the mean
                 is our choice of what by). lambda has another meaning then.

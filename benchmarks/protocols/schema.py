@@ -241,7 +241,8 @@ class CNN(AnyNetwork):
 class ReducedResNet18(AnyNetwork):
     """ResNet-18 for images of 32x32 with batch norm and few channels (Lopez-Paz & Ranzato 2017, section 5).
 
-    ``width``: channels of the first stage; the others have two, four and eight times as many.
+    ``width``: channels of the first stage; the others have two, four and eight times as many. 20 in the source; 64
+    makes it the whole ResNet-18 that Buzzega et al. 2020 have for such images.
     """
 
     kind: Literal["resnet18-reduced"]
