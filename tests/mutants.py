@@ -48,11 +48,13 @@ TESTS = (
     "acgan",
     "avalanche_generative_replay",
     "baselines",
+    "checkpoints",
     "costs",
     "dark_replay",
     "densities",
     "dgr",
     "ewc",
+    "gaussian",
     "generators",
     "importance",
     "layer_gradients",
@@ -63,6 +65,7 @@ TESTS = (
     "penalties_notice",
     "promises",
     "replay_streams",
+    "streaming_lda",
 )
 """Of ``tests/test_*.py``: those that reach ``strategies/`` in their own process, and quickly."""
 NOT_CHANGED = ("__init__.py", "catalogue.py", "contract.py", "entries.py", "joined.py", "own.py", "references.py")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from engrams.strategies.generators import ACGAN, ImageSpec
-from engrams.strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork
+from engrams.strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork, Passes
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 
@@ -38,6 +38,21 @@ def same(a, b):
 
 
 # --- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_grows_by_classes_that_neither_scale_nor_shift():
+    torch.manual_seed(0)
+    norm = ConditionalBatchNorm(3, classes=2)
+    with torch.no_grad():
+        norm.scale.normal_()
+        norm.shift.normal_()
+    before = weights(norm)
+    norm.grow(5)
+    for name, value in (("scale", 1.0), ("shift", 0.0)):
+        table = getattr(norm, name)
+        assert table.shape == (5, 3)
+        assert torch.equal(table[:2], before[name])
+        assert (table[2:] == value).all()
 
 
 def test_conditional_batch_norm_is_a_loop_over_batches_and_classes():
@@ -288,3 +303,15 @@ def test_every_experience_begins_with_fresh_optimisers():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_minibatches_are_full_and_a_pass_takes_no_sample_twice():
+    x = torch.arange(10.0)
+    passes = Passes(x, x.long(), 4, torch.Generator().manual_seed(0))
+    drawn = [next(passes) for _ in range(6)]
+    assert [len(images) for images, _ in drawn] == [4] * 6
+    for first in range(0, 6, 2):
+        of_a_pass = torch.cat([images for images, _ in drawn[first : first + 2]])
+        assert len(of_a_pass.unique()) == 8, "two are left over, and left out"
+    assert all(torch.equal(images.long(), labels) for images, labels in drawn)
+    assert not torch.equal(drawn[0][0], drawn[2][0]), "in a new order"

@@ -221,6 +221,15 @@ def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_w
     assert plugin.consolidated == 1
 
 
+def test_of_several_anchors_it_is_the_latest_that_says_whether_a_model_is_as_it_was_left():
+    plugin, experiences = EWCPlugin(0.1, "separate"), stream([[0, 1]] * 4)
+    model = learn(Net(), experiences[:3], plugin).model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*afresh")
+        learn(model, [experiences[3]], plugin)
+    assert len(plugin.anchors) == 4
+
+
 def test_a_plugin_and_its_model_survive_pickling():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
     model = learn(Net(), [experiences[0]], plugin).model
