@@ -65,7 +65,7 @@ class HeatMap:
 
 
 @lru_cache(maxsize=8)
-def heat_map(rows: int, columns: int) -> HeatMap:
+def heat_map_of_size(rows: int, columns: int) -> HeatMap:
     """Returns the one that saves matrices of this size."""
     return HeatMap(rows, columns)
 

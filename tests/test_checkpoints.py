@@ -219,13 +219,16 @@ def test_the_optimiser_and_its_schedule_go_on(tmp_path, monkeypatch, settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"training.iterations_per_batch": 3},
-        {"training.iterations_per_batch": 3, "stream.boundaries": "gradual", "stream.width": 0.5},
+        {"training.iterations_per_batch": 3, "training.epochs": 2},
+        {
+            **{"training.iterations_per_batch": 3, "training.epochs": 1},
+            **{"stream.boundaries": "gradual", "stream.width": 0.5},
+        },
     ],
 )
 def test_minibatches_in_order_and_several_times_in_a_row_go_on(folders, monkeypatch, settings):
     moments = Moments(monkeypatch)
-    entry = registry.get("split-digits/class", {"training.epochs": 2, **settings})
+    entry = registry.get("split-digits/class", settings)
     run = replace(run_of(entry, "naive"), first=2)
     whole, _, possible = moments.counted(run, folders / "whole")
     assert whole.complete, whole.reason

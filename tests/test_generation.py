@@ -235,6 +235,9 @@ def test_means_over_seeds():
     assert (row.precision, row.recall) == (0.5, None)
 
 
+GRADUAL = ("--set", "stream.boundaries=gradual", "--set", "stream.width=1.0", "--set", "training.epochs=1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -247,8 +250,12 @@ def test_means_over_seeds():
         (("split-digits/domain", "mergan-jtr"), "mergan-jtr remembers classes: every experience must bring new ones"),
         (("split-digits/task", "mergan-ra"), "mergan-ra remembers classes: every experience must bring new ones"),
         (
-            ("split-digits/class", "mergan-ra", "--set", "stream.boundaries=gradual", "--set", "stream.width=1.0"),
+            ("split-digits/class", "mergan-ra", *GRADUAL),
             "mergan-ra remembers classes: every experience must bring new ones",
+        ),
+        (
+            ("split-digits/task", "naive", *GRADUAL),
+            "stream.boundaries = 'gradual' goes with the scenarios domain and class",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
 from engrams.benchmarks.data.streams import labelled, make_benchmark
+from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.training.augment import Augmentation, cropped
 from engrams.reports.errors import UserError
 from engrams.strategies.baselines import ReplayPlugin
@@ -309,3 +310,43 @@ def seeded_mlp():
 def test_who_loads_minibatches_by_itself_takes_one_step_on_each():
     with pytest.raises(UserError, match="iterations_per_batch = 2: the strategy loads its minibatches itself"):
         train(Replay, TASKS, InMemoryLoading(iterations=2), mem_size=50)
+
+
+GRADUAL = SplitStream(
+    kind="split",
+    **{"scenarios": ["class"], "classes_per_experience": 2, "class_order": "in-order", "validation_fraction": 0.2},
+    **{"boundaries": "gradual", "width": 0.5},
+)
+
+
+def test_an_experience_in_its_own_order_and_what_is_gathered_shuffled():
+    stream = make_benchmark(DATA, GRADUAL, "class", "test", seed=0)
+    experiences = stream.train_stream[:2]
+    in_order = [
+        [(tuple(x.flatten().tolist()), int(y), 0) for x, y, _ in experience.dataset] for experience in experiences
+    ]
+
+    def visited(make, experiences, **kwargs):
+        recorder = Recorder()
+        model = SimpleMLP(num_classes=10, input_size=64, hidden_size=16)
+        strategy = make(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+            criterion=nn.CrossEntropyLoss(),
+            plugins=[InMemoryLoading(in_order=True), recorder],
+            train_mb_size=32,
+            evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
+            **kwargs,
+        )
+        for experience in experiences:
+            strategy.train(experience)
+        return recorder.epochs
+
+    assert visited(Naive, experiences) == in_order
+    both = in_order[0] + in_order[1]
+    for found in (visited(JointTraining, [experiences])[0], visited(Cumulative, experiences)[1]):
+        assert sorted(found) == sorted(both)
+        classes = [label for _, label, _ in found]
+        assert len(set(classes[:32])) > 2, "not one experience after the other"
+    with pytest.raises(UserError, match="boundaries = 'gradual': the strategy loads its minibatches itself"):
+        visited(Replay, experiences, mem_size=50)

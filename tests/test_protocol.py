@@ -149,6 +149,11 @@ def test_what_was_chosen_was_chosen_under_the_settings_that_there_are_now():
         ("epochs = 10", "epochs = = 10", r"not valid TOML: .*line \d+"),
         ('dataset = "digits"', 'dataset = ""', r"dataset: .*at least 1 character"),
         ("[stream]", '[stream]\nboundaries = "gradual"', "stream: boundaries = 'gradual' and a width go together$"),
+        (
+            "[stream]",
+            '[stream]\nboundaries = "gradual"\nwidth = 0.5',
+            "stream.boundaries = 'gradual' goes with training.ep",
+        ),
         ("[stream]", "[stream]\nwidth = 0.5", "stream: boundaries = 'gradual' and a width go together$"),
         ("[stream]", '[stream]\nboundaries = "gradual"\nwidth = 0.0', r"stream.width: .*greater than 0 \(got 0.0\)"),
         ('dataset = "digits"', 'dataset = "mine.py:"', r"'mine.py:' names no function or class"),

@@ -1,4 +1,4 @@
-"""Streams whose experiences pass over into each other by degrees."""
+"""Gradual boundaries between the experiences of a stream."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ Data = TypeVar("Data", bound=AvalancheDataset)
 
 
 def with_boundaries(experiences: Sequence[Data], stream: Stream, seed: int) -> Sequence[Data]:
-    """Returns the training data of a stream's experiences with the boundaries that it asks for.
+    """Exchanges samples between neighbouring experiences, where the stream's boundaries are gradual.
 
     Args:
         experiences: with sharp boundaries.
         stream: ``sharp``, or ``gradual`` and how wide.
         seed: of the order of the samples, and of what is exchanged.
+
+    Returns:
+        The training data of every experience.
     """
     if stream.width is None:
         return experiences

@@ -49,14 +49,17 @@ class InMemoryLoading(SupervisedPlugin):
     ``strategy.eval`` are kept to.
     """
 
-    def __init__(self, seed: int = 0, iterations: int = 1):
+    def __init__(self, seed: int = 0, iterations: int = 1, in_order: bool = False):
         """
         Args:
             seed: of the order of the training samples.
             iterations: steps in a row on every training minibatch.
+            in_order: an experience's own samples are learned in the order in which it has them. What is more than one
+                experience, or a buffer, is shuffled as ever.
         """
         super().__init__()
         self.iterations = iterations
+        self.in_order = in_order
         self._order = torch.Generator().manual_seed(seed)
         self._batches: BatchOrder | None = None
 
@@ -98,7 +101,8 @@ class InMemoryLoading(SupervisedPlugin):
         self._began()
         strategy.train_mb_size = self._batch_size
         if _made_by_the_template(strategy):
-            order = self._order if kwargs.get("shuffle", True) else None
+            kept = not kwargs.get("shuffle", True) or (self.in_order and _learns_its_experience(strategy))
+            order = None if kept else self._order
             drop_last = kwargs.get("drop_last", False)
             batches = BatchOrder(
                 len(strategy.adapted_dataset), strategy.train_mb_size, order, drop_last, self.iterations
@@ -107,11 +111,16 @@ class InMemoryLoading(SupervisedPlugin):
         self._loader = strategy.dataloader
 
     def before_training_epoch(self, strategy, **kwargs):
-        if self.iterations > 1 and (self._batches is None or strategy.dataloader is not self._loader):
-            raise UserError(
-                f"training.iterations_per_batch = {self.iterations}: the strategy loads its minibatches itself, and "
-                f"takes one step on each"
-            )
+        if self._batches is None or strategy.dataloader is not self._loader:
+            if self.iterations > 1:
+                raise UserError(
+                    f"training.iterations_per_batch = {self.iterations}: the strategy loads its minibatches itself, "
+                    f"and takes one step on each"
+                )
+            if self.in_order:
+                raise UserError(
+                    "stream.boundaries = 'gradual': the strategy loads its minibatches itself, and in another order"
+                )
         self._began()
 
     def after_training_iteration(self, strategy, **kwargs):
@@ -141,6 +150,15 @@ class InMemoryLoading(SupervisedPlugin):
             on_device = tuple(column.to(strategy.device) for column in columns)
             strategy.dataloader = TensorLoader(on_device, batches)
         return batches
+
+
+def _learns_its_experience(strategy) -> bool:
+    """Whether what is learned are the experience's samples and no others: Avalanche copies a data set shallowly."""
+    own, learned = getattr(strategy.experience, "dataset", None), strategy.adapted_dataset
+    if own is None:
+        return False
+    (ours, theirs) = (data._flat_data for data in (own, learned))
+    return ours._datasets is theirs._datasets and ours._indices is theirs._indices
 
 
 def _made_by_the_template(strategy) -> bool:

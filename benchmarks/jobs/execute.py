@@ -175,16 +175,17 @@ def _observer(
     stream = run.protocol.stream
     if not run.strategy.needs_images:
         return None
+    of_classes = stream if isinstance(stream, SplitStream) and stream.boundaries == "sharp" else None
     if stream.kind != "benchmark" and datasets.load(run.protocol.dataset).vectors:
         from engrams.benchmarks.judging.vectors import VectorObserver  # here: scikit-learn's classifiers take a moment
 
-        return VectorObserver(run, stream) if isinstance(stream, SplitStream) else None
+        return VectorObserver(run, of_classes) if of_classes else None
     classifier = classifier_for(run.protocol, device, out)
     if run.protocol.generation and classifier:
         return GenerationObserver(run.protocol, classifier, run.name, folder)
     experiences: list[list[int]] = []
-    if classifier and isinstance(stream, SplitStream):
-        experiences = classes_of_experiences(stream, classifier.classes, run.judge, run.seed)
+    if classifier and of_classes:
+        experiences = classes_of_experiences(of_classes, classifier.classes, run.judge, run.seed)
     return GeneratorObserver(run.protocol, classifier, run.name, folder, experiences)
 
 

@@ -192,11 +192,14 @@ def _complete(paths: Iterable[Path]) -> Iterator[tuple[Record, int]]:
 
 
 def _share(run: Run, record: Record) -> float:
-    """How much more a run does than the one of a record: epochs and experiences."""
+    """How much more a run does than the one of a record: epochs, steps on a minibatch, and experiences."""
     training = record.hyperparameters.get("training")
-    epochs = training.get("epochs") if isinstance(training, dict) else None
     more = run.experiences / len(record.accuracy_matrix[0])
-    return more * run.protocol.training.epochs / epochs if isinstance(epochs, int) and epochs > 0 else more
+    if isinstance(training, dict):
+        for key in ("epochs", "iterations_per_batch"):
+            before = training.get(key, 1)
+            more *= getattr(run.protocol.training, key) / (before if isinstance(before, int) and before > 0 else 1)
+    return more
 
 
 def _peak(record: Record, on_gpu: bool = False) -> int | None:

@@ -88,11 +88,11 @@ class Images(Table):
 
 
 class AnyStream(Table):
-    """``boundaries``: where an experience ends the next one begins (``sharp``), or they pass over by degrees.
+    """``boundaries``: ``sharp``, or ``gradual``: around each boundary between two experiences is a transition.
 
-    ``gradual``: within ``width`` of a boundary, half of it before and half behind (1: a whole experience's samples),
-    the probability that a sample is the next experience's rises evenly from 0 to 1. The samples of an experience are
-    then learned in that order, in every epoch. What is judged on, and what is held out for choosing, stays as it is.
+    It is ``width`` times the smaller of the two experiences long, half of it on each side. Within it, the probability
+    that a sample is the next experience's rises evenly from 0 to 1. The samples of an experience are learned in that
+    order, in one epoch. What is judged on, and what is held out for choosing, stays as it is.
     """
 
     boundaries: Literal["sharp", "gradual"] = "sharp"
@@ -107,7 +107,7 @@ class AnyStream(Table):
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Records made before there were these have none."""
-        later = {"boundaries": "sharp", "width": None, "choosing_experiences": 0}
+        later = {"boundaries": "sharp", "width": None, "choosing_experiences": 0}  # the last is of a split stream alone
         return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
@@ -401,6 +401,15 @@ class ProtocolFile(Table):
         return self
 
     @model_validator(mode="after")
+    def _what_is_gradual_is_passed_once(self) -> ProtocolFile:
+        if self.stream.boundaries == "gradual" and self.training.epochs > 1:
+            raise ValueError(
+                "stream.boundaries = 'gradual' goes with training.epochs = 1: a second epoch would go back to where "
+                "the experience began"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_can_be_asked_for(self) -> ProtocolFile:
         stream = self.stream
         known = isinstance(stream, SplitStream) and stream.scenarios == ["class"] and stream.class_order == "in-order"
@@ -507,6 +516,11 @@ class Protocol(Table):
             raise ProtocolError(f"{self.name}: {name} has not got a solver; it runs under the generate-* protocols")
         if strategy.has_gan and self.gan is None:
             raise ProtocolError(f"{self.name}: {name} needs the settings of its GAN; add a table [gan]")
+        if self.scenario == "task" and self.stream.boundaries == "gradual":  # Avalanche's heads mask by one of them
+            raise ProtocolError(
+                f"{self.name}: stream.boundaries = 'gradual' goes with the scenarios domain and class: an experience "
+                f"would have several task labels"
+            )
         again = self.scenario != "class" or self.stream.boundaries == "gradual"
         if strategy.has_gan and again:  # a class met again is a new one, and nothing is replayed
             raise ProtocolError(f"{self.name}: {name} remembers classes: every experience must bring new ones")
@@ -633,6 +647,6 @@ def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str
     keys = [str(key) for key in problem["loc"] if key not in kinds]
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
     if not keys or isinstance(problem["input"], dict):  # a file, a table: nobody wants to read all of it
-        return ": ".join([*([".".join(keys)] if keys else []), message.removeprefix("Value error, ")])
+        return ": ".join(filter(None, [".".join(keys), message.removeprefix("Value error, ")]))
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     return f"{'.'.join(keys)}: {message}{got}"

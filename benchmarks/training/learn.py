@@ -160,12 +160,10 @@ def learn(
             for watcher in watchers:
                 watcher.after_experience(strategy, matrix, seen)
 
-    shuffle = protocol.stream.boundaries == "sharp"  # else what passes over by degrees is in order
-
     def train(experiences: CLExperience | Sequence[CLExperience], **how: bool) -> None:
         with steps_told(operations.counting):
             try:
-                strategy.train(experiences, shuffle=shuffle, **how)
+                strategy.train(experiences, **how)
             finally:
                 operations.end()
 
@@ -325,6 +323,8 @@ def make_strategy(
     if training.augments:
         flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]
         augmentation.append(Augmentation(flips, crops, training.augmented, black, run.seed))
+    in_order = run.protocol.stream.boundaries == "gradual"
+    loading = InMemoryLoading(run.seed, training.iterations_per_batch, in_order)
     template: dict[str, Any] = {
         "model": model,
         "optimizer": optimizer,
@@ -333,7 +333,7 @@ def make_strategy(
         "train_epochs": training.epochs,
         "eval_mb_size": EVALUATION_BATCH,
         "device": torch.device(device),
-        "plugins": [InMemoryLoading(run.seed, training.iterations_per_batch), *augmentation, *decay, *plugins],
+        "plugins": [loading, *augmentation, *decay, *plugins],
         "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
     }
     entry = run.strategy
@@ -362,6 +362,8 @@ def make_strategy(
             strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, met)))
     except ValueError as error:  # it cannot be done on this stream
         raise ProtocolError(f"{run.protocol.name}: {entry.name}: {error}") from error
+    if training.iterations_per_batch > 1 and strategy.optimizer is None:
+        raise ProtocolError(f"{run.protocol.name}: {entry.name} takes no steps: training.iterations_per_batch is 1")
     for plugin in augmentation:
         strategy.plugins.insert(0, plugin.new)
     if training.precision == "bf16":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from engrams.reports import store
-from engrams.reports.figures import heat_map
+from engrams.reports.figures import heat_map_of_size
 from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
@@ -432,7 +432,7 @@ class Page:
             path = self.folder / FOLDER / f"accuracy_matrix-{len(value):02d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.lock:
-                heat_map(len(value), len(value[0])).save(value, self.run.name, path)
+                heat_map_of_size(len(value), len(value[0])).save(value, self.run.name, path)
             return wandb.Image(str(path))
         if name in TABLES:
             columns, rows = value
