@@ -315,3 +315,11 @@ def test_minibatches_are_full_and_a_pass_takes_no_sample_twice():
         assert len(of_a_pass.unique()) == 8, "two are left over, and left out"
     assert all(torch.equal(images.long(), labels) for images, labels in drawn)
     assert not torch.equal(drawn[0][0], drawn[2][0]), "in a new order"
+
+
+@pytest.mark.parametrize(
+    "name", ["steps", "classes", "latent_size", "width", "smallest_side", "critic_steps", "batch_size"]
+)
+def test_what_must_be_at_least_one_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=rf"{name} must be at least 1; got 0"):
+        gan(**{name: 0})

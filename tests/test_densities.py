@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from engrams.strategies import EWCPlugin, MASPlugin
-from engrams.strategies.densities import likelihood_of
+from engrams.strategies.densities import density, likelihood_of
 from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
 
@@ -531,3 +531,10 @@ def test_importances_that_are_all_zero_are_warned_of_by_name():
         match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
     ):
         train(nn.Sequential(*model, Zero()), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"])
+def test_of_outputs_that_are_no_numbers_something_is_drawn(likelihood):
+    """So that it is the importance that is said not to be finite, by the parameter's name, and not torch's drawing."""
+    outputs = torch.full((2, 3), torch.nan)
+    assert len(density(likelihood).draw(outputs)) == 2
