@@ -40,12 +40,17 @@ def same(a, b):
 # --- batch norm -------------------------------------------------------------------------------------------------------
 
 
-def test_batch_norm_grows_by_classes_that_neither_scale_nor_shift():
+def random_norm(classes):
     torch.manual_seed(0)
-    norm = ConditionalBatchNorm(3, classes=2)
+    norm = ConditionalBatchNorm(3, classes)
     with torch.no_grad():
         norm.scale.normal_()
         norm.shift.normal_()
+    return norm
+
+
+def test_batch_norm_grows_by_classes_that_neither_scale_nor_shift():
+    norm = random_norm(classes=2)
     before = weights(norm)
     norm.grow(5)
     for name, value in (("scale", 1.0), ("shift", 0.0)):
@@ -56,11 +61,7 @@ def test_batch_norm_grows_by_classes_that_neither_scale_nor_shift():
 
 
 def test_conditional_batch_norm_is_a_loop_over_batches_and_classes():
-    torch.manual_seed(0)
-    norm = ConditionalBatchNorm(3, classes=4)
-    with torch.no_grad():
-        norm.scale.normal_()
-        norm.shift.normal_()
+    norm = random_norm(classes=4)
     x = torch.randn(2, 6, 3, 5, 5) * 3 + 1
     labels = torch.tensor([[0, 1, 3, 3, 1, 0], [2, 2, 2, 2, 2, 2]])
     expected = torch.empty_like(x)

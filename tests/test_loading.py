@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader
 
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
 from engrams.benchmarks.data.streams import labelled, make_benchmark
-from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.training.augment import Augmentation, cropped
 from engrams.reports.errors import UserError
 from engrams.strategies.baselines import ReplayPlugin
-from tests.test_streams import DATA, split
+from tests.test_streams import DATA, gradual, split
 
 TASKS = make_benchmark(DATA, split("task"), "task", "test", seed=0)
 
@@ -312,15 +311,8 @@ def test_who_loads_minibatches_by_itself_takes_one_step_on_each():
         train(Replay, TASKS, InMemoryLoading(iterations=2), mem_size=50)
 
 
-GRADUAL = SplitStream(
-    kind="split",
-    **{"scenarios": ["class"], "classes_per_experience": 2, "class_order": "in-order", "validation_fraction": 0.2},
-    **{"boundaries": "gradual", "width": 0.5},
-)
-
-
 def test_an_experience_in_its_own_order_and_what_is_gathered_shuffled():
-    stream = make_benchmark(DATA, GRADUAL, "class", "test", seed=0)
+    stream = make_benchmark(DATA, gradual("class", 0.5), "class", "test", seed=0)
     experiences = stream.train_stream[:2]
     in_order = [
         [(tuple(x.flatten().tolist()), int(y), 0) for x, y, _ in experience.dataset] for experience in experiences

@@ -104,10 +104,10 @@ class InMemoryLoading(SupervisedPlugin):
             kept = not kwargs.get("shuffle", True) or (self.in_order and _learns_its_experience(strategy))
             order = None if kept else self._order
             drop_last = kwargs.get("drop_last", False)
-            batches = BatchOrder(
+            self._batches = BatchOrder(
                 len(strategy.adapted_dataset), strategy.train_mb_size, order, drop_last, self.iterations
             )
-            self._batches = self._replace(strategy, batches, kwargs.get("num_workers", 0))
+            self._replace(strategy, self._batches, kwargs.get("num_workers", 0))
         self._loader = strategy.dataloader
 
     def before_training_epoch(self, strategy, **kwargs):
@@ -135,7 +135,7 @@ class InMemoryLoading(SupervisedPlugin):
             self._replace(strategy, batches, kwargs.get("num_workers", 0))
 
     @staticmethod
-    def _replace(strategy, batches: BatchOrder, num_workers: int) -> BatchOrder:
+    def _replace(strategy, batches: BatchOrder, num_workers: int) -> None:
         dataset = strategy.adapted_dataset
         columns = columns_of(dataset)
         if columns is None:
@@ -149,7 +149,6 @@ class InMemoryLoading(SupervisedPlugin):
         else:
             on_device = tuple(column.to(strategy.device) for column in columns)
             strategy.dataloader = TensorLoader(on_device, batches)
-        return batches
 
 
 def _learns_its_experience(strategy) -> bool:
@@ -184,10 +183,10 @@ class BatchOrder:
     def __init__(
         self, samples: int, batch_size: int, order: torch.Generator | None, drop_last: bool = False, times: int = 1
     ):
-        self.times = times
         self.samples = samples
         self.batch_size = batch_size
         self.order = order
+        self.times = times
         self.used = samples // batch_size * batch_size if drop_last else samples
         self.skip = 0
         """Minibatches that the next pass leaves out at its beginning."""
@@ -200,14 +199,12 @@ class BatchOrder:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The minibatches of one pass, each a tensor of indices."""
-        if self.order is None:
-            return tuple(torch.arange(one.start, one.stop) for one in self.slices())
-        skip, self.skip = self.skip, 0
-        parts = torch.randperm(self.samples, generator=self.order)[: self.used].split(self.batch_size)
-        return tuple(part for part in parts for _ in range(self.times))[skip:]
+        kept = self.order is None
+        order = torch.arange(self.samples) if kept else torch.randperm(self.samples, generator=self.order)
+        return tuple(order[some] for some in self.slices())
 
     def slices(self) -> Iterator[slice]:
-        """The minibatches of one pass whose order is kept."""
+        """The minibatches of one pass, each as places in its order."""
         skip, self.skip = self.skip, 0
         for place in range(skip, len(self)):
             first = place // self.times * self.batch_size

@@ -53,17 +53,17 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
             f"judged on; an accuracy matrix needs one of the second for each of the first"
         )
     _check_sample(reference, parts["train"][0])
-    benchmark = labelled(benchmark_from_datasets(**parts))
-    if scenario == "task":
-        _check_task_labels(reference, benchmark)
     if judge == "test":
         learned, judged = parts["train"], parts["test"]
     else:
         split = benchmark_with_validation_stream(
-            benchmark, stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED
+            benchmark_from_datasets(**parts), stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED
         )
         learned, judged = ([one.dataset for one in split.streams[name]] for name in ("train", "valid"))
-    return labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
+    benchmark = labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
+    if scenario == "task":
+        _check_task_labels(reference, benchmark)
+    return benchmark
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -47,6 +47,18 @@ class ProtocolError(UserError):
 
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class GrownTable(Table):
+    """A table that has keys which it did not always have: a record names them only where they are not the default."""
+
+    later: ClassVar[frozenset[str]]
+    """Records made before there were these have none."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {key: field.default for key, field in type(self).model_fields.items() if key in self.later}
+        return {key: value for key, value in serialize(self).items() if usual.get(key, ...) != value}
 
 
 def _one_or_several(value: Any) -> str:
@@ -87,7 +99,7 @@ class Images(Table):
         return {key: value for key, value in serialize(self).items() if key not in unused}
 
 
-class AnyStream(Table):
+class AnyStream(GrownTable):
     """``boundaries``: ``sharp``, or ``gradual``: around each boundary between two experiences is a transition.
 
     It is ``width`` times the smaller of the two experiences long, half of it on each side. Within it, the probability
@@ -95,6 +107,7 @@ class AnyStream(Table):
     order, in one epoch. What is judged on, and what is held out for choosing, stays as it is.
     """
 
+    later = frozenset({"boundaries", "width"})
     boundaries: Literal["sharp", "gradual"] = "sharp"
     width: Annotated[float, Field(gt=0, le=1)] | None = None
 
@@ -103,12 +116,6 @@ class AnyStream(Table):
         if (self.boundaries == "gradual") != (self.width is not None):
             raise ValueError("boundaries = 'gradual' and a width go together")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there were these have none."""
-        later = {"boundaries": "sharp", "width": None, "choosing_experiences": 0}  # the last is of a split stream alone
-        return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
 class PermutedStream(AnyStream):
@@ -148,6 +155,7 @@ class SplitStream(AnyStream):
     classes of either part among themselves. 0: a search learns what a run does.
     """
 
+    later = AnyStream.later | {"choosing_experiences"}
     kind: Literal["split"]
     scenarios: Annotated[list[Scenario], Field(min_length=1)]
     classes_per_experience: Positive
@@ -207,18 +215,14 @@ MadeStream = PermutedStream | RotatedStream | SplitStream
 Stream = MadeStream | BenchmarkStream
 
 
-class AnyNetwork(Table):
+class AnyNetwork(GrownTable):
     """``all_classes``: of class-incremental learning: there is an output for every class from the start, none masked.
 
     Otherwise the output layer grows with the classes met.
     """
 
+    later = frozenset({"all_classes"})
     all_classes: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there was this have none."""
-        return {key: value for key, value in serialize(self).items() if value or key != "all_classes"}
 
 
 class MLP(AnyNetwork):
@@ -278,7 +282,7 @@ KINDS = ("permuted", "rotated", "split", "benchmark", "mlp", "cnn", "resnet18-re
 """What pydantic puts between the keys of a problem where a table is of one of several kinds."""
 
 
-class Training(Table):
+class Training(GrownTable):
     """The budget of one experience. PyTorch's defaults but for the learning rate.
 
     ``schedule``: ``constant``, or ``linear``: from the learning rate to zero over every experience.
@@ -295,6 +299,10 @@ class Training(Table):
     safe; faster on processors that have it, and another result.
     """
 
+    later = frozenset({"momentum", "horizontal_flips", "random_crops", "augmented", "iterations_per_batch"}) | {
+        "learning_rate_of",
+        "precision",
+    }
     optimizer: Literal["adam", "sgd"]
     learning_rate: LearningRate
     batch_size: Positive
@@ -329,13 +337,6 @@ class Training(Table):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"{self.optimizer} takes no momentum")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before there were these have none."""
-        later = {"momentum": 0.0, "horizontal_flips": False, "random_crops": 0, "augmented": "both"}
-        later |= {"iterations_per_batch": 1, "learning_rate_of": {}, "precision": "float32"}
-        return {key: value for key, value in serialize(self).items() if later.get(key, ...) != value}
 
 
 class Generation(Table):
