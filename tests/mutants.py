@@ -1,12 +1,12 @@
 """Changes `strategies/`, one small change at a time, and tells which changes no test notices.
 
-    python -m tests.mutants                          all of it, about two hours on two cores
+    python -m tests.mutants                          all of it, about an hour on two cores
     python -m tests.mutants strategies/ewc.py        one file
     python -m tests.mutants --list strategies/ewc.py only show what would be changed
 
 A change is an operator, a comparison, a number, a condition, an argument or a statement (:func:`mutants_of`). The tests
 are run once on code that tells which statements run, to know which of them reach which; each change is then met by
-these alone, the quickest first, in a process of its own that imports the changed code: no file is written. A change
+these alone, the quickest first, in a process of its own that holds the changed code: no file is written. A change
 that no test notices survives, and must be listed in ``tests/mutants.toml`` with the reason why it changes nothing that
 counts.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import contextlib
 import copy
 import gc
 import importlib
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import pytest
@@ -128,7 +129,7 @@ LEFT_OUT = {"abs", "square", "exp", "sqrt", "sigmoid", "softmax", "log_softmax",
 """Methods for which x stands in place of x.method()."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Mutant:
     """One change of one file."""
 
@@ -292,7 +293,8 @@ def _text(node: ast.AST) -> str:
 class Reach:
     """Runs the tests on code that tells which of its statements run. A plugin of pytest."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self.lines: dict[str, set[tuple[str, int]]] = defaultdict(set)
         """Test -> (file, line) of every statement in a function that it runs."""
         self.seconds: dict[str, float] = {}
@@ -307,11 +309,16 @@ class Reach:
     def reached(self, file: str, line: int) -> None:
         self.lines[self._test].add((file, line))
 
+    def seconds_of(self, mutant: Mutant) -> float:
+        """Returns how long the tests take that reach a change, if none of them fails."""
+        return sum(self.seconds[test] for test in self.of(mutant))
+
+    @cache  # noqa: B019 (one object a process)
     def of(self, mutant: Mutant) -> list[str]:
         """Returns the tests that reach a change, the quickest first: of each test function once, then twice, ...
 
-        A default or a constant is read when the file is imported, and all tests may reach it: those that run what it
-        belongs to come first.
+        No more of them than ``most``, if that is given. A default or a constant is read when the file is imported, and
+        all tests may reach it: those that run what it belongs to come first.
         """
         times: Counter[str] = Counter()
         order: dict[str, tuple[int, float]] = {}
@@ -321,10 +328,8 @@ class Reach:
                 function = test.partition("[")[0]
                 times[function] += 1
                 order[test] = times[function], self.seconds[test]
-        if mutant.in_function:
-            return sorted(order, key=order.__getitem__)
-        near = {(mutant.file, line) for line in mutant.around}
-        return sorted(order, key=lambda test: (not near & self.lines[test], *order[test]))
+        near = set() if mutant.in_function else {(mutant.file, line) for line in mutant.around}
+        return sorted(order, key=lambda test: (not near & self.lines[test], *order[test]))[: self.most]
 
 
 class _Telling(ast.NodeTransformer):
@@ -374,7 +379,7 @@ def import_instead(code: Callable[[str, str], CodeType | None]) -> None:
     importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
 
-def reach_of(tests: Sequence[str]) -> Reach:
+def reach_of(tests: Sequence[str], most: int | None = None) -> Reach:
     """
     Raises:
         SystemExit: a test fails as things are.
@@ -396,7 +401,7 @@ def reach_of(tests: Sequence[str]) -> Reach:
             os._exit(int(code))
         if os.waitpid(child, 0)[1]:
             sys.exit("the tests must pass before anything is changed")
-        reach = Reach()
+        reach = Reach(most)
         lines, reach.seconds = pickle.loads(found.read_bytes())
         reach.lines.update(lines)
     return reach
@@ -404,30 +409,19 @@ def reach_of(tests: Sequence[str]) -> Reach:
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
-
-def notices(mutant: Mutant, tests: Sequence[str]) -> int:
-    """Runs tests on changed code, in a process that must have imported nothing of it; returns pytest's exit code."""
-    import_instead(lambda file, path: compile(mutant.changed(), path, "exec") if file == mutant.file else None)
-    gc.disable()
-    for some in (tests[:FIRST], tests[FIRST:]):
-        if some and (code := int(pytest.main([*QUICKLY, *some]))):
-            return code
-    return 0
+NOTICED, SURVIVED, NOT_IN_PLACE = 1, 0, 77
+"""What the process that meets a change ends with."""
 
 
-def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int, most: int | None = None) -> Iterator[Mutant]:
-    """Yields the changes that no test notices; of the first ``most`` tests that reach them, if that is given."""
+def meet(
+    mutants: Sequence[Mutant], verdict: Callable[[Mutant], int], reach: Reach, processes: int
+) -> Iterator[tuple[Mutant, int]]:
+    """Yields each change with its verdict, which a process of its own finds; with NOTICED if that takes too long."""
     waiting = list(reversed(mutants))
     running: dict[int, tuple[Mutant, float]] = {}
-    done = 0
     while waiting or running:
         while waiting and len(running) < processes:
             mutant = waiting.pop()
-            tests = reach.of(mutant)[:most]
-            if not tests:
-                done += 1
-                yield mutant
-                continue
             child = os.fork()
             if not child:
                 os.setsid()
@@ -435,12 +429,11 @@ def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int, most: int
                 for stream in (0, 1, 2):
                     os.dup2(nowhere, stream)
                 try:
-                    os._exit(notices(mutant, tests))
+                    os._exit(verdict(mutant))
                 finally:
-                    os._exit(1)
-            limit = max(SHORTEST_LIMIT, 5 * sum(reach.seconds[test] for test in tests))
-            running[child] = mutant, time.monotonic() + limit
-        time.sleep(0.05)
+                    os._exit(NOTICED)
+            running[child] = mutant, time.monotonic() + max(SHORTEST_LIMIT, 5 * reach.seconds_of(mutant))
+        time.sleep(0.01)
         for child, (mutant, deadline) in list(running.items()):
             ended, status = os.waitpid(child, os.WNOHANG)
             if not ended and time.monotonic() > deadline:
@@ -448,11 +441,114 @@ def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int, most: int
                 ended, status = os.waitpid(child, 0)
             if ended:
                 del running[child]
-                done += 1
-                if not status:
-                    yield mutant
-                if not done % 20:
-                    print(f"{done} of {len(mutants)}", flush=True)
+                code = os.waitstatus_to_exitcode(status)
+                yield mutant, code if code in (SURVIVED, NOT_IN_PLACE) else NOTICED
+
+
+class InPlace:
+    """Meets changes with tests that are collected once. A plugin of pytest.
+
+    The process that meets a change gives the functions that exist already their changed code, so that nothing is
+    imported or collected again.
+    """
+
+    def __init__(self, reach: Reach, meet_all: Callable[[Callable[[Mutant], int]], None]):
+        self.reach, self.meet_all = reach, meet_all
+        self.items: dict[str, pytest.Item] = {}
+        self.functions: dict[tuple[str | None, str, int], list[FunctionType]] = defaultdict(list)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = {item.nodeid: item for item in session.items}
+        for one in gc.get_objects():
+            if type(one) is FunctionType and (file := _strategies_file(one.__code__.co_filename)):
+                self.functions[file, one.__code__.co_name, one.__code__.co_firstlineno].append(one)
+        gc.freeze()
+        gc.disable()
+        self.meet_all(self.verdict)
+        return True
+
+    def verdict(self, mutant: Mutant) -> int:
+        """Runs the tests on a change, in a process that may be spoiled by it."""
+        if not self._put_in_place(mutant):
+            return NOT_IN_PLACE
+        items = [self.items[test] for test in self.reach.of(mutant)]
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+            if item.session.testsfailed:
+                return NOTICED
+        return SURVIVED
+
+    def _put_in_place(self, mutant: Mutant) -> bool:
+        """Changes the code of what a change is in; tells whether it is all in functions that exist by now."""
+        path = str(ROOT / mutant.file)
+        as_is = Counter(_functions_in(compile(mutant.tree, path, "exec")))
+        changed = False
+        for code in _functions_in(compile(mutant.changed(), path, "exec")):
+            if code not in as_is:
+                for function in self.functions[mutant.file, code.co_name, code.co_firstlineno]:
+                    function.__code__ = code
+                    changed = True
+        return mutant.in_function and changed
+
+
+def _functions_in(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if not constant.co_name.startswith("<"):
+                yield constant
+            yield from _functions_in(constant)
+
+
+def met_in_place(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[tuple[Mutant, int]]:
+    """Yields changes with their verdicts, from a process that has collected all tests."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        place = {mutant: number for number, mutant in enumerate(mutants)}
+
+        def meet_all(verdict: Callable[[Mutant], int]) -> None:
+            for mutant, code in meet(mutants, verdict, reach, processes):
+                os.write(writing, f"{place[mutant]} {code}\n".encode())
+
+        files = sorted({test.partition("::")[0] for test in reach.seconds})
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            pytest.main([*QUICKLY, *files], plugins=[InPlace(reach, meet_all)])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        for line in lines:
+            number, code = map(int, line.split())
+            yield mutants[number], code
+    os.waitpid(child, 0)
+
+
+def verdict_afresh(mutant: Mutant, tests: Sequence[str]) -> int:
+    """Runs tests on changed code, in a process that must have imported nothing of it."""
+    import_instead(lambda file, path: compile(mutant.changed(), path, "exec") if file == mutant.file else None)
+    gc.disable()
+    for some in (tests[:FIRST], tests[FIRST:]):
+        if some and pytest.main([*QUICKLY, *some]):
+            return NOTICED
+    return SURVIVED
+
+
+def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterator[Mutant]:
+    """Yields the changes that no test notices.
+
+    What survives in place may owe it to something that was computed when the tests were collected, and what is run at
+    import cannot be changed in place: both are tried afresh.
+    """
+    yield from (mutant for mutant in mutants if not reach.of(mutant))
+    met = [mutant for mutant in mutants if reach.of(mutant)]
+    left = []
+    for number, (mutant, code) in enumerate(met_in_place(met, reach, processes), start=1):
+        if code != NOTICED:
+            left.append(mutant)
+        if not number % 100:
+            print(f"{number} of {len(met)} met, {len(left)} to be tried afresh", flush=True)
+    for mutant, code in meet(left, lambda mutant: verdict_afresh(mutant, reach.of(mutant)), reach, processes):
+        if code == SURVIVED:
+            yield mutant
 
 
 def main() -> None:
@@ -478,14 +574,13 @@ def main() -> None:
     for slow in ("avalanche.training", "pandas", "sklearn.datasets", "torchvision"):
         importlib.import_module(slow)  # once, not in every process
     os.chdir(ROOT)
-    reach = reach_of([f"tests/test_{name}.py" for name in options.tests])
+    reach = reach_of([f"tests/test_{name}.py" for name in options.tests], options.most)
     listed = tomllib.loads(LISTED.read_text(encoding="utf-8"))["equivalent"]
-    found = []
-    for mutant in survivors(mutants, reach, options.processes, options.most):
-        if mutant.key not in listed:
-            found.append(mutant)
-            print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
     met = [mutant for mutant in mutants if mutant.key not in listed]
+    found = []
+    for mutant in survivors(met, reach, options.processes):
+        found.append(mutant)
+        print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
     unnoticed = Counter(mutant.file for mutant in found)
     for file, count in Counter(mutant.file for mutant in met).items():
         print(f"{file}: {count - unnoticed[file]} of {count}")
