@@ -70,6 +70,10 @@ CATALOGUE: dict[str, Listed] = {
         "rehearsal of a small buffer, as many old samples as new ones in every step",
         counterpart="avalanche-replay",
     ),
+    "er": Listed(
+        "experience_replay",
+        "experience replay: a reservoir of all that was seen (Chaudhry et al. 2019, and later papers)",
+    ),
     "der": Listed(
         "dark_replay",
         "dark experience replay: a buffer's outputs are rehearsed (Buzzega et al. 2020)",

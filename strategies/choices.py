@@ -10,6 +10,8 @@ from typing import Literal
 PenaltyStep = Literal["gradient", "proximal"]
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
+DrawsFrom = Literal["all", "past"]
+JoinedBy = Literal["minibatch", "loss"]
 ReplayLabels = Literal["hard", "soft", "asked"]
 NewShare = Literal["experiences", "classes"]
 ImageLikelihood = Literal["bernoulli", "gaussian"]

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import refuse_negative
+from engrams.strategies.reservoir import Reservoir
 
 
 class DERPlugin(SupervisedPlugin):
@@ -41,23 +42,21 @@ class DERPlugin(SupervisedPlugin):
         super().__init__()
         refuse_negative("alpha", alpha)
         refuse_negative("beta", beta)
-        for name, value in (("mem_size", mem_size), ("batch_size_mem", batch_size_mem)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        if batch_size_mem is not None and batch_size_mem < 1:
+            raise ValueError(f"batch_size_mem must be at least 1; got {batch_size_mem}")
         self.mem_size, self.alpha, self.beta, self.batch_size_mem = mem_size, alpha, beta, batch_size_mem
         self._forget()
 
     def _forget(self) -> None:
-        self.seen = 0
-        self._kept: dict[str, Tensor] = {}
+        self.memory = Reservoir(self.mem_size)
 
     def state_dict(self) -> State:
         """Returns the memory, and how many samples went by."""
-        return {"seen": self.seen, "kept": self._kept}
+        return self.memory.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self.seen, self._kept = state["seen"], dict(state["kept"])
+        self.memory.load_state_dict(state)
 
     state_dict_within, load_state_dict_within = state_dict, load_state_dict
 
@@ -66,7 +65,7 @@ class DERPlugin(SupervisedPlugin):
             self._forget()
 
     def before_backward(self, strategy, **kwargs):
-        if not self.seen:
+        if not len(self.memory):
             return
         outputs, drawn = self._outputs_of_drawn(strategy)
         kept = drawn["outputs"]
@@ -82,40 +81,8 @@ class DERPlugin(SupervisedPlugin):
         for module in strategy.model.modules():
             if getattr(module, "masking", False):  # of classes not met yet: Avalanche's heads put a number for them
                 outputs = outputs.masked_fill(outputs == module.mask_value, torch.nan)
-        self._keep({"x": strategy.mb_x, "y": strategy.mb_y, "tasks": strategy.mb_task_id, "outputs": outputs})
+        self.memory.add({"x": strategy.mb_x, "y": strategy.mb_y, "tasks": strategy.mb_task_id, "outputs": outputs})
 
     def _outputs_of_drawn(self, strategy) -> tuple[Tensor, dict[str, Tensor]]:
-        self._kept = {name: column.to(strategy.device) for name, column in self._kept.items()}  # once it was loaded
-        held = min(self.seen, self.mem_size)
-        places = torch.randperm(held)[: self.batch_size_mem or len(strategy.mb_x)].to(strategy.device)
-        drawn = {name: column[places] for name, column in self._kept.items()}
+        drawn = self.memory.draw(self.batch_size_mem or len(strategy.mb_x), strategy.device)
         return avalanche_forward(strategy.model, drawn["x"], drawn["tasks"]), drawn
-
-    def _keep(self, new: dict[str, Tensor]) -> None:
-        """Reservoir sampling (Vitter 1985): whatever was seen so far is in the memory with equal probability."""
-        count = len(new["y"])
-        before = torch.arange(self.seen, self.seen + count)
-        places = torch.where(before < self.mem_size, before, (torch.rand(count).double() * (before + 1)).long())
-        self.seen += count
-        # Where two of a minibatch fall on one place, the later one stays.
-        chosen = {place: sample for sample, place in enumerate(places.tolist()) if place < self.mem_size}
-        if not chosen:
-            return
-        samples, places = torch.tensor(list(chosen.values())), torch.tensor(list(chosen))
-        for name, column in new.items():
-            kept = self._room_for(name, column)
-            if name == "outputs":
-                kept[places] = torch.nan
-                kept[places, : column.shape[1]] = column[samples.to(column.device)].to(kept)
-            else:
-                kept[places] = column[samples.to(column.device)].to(kept)
-
-    def _room_for(self, name: str, new: Tensor) -> Tensor:
-        """The memory's column for samples like these; that of outputs grows with them."""
-        kept = self._kept.get(name)
-        if kept is None:
-            kept = new.new_zeros(self.mem_size, *new.shape[1:])
-        elif name == "outputs" and new.shape[1] > kept.shape[1]:
-            kept = functional.pad(kept, (0, new.shape[1] - kept.shape[1]), value=torch.nan)
-        self._kept[name] = kept
-        return kept

@@ -55,6 +55,7 @@ TESTS = (
     "densities",
     "dgr",
     "ewc",
+    "experience_replay",
     "gaussian",
     "generators",
     "importance",

@@ -107,7 +107,7 @@ def test_what_is_rehearsed_is_drawn_anew_in_every_step():
 
 def test_without_further_arguments_it_is_der_with_as_many_as_a_minibatch():
     plugin = DERPlugin(1, 0.0)
-    assert (plugin.beta, plugin.batch_size_mem, plugin.seen) == (0.0, None, 0)
+    assert (plugin.beta, plugin.batch_size_mem, plugin.memory.seen) == (0.0, None, 0)
 
 
 def test_the_same_plugin_under_a_second_strategy_begins_afresh():
@@ -115,7 +115,7 @@ def test_the_same_plugin_under_a_second_strategy_begins_afresh():
     plugin = DERPlugin(mem_size=4, alpha=1.0)
     for _ in range(2):
         naive(nn.Linear(3, 2), plugin, batch=4).train(stream_of((x, y))[0])
-        assert plugin.seen == 8
+        assert plugin.memory.seen == 8
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from engrams.reports.store import read_records
 from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from engrams.strategies.dark_replay import DERPlugin
+from engrams.strategies.experience_replay import ExperienceReplayPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians
 from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN, ReplayingGAN
 
@@ -135,7 +136,7 @@ def test_every_argument_stands_on_its_methods_page():
         "dgr": [DeepGenerativeReplay, VAE, WGANGP],
         "mergan": [MeRGAN, ReplayAlignmentGAN, JointReplayGAN, ReplayingGAN, ACGAN],
         "dark_replay": [DERPlugin],
-        "baselines": [L2Plugin, FrozenBackbonePlugin, ReplayPlugin, ClassGaussians],
+        "baselines": [L2Plugin, FrozenBackbonePlugin, ReplayPlugin, ExperienceReplayPlugin, ClassGaussians],
     }
     for method, plugin in ((method, plugin) for method, plugins in described.items() for plugin in plugins):
         text = (ROOT / "strategies" / "methods" / f"{method}.md").read_text(encoding="utf-8")

@@ -1,0 +1,123 @@
+"""Experience replay from a reservoir: in every step, some samples that went by are learned once more.
+
+Chaudhry, Rohrbach, Elhoseiny, Ajanthan, Dokania, Torr & Ranzato 2019, "On Tiny Episodic Memories in Continual
+Learning" (arXiv 1902.10486), Algorithm 1 with the reservoir of its Algorithm 2; the ER of Buzzega et al. 2020 and of
+Caccia et al. 2022. With B a minibatch of the stream and B_M one that is drawn from the memory, a step's loss is
+
+    mean of l(y, h(x)) over B and B_M together        joined = "minibatch"
+    mean over B + mean over B_M                       joined = "loss"
+
+The papers differ in what may be drawn. Buzzega et al. and Caccia et al. draw from everything that was seen so far, the
+present experience included, so that the ends of experiences need not be known (``draws_from = "all"``); the ER of
+Aljundi et al. 2019 draws from earlier experiences alone (``"past"``; Caccia et al. 2022, section 5, say so).
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from engrams.strategies.choices import DrawsFrom, JoinedBy
+from engrams.strategies.experiences import Pieces
+from engrams.strategies.kept import State
+from engrams.strategies.reservoir import Reservoir
+
+
+class ExperienceReplayPlugin(SupervisedPlugin):
+    """Experience replay from a reservoir, under any Avalanche strategy.
+
+    It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
+    replays is changed with the new ones.
+    """
+
+    def __init__(
+        self,
+        mem_size: int,
+        batch_size_mem: int | None = None,
+        *,
+        draws_from: DrawsFrom = "all",
+        joined: JoinedBy = "minibatch",
+    ):
+        """
+        Args:
+            mem_size: samples in the memory, at least 1. What is kept and what is drawn is decided by torch's global
+                generator.
+            batch_size_mem: samples drawn in a step; None for as many as the minibatch has.
+            draws_from: ``all``: everything that the memory holds. ``past``: what is of experiences that have ended.
+            joined: ``minibatch``: they are put behind the new samples, and go through the network together. ``loss``:
+                they go through the network by themselves (batch norm sees them by themselves, too), and the mean of
+                their loss is added.
+
+        Raises:
+            ValueError: an argument outside its range.
+        """
+        super().__init__()
+        if batch_size_mem is not None and batch_size_mem < 1:
+            raise ValueError(f"batch_size_mem must be at least 1; got {batch_size_mem}")
+        for name, value, allowed in (("draws_from", draws_from, DrawsFrom), ("joined", joined, JoinedBy)):
+            if value not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}")
+        self.mem_size, self.batch_size_mem = mem_size, batch_size_mem
+        self.draws_from, self.joined = draws_from, joined
+        self._forget()
+
+    def _forget(self) -> None:
+        self.memory = Reservoir(self.mem_size)
+        self._experience = 0
+        self._pieces = Pieces()
+        self._new = 0
+        self._old: list[Tensor] = []
+
+    def state_dict(self) -> State:
+        """Returns the memory, and how many experiences there were."""
+        return {**self.memory.state_dict(), "experience": self._experience}
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self.memory.load_state_dict(state)
+        self._experience = state["experience"]
+
+    state_dict_within, load_state_dict_within = state_dict, load_state_dict
+
+    def before_training_exp(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
+            self._forget()
+        # Where everything may be drawn, a stream may hide where experiences end.
+        if self.draws_from == "past" and self._pieces.begin(strategy.experience, "; or let draws_from be 'all'"):
+            self._experience += 1
+
+    def before_training_iteration(self, strategy, **kwargs):
+        new = list(strategy.mbatch)
+        self._new = len(new[0])
+        old = self._drawn(strategy)
+        self.memory.add(
+            {str(place): column for place, column in enumerate(new)}
+            | {"experience": torch.full((self._new,), self._experience)}
+        )
+        if len(old[0] if old else []):
+            strategy.mbatch = [torch.cat(columns) for columns in zip(new, old, strict=True)]
+
+    def _drawn(self, strategy) -> list[Tensor]:
+        """The columns of what is replayed in this step."""
+        if not len(self.memory):
+            return []
+        past = None
+        if self.draws_from == "past":
+            past = self.memory.columns["experience"][: len(self.memory)] < self._experience
+        drawn = self.memory.draw(self.batch_size_mem or self._new, strategy.device, past)
+        return [drawn[str(place)] for place in range(len(strategy.mbatch))]
+
+    def before_forward(self, strategy, **kwargs):
+        if self.joined == "loss":  # by now, images have been changed with the new ones
+            self._old = [column[self._new :] for column in strategy.mbatch]
+            strategy.mbatch = [column[: self._new] for column in strategy.mbatch]
+
+    def before_backward(self, strategy, **kwargs):
+        if self.joined == "loss" and len(self._old[0]):
+            x, y, tasks = self._old[0], self._old[1], self._old[-1]
+            strategy.loss = strategy.loss + strategy._criterion(avalanche_forward(strategy.model, x, tasks), y)
+            self._old = []

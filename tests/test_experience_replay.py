@@ -1,0 +1,198 @@
+"""Experience replay against steps by hand, and what it may draw from."""
+
+import pytest
+import torch
+from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.training import Naive
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+from torch.nn import functional
+
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.data.streams import labelled
+from engrams.benchmarks.training.augment import Augmentation
+from engrams.strategies.experience_replay import ExperienceReplayPlugin
+
+RATE = 0.5
+
+
+class Watch(SupervisedPlugin):
+    """The samples of every step, as the network is given them."""
+
+    def __init__(self):
+        super().__init__()
+        self.x = []
+
+    def before_forward(self, strategy, **kwargs):
+        self.x.append(strategy.mb_x.clone())
+
+
+def stream_of(*parts):
+    data = [TensorClassificationDataset.from_tensors(x, y, task_label=0) for x, y in parts]
+    return labelled(benchmark_from_datasets(train=data)).train_stream
+
+
+def naive(model, *plugins, batch=4):
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    return Naive(
+        model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=list(plugins), evaluator=None
+    )
+
+
+def numbered(*counts):
+    """Experiences of so many samples, each of which is its own number."""
+    start, parts = 0, []
+    for count in counts:
+        parts.append((torch.arange(start, start + count).float()[:, None], torch.zeros(count, dtype=torch.long)))
+        start += count
+    return stream_of(*parts)
+
+
+@pytest.mark.parametrize("joined", ["minibatch", "loss"])
+def test_two_steps_are_those_of_the_algorithm(joined):
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 3), torch.tensor([0, 1, 2, 1, 2, 0, 1])
+    model, by_hand = nn.Linear(3, 3), nn.Linear(3, 3)
+    by_hand.load_state_dict(model.state_dict())
+    # All four of the memory are drawn, so that nothing is left to chance; the second minibatch has three.
+    strategy = naive(model, ExperienceReplayPlugin(4, 4, joined=joined))
+    for experience in stream_of((x[:4], y[:4]), (x[4:], y[4:])):
+        strategy.train(experience, shuffle=False)
+
+    def loss(*rows):
+        return functional.cross_entropy(by_hand(x[list(rows)]), y[list(rows)])
+
+    for place in range(2):
+        step = loss(0, 1, 2, 3)
+        if place and joined == "minibatch":
+            step = loss(0, 1, 2, 3, 4, 5, 6)
+        elif place:
+            step = loss(4, 5, 6) + loss(0, 1, 2, 3)
+        gradients = torch.autograd.grad(step, list(by_hand.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), gradients, strict=True):
+                parameter -= RATE * gradient
+    for ours, hand in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, hand)
+
+
+@pytest.mark.parametrize("joined", ["minibatch", "loss"])
+def test_batch_norm_sees_the_drawn_samples_apart_where_they_have_a_loss_of_their_own(joined):
+    norm = nn.BatchNorm1d(1, momentum=1.0)  # keeps the mean of the last call
+    strategy = naive(nn.Sequential(norm, nn.Linear(1, 2)), ExperienceReplayPlugin(4, 4, joined=joined))
+    for experience in numbered(4, 4):
+        strategy.train(experience, shuffle=False)
+    assert norm.num_batches_tracked == (2 if joined == "minibatch" else 3)
+    assert norm.running_mean == pytest.approx(3.5 if joined == "minibatch" else 1.5)
+
+
+@pytest.mark.parametrize(
+    ("draws_from", "expected"),
+    [("all", [4, 8, 8, 8, 8, 8]), ("past", [4, 4, 8, 8, 8, 8])],
+)
+def test_what_may_be_drawn(draws_from, expected):
+    torch.manual_seed(0)
+    watch = Watch()
+    strategy = naive(nn.Linear(1, 2), ExperienceReplayPlugin(100, draws_from=draws_from), watch)
+    for experience in numbered(8, 16):
+        strategy.train(experience, shuffle=False)
+    assert [len(x) for x in watch.x] == expected
+    replayed = {float(sample) for x in watch.x[2:] for sample in x[4:]}
+    of_the_present = {sample for sample in replayed if sample >= 8}
+    assert bool(of_the_present) == (draws_from == "all")
+    for x in watch.x:
+        assert len(set(x.flatten().tolist())) == len(x), "none is drawn twice in a step, nor those just come"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_piece_of_an_experience_is_not_the_past(size):
+    watch = Watch()
+    plugin = ExperienceReplayPlugin(100, draws_from="past")
+    strategy = naive(nn.Linear(1, 2), plugin, watch, batch=1)
+    benchmark = benchmark_from_datasets(train=[experience.dataset for experience in numbered(6, 6)])
+    pieces = split_online_stream(benchmark.train_stream, experience_size=size, access_task_boundaries=True)
+    for experience in pieces:
+        strategy.train(experience, shuffle=False)
+    assert [len(x) for x in watch.x] == [1] * 6 + [2] * 6
+    assert all(x[1] < 6 for x in watch.x[6:])
+
+
+def test_where_everything_may_be_drawn_the_ends_of_experiences_may_be_hidden():
+    benchmark = benchmark_from_datasets(train=[experience.dataset for experience in numbered(6, 6)])
+    for draws_from, hidden in (("all", False), ("past", True)):
+        pieces = split_online_stream(benchmark.train_stream, experience_size=3, access_task_boundaries=False)
+        strategy = naive(nn.Linear(1, 2), ExperienceReplayPlugin(5, draws_from=draws_from), batch=3)
+        if hidden:
+            with pytest.raises(ValueError, match="let draws_from be 'all'"):
+                strategy.train(next(iter(pieces)).train())
+        else:
+            for piece in pieces:
+                strategy.train(piece.train())
+            assert strategy.plugins[0].memory.seen == 12
+
+
+@pytest.mark.parametrize("joined", ["minibatch", "loss"])
+def test_the_memory_has_images_as_they_came_and_what_it_replays_is_changed_with_the_new_ones(joined):
+    torch.manual_seed(0)
+    x = torch.arange(8.0)[:, None, None, None] + torch.tensor([0.0, 100.0]).expand(1, 1, 1, 2)
+    plugin, augmentation, watch = ExperienceReplayPlugin(8, joined=joined), Augmentation(flips=True), Watch()
+    forwarded = []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            forwarded.append(x.clone())
+            return super().forward(x)
+
+    model = nn.Sequential(nn.Flatten(), Seen(2, 2))
+    strategy = naive(model, augmentation.new, plugin, augmentation, watch)
+    for _ in range(5):
+        strategy.train(stream_of((x, torch.zeros(8, dtype=torch.long)))[0], shuffle=False)
+    kept = plugin.memory.columns["0"]
+    assert (kept[..., 1] - kept[..., 0] == 100).all()
+    seen = [forwarded[place] for place in range(1, len(forwarded))]
+    replayed = torch.cat([part for part in seen if joined == "loss"] or [part[4:] for part in seen])
+    mirrored = replayed[:, 0] > replayed[:, 1]
+    assert 0 < mirrored.float().mean() < 1
+
+
+def test_it_goes_on_from_a_state():
+    def learned(cut):
+        torch.manual_seed(0)
+        model = nn.Linear(1, 2)
+        plugin = ExperienceReplayPlugin(5, draws_from="past")
+        strategy = naive(model, plugin)
+        first, second, third = numbered(8, 8, 8)
+        strategy.train(first)
+        strategy.train(second)
+        if cut:
+            state = plugin.state_dict()
+            other = ExperienceReplayPlugin(5, draws_from="past")
+            other.load_state_dict(state)
+            strategy.plugins[strategy.plugins.index(plugin)] = other
+        strategy.train(third)
+        return model.weight.detach()
+
+    assert torch.equal(learned(cut=True), learned(cut=False))
+
+
+def test_the_same_plugin_under_a_second_strategy_begins_afresh():
+    plugin = ExperienceReplayPlugin(100, draws_from="past")
+    for _ in range(2):
+        watch = Watch()
+        naive(nn.Linear(1, 2), plugin, watch).train(numbered(8)[0])
+        assert [len(x) for x in watch.x] == [4, 4]
+        assert plugin.memory.seen == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mem_size": 0}, "mem_size must be at least 1; got 0"),
+        ({"batch_size_mem": 0}, "batch_size_mem must be at least 1; got 0"),
+        ({"draws_from": "future"}, "draws_from must be one of all, past; got 'future'"),
+        ({"joined": "sum"}, "joined must be one of minibatch, loss; got 'sum'"),
+    ],
+)
+def test_arguments_outside_their_range(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ExperienceReplayPlugin(**{"mem_size": 5} | arguments)
