@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -12,6 +12,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from engrams.benchmarks.judging.masked import classes_asked, only
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.reports.anytime import Anytime, Prequential, measures
 from engrams.strategies.kept import State
@@ -29,16 +30,22 @@ class AnytimePlugin(SupervisedPlugin):
     """
 
     def __init__(
-        self, judged: Sequence[CLExperience], judging: Judging, paused: Callable[[], AbstractContextManager[None]]
+        self,
+        judged: Sequence[CLExperience],
+        judging: Judging,
+        paused: Callable[[], AbstractContextManager[None]],
+        masked: bool = False,
     ):
         """
         Args:
             judged: the experiences to be judged on, as many as are learned.
             judging: how often, and on how many samples.
             paused: within it, time is not the run's.
+            masked: outputs of other experiences' classes are left out.
         """
         super().__init__()
         assert judging.every is not None
+        self.masked = masked
         self.every, self.samples = judging.every, judging.samples
         self.judged = judged
         self.paused = paused
@@ -83,7 +90,10 @@ class AnytimePlugin(SupervisedPlugin):
             self.steps.append(self._done)
             self.experience.append(current)
             self.accuracy.append(
-                [float(right(strategy.model, *columns).double().mean()) for columns in self.columns[: current + 1]]
+                [
+                    float(right(strategy.model, *columns, classes_asked(experience, self.masked)).double().mean())
+                    for columns, experience in zip(self.columns[: current + 1], self.judged, strict=False)
+                ]
             )
 
     def result(self) -> Anytime:
@@ -104,14 +114,22 @@ class PrequentialPlugin(SupervisedPlugin):
     It has to be the first of the plugins: samples that are replayed are added behind the new ones, and not predicted.
     """
 
-    def __init__(self, window: int, paused: Callable[[], AbstractContextManager[None]], iterations: int = 1):
+    def __init__(
+        self,
+        window: int,
+        paused: Callable[[], AbstractContextManager[None]],
+        iterations: int = 1,
+        masked: bool = False,
+    ):
         """
         Args:
             window: samples.
             paused: within it, time is not the run's.
             iterations: steps in a row on every minibatch.
+            masked: outputs of other experiences' classes are left out.
         """
         super().__init__()
+        self.masked = masked
         self.window = window
         self.paused = paused
         self.iterations = iterations
@@ -133,7 +151,8 @@ class PrequentialPlugin(SupervisedPlugin):
         with self.paused():
             new = slice(strategy.train_mb_size)
             x, y, tasks = strategy.mb_x[new], strategy.mb_y[new], strategy.mb_task_id[new]
-            self.right.append(right(strategy.model, x, y, tasks).cpu())
+            classes = classes_asked(strategy.experience, self.masked)
+            self.right.append(right(strategy.model, x, y, tasks, classes).cpu())
 
     def result(self) -> Prequential:
         """What was seen, for the record."""
@@ -142,7 +161,7 @@ class PrequentialPlugin(SupervisedPlugin):
         return Prequential(accuracy=float(every.mean()), window=self.window, windows=windows)
 
 
-def right(model: nn.Module, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
+def right(model: nn.Module, x: Tensor, y: Tensor, tasks: Tensor, classes: Collection[int] | None = None) -> Tensor:
     """Returns whether each sample is told rightly by a network in eval mode, bool [N].
 
     Args:
@@ -150,10 +169,11 @@ def right(model: nn.Module, x: Tensor, y: Tensor, tasks: Tensor) -> Tensor:
         x: inputs, [N, ...].
         y: labels, [N].
         tasks: labels, [N].
+        classes: among which they are told apart; None for all.
     """
     with evaluation_mode(model), torch.no_grad():
         found = [
-            avalanche_forward(model, *parts).argmax(1)
+            only(classes, avalanche_forward(model, *parts)).argmax(1)
             for parts in zip(x.split(AT_ONCE), tasks.split(AT_ONCE), strict=True)
         ]
     return torch.cat(found) == y

@@ -216,9 +216,12 @@ Stream = MadeStream | BenchmarkStream
 
 
 class AnyNetwork(GrownTable):
-    """``all_classes``: of class-incremental learning: there is an output for every class from the start, none masked.
+    """``all_classes``: there is an output for every class of the stream from the start.
 
-    Otherwise the output layer grows with the classes met.
+    Of class-incremental learning: none is masked; otherwise the output layer grows with the classes met. Of
+    task-incremental learning on a split stream: one head for all tasks, learned as in class-incremental learning, and
+    only where it is judged are the outputs of other tasks' classes left out (Buzzega et al. 2020); otherwise every task
+    has a head.
     """
 
     later = frozenset({"all_classes"})
@@ -402,6 +405,13 @@ class ProtocolFile(Table):
         return self
 
     @model_validator(mode="after")
+    def _tasks_of_one_head_have_their_own_classes(self) -> ProtocolFile:
+        stream = self.stream
+        if self.network.all_classes and stream.kind != "split" and "task" in stream.scenarios:
+            raise ValueError("network.all_classes with the scenario task goes with stream.kind = 'split'")
+        return self
+
+    @model_validator(mode="after")
     def _what_is_gradual_is_passed_once(self) -> ProtocolFile:
         if self.stream.boundaries == "gradual" and self.training.epochs > 1:
             raise ValueError(
@@ -490,6 +500,16 @@ class Protocol(Table):
     def _values_of(self, name: str) -> dict[str, Any]:
         chosen = self.chosen[name].hyperparameters if name in self.chosen else {}
         return self.strategies.get(name, {}) | chosen
+
+    @property
+    def masks_tasks(self) -> bool:
+        """Whether tasks are told apart where the network is judged, and nowhere else."""
+        return self.scenario == "task" and self.network.all_classes
+
+    @property
+    def learned_as(self) -> Scenario:
+        """The scenario that the learner sees."""
+        return "class" if self.masks_tasks else self.scenario
 
     @property
     def reference(self) -> str:

@@ -25,6 +25,7 @@ from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
+from engrams.benchmarks.judging.masked import TaskMaskPlugin
 from engrams.benchmarks.judging.predictions import PredictionsPlugin
 from engrams.benchmarks.protocols.schema import Judging, ProtocolError
 from engrams.benchmarks.runs import Run
@@ -129,6 +130,8 @@ def learn(
     learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
     strategy = make_strategy(run, benchmark, device, [], classifier)
     operations = count_operations(strategy)
+    if protocol.masks_tasks:
+        strategy.plugins.append(TaskMaskPlugin())
     strategy.plugins.append(predictions := PredictionsPlugin())
     of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
 
@@ -182,9 +185,9 @@ def learn(
         return Learned(matrix, [], clock.seconds, costs(), predictions.result(False))
     of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
     judging = protocol.judging or Judging()
-    anytime = AnytimePlugin(judged, judging, clock.paused) if judging.every else None
+    anytime = AnytimePlugin(judged, judging, clock.paused, protocol.masks_tasks) if judging.every else None
     prequential = (
-        PrequentialPlugin(judging.window, clock.paused, run.training.iterations_per_batch)
+        PrequentialPlugin(judging.window, clock.paused, run.training.iterations_per_batch, protocol.masks_tasks)
         if judging.prequential
         else None
     )
@@ -244,9 +247,9 @@ def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
     """
     protocol, stream = run.protocol, run.protocol.stream
     if stream.kind == "benchmark":
-        return own_benchmark(protocol.dataset, stream, protocol.scenario, run.judge, run.seed)
+        return own_benchmark(protocol.dataset, stream, protocol.learned_as, run.judge, run.seed)
     data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
-    return make_benchmark(data, stream, protocol.scenario, run.judge, run.seed)
+    return make_benchmark(data, stream, protocol.learned_as, run.judge, run.seed)
 
 
 def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
@@ -309,7 +312,7 @@ def make_strategy(
     if training.augments and len(shape) != 3:
         which = "horizontal_flips" if training.horizontal_flips else "random_crops"
         raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
-    model = make_network(run.protocol.network, run.protocol.scenario, benchmark)
+    model = make_network(run.protocol.network, run.protocol.learned_as, benchmark)
     # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
     optimizer: torch.optim.Optimizer
     if training.optimizer == "adam":
