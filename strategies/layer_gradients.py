@@ -159,7 +159,7 @@ def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
     inputs = functional.pad(inputs, [side for size in reversed(padding) for side in (size, size)])
     for axis, (size, gap, step) in enumerate(zip(kernel, dilation, stride, strict=True), start=2):
         windows = inputs.unfold(axis, gap * (size - 1) + 1, step)  # [N, C, ..., window]
-        inputs = windows[..., ::gap] if gap > 1 else windows
+        inputs = windows[..., ::gap]
     axes = len(kernel)
     order = (0, 1, *range(2 + axes, 2 + 2 * axes), *range(2, 2 + axes))
     return inputs.permute(order).flatten(1, 1 + axes).flatten(2)

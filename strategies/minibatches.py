@@ -157,7 +157,7 @@ def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
     if type(model).forward is MultiTaskModule.forward:
         return (inputs, task)
     leaf = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return (inputs, torch.full((len(leaf),), task, dtype=torch.long, device=leaf.device))
+    return (inputs, torch.full((len(leaf),), task, device=leaf.device))
 
 
 @contextmanager

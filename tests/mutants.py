@@ -127,6 +127,8 @@ COUNTERPARTS = {
     "ones_like": "zeros_like",
     "randperm": "arange",
 }
+KEYWORDS_LEFT_ALONE = {"strict", "fused", "device", "stacklevel"}
+"""An assertion of ``zip``; the same update in fewer passes; on a CPU, where the tests run, the same; of a warning."""
 LEFT_OUT = {"abs", "square", "exp", "sqrt", "sigmoid", "softmax", "log_softmax", "detach", "clone", "clamp_min", "tanh"}
 """Methods for which x stands in place of x.method()."""
 
@@ -153,6 +155,11 @@ class Mutant:
     def changed(self) -> ast.Module:
         """Changes the tree, which is for a process of its own, and returns it."""
         return ast.fix_missing_locations(_Swap(self.old, self.new).visit(self.tree))
+
+    @property
+    def place(self) -> str:
+        """As it is shown."""
+        return f"{self.file}:{self.lines.start}: {self.where}: {self.change}"
 
     @property
     def key(self) -> str:
@@ -225,7 +232,7 @@ def _left_alone(node: ast.AST) -> bool:
     if isinstance(node, ast.Expr):
         return ast.unparse(node).startswith(("warnings.warn(", "super().__init__()"))
     if isinstance(node, ast.keyword):
-        return node.arg == "strict"
+        return node.arg in KEYWORDS_LEFT_ALONE
     return isinstance(node, ast.Assert)
 
 
@@ -257,7 +264,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield but(test=ast.UnaryOp(ast.Not(), node.test))
     if isinstance(node, ast.Call):
         for place, keyword in enumerate(node.keywords):
-            if keyword.arg and keyword.arg != "strict":  # of zip: an assertion
+            if keyword.arg and keyword.arg not in KEYWORDS_LEFT_ALONE:
                 yield but(keywords=node.keywords[:place] + node.keywords[place + 1 :])
         if isinstance(node.func, ast.Attribute):
             if node.func.attr in COUNTERPARTS:
@@ -317,9 +324,9 @@ class Reach:
 
     @cache  # noqa: B019 (one object a process)
     def of(self, mutant: Mutant) -> list[str]:
-        """Returns the tests that reach a change, the quickest first: of each test function once, then twice, ...
+        """Returns the tests that reach a change: those of the file's own tests first, the quickest first.
 
-        No more of them than ``most``, if that is given. A default or a constant is read when the file is imported, and
+        Of each test function comes one, then another one, and so on. No more of them than ``most``, if that is given. A default or a constant is read when the file is imported, and
         all tests may reach it: those that run what it belongs to come first.
         """
         times: Counter[str] = Counter()
@@ -331,7 +338,8 @@ class Reach:
                 times[function] += 1
                 order[test] = times[function], self.seconds[test]
         near = set() if mutant.in_function else {(mutant.file, line) for line in mutant.around}
-        return sorted(order, key=lambda test: (not near & self.lines[test], *order[test]))[: self.most]
+        own = f"test_{Path(mutant.file).stem}.py"
+        return sorted(order, key=lambda test: (not near & self.lines[test], own not in test, *order[test]))[: self.most]
 
 
 class _Telling(ast.NodeTransformer):
@@ -461,6 +469,8 @@ class InPlace:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = {item.nodeid: item for item in session.items}
+        for path in (ROOT / "strategies").rglob("*.py"):  # those too that are imported when they are needed
+            importlib.import_module(".".join(["engrams", *path.relative_to(ROOT).with_suffix("").parts]))
         for one in gc.get_objects():
             if type(one) is FunctionType and (file := _strategies_file(one.__code__.co_filename)):
                 self.functions[file, one.__code__.co_name, one.__code__.co_firstlineno].append(one)
@@ -546,9 +556,8 @@ def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterat
     for number, (mutant, code) in enumerate(met_in_place(met, reach, processes), start=1):
         if code != NOTICED:
             left.append(mutant)
-            print(
-                f"to be tried afresh: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True
-            )
+        if code == SURVIVED:
+            print(f"survived, to be tried afresh: {mutant.place}", flush=True)
         if not number % 100:
             print(f"{number} of {len(met)} met", flush=True)
     for mutant, code in meet(left, lambda mutant: verdict_afresh(mutant, reach.of(mutant)), reach, processes):
@@ -585,7 +594,7 @@ def main() -> None:
     found = []
     for mutant in survivors(met, reach, options.processes):
         found.append(mutant)
-        print(f"survived: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True)
+        print(f"survived: {mutant.place}", flush=True)
     unnoticed = Counter(mutant.file for mutant in found)
     for file, count in Counter(mutant.file for mutant in met).items():
         print(f"{file}: {count - unnoticed[file]} of {count}")

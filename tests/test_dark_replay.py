@@ -105,6 +105,11 @@ def test_what_is_rehearsed_is_drawn_anew_in_every_step():
     assert len(set(rehearsed)) > 4
 
 
+def test_a_memory_and_a_draw_may_be_of_one_sample():
+    plugin = DERPlugin(1, 0.0, batch_size_mem=1)
+    assert (plugin.mem_size, plugin.batch_size_mem) == (1, 1)
+
+
 def test_without_further_arguments_it_is_der_with_as_many_as_a_minibatch():
     plugin = DERPlugin(1, 0.0)
     assert (plugin.beta, plugin.batch_size_mem, plugin.memory.seen) == (0.0, None, 0)

@@ -14,6 +14,7 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.benchmarks.training.learn import benchmark_of, make_strategy
 from engrams.strategies import catalogue, choices
+from engrams.strategies.contract import ROUND, Budget
 
 WORDS = [word for name in vars(choices).values() for word in getattr(name, "__args__", ())]
 VALUES = [0.25, 0.5, 2, 3, (4,), (5, 6), (0.1, 0.2), (0.3, 0.4), "linear", "constant", *WORDS]
@@ -92,6 +93,49 @@ def test_every_hyperparameter_reaches_what_is_built(strategy):
         others = [value for value in values_of(kind, name, base) if value != base[name]]
         assert others, name
         assert any(build(base | {name: value}) != as_is for value in others[:3]), name
+
+
+@pytest.mark.parametrize("strategy", ["dgr", "dgr-vae", "mergan-ra", "mergan-jtr"])
+def test_a_generator_has_the_runs_seed(strategy):
+    def weights(seed, of_torch):
+        run = plan("split-digits/class", [strategy], [seed], {"ra_lambda": 1.0} if strategy == "mergan-ra" else {})[0]
+        torch.manual_seed(of_torch)
+        generator = make_strategy(run, benchmark("split-digits/class"), "cpu", []).generator
+        return torch.cat([p.detach().flatten() for p in generator.parameters()])
+
+    assert torch.equal(weights(1, 0), weights(1, 5))
+    assert not torch.equal(weights(1, 0), weights(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings", "expected"),
+    [
+        ("naive", {}, Budget(7, 0, "constant")),
+        ("dgr-vae", {"generator_epochs": 4, "solver_schedule": "linear"}, Budget(7, 4, "linear")),
+        ("dgr", {"generator_epochs": 4}, Budget(7, 4, "constant")),
+        ("avalanche-generative-replay", {"epochs": 3}, Budget(3, 3, "constant")),
+        ("avalanche-generative-replay", {"epochs": 3, "vae_epochs": 2}, Budget(3, 2, "constant")),
+        ("avalanche-slda", {}, Budget(1, 0, "constant")),
+        ("avalanche-gdumb", {"epochs": 9}, Budget(9, 0, "constant")),
+        ("mergan-jtr", {"gan.steps": 3 * ROUND}, Budget(7, 3, "constant")),
+        ("mergan-jtr", {"gan.steps": 3 * ROUND + 1}, Budget(7, 4, "constant")),
+    ],
+)
+def test_how_long_a_run_trains(strategy, settings, expected):
+    run = plan("split-digits/class", [strategy], [0], {"training.epochs": 7, **settings})[0]
+    assert run.budget == expected
+
+
+def test_a_gan_without_settings_has_no_rounds():
+    entry = catalogue.get("mergan-jtr")
+    assert entry.budget(entry.hyperparameters(), None).generator_epochs == 0
+
+
+@pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra"])
+def test_a_gan_as_a_memory_is_asked_for_classes(strategy):
+    run = plan("split-digits/class", [strategy], [0], {"ra_lambda": 1.0} if strategy == "mergan-ra" else {})[0]
+    built = make_strategy(run, benchmark("split-digits/class"), "cpu", [])
+    assert built.replay_labels == "asked"
 
 
 def test_the_nearest_mean_is_streaming_lda_without_a_covariance():

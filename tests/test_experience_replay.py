@@ -184,6 +184,11 @@ def test_the_same_plugin_under_a_second_strategy_begins_afresh():
         assert plugin.memory.seen == 8
 
 
+def test_a_memory_and_a_draw_may_be_of_one_sample():
+    plugin = ExperienceReplayPlugin(1, 1)
+    assert (plugin.mem_size, plugin.batch_size_mem) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -217,7 +217,8 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
     assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
 
 
-def test_a_buffer_that_the_network_replaces_is_as_it_was():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_buffer_that_the_network_changes_is_as_it_was(in_place):
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -225,7 +226,10 @@ def test_a_buffer_that_the_network_replaces_is_as_it_was():
             self.register_buffer("calls", torch.zeros(()))
 
         def forward(self, x):
-            self.calls = self.calls + 1
+            if in_place:
+                self.calls += 1
+            else:
+                self.calls = self.calls + 1
             return self.layer(x.flatten(1))
 
     model = Counting()
