@@ -9,6 +9,9 @@ kept with x', and (x', z') and (x'', y'') drawn from the memory one after the ot
 where h gives the network's K outputs (logits); DER has no last term. The 1/K is the public code's (aimagelab/mammoth,
 models/der.py: a mean over outputs). The memory is a reservoir of everything seen so far, the present experience
 included, so that neither task labels nor the ends of experiences are needed.
+
+Where images are augmented, z' are the outputs for x' as it was augmented then; x' is kept as it came, and augmented
+anew whenever it is drawn, as the public code does.
 """
 
 from __future__ import annotations
@@ -23,9 +26,16 @@ from engrams.strategies.kept import State
 from engrams.strategies.quadratic_penalty import refuse_negative
 from engrams.strategies.reservoir import Reservoir
 
+COLUMNS = ("x", "y", "tasks")
+"""Of a minibatch, in Avalanche's order."""
+
 
 class DERPlugin(SupervisedPlugin):
-    """Dark experience replay, under any Avalanche strategy that has one label a sample."""
+    """Dark experience replay, under any Avalanche strategy that has one label a sample.
+
+    It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
+    replays is changed with the new ones.
+    """
 
     def __init__(self, mem_size: int, alpha: float, beta: float = 0.0, batch_size_mem: int | None = None):
         """
@@ -49,6 +59,8 @@ class DERPlugin(SupervisedPlugin):
 
     def _forget(self) -> None:
         self.memory = Reservoir(self.mem_size)
+        self._new: dict[str, Tensor] = {}
+        self._drawn: list[dict[str, Tensor]] = []
 
     def state_dict(self) -> State:
         """Returns the memory, and how many samples went by."""
@@ -64,25 +76,38 @@ class DERPlugin(SupervisedPlugin):
         if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._forget()
 
+    def before_training_iteration(self, strategy, **kwargs):
+        self._new = dict(zip(COLUMNS, strategy.mbatch, strict=True))
+        count = self.batch_size_mem or len(self._new["x"])
+        terms = (2 if self.beta else 1) if len(self.memory) else 0
+        self._drawn = [self.memory.draw(count, strategy.device) for _ in range(terms)]
+        strategy.mbatch = [torch.cat([part[name] for part in (self._new, *self._drawn)]) for name in COLUMNS]
+
+    def before_forward(self, strategy, **kwargs):
+        # By now, images have been changed with the new ones, and others may have put more behind them.
+        new, *drawn = [len(part["x"]) for part in (self._new, *self._drawn)]
+        x = strategy.mb_x[new : new + sum(drawn)].split(drawn) if drawn else ()
+        self._drawn = [{**part, "x": changed} for part, changed in zip(self._drawn, x, strict=True)]
+        strategy.mbatch = [torch.cat([column[:new], column[new + sum(drawn) :]]) for column in strategy.mbatch]
+
     def before_backward(self, strategy, **kwargs):
-        if not len(self.memory):
+        if not self._drawn:
             return
-        outputs, drawn = self._outputs_of_drawn(strategy)
-        kept = drawn["outputs"]
+        for_outputs, *for_labels = self._drawn
+        kept, outputs = for_outputs["outputs"], _outputs(strategy, for_outputs)
         known = ~kept.isnan()  # a head may have outputs that were not there then
         distance = functional.mse_loss(outputs[:, : kept.shape[1]][known], kept[known])
         strategy.loss = strategy.loss + self.alpha * distance
-        if self.beta:
-            outputs, drawn = self._outputs_of_drawn(strategy)
-            strategy.loss = strategy.loss + self.beta * functional.cross_entropy(outputs, drawn["y"])
+        for part in for_labels:
+            strategy.loss = strategy.loss + self.beta * functional.cross_entropy(_outputs(strategy, part), part["y"])
 
     def after_update(self, strategy, **kwargs):
-        outputs = strategy.mb_output.detach()
+        outputs = strategy.mb_output.detach()[: len(self._new["x"])]
         for module in strategy.model.modules():
             if getattr(module, "masking", False):  # of classes not met yet: Avalanche's heads put a number for them
                 outputs = outputs.masked_fill(outputs == module.mask_value, torch.nan)
-        self.memory.add({"x": strategy.mb_x, "y": strategy.mb_y, "tasks": strategy.mb_task_id, "outputs": outputs})
+        self.memory.add({**self._new, "outputs": outputs})
 
-    def _outputs_of_drawn(self, strategy) -> tuple[Tensor, dict[str, Tensor]]:
-        drawn = self.memory.draw(self.batch_size_mem or len(strategy.mb_x), strategy.device)
-        return avalanche_forward(strategy.model, drawn["x"], drawn["tasks"]), drawn
+
+def _outputs(strategy, drawn: dict[str, Tensor]) -> Tensor:
+    return avalanche_forward(strategy.model, drawn["x"], drawn["tasks"])

@@ -326,8 +326,9 @@ class Reach:
     def of(self, mutant: Mutant) -> list[str]:
         """Returns the tests that reach a change: those of the file's own tests first, the quickest first.
 
-        Of each test function comes one, then another one, and so on. No more of them than ``most``, if that is given. A default or a constant is read when the file is imported, and
-        all tests may reach it: those that run what it belongs to come first.
+        Of each test function comes one, then another one, and so on. No more of them than ``most``, if that is given. A
+        default or a constant is read when the file is imported, and all tests may reach it: those that run what it
+        belongs to come first.
         """
         times: Counter[str] = Counter()
         order: dict[str, tuple[int, float]] = {}

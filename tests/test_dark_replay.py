@@ -5,12 +5,14 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
+from avalanche.training.plugins import SupervisedPlugin
 from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
+from engrams.benchmarks.training.augment import Augmentation
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.reservoir import Reservoir
 
@@ -22,10 +24,10 @@ def stream_of(*parts):
     return labelled(benchmark_from_datasets(train=data)).train_stream
 
 
-def naive(model, plugin, batch, rate=RATE):
+def naive(model, *plugins, batch, rate=RATE):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     return Naive(
-        model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=[plugin], evaluator=None
+        model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=list(plugins), evaluator=None
     )
 
 
@@ -108,6 +110,51 @@ def test_what_is_rehearsed_is_drawn_anew_in_every_step():
 def test_a_memory_and_a_draw_may_be_of_one_sample():
     plugin = DERPlugin(1, 0.0, batch_size_mem=1)
     assert (plugin.mem_size, plugin.batch_size_mem) == (1, 1)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_the_memory_has_images_as_they_came_and_what_it_draws_is_augmented_anew(beta):
+    torch.manual_seed(0)
+    forwarded = []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            forwarded.append(x.clone())
+            return super().forward(x)
+
+    x = torch.arange(8.0)[:, None, None, None] + torch.tensor([0.0, 100.0]).expand(1, 1, 1, 2)
+    plugin, augmentation = DERPlugin(8, 0.0, beta), Augmentation(flips=True)
+    strategy = naive(nn.Sequential(nn.Flatten(), Seen(2, 2)), augmentation.new, plugin, augmentation, batch=8, rate=0.0)
+    for _ in range(6):  # steps: all but the first draw all eight, for each of the terms
+        strategy.train(stream_of((x, torch.zeros(8, dtype=torch.long)))[0], shuffle=False)
+    kept = plugin.memory.columns["x"]
+    assert (kept[..., 1] - kept[..., 0] == 100).all()
+    terms = 2 if beta else 1
+    assert [len(part) for part in forwarded] == [8] + [8] * (1 + terms) * 5
+    for term in range(1 + terms):
+        images = torch.cat(forwarded[1 + term :: 1 + terms])
+        assert (images.max(1).values - images.min(1).values == 100).all()
+        assert 0.2 < (images[:, 0] > images[:, 1]).float().mean() < 0.8
+
+
+def test_what_others_replay_behind_it_is_learned_and_not_kept():
+    torch.manual_seed(0)
+    learned = []
+
+    class More(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            x, y, tasks = strategy.mbatch
+            strategy.mbatch = [torch.cat([x, -torch.ones(1, 1)]), torch.cat([y, y[:1]]), torch.cat([tasks, tasks[:1]])]
+
+        def before_backward(self, strategy, **kwargs):
+            learned.append(strategy.mb_x.flatten().tolist())
+
+    x, y = torch.arange(8.0)[:, None], torch.zeros(8, dtype=torch.long)
+    plugin = DERPlugin(8, 1.0, 1.0)
+    naive(nn.Linear(1, 1), plugin, More(), batch=4, rate=0.0).train(stream_of((x, y))[0], shuffle=False)
+    assert learned == [[0.0, 1.0, 2.0, 3.0, -1.0], [4.0, 5.0, 6.0, 7.0, -1.0]]
+    assert sorted(plugin.memory.columns["x"].flatten().tolist()) == list(range(8))
+    assert len(plugin.memory.columns["outputs"]) == 8
 
 
 def test_without_further_arguments_it_is_der_with_as_many_as_a_minibatch():

@@ -91,8 +91,8 @@ class AnytimePlugin(SupervisedPlugin):
             self.experience.append(current)
             self.accuracy.append(
                 [
-                    float(right(strategy.model, *columns, classes_asked(experience, self.masked)).double().mean())
-                    for columns, experience in zip(self.columns[: current + 1], self.judged, strict=False)
+                    float(right(strategy.model, x, y, tasks, classes_asked(experience, self.masked)).double().mean())
+                    for (x, y, tasks), experience in zip(self.columns[: current + 1], self.judged, strict=False)
                 ]
             )
 

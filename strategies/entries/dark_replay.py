@@ -23,11 +23,13 @@ SEARCH = {"alpha": LogUniform(0.01, 10.0)}
 ENTRIES = {
     "der": Strategy(
         plugin=lambda h: dark_replay.DERPlugin(h.mem_size, h.alpha, 0.0, h.batch_size_mem),
+        first_of_plugins=True,
         hyperparameters=DERHyperparameters,
         search=SEARCH,
     ),
     "derpp": Strategy(
         plugin=lambda h: dark_replay.DERPlugin(h.mem_size, h.alpha, h.beta, h.batch_size_mem),
+        first_of_plugins=True,
         hyperparameters=DERPlusHyperparameters,
         search=SEARCH,
     ),
