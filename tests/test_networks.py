@@ -125,6 +125,19 @@ def test_the_protocols_networks_are_those_of_their_sources(name, size, flat, las
     assert model(torch.rand(2, 3, size, size)).shape == (2, 20)
 
 
+def test_a_perceptron_may_begin_as_glorot_and_bengio_say():
+    torch.manual_seed(0)
+    network = MLP(hidden_size=300, hidden_layers=1, initialisation="xavier")
+    model = make_network(network, "domain", benchmark_of(1, 20, "domain"))
+    hidden, head = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    for layer, count in ((hidden, 400 + 300), (head, 300 + 2)):
+        bound = (6 / count) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), "even in between"
+        assert not layer.bias.any()
+    assert "initialisation" not in MLP(hidden_size=3, hidden_layers=1).model_dump()
+
+
 def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)

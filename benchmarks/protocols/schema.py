@@ -247,12 +247,19 @@ class AnyNetwork(GrownTable):
 
 
 class MLP(AnyNetwork):
-    """A multi-layer perceptron with ReLU; the kind of network where none is named."""
+    """A multi-layer perceptron with ReLU; the kind of network where none is named.
 
+    ``initialisation``: ``pytorch``: of ``nn.Linear``; ``xavier``: weights even between plus and minus
+    sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010), biases 0; a head
+    that is added for a task, or grows, stays PyTorch's. In one pass at a small learning rate it matters.
+    """
+
+    later = AnyNetwork.later | {"initialisation"}
     # Not in the record: records of networks made before there were two kinds have none.
     kind: Literal["mlp"] = Field("mlp", exclude=True)
     hidden_size: Positive
     hidden_layers: Positive
+    initialisation: Literal["pytorch", "xavier"] = "pytorch"
 
 
 class CNN(AnyNetwork):

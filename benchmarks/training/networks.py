@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
-from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ProtocolError, ReducedResNet18, WideResNet
+from engrams.benchmarks.protocols.schema import (
+    CNN,
+    MLP,
+    Network,
+    OwnNetwork,
+    ProtocolError,
+    ReducedResNet18,
+    WideResNet,
+)
 from engrams.strategies.minibatches import evaluation_mode
 from engrams.strategies.references import BadReference, resolve
 
@@ -56,14 +64,20 @@ def _build(network: Network, shape: torch.Size, classes: int) -> nn.Module:
 
 @_build.register
 def _(network: MLP, shape, classes):
-    """ReLU, no dropout, PyTorch's default initialisation."""
-    return SimpleMLP(
+    """ReLU, no dropout."""
+    module = SimpleMLP(
         num_classes=classes,
         input_size=shape.numel(),
         hidden_size=network.hidden_size,
         hidden_layers=network.hidden_layers,
         drop_rate=0,
     )
+    if network.initialisation == "xavier":
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    return module
 
 
 @_build.register
