@@ -91,7 +91,7 @@ CNN = (protocol.FOLDER / "split-cifar10.toml").read_text(encoding="utf-8")
         (
             'kind = "cnn"',
             'kind = "resnet"',
-            "there is no such kind of network; there are 'mlp', 'cnn', 'resnet18-reduced' and 'wide-resnet', and one's own",
+            "no such kind of network; there are 'mlp', 'cnn', 'resnet18-reduced' and 'wide-resnet', and one's own",
         ),
         (
             'kind = "cnn"',

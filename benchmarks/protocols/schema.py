@@ -148,8 +148,8 @@ class RotatedStream(AnyStream):
 
     The angles are drawn evenly between two, in degrees, counter-clockwise; a pixel is the nearest one of the image, or
     black. ``angles``: ``drawn``: each between the two. ``ascending``: the range has as many equal parts as there are
-    experiences, and each one's angle is drawn from its own part (Lopez-Paz & Ranzato 2017). ``samples_per_experience``: as for
-    permuted streams.
+    experiences, and each one's angle is drawn from its own part (Lopez-Paz & Ranzato 2017).
+    ``samples_per_experience``: as for permuted streams.
     """
 
     later = AnyStream.later | {"angles", "samples_per_experience"}
@@ -325,7 +325,9 @@ Network = Annotated[
         ),
     ),
 ]
-KINDS = ("permuted", "rotated", "split", "benchmark", "mlp", "cnn", "resnet18-reduced", "wide-resnet", "own") + (
+KINDS = (
+    *("permuted", "rotated", "split", "benchmark"),
+    *("mlp", "cnn", "resnet18-reduced", "wide-resnet", "own"),
     *("one", "several"),
 )
 """What pydantic puts between the keys of a problem where a table is of one of several kinds."""

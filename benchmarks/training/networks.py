@@ -281,8 +281,8 @@ class PreActivationBlock(nn.Module):
 class WideResidualNetwork(nn.Module):
     """WRN-depth-widen (Zagoruyko & Komodakis 2016), as Hsu et al. 2018 have it (GT-RIPL/Continual-Learning-Benchmark).
 
-    A convolution 3x3 to 16 channels, three stages of pre-activation blocks, of which the last two halve the image, batch
-    norm and ReLU, a mean over what is left of the image. Initialised as PyTorch does.
+    A convolution 3x3 to 16 channels, three stages of pre-activation blocks, of which the last two halve the image,
+    batch norm and ReLU, a mean over what is left of the image. Initialised as PyTorch does.
     """
 
     def __init__(self, channels: int, depth: int, widen_factor: int, classes: int):

@@ -13,8 +13,8 @@ def scheduler(schedule: str, optimizer: Optimizer, steps: int) -> LRScheduler:
     """Returns what sets the learning rate after every one of so many steps.
 
     Args:
-        schedule: ``linear``: from its value to zero. ``steps``: a tenth of it from the middle on, a hundredth from three
-            quarters on.
+        schedule: ``linear``: from its value to zero. ``steps``: a tenth of it from the middle on, a hundredth from
+            three quarters on.
         optimizer: whose rate is set.
         steps: of one experience.
     """
