@@ -54,6 +54,7 @@ TESTS = (
     "dark_replay",
     "densities",
     "dgr",
+    "entries",
     "ewc",
     "experience_replay",
     "gaussian",
@@ -545,8 +546,11 @@ def survivors(mutants: Sequence[Mutant], reach: Reach, processes: int) -> Iterat
     for number, (mutant, code) in enumerate(met_in_place(met, reach, processes), start=1):
         if code != NOTICED:
             left.append(mutant)
+            print(
+                f"to be tried afresh: {mutant.file}:{mutant.lines.start}: {mutant.where}: {mutant.change}", flush=True
+            )
         if not number % 100:
-            print(f"{number} of {len(met)} met, {len(left)} to be tried afresh", flush=True)
+            print(f"{number} of {len(met)} met", flush=True)
     for mutant, code in meet(left, lambda mutant: verdict_afresh(mutant, reach.of(mutant)), reach, processes):
         if code == SURVIVED:
             yield mutant

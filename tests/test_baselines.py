@@ -3,10 +3,10 @@
 import pytest
 import torch
 from avalanche.models import as_multitask
-from avalanche.training.plugins import SupervisedPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import MASPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from torch import nn
 
-from engrams.strategies.avalanche.faults import WorkingSynapticIntelligencePlugin
+from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingSynapticIntelligencePlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from tests.test_ewc import learn, mlp, stream
 
@@ -209,3 +209,38 @@ class Path(SupervisedPlugin):
         for name, p in strategy.model.named_parameters():
             old, gradient = self.before[name]
             self.integral[name] += gradient * (p.detach() - old)
+
+
+# --- Avalanche's MAS --------------------------------------------------------------------------------------------------
+
+
+class Constant(SupervisedPlugin):
+    """The loss is a number of which nothing is to be learned, and every experience begins with other weights."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def before_training_exp(self, strategy, **kwargs):
+        with torch.no_grad():
+            for p in strategy.model.parameters():
+                p += 0.1
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss = strategy.loss * 0 + self.value
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_mas_goes_on_where_the_loss_is_zero(value):
+    """As it is released it ends there: when this fails, Avalanche is mended and our copy can go."""
+
+    def learned(plugin):
+        torch.manual_seed(0)
+        return weights(learn(mlp(), stream([[0, 1]] * 2), Constant(value), plugin).model)
+
+    assert not torch.equal(learned(WorkingMASPlugin(1.0)), learned(WorkingMASPlugin(0.0))), "there is a penalty"
+    if value:
+        assert torch.equal(learned(WorkingMASPlugin(1.0)), learned(MASPlugin(1.0)))
+    else:
+        with pytest.raises(ValueError, match="Loss is not available"):
+            learned(MASPlugin(1.0))

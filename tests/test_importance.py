@@ -99,12 +99,31 @@ def doubled():
     return Doubled(16, CLASSES)
 
 
+class OfAConstant(nn.Module):
+    """No short cut: a layer sees no sample, but as many numbers as there are samples when layers are tried."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(16, 3), nn.Linear(3, CLASSES)
+        self.register_buffer("constant", torch.tensor([0.5, -1.0, 2.0]))
+
+    def forward(self, x):
+        return self.c(self.b(x.flatten(1)) * self.a(self.constant).tanh())
+
+
+def one_bias():
+    """No short cut for a bias that all outputs share."""
+    network = mlp()
+    network.classifier.bias = nn.Parameter(torch.zeros(1))
+    return network
+
+
 def weight_norm():
     """No short cut: the weight is a function of other parameters."""
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, CLASSES)))
 
 
-MODELS = [mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, doubled, weight_norm]
+MODELS = [mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, OfAConstant, doubled, one_bias, weight_norm]
 
 
 @pytest.fixture
@@ -185,6 +204,8 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
         (tied, {"1.weight", "1.bias"}),
         (Folded, {"a.weight", "a.bias"}),
         (Outside, {"a.weight"}),
+        (OfAConstant, {"a.weight", "a.bias"}),
+        (one_bias, {"classifier.bias"}),
         (weight_norm, {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}),
     ],
     indirect=["problem"],
@@ -194,6 +215,24 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
     model.eval()
     x, y, tasks = dataset[:2]
     assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
+
+
+def test_a_buffer_that_the_network_replaces_is_as_it_was():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, CLASSES)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.layer(x.flatten(1))
+
+    model = Counting()
+    before = model.calls
+    diagonal_fisher(model, TensorDataset(torch.randn(4, 1, 4, 4), torch.arange(4) % CLASSES))
+    assert model.calls is before
+    assert before == 0
 
 
 @pytest.mark.parametrize("problem", [mlp], indirect=True)
