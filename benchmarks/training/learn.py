@@ -321,8 +321,7 @@ def make_strategy(
         optimizer = torch.optim.SGD(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
-    falls = budget.schedule not in (None, "constant") and budget.epochs
-    decay = [Decay(budget.schedule)] if falls else []
+    decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
     augmentation: list[Augmentation] = []
     if training.augments:
         flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]
