@@ -12,6 +12,7 @@ from torch.nn import functional
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.strategies.dark_replay import DERPlugin
+from engrams.strategies.reservoir import Reservoir
 
 RATE = 0.5
 
@@ -57,14 +58,13 @@ def test_two_steps_are_those_of_the_algorithm(beta):
 @pytest.mark.parametrize(("count", "size"), [(20, 5), (2, 1)])
 def test_every_sample_is_kept_with_the_same_probability(count, size):
     torch.manual_seed(0)
-    repeats = 300
-    x, y = torch.arange(count).float()[:, None], torch.zeros(count, dtype=torch.long)
-    experience = stream_of((x, y))[0]
+    repeats = 3000
     kept = torch.zeros(count)
     for _ in range(repeats):
-        plugin = DERPlugin(size, alpha=0.0)
-        naive(nn.Linear(1, 1), plugin, batch=3, rate=0.0).train(experience, shuffle=False)
-        samples = plugin.state_dict()["kept"]["x"].long().flatten()
+        memory = Reservoir(size)
+        for minibatch in torch.arange(count).split(3):
+            memory.add({"x": minibatch})
+        samples = memory.draw(count, torch.device("cpu"))["x"]
         assert len(samples.unique()) == size
         kept[samples] += 1
     assert chisquare(kept.numpy()).pvalue > 0.01

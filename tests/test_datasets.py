@@ -5,6 +5,7 @@ import hashlib
 import io
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def test_a_scholar_learns_mnist_and_then_svhn(svhn_files, idx_files, monkeypatch
     monkeypatch.setattr(real_classifier, "IMAGES_SEEN", 100)
     idx_files(train=60, test=30)
     entry = protocol.get("mnist-svhn")
-    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1})})
+    entry = entry.model_copy(update={"training": entry.training.model_copy(update={"epochs": 1, "batch_size": 10})})
     one = run_of(entry, "dgr", 0, {"generator_epochs": 1, "width": 16})
     found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda epochs: None)
     assert found.complete, found.reason
@@ -196,10 +197,10 @@ def test_a_memory_replay_gan_learns_svhn_digit_after_digit(svhn_files, monkeypat
             "generation": entry.generation.model_copy(update={"images_per_class": 64}),
         }
     )
-    one = run_of(entry, "mergan-ra", 0)
+    one = replace(run_of(entry, "mergan-ra", 0), first=3)
     found = execute(one, tmp_path / "runs", "cpu", "disabled", lambda rounds: None)
     assert found.complete, found.reason
-    assert np.array(found.accuracy_matrix).shape == (10, 10)
+    assert np.array(found.accuracy_matrix).shape == (3, 3)
     with Image.open(tmp_path / "runs" / "generate-svhn-reduced" / "mergan-ra" / "0" / "generated.png") as picture:
         red, green, blue = picture.convert("RGB").split()
         assert np.any(np.asarray(red) != np.asarray(blue)), "SVHN is coloured"

@@ -1,6 +1,7 @@
 """A generator that is judged itself: the accuracy matrix, the distance, the pictures, the record, the tables."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import linalg
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.judging import generation as generation_of_a_run
 from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver
 from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
 from engrams.benchmarks.judging.quality import features_of, frechet_distance
@@ -50,14 +52,11 @@ def elsewhere(classifier, out, tmp_path):
     return tmp_path
 
 
-def run(out, strategy, seed=0, **overrides):
-    return execute(
-        run_of(SMALL, strategy, seed, overrides),
-        out,
-        "cpu",
-        "disabled",
-        lambda n: None,
-    )
+def run(out, strategy, seed=0, first=None, **overrides):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(generation_of_a_run, "REVERSE_IMAGES_SEEN", 1000)  # how real they are is not looked at
+        one = replace(run_of(SMALL, strategy, seed, overrides), first=first)
+        return execute(one, out, "cpu", "disabled", lambda n: None)
 
 
 QUICK = {"gan-joint": {"steps": 5}, "gan-ewc": {"fisher_samples": 32}, "gan-dgr": {"generator_epochs": 1}}
@@ -91,9 +90,9 @@ def test_every_generator_leaves_a_whole_record_and_its_pictures(out, strategy):
 
 
 def test_the_same_seed_gives_the_same_result_to_the_bit(out, elsewhere):
-    first, again = run(out, "mergan-jtr", seed=3), run(elsewhere, "mergan-jtr", seed=3)
+    first, again = run(out, "mergan-jtr", seed=3, first=3), run(elsewhere, "mergan-jtr", seed=3, first=3)
     assert (first.accuracy_matrix, first.generated) == (again.accuracy_matrix, again.generated)
-    assert run(out, "mergan-jtr", seed=4).accuracy_matrix != again.accuracy_matrix
+    assert run(out, "mergan-jtr", seed=4, first=3).accuracy_matrix != again.accuracy_matrix
 
 
 def test_a_gan_that_diverges_is_recorded_with_its_reason(elsewhere):

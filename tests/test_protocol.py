@@ -262,9 +262,10 @@ def test_misspelt_names_get_a_suggestion():
 
 
 def test_suites_name_only_what_exists():
+    names = protocol.names()
     for suite in ("digits", "mnist"):
         for name, strategy, _ in suites.runs_of(suite):
-            assert name in protocol.names()
+            assert name in names
             assert strategy in CATALOGUE
     assert len({seed for *_, seed in suites.runs_of("digits")}) == 3
     missing = set(CATALOGUE) - {strategy for _, strategy, _ in suites.runs_of("digits")}

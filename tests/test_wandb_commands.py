@@ -12,6 +12,7 @@ import pytest
 
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.judging import generation
 from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.studies import listing
@@ -114,7 +115,10 @@ def classifier(tmp_path_factory):
     return out / CLASSIFIERS
 
 
-def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives(service, protocols, classifier):
+def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives(
+    service, protocols, classifier, monkeypatch
+):
+    monkeypatch.setattr(generation, "REVERSE_IMAGES_SEEN", 1000)
     shutil.copytree(classifier, protocols / "runs" / CLASSIFIERS)
     entry = registry.get(str(protocols / "generators.toml"))
     (run,) = plan(entry, ["mergan-ra"], [0])
