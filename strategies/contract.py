@@ -39,6 +39,7 @@ LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sizes = Annotated[tuple[Positive, ...], Field(strict=False)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 Schedule = Literal["constant", "linear"]
+SolverSchedule = Literal["constant", "linear", "steps"]
 
 
 class Hyperparameters(BaseModel):
@@ -100,7 +101,7 @@ class Budget(NamedTuple):
     """The solver's epochs; None for the protocol's."""
     generator_epochs: int = 0
     """The epochs (a conditional GAN's rounds) of a generator that is trained besides."""
-    schedule: Schedule | None = None
+    schedule: SolverSchedule | None = None
     """The schedule of the solver's learning rate; None for the protocol's."""
 
 

@@ -204,7 +204,11 @@ def test_what_goes_on_from_the_middle_of_an_experience_equals_what_was_never_cut
 
 
 @pytest.mark.parametrize(
-    "settings", [{"reset_optimizer": True}, {"schedule": "linear"}, {"optimizer": "sgd", "momentum": 0.9}]
+    "settings",
+    [
+        *({"reset_optimizer": True}, {"schedule": "linear"}, {"schedule": "steps"}),
+        {"optimizer": "sgd", "momentum": 0.9},
+    ],
 )
 def test_the_optimiser_and_its_schedule_go_on(tmp_path, monkeypatch, settings):
     run = small("split-digits/class", "naive", **settings)

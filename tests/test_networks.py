@@ -10,14 +10,29 @@ from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ProtocolError, ReducedResNet18, SplitStream
-from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet, make_network
+from engrams.benchmarks.protocols.schema import (
+    CNN,
+    MLP,
+    OwnNetwork,
+    ProtocolError,
+    ReducedResNet18,
+    SplitStream,
+    WideResNet,
+)
+from engrams.benchmarks.training.networks import (
+    ConvolutionalNetwork,
+    PreActivationBlock,
+    ReducedResNet,
+    WideResidualNetwork,
+    make_network,
+)
 from engrams.strategies import gradient_plan
 from engrams.strategies.importance import diagonal_fisher
 from engrams.strategies.minibatches import Minibatch
 
 SMALL = CNN(kind="cnn", convolutions=(4, "M", 6, "M"), hidden_sizes=(10,))
 RESNET = ReducedResNet18(kind="resnet18-reduced", width=2)
+WIDE = WideResNet(kind="wide-resnet", depth=10, widen_factor=1)
 
 
 def benchmark_of(channels, size, scenario):
@@ -70,7 +85,7 @@ number = 3
 """
 
 
-@pytest.mark.parametrize("network", [SMALL, MLP(hidden_size=7, hidden_layers=2), RESNET, "own"])
+@pytest.mark.parametrize("network", [SMALL, MLP(hidden_size=7, hidden_layers=2), RESNET, WIDE, "own"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_every_network_has_the_head_of_its_scenario(network, channels, scenario, own):
@@ -110,6 +125,19 @@ def test_the_protocols_networks_are_those_of_their_sources(name, size, flat, las
     assert model(torch.rand(2, 3, size, size)).shape == (2, 20)
 
 
+def test_a_perceptron_may_begin_as_glorot_and_bengio_say():
+    torch.manual_seed(0)
+    network = MLP(hidden_size=300, hidden_layers=1, initialisation="xavier")
+    model = make_network(network, "domain", benchmark_of(1, 20, "domain"))
+    hidden, head = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    for layer, count in ((hidden, 400 + 300), (head, 300 + 2)):
+        bound = (6 / count) ** 0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), "even in between"
+        assert not layer.bias.any()
+    assert "initialisation" not in MLP(hidden_size=3, hidden_layers=1).model_dump()
+
+
 def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)
@@ -133,10 +161,38 @@ def test_the_reduced_resnet_is_that_of_the_source():
     assert all(parameter.grad.is_contiguous() for parameter in ours.parameters())
 
 
-def test_importances_of_a_network_with_batch_norm_are_right():
+def test_the_wide_resnet_is_that_of_the_source():
+    """WRN-28-2 has 1,467,610 parameters for ten classes, and the source's own code 1,468,900 for twenty."""
+    for classes, expected in ((10, 1_467_610), (20, 1_468_900)):
+        network = WideResidualNetwork(3, 28, 2, classes)
+        assert sum(parameter.numel() for parameter in network.parameters()) == expected
+    # Depth counts the layers with weights on the longest way: 1 + 3 * 4 * 2 + 1, and the shortcuts' beside them.
+    shapes = [tuple(layer.weight.shape) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    assert len([shape for shape in shapes if shape[-1] == 3]) == 28 - 4 + 1
+    assert [shape[:2] for shape in shapes if shape[-1] == 1] == [(32, 16), (64, 32), (128, 64)]
+    assert network.features(torch.rand(2, 3, 32, 32)).shape == (2, 128, 8, 8)
+
+
+def test_a_block_is_what_pre_activation_says():
+    """Twice ReLU(norm) before its convolution; the way around takes what the first one takes, or the block's input."""
+    torch.manual_seed(0)
+    for inputs, outputs, stride in ((4, 4, 1), (4, 6, 2)):
+        block = PreActivationBlock(inputs, outputs, stride).eval()
+        x = torch.randn(3, inputs, 8, 8)
+        for norm in (block.norm1, block.norm2):
+            nn.init.uniform_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2)
+        active = nn.functional.relu(block.norm1(x))
+        first = nn.functional.conv2d(active, block.conv1.weight, stride=stride, padding=1)
+        second = nn.functional.conv2d(nn.functional.relu(block.norm2(first)), block.conv2.weight, padding=1)
+        around = x if stride == 1 else nn.functional.conv2d(active, block.shortcut.weight, stride=stride)
+        torch.testing.assert_close(block(x), around + second)
+
+
+@pytest.mark.parametrize("model", [ReducedResNet(1, 2, 3), WideResidualNetwork(1, 10, 1, 3)])
+def test_importances_of_a_network_with_batch_norm_are_right(model):
     """The Fisher, sample by sample by autograd, in eval mode."""
     torch.manual_seed(0)
-    model = ReducedResNet(1, 2, 3)
     x = torch.rand(5, 1, 12, 12)
     model(x)  # running statistics other than 0 and 1
     data = TensorClassificationDataset.from_tensors(x, torch.tensor([0, 1, 2, 0, 1]), task_label=0)
@@ -159,6 +215,7 @@ def test_importances_of_a_network_with_batch_norm_are_right():
         (SMALL, (7,), r"network.kind: cnn needs images .*; these are vectors of 7 values, which mlp takes"),
         (RESNET, (7,), r"network.kind: resnet18-reduced needs images .*; these are vectors of 7 values"),
         (RESNET, (1, 8, 8), "resnet18-reduced needs images of at least 9x9; these are 8x8 .images.pad enlarges them"),
+        (WIDE, (1, 4, 4), "wide-resnet needs images of at least 5x5; these are 4x4 .images.pad enlarges them"),
         (SMALL, (1, 3, 3), "network.convolutions: 2 poolings are too many for images of 3x3"),
     ],
 )

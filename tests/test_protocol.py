@@ -91,7 +91,12 @@ CNN = (protocol.FOLDER / "split-cifar10.toml").read_text(encoding="utf-8")
         (
             'kind = "cnn"',
             'kind = "resnet"',
-            "network: there is no such kind of network; there are 'mlp', 'cnn' and 'resnet18-reduced', and one's own",
+            "no such kind of network; there are 'mlp', 'cnn', 'resnet18-reduced' and 'wide-resnet', and one's own",
+        ),
+        (
+            'kind = "cnn"',
+            'kind = "wide-resnet"\ndepth = 27\nwiden_factor = 2',
+            r"network.depth: the depth of a wide-resnet is 4 more than a multiple of 6.* \(got 27\)",
         ),
         ('kind = "cnn"', 'kind = "mlp"', "network.convolutions: unknown key"),
         ("[32, 32", "[32, 0", r"network.convolutions.1.*\(got 0\)"),

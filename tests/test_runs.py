@@ -515,6 +515,23 @@ def test_a_scholars_own_schedule_goes_before_the_protocols(the_protocols, own, f
         assert last == pytest.approx(first / len(plugin.rates) if falls else first)
 
 
+def test_a_rate_in_steps_is_a_tenth_from_the_middle_and_a_hundredth_from_three_quarters():
+    entry = protocol.get("split-digits/class", {"training.schedule": "steps", "training.epochs": 4})
+    benchmark = make_benchmark(prepared("digits", entry.images), entry.stream, "class", "test", 0)
+    rates: list[float] = []
+
+    class Rates(SupervisedPlugin):
+        def before_update(self, strategy, **kwargs):
+            rates.append(strategy.optimizer.param_groups[0]["lr"])
+
+    strategy = make_strategy(run_of(entry, "naive"), benchmark, "cpu", [Rates()])
+    for experience in benchmark.train_stream[:2]:
+        rates.clear()
+        strategy.train(experience)
+        epoch, rate = len(rates) // 4, entry.training.learning_rate
+        assert rates == pytest.approx([rate] * 2 * epoch + [rate / 10] * epoch + [rate / 100] * epoch)
+
+
 def test_an_image_that_breaks_during_a_run_is_its_reason(tmp_path, tiny_protocol, fresh_data, tiny_imagenet):
     fresh_data.setenv("ENGRAMS_DATA", str(tiny_imagenet))
     [entry] = protocol.read(tiny_protocol / "tiny.toml")

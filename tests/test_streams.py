@@ -76,6 +76,91 @@ def test_rotated_turns_train_and_test_by_the_same_angle(judge):
     assert angles[:3] == pytest.approx(drawn.tolist(), abs=1.5)
 
 
+def test_ascending_angles_are_each_of_its_own_part():
+    """As Lopez-Paz & Ranzato 2017 turn MNIST: twenty angles, one of each twentieth of the range."""
+    count = 20
+    stream = RotatedStream(
+        kind="rotated", experiences=count, degrees=(0.0, 180.0), angles="ascending", validation_fraction=0.2
+    )
+    ramp = torch.zeros(2, 1, 61, 61)  # a bar from the middle to the right
+    ramp[..., 29:32, 31:] = 1
+    data = ImageData(ramp, torch.arange(2), ramp, torch.arange(2))
+    places = []
+    for seed in (0, 1):
+        for number, experience in enumerate(make_benchmark(data, stream, "domain", "test", seed).train_stream):
+            row, column = (columns(experience)[0][0, 0] == 1).nonzero().float().mean(0).tolist()
+            angle = math.degrees(math.atan2(30 - row, column - 30))
+            places.append(angle / (180 / count) - number)
+            assert -0.2 < places[-1] < 1.2, "in its own part, but for what a pixel is wide"
+    assert min(places) < 0.2
+    assert max(places) > 0.8, "anywhere in it"
+
+
+SOME = {"experiences": 5, "validation_fraction": 0.2, "samples_per_experience": 40}
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [PermutedStream(kind="permuted", **SOME), RotatedStream(kind="rotated", degrees=(0.0, 0.0), **SOME)],
+    ids=["permuted", "rotated"],
+)
+@pytest.mark.parametrize("judge", ["test", "validation"])
+def test_an_experience_may_have_a_part_of_the_samples(stream, judge):
+    """Lopez-Paz & Ranzato 2017 and Chaudhry et al. 2019 have 1,000 of MNIST's 60,000, drawn for every task anew."""
+    y = torch.arange(100) % 4
+    # Pixels that no permutation mixes up: a sample has its own number in all of them.
+    x = torch.arange(100.0)[:, None, None, None].expand(100, 1, 3, 3).contiguous()
+    data = ImageData(x, y, x[:30] + 1000, y[:30])
+    made, again, other, whole = (
+        make_benchmark(data, one, "domain", judge, seed)
+        for one, seed in (
+            *((stream, seed) for seed in (1, 1, 2)),
+            (stream.model_copy(update={"samples_per_experience": None}), 1),
+        )
+    )
+
+    def numbers(benchmark, name="train"):
+        return [columns(experience)[0][:, 0, 1, 1].int().tolist() for experience in benchmark.streams[name]]
+
+    learned = set(numbers(whole)[0])
+    for experience, found in zip(made.train_stream, numbers(made), strict=True):
+        assert len(found) == len(set(found)) == 40
+        assert set(found) <= learned
+        assert columns(experience)[1].tolist() == [number % 4 for number in found], "with its own label"
+    assert len({tuple(sorted(found)) for found in numbers(made)}) == 5, "each experience has others"
+    shared = [len(set(one) & set(two)) for one, two in zip(numbers(made), numbers(made)[1:], strict=False)]
+    assert all(0 < common < 40 for common in shared), "drawn independently"
+    assert numbers(made) == numbers(again) != numbers(other)
+    assert numbers(made, judge) == numbers(whole, judge), "what is judged on is whole"
+
+
+def test_a_part_of_the_samples_is_permuted_as_the_whole_is():
+    torch.manual_seed(0)
+    data = ImageData(torch.rand(30, 1, 5, 5), torch.arange(30) % 3, torch.rand(9, 1, 5, 5), torch.arange(9) % 3)
+    some = PERMUTED.model_copy(update={"samples_per_experience": 6})
+    for part, whole in zip(
+        *(make_benchmark(data, stream, "domain", "test", 3).train_stream for stream in (some, PERMUTED)), strict=True
+    ):
+        of_whole = {tuple(image.flatten().tolist()) for image in columns(whole)[0]}
+        assert {tuple(image.flatten().tolist()) for image in columns(part)[0]} < of_whole
+
+
+def test_more_samples_than_there_are_is_one_line():
+    stream = PERMUTED.model_copy(update={"samples_per_experience": 2000})
+    message = r"stream.samples_per_experience: 2,000 are asked for, but there are 1,\d+ to learn from"
+    with pytest.raises(ProtocolError, match=message):
+        make_benchmark(DATA, stream, "domain", "test", 0)
+
+
+def test_streams_say_of_themselves_only_what_is_used():
+    """So that what was recorded and chosen before there was more to say is still of the same stream."""
+    assert set(PERMUTED.model_dump()) == {"kind", "experiences", "validation_fraction"}
+    turned = RotatedStream(kind="rotated", experiences=3, degrees=(0.0, 180.0), validation_fraction=0.2)
+    assert set(turned.model_dump()) == {"kind", "experiences", "validation_fraction", "degrees"}
+    said = RotatedStream(kind="rotated", degrees=(0.0, 1.0), angles="ascending", **SOME).model_dump()
+    assert (said["angles"], said["samples_per_experience"]) == ("ascending", 40)
+
+
 def test_vectors_cannot_be_rotated():
     stream = RotatedStream(kind="rotated", experiences=3, degrees=(0.0, 180.0), validation_fraction=0.2)
     vectors = ImageData(torch.rand(10, 5), torch.arange(10) % 2, torch.rand(10, 5), torch.arange(10) % 2)
@@ -185,10 +270,15 @@ def test_a_mean_for_every_channel(idx_files, fresh_data, tiny_imagenet):
 
 
 @pytest.mark.parametrize("judge", ["test", "validation"])
-@pytest.mark.parametrize("kind", ["split", "permuted"])
+@pytest.mark.parametrize("kind", ["split", "permuted", "rotated"])
 def test_images_that_stay_on_disk_are_the_same_to_the_bit(idx_files, fresh_data, kind, judge):
     fresh_data.setenv("ENGRAMS_DATA", str(idx_files()))
-    stream = split("task", "seeded") if kind == "split" else PERMUTED
+    some = {"experiences": 3, "validation_fraction": 0.2, "samples_per_experience": 5}
+    stream = {
+        "split": split("task", "seeded"),
+        "permuted": PERMUTED,
+        "rotated": RotatedStream(kind="rotated", degrees=(0.0, 90.0), **some),
+    }[kind]
     images = Images(pad=2, mean=0.1, std=0.2752)
     memory, disk = (
         make_benchmark(prepared("mnist", images, from_disk), stream, "task", judge, seed=1)
@@ -236,6 +326,17 @@ def test_vectors_are_standardised_by_what_is_learned_first(order, judge):
     assert columns(benchmark.train_stream[1])[0].mean(0).abs().max() > 1, "later ones are not looked at"
 
 
+@pytest.mark.parametrize("samples", [None, 50])
+def test_permuted_vectors_are_standardised_by_those_that_are_learned_first(samples):
+    data = vectors()
+    stream = PERMUTED.model_copy(update={"samples_per_experience": samples})
+    first = columns(make_benchmark(data, stream, "domain", "test", seed=0).train_stream[0])[0]
+    deviation, mean = torch.std_mean(first[:, :-1], dim=0, correction=0)
+    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(deviation, torch.ones(4))
+    assert len(first) == (samples or 200)
+
+
 def test_permuted_vectors():
     data = vectors()
     benchmark = make_benchmark(data, PERMUTED, "domain", "test", seed=0)
@@ -243,9 +344,6 @@ def test_permuted_vectors():
     assert first.shape == second.shape == (200, 5)
     assert not torch.equal(first, second)
     assert torch.equal(first.sort(1).values, second.sort(1).values)
-    deviation, mean = torch.std_mean(first[:, :-1], dim=0, correction=0)
-    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
-    torch.testing.assert_close(deviation, torch.ones(4))
 
 
 def test_vectors_are_prepared_by_one_mean_and_std_or_standardised(tmp_path):

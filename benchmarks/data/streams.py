@@ -136,7 +136,7 @@ def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Ju
         judge: ``test``: train on all training data, be judged on the test data. ``validation``: a stratified part of
             the training data is held out and judged on; the test data are not in the benchmark at all. Where a stream
             has experiences for choosing, they are learned under ``validation``, and the others under ``test``.
-        seed: of permutations, of angles and of a seeded class order.
+        seed: of permutations, of angles, of the samples of each experience and of a seeded class order.
 
     Returns:
         An Avalanche benchmark with ``train_stream`` and ``test_stream`` or ``validation_stream``.
@@ -146,16 +146,20 @@ def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Ju
         data = _standardised(data, *standardisation(data, stream, judge, seed))
     train, test = (data.train_x, data.train_y), (data.test_x, data.test_y)
 
-    def experiences(x: InputsOf, y: Tensor, chosen: Tensor) -> list[TensorClassificationDataset]:
+    def experiences(
+        x: InputsOf, y: Tensor, chosen: Tensor, samples: int | None = None
+    ) -> list[TensorClassificationDataset]:
         generator = torch.Generator().manual_seed(seed)  # the same for both streams
+        if isinstance(stream, SplitStream):
+            return _split(x, y, chosen, _classes(stream, data.classes, judge, generator), scenario)
+        drawn = _drawn(chosen, stream.experiences, samples, seed)
         if isinstance(stream, PermutedStream):
-            return _permuted(x, y, chosen, stream, generator)
-        if isinstance(stream, RotatedStream):
-            return _rotated(x, y, chosen, stream, data.black, generator)
-        return _split(x, y, chosen, _classes(stream, data.classes, judge, generator), scenario)
+            return _permuted(x, y, drawn, generator)
+        return _rotated(x, y, drawn, stream, data.black, generator)
 
     judged = experiences(*train, held_out) if judge == "validation" else experiences(*test, torch.arange(len(test[1])))
-    to_learn = with_boundaries(experiences(*train, learned), stream, seed)
+    samples = None if isinstance(stream, SplitStream) else stream.samples_per_experience
+    to_learn = with_boundaries(experiences(*train, learned, samples), stream, seed)
     return labelled(benchmark_from_datasets(train=to_learn, **{judge: judged}))
 
 
@@ -194,7 +198,9 @@ def standardisation(data: ImageData, stream: MadeStream, judge: Judge, seed: int
     if not data.standardise:
         return torch.zeros(()), torch.ones(())
     learned, _ = _learned_and_held_out(data, stream, judge)
-    if isinstance(stream, SplitStream):
+    if not isinstance(stream, SplitStream):
+        learned = _drawn(learned, stream.experiences, stream.samples_per_experience, seed)[0]
+    else:
         its_classes = _classes(stream, data.classes, judge, torch.Generator().manual_seed(seed))[0]
         learned = learned[torch.isin(data.train_y[learned], its_classes)]
     assert isinstance(data.train_x, Tensor)
@@ -216,39 +222,61 @@ def _learned_and_held_out(data: ImageData, stream: MadeStream, judge: Judge) -> 
     return torch.arange(len(data.train_y)), torch.empty(0, dtype=torch.long)
 
 
+def _drawn(chosen: Tensor, experiences: int, samples: int | None, seed: int) -> list[Tensor]:
+    """The places of every experience's samples: all, or so many of them, drawn for each experience anew."""
+    if samples is None:
+        return [chosen] * experiences
+    if samples > len(chosen):
+        raise ProtocolError(
+            f"stream.samples_per_experience: {samples:,} are asked for, but there are {len(chosen):,} to learn from"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return [chosen[torch.randperm(len(chosen), generator=generator)[:samples]] for _ in range(experiences)]
+
+
 def _permuted(
-    x: InputsOf, y: Tensor, chosen: Tensor, stream: PermutedStream, generator: torch.Generator
+    x: InputsOf, y: Tensor, drawn: Sequence[Tensor], generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Experience 0 is the images as they are; each later one applies its own permutation of the pixels to all."""
     pixels = x[0].numel()
     orders = [torch.arange(pixels)]
-    orders += [torch.randperm(pixels, generator=generator) for _ in range(stream.experiences - 1)]
-    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]  # prepared all, each by its own permutation
+    orders += [torch.randperm(pixels, generator=generator) for _ in drawn[1:]]
 
-    def permuted(order: Tensor) -> Tensor | ImagesOnDisk:
+    def permuted(places: Tensor, order: Tensor) -> Tensor | ImagesOnDisk:
         if isinstance(x, ImagesOnDisk):
-            return x.map(lambda image: image.flatten()[order].view_as(image))
-        return x.flatten(1)[:, order].view_as(x)
+            return x.take(places).map(lambda image: image.flatten()[order].view_as(image))
+        its = x[places]  # prepared all, each by its own permutation
+        return its.flatten(1)[:, order].view_as(its)
 
-    return [TensorClassificationDataset.from_tensors(permuted(order), y[chosen], task_label=0) for order in orders]
+    return [
+        TensorClassificationDataset.from_tensors(permuted(places, order), y[places], task_label=0)
+        for places, order in zip(drawn, orders, strict=True)
+    ]
 
 
 def _rotated(
-    x: InputsOf, y: Tensor, chosen: Tensor, stream: RotatedStream, black: Tensor, generator: torch.Generator
+    x: InputsOf, y: Tensor, drawn: Sequence[Tensor], stream: RotatedStream, black: Tensor, generator: torch.Generator
 ) -> list[TensorClassificationDataset]:
     """Every experience rotates all images by its own angle."""
     if not isinstance(x, ImagesOnDisk) and x[0].dim() != 3:
         raise ProtocolError("stream.kind = 'rotated' is for images; these are vectors")
     low, high = stream.degrees
-    angles = (low + (high - low) * torch.rand(stream.experiences, generator=generator)).tolist()
+    place = torch.rand(stream.experiences, generator=generator)  # in the range, or in the experience's part of it
+    if stream.angles == "ascending":
+        place = (torch.arange(stream.experiences) + place) / stream.experiences
+    angles = (low + (high - low) * place).tolist()
     fill = black.flatten().tolist()
-    x = x.take(chosen) if isinstance(x, ImagesOnDisk) else x[chosen]
 
-    def rotated(angle: float) -> Tensor | ImagesOnDisk:
+    def rotated(places: Tensor, angle: float) -> Tensor | ImagesOnDisk:
         turned = partial(rotate, angle=angle, fill=fill)
-        return x.map(turned) if isinstance(x, ImagesOnDisk) else torch.cat([turned(some) for some in x.split(5000)])
+        if isinstance(x, ImagesOnDisk):
+            return x.take(places).map(turned)
+        return torch.cat([turned(x[some]) for some in places.split(5000)])
 
-    return [TensorClassificationDataset.from_tensors(rotated(angle), y[chosen], task_label=0) for angle in angles]
+    return [
+        TensorClassificationDataset.from_tensors(rotated(places, angle), y[places], task_label=0)
+        for places, angle in zip(drawn, angles, strict=True)
+    ]
 
 
 def _split(

@@ -28,7 +28,14 @@ from pydantic import (
 from engrams.benchmarks.data import names as data_names
 from engrams.reports.errors import UserError
 from engrams.strategies import references
-from engrams.strategies.contract import Budget, GANSettings, Hyperparameters, LearningRate, Strategy
+from engrams.strategies.contract import (
+    Budget,
+    GANSettings,
+    Hyperparameters,
+    LearningRate,
+    SolverSchedule,
+    Strategy,
+)
 from engrams.strategies.references import BadReference
 
 FOLDER = Path(__file__).parent
@@ -119,10 +126,16 @@ class AnyStream(GrownTable):
 
 
 class PermutedStream(AnyStream):
-    """Every experience is the whole data set under its own permutation of the pixels; the first is the identity."""
+    """Every experience is the whole data set under its own permutation of the pixels; the first is the identity.
 
+    ``samples_per_experience``: of the training data, each experience has only so many samples, drawn by the seed for
+    each anew: two experiences may have some in common. What is judged on stays whole. None: all.
+    """
+
+    later = AnyStream.later | {"samples_per_experience"}
     kind: Literal["permuted"]
     experiences: Annotated[int, Field(ge=2)]
+    samples_per_experience: Positive | None = None
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     @property
@@ -134,12 +147,17 @@ class RotatedStream(AnyStream):
     """Every experience is the whole data set, its images rotated by an angle of its own.
 
     The angles are drawn evenly between two, in degrees, counter-clockwise; a pixel is the nearest one of the image, or
-    black.
+    black. ``angles``: ``drawn``: each between the two. ``ascending``: the range has as many equal parts as there are
+    experiences, and each one's angle is drawn from its own part (Lopez-Paz & Ranzato 2017).
+    ``samples_per_experience``: as for permuted streams.
     """
 
+    later = AnyStream.later | {"angles", "samples_per_experience"}
     kind: Literal["rotated"]
     experiences: Annotated[int, Field(ge=2)]
+    samples_per_experience: Positive | None = None
     degrees: Annotated[tuple[Degrees, Degrees], Field(strict=False)]
+    angles: Literal["drawn", "ascending"] = "drawn"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     @property
@@ -229,12 +247,19 @@ class AnyNetwork(GrownTable):
 
 
 class MLP(AnyNetwork):
-    """A multi-layer perceptron with ReLU; the kind of network where none is named."""
+    """A multi-layer perceptron with ReLU; the kind of network where none is named.
 
+    ``initialisation``: ``pytorch``: of ``nn.Linear``; ``xavier``: weights even between plus and minus
+    sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010), biases 0; a head
+    that is added for a task, or grows, stays PyTorch's. In one pass at a small learning rate it matters.
+    """
+
+    later = AnyNetwork.later | {"initialisation"}
     # Not in the record: records of networks made before there were two kinds have none.
     kind: Literal["mlp"] = Field("mlp", exclude=True)
     hidden_size: Positive
     hidden_layers: Positive
+    initialisation: Literal["pytorch", "xavier"] = "pytorch"
 
 
 class CNN(AnyNetwork):
@@ -256,6 +281,24 @@ class ReducedResNet18(AnyNetwork):
     width: Positive
 
 
+class WideResNet(AnyNetwork):
+    """A wide residual network for images of 32x32 (Zagoruyko & Komodakis 2016, arXiv 1605.07146): WRN-depth-widen.
+
+    Three stages of (``depth`` - 4) / 6 blocks, of 16, 32 and 64 times ``widen_factor`` channels, without dropout.
+    """
+
+    kind: Literal["wide-resnet"]
+    depth: Annotated[int, Field(ge=10)]
+    widen_factor: Positive
+
+    @field_validator("depth")
+    @classmethod
+    def _three_equal_stages(cls, depth: int) -> int:
+        if (depth - 4) % 6:
+            raise ValueError("the depth of a wide-resnet is 4 more than a multiple of 6, as in 16, 28 and 40")
+        return depth
+
+
 class OwnNetwork(AnyNetwork):
     """``module:function`` or ``file.py:function``, called with the shape of an input and the number of classes."""
 
@@ -271,24 +314,30 @@ Network = Annotated[
     Annotated[MLP, Tag("mlp")]
     | Annotated[CNN, Tag("cnn")]
     | Annotated[ReducedResNet18, Tag("resnet18-reduced")]
+    | Annotated[WideResNet, Tag("wide-resnet")]
     | Annotated[OwnNetwork, Tag("own")],
     Discriminator(
         _kind_of_network,
         custom_error_type="no_such_kind",
         custom_error_message=(
-            "there is no such kind of network; there are 'mlp', 'cnn' and 'resnet18-reduced', and one's own as "
-            "'module:function' or 'file.py:function'"
+            "there is no such kind of network; there are 'mlp', 'cnn', 'resnet18-reduced' and 'wide-resnet', and one's "
+            "own as 'module:function' or 'file.py:function'"
         ),
     ),
 ]
-KINDS = ("permuted", "rotated", "split", "benchmark", "mlp", "cnn", "resnet18-reduced", "own", "one", "several")
+KINDS = (
+    *("permuted", "rotated", "split", "benchmark"),
+    *("mlp", "cnn", "resnet18-reduced", "wide-resnet", "own"),
+    *("one", "several"),
+)
 """What pydantic puts between the keys of a problem where a table is of one of several kinds."""
 
 
 class Training(GrownTable):
     """The budget of one experience. PyTorch's defaults but for the learning rate.
 
-    ``schedule``: ``constant``, or ``linear``: from the learning rate to zero over every experience.
+    ``schedule``: ``constant``; ``linear``: from the learning rate to zero over every experience; ``steps``: a tenth of
+    it from the middle of every experience on, and a hundredth from three quarters on.
     ``reset_optimizer``: whether the optimiser's state (Adam's moments) starts afresh with every experience.
     ``momentum``: of SGD.
     ``horizontal_flips``: every training image is mirrored with probability 1/2 whenever it is used.
@@ -310,7 +359,7 @@ class Training(GrownTable):
     learning_rate: LearningRate
     batch_size: Positive
     epochs: Positive
-    schedule: Literal["constant", "linear"]
+    schedule: SolverSchedule
     reset_optimizer: bool
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     horizontal_flips: bool = False
@@ -667,7 +716,8 @@ def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str
     problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
     keys = [str(key) for key in problem["loc"] if key not in kinds]
     message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
+    message = message.removeprefix("Value error, ")
     if not keys or isinstance(problem["input"], dict):  # a file, a table: nobody wants to read all of it
-        return ": ".join(filter(None, [".".join(keys), message.removeprefix("Value error, ")]))
+        return ": ".join(filter(None, [".".join(keys), message]))
     got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
     return f"{'.'.join(keys)}: {message}{got}"

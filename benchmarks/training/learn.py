@@ -41,7 +41,7 @@ from engrams.benchmarks.training.checkpoint import (
 from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
 from engrams.benchmarks.training.networks import make_network
 from engrams.benchmarks.training.precision import train_in_bfloat16
-from engrams.benchmarks.training.schedule import LinearDecay
+from engrams.benchmarks.training.schedule import Decay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
@@ -321,7 +321,7 @@ def make_strategy(
         optimizer = torch.optim.SGD(
             model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
         )
-    decay = [LinearDecay()] if budget.schedule == "linear" and budget.epochs else []
+    decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
     augmentation: list[Augmentation] = []
     if training.augments:
         flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
-from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ProtocolError, ReducedResNet18
+from engrams.benchmarks.protocols.schema import (
+    CNN,
+    MLP,
+    Network,
+    OwnNetwork,
+    ProtocolError,
+    ReducedResNet18,
+    WideResNet,
+)
 from engrams.strategies.minibatches import evaluation_mode
 from engrams.strategies.references import BadReference, resolve
 
@@ -56,14 +64,20 @@ def _build(network: Network, shape: torch.Size, classes: int) -> nn.Module:
 
 @_build.register
 def _(network: MLP, shape, classes):
-    """ReLU, no dropout, PyTorch's default initialisation."""
-    return SimpleMLP(
+    """ReLU, no dropout."""
+    module = SimpleMLP(
         num_classes=classes,
         input_size=shape.numel(),
         hidden_size=network.hidden_size,
         hidden_layers=network.hidden_layers,
         drop_rate=0,
     )
+    if network.initialisation == "xavier":
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    return module
 
 
 @_build.register
@@ -80,13 +94,14 @@ def _(network: CNN, shape, classes):
 
 @_build.register
 def _(network: ReducedResNet18, shape, classes):
-    _check_images("resnet18-reduced", shape)
-    if min(shape[1:]) <= 8:  # one pixel would be left, and a minibatch of one image have no variance
-        raise ProtocolError(
-            f"network.kind: resnet18-reduced needs images of at least 9x9; these are {shape[1]}x{shape[2]} "
-            f"(images.pad enlarges them)"
-        )
+    _check_images("resnet18-reduced", shape, halvings=3)
     return ReducedResNet(shape[0], network.width, classes)
+
+
+@_build.register
+def _(network: WideResNet, shape, classes):
+    _check_images("wide-resnet", shape, halvings=2)
+    return WideResidualNetwork(shape[0], network.depth, network.widen_factor, classes)
 
 
 @_build.register
@@ -94,11 +109,17 @@ def _(network: OwnNetwork, shape, classes):
     return own_network(network.kind, tuple(shape), classes)
 
 
-def _check_images(kind: str, shape: torch.Size) -> None:
+def _check_images(kind: str, shape: torch.Size, halvings: int = 0) -> None:
     if len(shape) != 3:
         raise ProtocolError(
             f"network.kind: {kind} needs images [channels, height, width]; these are vectors of {shape.numel()} "
             f"values, which mlp takes"
+        )
+    if halvings and min(shape[1:]) <= 2**halvings:  # of one pixel, a minibatch of one image has no variance
+        least = 2**halvings + 1
+        raise ProtocolError(
+            f"network.kind: {kind} needs images of at least {least}x{least}; these are {shape[1]}x{shape[2]} "
+            f"(images.pad enlarges them)"
         )
 
 
@@ -228,4 +249,61 @@ class ReducedResNet(nn.Module):
         """Outputs [N, classes] of inputs [N, channels, height, width]."""
         if x.device.type == "cpu":  # a quarter less time in minibatches of 10, a third less of 32; the weights stay as
             x = x.contiguous(memory_format=torch.channels_last)  # they are, since others take views of their gradients
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+
+class PreActivationBlock(nn.Module):
+    """Two convolutions 3x3, each behind a batch norm and a ReLU, and a way around them (He et al. 2016, 1603.05027)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        """
+        Args:
+            inputs: channels.
+            outputs: channels.
+            stride: of the first convolution.
+        """
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False)
+        self.shortcut = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [N, outputs, height / stride, width / stride] of features [N, inputs, height, width]."""
+        active = self.norm1(x).relu()
+        around = x if self.shortcut is None else self.shortcut(active)
+        return around + self.conv2(self.norm2(self.conv1(active)).relu())
+
+
+class WideResidualNetwork(nn.Module):
+    """WRN-depth-widen (Zagoruyko & Komodakis 2016), as Hsu et al. 2018 have it (GT-RIPL/Continual-Learning-Benchmark).
+
+    A convolution 3x3 to 16 channels, three stages of pre-activation blocks, of which the last two halve the image,
+    batch norm and ReLU, a mean over what is left of the image. Initialised as PyTorch does.
+    """
+
+    def __init__(self, channels: int, depth: int, widen_factor: int, classes: int):
+        """
+        Args:
+            channels: of the images.
+            depth: 4 more than a multiple of 6.
+            widen_factor: the stages have 16, 32 and 64 times as many channels.
+            classes: outputs.
+        """
+        super().__init__()
+        inputs = 16
+        layers: list[nn.Module] = [nn.Conv2d(channels, inputs, kernel_size=3, padding=1, bias=False)]
+        for stage in range(3):
+            outputs = 16 * 2**stage * widen_factor
+            for block in range((depth - 4) // 6):
+                layers.append(PreActivationBlock(inputs, outputs, stride=2 if stage and not block else 1))
+                inputs = outputs
+        self.features = nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
+        self.classifier = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N, classes] of inputs [N, channels, height, width]."""
         return self.classifier(self.features(x).mean(dim=(2, 3)))
