@@ -201,9 +201,11 @@ def test_generator_and_solver_are_trained_one_after_the_other():
         def after_generator_epoch(self, strategy, **kwargs):
             order.append("G")
             assert torch.isfinite(strategy.generator_loss)
+            assert strategy.state_dict_within()["learns"], "what is kept in the middle is the generator's middle"
 
         def after_training_epoch(self, strategy, **kwargs):
             order.append("S")
+            assert not strategy.state_dict_within()["learns"]
 
     learn(scholar(growing_mlp(), Order(), epochs=3), stream([[0, 1], [2, 3]]))
     assert "".join(order) == "GGSSSGGSSS"

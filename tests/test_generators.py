@@ -48,6 +48,25 @@ def test_samples_have_the_shape_and_the_range_of_the_stream(make):
 
 
 @every_kind
+def test_to_sample_changes_nothing_and_no_sample_depends_on_another(make):
+    generator = make()
+    list(generator.learn(images()))
+    generator.train()
+    before = {name: value.clone() for name, value in generator.state_dict().items() if isinstance(value, torch.Tensor)}
+    random = copy.deepcopy(generator)
+    several, first = generator.sample(3), random.sample(1)
+    torch.testing.assert_close(several[:1], first)
+    for name, value in before.items():
+        assert torch.equal(generator.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("bound", [torch.tensor([[[-1.0]]], dtype=torch.float64), torch.tensor([[[-1]]])])
+def test_bounds_of_another_type_are_of_torchs_own(bound):
+    generator = VAE(ImageSpec((1, 8, 8), low=bound, high=-bound), 1, batch_size=4, hidden_sizes=(5,), latent_size=2)
+    assert generator.low.dtype == generator.high.dtype == generator.sample(2).dtype == torch.float32
+
+
+@every_kind
 def test_a_pixel_that_is_always_black_or_white_is_learned_so(make):
     """The stream's range and the network's own are taken for each other nowhere."""
     x = torch.full((256, *SPEC.shape), SPEC.low)

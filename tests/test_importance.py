@@ -319,6 +319,11 @@ def test_fisher_samples(problem):
     torch.manual_seed(3)
     chosen = torch.randperm(SAMPLES)[:5]
     assert_same(some, brute_force(model, torch.utils.data.Subset(dataset, chosen.tolist()), "exact"))
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    diagonal_fisher(model, dataset, fisher_samples=SAMPLES)
+    assert torch.rand(1) == expected, "where all are taken none is drawn"
 
 
 @pytest.mark.parametrize(
