@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,14 @@ def test_the_reported_records_are_of_the_settings_that_the_protocols_have_now():
     """A field that comes later, or another kind of network, must not make old records those of other settings."""
     records = store.read_all(Path(__file__).parent.parent / "reports" / "results" / "records")
     assert records
+
+    @cache
+    def settings_now(name: str, variant: str, strategy: str) -> dict:
+        by_hand = settings_of(variant.lower().split(",") if variant else [])
+        return protocol.get(name, protocol.of_protocol(by_hand)).deciding(catalogue.get(strategy))
+
     for record in records:
-        by_hand = settings_of(record.variant.lower().split(",") if record.variant else [])
-        entry = protocol.get(record.protocol, protocol.of_protocol(by_hand))
-        settings = entry.deciding(catalogue.get(record.strategy))
+        settings = settings_now(record.protocol, record.variant, record.strategy)
         assert {key: record.hyperparameters[key] for key in settings} == settings
 
 

@@ -63,9 +63,9 @@ def small_run(tmp_path_factory):
     return out, done
 
 
-def in_process(tmp_path, strategy, seed=0, name="split-digits/task", **overrides):
+def in_process(tmp_path, strategy, seed=0, name="split-digits/task", first=None, **overrides):
     entry = protocol.get(name)
-    run = run_of(entry, strategy, seed, overrides)
+    run = replace(run_of(entry, strategy, seed, overrides), first=first)
     return execute(run, tmp_path, "cpu", "disabled", lambda epochs: None)
 
 
@@ -165,15 +165,16 @@ def test_same_seed_same_matrix_to_the_bit(tmp_path, small_run):
     out, _ = small_run
     torch.set_num_threads(1)
     torch.randn(17)  # what the process did before must not matter
-    for strategy in ("ewc", "joint"):
-        again = in_process(tmp_path, strategy)
+    again_of = {strategy: in_process(tmp_path, strategy) for strategy in ("ewc", "joint")}
+    for strategy, again in again_of.items():
         first = store.read(out / "split-digits" / "task" / strategy / "0" / "record.json")
         assert again.accuracy_matrix == first.accuracy_matrix
-    assert in_process(tmp_path, "ewc", seed=1).accuracy_matrix != first.accuracy_matrix
+    other = in_process(tmp_path, "ewc", seed=1, first=3)
+    assert other.accuracy_matrix != [row[:3] for row in again_of["ewc"].accuracy_matrix[:3]]
 
 
 def test_naive_is_avalanches_naive_to_the_bit(tmp_path):
-    ours, theirs = (in_process(tmp_path, strategy) for strategy in ("naive", "avalanche-naive"))
+    ours, theirs = (in_process(tmp_path, strategy, first=3) for strategy in ("naive", "avalanche-naive"))
     assert ours.accuracy_matrix == theirs.accuracy_matrix
 
 
@@ -265,7 +266,7 @@ def test_avalanches_evaluator_is_asked_in_evaluation_only(monkeypatch):
         asked.add(callback)
         return update(self, strategy, callback)
 
-    run = run_of(protocol.get("split-digits/task"), "replay")
+    run = replace(run_of(protocol.get("split-digits/task"), "replay"), first=2)
     monkeypatch.setattr(EvaluationPlugin, "_update_metrics_and_loggers", listening)
     quiet = learn(run, "cpu", [], _quiet)
     assert "after_eval" in asked
@@ -278,7 +279,7 @@ def test_avalanches_evaluator_is_asked_in_evaluation_only(monkeypatch):
 @pytest.mark.parametrize("name", ["split-digits/class", "split-digits/domain"])
 @pytest.mark.parametrize("strategy", ["frozen", "ewc-separate", "avalanche-ewc", "avalanche-ewc-online", "l2"])
 def test_every_scenario_runs(tmp_path, name, strategy):
-    record = in_process(tmp_path, strategy, name=name)
+    record = in_process(tmp_path, strategy, name=name, first=3)
     assert record.complete, record.reason
     assert record.metrics["learning_accuracy"] > 0.3
 
