@@ -73,6 +73,17 @@ def test_every_sample_is_kept_with_the_same_probability(count, size):
     assert kept.sum() == repeats * size
 
 
+def test_vectors_may_be_longer_or_shorter_than_those_before():
+    memory = Reservoir(4)
+    for width in (2, 3, 1):
+        memory.add({"outputs": torch.full((1, width), float(width)), "place": torch.tensor([width])})
+    drawn = memory.draw(4, torch.device("cpu"))
+    for outputs, width in zip(drawn["outputs"], drawn["place"].tolist(), strict=True):
+        assert outputs.tolist()[:width] == [width] * width
+        assert outputs[width:].isnan().all()
+        assert len(outputs) == 3
+
+
 def test_outputs_of_classes_that_had_not_come_are_compared_with_nothing():
     torch.manual_seed(0)
     x, y = torch.randn(12, 4), torch.arange(12) // 4

@@ -1,5 +1,8 @@
 """The Fisher information against brute force: autograd, one sample and one class at a time."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
@@ -10,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher
-from engrams.strategies.minibatches import Minibatch
+from engrams.strategies.minibatches import Minibatch, same_random_numbers
 
 SAMPLES, CLASSES = 12, 4
 
@@ -215,6 +218,15 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
     model.eval()
     x, y, tasks = dataset[:2]
     assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
+
+
+def test_what_is_drawn_within_is_drawn_again_afterwards():
+    def drawn():
+        return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
+
+    with same_random_numbers():
+        expected = drawn()
+    assert drawn() == expected
 
 
 @pytest.mark.parametrize("in_place", [False, True])
