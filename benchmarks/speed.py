@@ -34,6 +34,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
+from engrams.benchmarks.speed_resnet import one_pass
 from engrams.benchmarks.training.learn import benchmark_of, make_strategy
 from engrams.benchmarks.training.networks import ReducedResNet
 from engrams.reports.render import Sheet
@@ -56,7 +57,7 @@ GOALS = {"empirical Fisher": 1.7, "MAS importance": 1.7, "exact Fisher of 10 cla
 
 
 def measure(show: Callable[[list[Sheet]], None]) -> None:
-    """Measure everything and show it; takes about eight minutes on two cores.
+    """Measure everything and show it; takes about ten minutes on two cores.
 
     Args:
         show: is given each table when it is measured.
@@ -72,6 +73,7 @@ def measure(show: Callable[[list[Sheet]], None]) -> None:
     rows = [row for part in (_loading(ours, theirs), _consolidations(ours), _importances(ours)) for row in part]
     show([_sheet(f"Speed: MLP {WIDTH}-{WIDTH} on Permuted MNIST, batch {BATCH}", "time", rows)])
     show([_sheet(f"Speed: logging to W&B, a run of ewc on {LOGGED}", "time", logging())])
+    show([_sheet("Speed: a reduced ResNet-18 learns colour images, in minibatches of 10", "time", one_pass())])
     show([_sheet(f"Speed: importances of a reduced ResNet-18, {RESNET_IMAGES} images", "time", resnet_importances())])
     show([_sheet("Speed: generative replay on Split MNIST, class-incremental", "time", _scholars(root))])
     show([_sheet(f"Speed: a conditional GAN on {GAN_PROTOCOL}", "real images a second", _gans())])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engrams.benchmarks import speed
+from engrams.benchmarks import speed, speed_resnet
 from engrams.strategies import EWCPlugin
 from tests.test_ewc import mlp, stream
 
@@ -29,3 +29,14 @@ def test_importances_are_timed_beside_an_epoch():
     rows = speed.resnet_importances(repeats=1, images=2)
     assert [row[0] for row in rows[1:]] == list(speed.GOALS)
     assert all(float(ratio.split()[0]) > 0 for _, _, ratio in rows[1:])
+
+
+def test_a_pass_over_images_is_timed_beside_a_plain_loop_and_avalanche():
+    rows = speed_resnet.one_pass(repeats=1, images=10)
+    assert [row[0] for row in rows] == [
+        f"{kind}: {name}"
+        for kind in ("one pass", "with crops and flips", "with replay")
+        for name in ("Avalanche as shipped", "a plain loop", "ours")
+    ]
+    assert [ratio for (name, _, ratio) in rows if name.endswith("plain loop")] == ["1.00 x"] * 3
+    assert all(float(ratio.split()[0]) > 0 for *_, ratio in rows)
