@@ -304,6 +304,22 @@ class Focal(nn.CrossEntropyLoss):
         return -((1 - p) ** 2 * p.log()).mean()
 
 
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_the_noise_of_squared_errors_reaches_the_fisher(fisher):
+    """A normal's Fisher is as the inverse of its variance; the empirical one has its square."""
+    torch.manual_seed(0)
+    dataset = TensorDataset(torch.randn(8, 5), torch.randn(8, 2))
+    found = {}
+    for noise_std in (1.0, 2.0):
+        plugin = EWCPlugin(1.0, fisher=fisher, noise_std=noise_std)
+        torch.manual_seed(0)
+        train(nn.Linear(5, 2), dataset, nn.MSELoss(), plugin)
+        found[noise_std] = plugin.importances
+    for name, importance in found[1.0].items():
+        ratio = 4 if fisher == "exact" else 16
+        torch.testing.assert_close(importance, ratio * found[2.0][name], msg=name)
+
+
 def focal(f, y):
     return Focal()(f, y)
 

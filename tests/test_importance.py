@@ -181,6 +181,15 @@ def test_equals_brute_force(problem, fisher):
     assert sum(tensor.sum() for tensor in found.values()) > 0
 
 
+@pytest.mark.parametrize("problem", [multi_head], indirect=True)
+def test_without_a_column_of_tasks_all_is_of_task_0(problem):
+    model, dataset = problem
+    x, y, _ = dataset.tensors
+    found = diagonal_fisher(model, TensorDataset(x, y))
+    of_task_0 = TensorDataset(x, y, torch.zeros(SAMPLES, dtype=torch.long))
+    assert_same(found, brute_force(model, of_task_0, "exact"))
+
+
 @pytest.mark.parametrize("problem", MODELS, indirect=True)
 def test_chunks_and_both_ways_agree(problem, monkeypatch):
     model, dataset = problem
