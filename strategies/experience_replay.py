@@ -92,23 +92,25 @@ class ExperienceReplayPlugin(SupervisedPlugin):
 
     def before_training_iteration(self, strategy, **kwargs):
         new = list(strategy.mbatch)
-        self._new = len(new[0])
+        self._new = len(strategy.mb_y)
         old = self._drawn(strategy)
         self.memory.add(
             {str(place): column for place, column in enumerate(new)}
             | {"experience": torch.full((self._new,), self._experience)}
         )
-        if len(old[0] if old else []):
+        if old:
             strategy.mbatch = [torch.cat(columns) for columns in zip(new, old, strict=True)]
 
     def _drawn(self, strategy) -> list[Tensor]:
-        """The columns of what is replayed in this step."""
+        """The columns of what is replayed in this step; none where there is nothing to replay."""
         if not len(self.memory):
             return []
-        past = None
+        allowed = None
         if self.draws_from == "past":
-            past = self.memory.columns["experience"][: len(self.memory)] < self._experience
-        drawn = self.memory.draw(self.batch_size_mem or self._new, strategy.device, past)
+            allowed = self.memory.columns["experience"][: len(self.memory)] < self._experience
+            if not allowed.any():
+                return []
+        drawn = self.memory.draw(self.batch_size_mem or self._new, strategy.device, allowed)
         return [drawn[str(place)] for place in range(len(strategy.mbatch))]
 
     def before_forward(self, strategy, **kwargs):

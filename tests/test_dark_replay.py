@@ -76,12 +76,31 @@ def test_every_sample_is_kept_with_the_same_probability(count, size):
 def test_vectors_may_be_longer_or_shorter_than_those_before():
     memory = Reservoir(4)
     for width in (2, 3, 1):
-        memory.add({"outputs": torch.full((1, width), float(width)), "place": torch.tensor([width])})
+        whole = torch.full((1, 3), width)  # has no NaN
+        memory.add({"outputs": torch.full((1, width), float(width)), "place": torch.tensor([width]), "whole": whole})
     drawn = memory.draw(4, torch.device("cpu"))
     for outputs, width in zip(drawn["outputs"], drawn["place"].tolist(), strict=True):
         assert outputs.tolist()[:width] == [width] * width
         assert outputs[width:].isnan().all()
         assert len(outputs) == 3
+    assert drawn["whole"].tolist() == [[width] * 3 for width in drawn["place"].tolist()]
+
+
+def test_it_goes_on_from_a_state():
+    def learned(cut):
+        torch.manual_seed(0)
+        model, plugin = nn.Linear(3, 2), DERPlugin(5, alpha=1.0)
+        strategy = naive(model, plugin, batch=4)
+        for place in range(3):
+            x = torch.randn(8, 3, generator=torch.Generator().manual_seed(place))
+            if cut and place == 2:
+                other = DERPlugin(5, alpha=1.0)
+                other.load_state_dict(plugin.state_dict())
+                strategy.plugins[strategy.plugins.index(plugin)] = other
+            strategy.train(stream_of((x, torch.arange(8) % 2), (x, torch.arange(8) % 2))[0])
+        return model.weight.detach()
+
+    assert torch.equal(learned(cut=True), learned(cut=False))
 
 
 def test_outputs_of_classes_that_had_not_come_are_compared_with_nothing():

@@ -1,8 +1,12 @@
 """Experience replay against steps by hand, and what it may draw from."""
 
+import copy
+from collections import OrderedDict
+
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.models import as_multitask
 from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
@@ -100,6 +104,7 @@ def test_what_may_be_drawn(draws_from, expected):
     replayed = {float(sample) for x in watch.x[2:] for sample in x[4:]}
     of_the_present = {sample for sample in replayed if sample >= 8}
     assert bool(of_the_present) == (draws_from == "all")
+    assert len(replayed & set(range(8))) > 4, "others in every step"
     for x in watch.x:
         assert len(set(x.flatten().tolist())) == len(x), "none is drawn twice in a step, nor those just come"
 
@@ -153,6 +158,28 @@ def test_the_memory_has_images_as_they_came_and_what_it_replays_is_changed_with_
     replayed = torch.cat([part for part in seen if joined == "loss"] or [part[4:] for part in seen])
     mirrored = replayed[:, 0] > replayed[:, 1]
     assert 0 < mirrored.float().mean() < 1
+
+
+def test_what_is_drawn_goes_through_the_heads_of_its_tasks():
+    """In the second experience both heads learn, each from its own samples."""
+    torch.manual_seed(0)
+    model = as_multitask(nn.Sequential(OrderedDict(classifier=nn.Linear(1, 2))), "classifier")
+    data = [
+        TensorClassificationDataset.from_tensors(torch.randn(4, 1), torch.arange(4) % 2, task_label=task)
+        for task in range(2)
+    ]
+    strategy = naive(model, ExperienceReplayPlugin(8, 4, draws_from="past", joined="loss"))
+    first, second = labelled(benchmark_from_datasets(train=data)).train_stream
+    strategy.train(first)
+    head = model.classifier.classifiers["0"].classifier
+    model.classifier.adaptation(second)
+    expected = copy.deepcopy(model)
+    strategy.train(second, shuffle=False)
+    (x0, y0), (x1, y1) = ((torch.stack([x for x, *_ in one]), torch.tensor([y for _, y, *_ in one])) for one in data)
+    loss = functional.cross_entropy(expected(x1, 1), y1) + functional.cross_entropy(expected(x0, 0), y0)
+    gradient = torch.autograd.grad(loss, expected.classifier.classifiers["0"].classifier.weight)[0]
+    before = expected.classifier.classifiers["0"].classifier.weight.detach()
+    torch.testing.assert_close(head.weight.detach(), before - RATE * gradient)
 
 
 def test_it_goes_on_from_a_state():
