@@ -124,7 +124,10 @@ CATALOGUE: dict[str, Listed] = {
     ),
     "avalanche-der": Listed(AVALANCHE, "Avalanche's dark experience replay, DER (Buzzega et al. 2020)"),
     "avalanche-derpp": Listed(AVALANCHE, "Avalanche's DER++: labels are replayed with the outputs"),
-    "avalanche-mir": Listed(AVALANCHE, "Avalanche's replay of what a step would harm most, MIR (Aljundi et al. 2019)"),
+    "avalanche-mir": Listed(
+        AVALANCHE,
+        "Avalanche's replay of what a step would harm most (Aljundi et al. 2019), mended where it replays too little",
+    ),
     "avalanche-replay": Listed(AVALANCHE, "Avalanche's replay of a small buffer"),
     "avalanche-replay-large": Listed(AVALANCHE, "the same with a larger buffer"),
     "avalanche-generative-replay": Listed(AVALANCHE, "Avalanche's generative replay, its VAE as released"),

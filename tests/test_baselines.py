@@ -3,10 +3,10 @@
 import pytest
 import torch
 from avalanche.models import as_multitask
-from avalanche.training.plugins import MASPlugin, SupervisedPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import MASPlugin, MIRPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from torch import nn
 
-from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingSynapticIntelligencePlugin
+from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingMIRPlugin, WorkingSynapticIntelligencePlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from tests.test_ewc import learn, mlp, stream
 
@@ -209,6 +209,27 @@ class Path(SupervisedPlugin):
         for name, p in strategy.model.named_parameters():
             old, gradient = self.before[name]
             self.integral[name] += gradient * (p.detach() - old)
+
+
+# --- Avalanche's MIR --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_mir_replays_what_the_latest_experience_brought(released):
+    """As it is released it does not: when this fails, Avalanche is mended and our copy can go."""
+    replayed = []
+
+    class Listening(MIRPlugin if released else WorkingMIRPlugin):
+        def before_backward(self, strategy, **kwargs):
+            if self.replay_loader is not None:
+                replayed.append((strategy.experience.current_experience, {int(y) for y in next(self.replay_loader)[1]}))
+            super().before_backward(strategy, **kwargs)
+
+    experiences = stream([[0, 1], [2, 3], [4, 5]])
+    learn(nn.Linear(6, 6), experiences, Listening(batch_size_mem=4, mem_size=30, subsample=30))
+    found = {t: set().union(*(classes for when, classes in replayed if when == t)) for t in (1, 2)}
+    assert found == ({1: set(), 2: {0, 1}} if released else {1: {0, 1}, 2: {0, 1, 2, 3}})
+    assert all(len(classes) > 1 for when, classes in replayed)
 
 
 # --- Avalanche's MAS --------------------------------------------------------------------------------------------------

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
-from avalanche.training.plugins import MASPlugin, SynapticIntelligencePlugin
+from avalanche.benchmarks.utils import concat_datasets
+from avalanche.training.plugins import MASPlugin, MIRPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins.mir import cycle
+from torch.utils.data import DataLoader
 
 
 class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
@@ -35,6 +38,22 @@ class WorkingMASPlugin(MASPlugin):
         if strategy.loss == 0:
             strategy.loss = strategy.loss + torch.finfo(strategy.loss.dtype).tiny
         super().before_backward(strategy, **kwargs)
+
+
+class WorkingMIRPlugin(MIRPlugin):
+    """Avalanche's MIR, which as it is released never replays what the latest experience brought.
+
+    When an experience ends it leaves the classes of its last minibatch out of what it replays, and keeps to that until
+    the next one ends: made for streams whose experiences are single minibatches. Here all that the buffer holds is
+    replayed in the next experience, which are images of earlier experiences alone, as Aljundi et al. 2019 have it.
+    """
+
+    def after_training_exp(self, strategy, **kwargs):
+        super().after_training_exp(strategy, **kwargs)
+        buffer = concat_datasets([group.buffer for group in self.storage_policy.buffer_groups.values()])
+        self.replay_loader = None
+        if len(buffer) > self.batch_size_mem:
+            self.replay_loader = cycle(DataLoader(buffer, batch_size=self.subsample, shuffle=True))
 
 
 def _copy(kept) -> None:

@@ -206,9 +206,7 @@ ENTRIES = {
         build=lambda h, template: _der(h, h.beta, template), hyperparameters=DERPlusHyperparameters
     ),
     "avalanche-mir": Strategy(
-        build=lambda h, template: training.MIR(
-            mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, subsample=h.subsample, **template
-        ),
+        plugin=lambda h: faults.WorkingMIRPlugin(h.batch_size_mem, h.mem_size, h.subsample),
         hyperparameters=MIRHyperparameters,
     ),
     "avalanche-replay": REPLAY,
