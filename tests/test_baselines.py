@@ -159,6 +159,20 @@ def test_replay_keeps_task_labels():
     assert tasks == {0: {0}, 1: {0, 1}, 2: {0, 1, 2}}
 
 
+def test_l2_leaves_what_has_no_gradient_alone():
+    model = mlp()
+    model.aside = nn.Linear(2, 2)
+    plugin = L2Plugin(1.0)
+    learn(model, stream([[0, 1]])[:1], plugin)
+    assert plugin.importances.keys() == {name for name, _ in model.named_parameters() if not name.startswith("aside")}
+
+
+def test_a_buffer_may_hold_one_sample():
+    replay, watch = ReplayPlugin(1), Watch()
+    learn(mlp(), stream([[0, 1]] * 2)[:1], replay, watch)
+    assert [len(column) for column in replay._buffer] == [1, 1, 1]
+
+
 def test_replay_of_nothing_is_refused():
     with pytest.raises(ValueError, match="mem_size must be at least 1; got 0"):
         ReplayPlugin(0)

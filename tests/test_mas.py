@@ -237,6 +237,27 @@ def learn_one(model, experience, plugin, index):
     strategy.train(experience)
 
 
+def test_importance_of_one_sample_is_one_of_the_whole():
+    experience = stream([[0, 1]])[0]
+    one = experience.dataset.subset([0])
+    plugin = MASPlugin(1.0, importance_data=one)
+    model = learn(mlp(), [experience], plugin).model
+    assert_same(plugin.importances, mas_importance(model, one))
+
+
+def test_what_is_observed_is_measured_in_minibatches_of_that_size():
+    torch.manual_seed(0)
+    later = TensorDataset(torch.randn(12, 6))
+    plugin = MASPlugin(1.0, "batched", batch_size=4)
+    model = learn(mlp(), stream([[0, 1]]), plugin).model
+    before, count = dict(plugin.importances), len(stream([[0, 1]])[0].dataset)
+    plugin.observe(model, later)
+    found = mas_importance(model, later, "batched", batch_size=4)
+    assert_same(
+        plugin.importances, {name: (count * old + 12 * found[name]) / (count + 12) for name, old in before.items()}
+    )
+
+
 def test_importance_on_a_subset_of_classes():
     experience = stream([[0, 1, 2]], samples=30)[0]
     zeros = experience.dataset.subset([i for i, y in enumerate(experience.dataset.targets) if y == 0])
