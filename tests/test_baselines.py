@@ -65,6 +65,8 @@ def test_frozen_holds_the_running_statistics_of_batch_norm():
     assert not last["features.1"]
     assert last["features.2.0"]
     assert last["classifier.0"]
+    assert last[""], "the model as a whole goes on training"
+    assert last["features.2"], "what only holds such layers as well"
 
 
 def test_one_frozen_plugin_begins_afresh_with_another_strategy():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.training.plugins import MASPlugin as AvalancheMASPlugin
 from torch import nn
 from torch.nn import functional
@@ -243,6 +244,28 @@ def test_importance_of_one_sample_is_one_of_the_whole():
     plugin = MASPlugin(1.0, importance_data=one)
     model = learn(mlp(), [experience], plugin).model
     assert_same(plugin.importances, mas_importance(model, one))
+
+
+def test_importance_data_are_as_in_evaluation():
+    """Whatever their transformations in training do to them."""
+    x = torch.randn(20, 6)
+    lots = TransformGroups({"train": (lambda sample: sample * 100, None), "eval": (None, None)})
+    data = TensorDataset(x, torch.zeros(20, dtype=torch.long))
+    augmented = make_avalanche_dataset(data, transform_groups=lots).train()
+    torch.manual_seed(0)
+    plugin = MASPlugin(1.0, importance_data=augmented)
+    model = learn(mlp(), stream([[0, 1]]), plugin).model
+    assert_same(plugin.importances, mas_importance(model, data))
+
+
+def test_what_was_frozen_since_is_not_observed():
+    plugin = MASPlugin(1.0)
+    model = learn(mlp(), stream([[0, 1]]), plugin).model
+    before = dict(plugin.importances)
+    model.features[0].weight.requires_grad_(False)
+    plugin.observe(model, TensorDataset(torch.randn(12, 6)))
+    changed = {name for name, value in plugin.importances.items() if not torch.equal(value, before[name])}
+    assert changed == before.keys() - {"features.0.weight"}
 
 
 def test_what_is_observed_is_measured_in_minibatches_of_that_size():
