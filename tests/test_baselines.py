@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import TransformGroups, as_classification_dataset
 from avalanche.models import as_multitask
 from avalanche.training.plugins import MASPlugin, MIRPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingMIRPlugin, WorkingSynapticIntelligencePlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
@@ -167,6 +170,24 @@ def test_l2_leaves_what_has_no_gradient_alone():
     plugin = L2Plugin(1.0)
     learn(model, stream([[0, 1]])[:1], plugin)
     assert plugin.importances.keys() == {name for name, _ in model.named_parameters() if not name.startswith("aside")}
+
+
+def test_a_buffer_keeps_images_as_in_evaluation():
+    """Whatever their transformations in training do to them."""
+    x, y = torch.randn(20, 6), torch.arange(20) % 2
+    groups = TransformGroups({"train": (lambda sample: sample * 100, None), "eval": (None, None)})
+    tensors = TensorDataset(x, y, torch.zeros(20).long())
+    tensors.targets = y.tolist()
+    data = as_classification_dataset(tensors, transform_groups=groups)
+    experience = benchmark_from_datasets(train=[data]).train_stream[0]
+    replay = ReplayPlugin(20)
+    learn(mlp(), [experience], replay)
+    assert rows(replay._buffer[0]) == rows(x)
+
+
+def test_l2_has_the_options_of_every_penalty():
+    plugin = L2Plugin(1.0, penalty_step="proximal", exclude="classifier.*", consolidate_every=10)
+    assert (plugin.penalty_step, plugin.exclude, plugin.consolidate_every) == ("proximal", ["classifier.*"], 10)
 
 
 def test_a_buffer_may_hold_one_sample():

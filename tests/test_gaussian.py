@@ -117,6 +117,25 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been():
     assert torch.equal(one.sample(20), other.sample(20))
 
 
+@pytest.mark.parametrize("covariance", ["shared", "diagonal"])
+def test_what_another_was_loaded_from_stays_as_it_was(covariance):
+    x, y = samples()
+    one, other = learned(x, y, covariance=covariance), ClassGaussians(VECTORS, covariance=covariance)
+    other.load_state_dict(one.state_dict())
+    before = [kept.clone() for kept in (one.counts, one.means, one.scatter)]
+    list(other.learn(x + 1000, labels=y))
+    for kept, expected in zip((one.counts, one.means, one.scatter), before, strict=True):
+        assert torch.equal(kept, expected)
+
+
+def test_in_double_precision_all_of_it_is_drawn_so():
+    generator = learned(*samples()).double()
+    x = generator.sample(3)
+    assert x.dtype == torch.float64
+    assert not torch.equal(x, x.float().double())
+    assert generator.sample(0).shape == (0, 5)
+
+
 def test_a_frozen_copy_stays_as_it_was():
     x, y = samples()
     generator = learned(x, y)
@@ -166,6 +185,7 @@ def test_classes_of_several_tasks_are_told_apart():
     tasks, classes = numbers.told_apart(torch.cat([first, second]))
     assert tasks.tolist() == [0, 0, 0, 1, 1, 0]
     assert classes.tolist() == [1, 0, 1, 0, 1, 1]
+    assert numbers.pairs == [(0, 0), (0, 1), (1, 0), (1, 1)], "each once"
 
 
 def test_under_several_heads_a_class_is_replayed_under_its_own():
