@@ -71,6 +71,19 @@ def test_samples_have_the_means_the_covariance_and_the_shares_of_the_classes():
         assert (labels == c).double().mean().item() == pytest.approx((y == c).double().mean().item(), abs=0.005)
 
 
+def test_with_a_diagonal_covariance_each_class_has_its_own_variances():
+    x, y = samples()
+    generator = learned(x, y, covariance="diagonal", shrinkage=0.0)
+    made, labels = generator.sample_labelled(200_000)
+    assert len(generator.counts) == len(generator.means) == len(generator.scatter) == 4
+    for label in range(4):
+        mine, real = made[labels == label].double(), x[y == label]
+        torch.testing.assert_close(mine.mean(0), real.mean(0), rtol=1e-3, atol=0.05)
+        torch.testing.assert_close(mine.var(0), real.var(0, correction=0), rtol=0.05, atol=0)
+        correlation = torch.corrcoef(mine.T) - torch.eye(5)
+        assert correlation.abs().max() < 0.03
+
+
 def test_shrinking_goes_towards_the_mean_variance_and_keeps_their_sum():
     x, y = samples()
     plain = learned(x, y, shrinkage=0.0)

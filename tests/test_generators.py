@@ -155,6 +155,19 @@ def test_a_stand_in_is_saved_and_loaded(kind, tmp_path):
     assert frozen.sample(0).shape == (0, *SPEC.shape)
 
 
+@pytest.mark.parametrize("kind", [PastImages, NoiseImages])
+def test_what_stands_in_for_a_generator_learns_what_a_generator_can(kind):
+    with pytest.raises(ValueError, match="of shape"):
+        list(kind(SPEC, 0).learn(torch.zeros(3, 5)))
+
+
+@pytest.mark.parametrize("r", [0.0, 1.5, 0.5])
+def test_a_share_that_cannot_be_is_refused(r):
+    """Below 1 there must be something to replay."""
+    with pytest.raises(ValueError, match=r"r must be|replay"):
+        list(PastImages(SPEC, 0).learn(images(), None, r))
+
+
 def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
     fresh = PastImages(ImageSpec((1,)), seed=0)
     list(fresh.learn(torch.ones(100, 1), lambda n: torch.zeros(n, 1), r=0.25))

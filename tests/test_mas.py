@@ -246,6 +246,20 @@ def test_importance_of_one_sample_is_one_of_the_whole():
     assert_same(plugin.importances, mas_importance(model, one))
 
 
+def test_mas_has_the_options_of_every_penalty():
+    plugin = MASPlugin(1.0, penalty_step="proximal", exclude="classifier.*", consolidate_every=10)
+    assert (plugin.penalty_step, plugin.exclude, plugin.consolidate_every) == ("proximal", ["classifier.*"], 10)
+
+
+def test_importance_data_that_end_too_early_are_told_of_before_training():
+    first, second = stream([[0, 1]] * 2)
+    strategy = learn(mlp(), [first], MASPlugin(1.0, importance_data=[first]))
+    before = {name: p.detach().clone() for name, p in strategy.model.named_parameters()}
+    with pytest.raises(ValueError, match="there is none for experience 1"):
+        strategy.train(second)
+    assert all(torch.equal(p, before[name]) for name, p in strategy.model.named_parameters())
+
+
 def test_importance_data_are_as_in_evaluation():
     """Whatever their transformations in training do to them."""
     x = torch.randn(20, 6)

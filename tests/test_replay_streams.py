@@ -185,6 +185,10 @@ def test_what_an_experience_does_not_say_is_read_from_its_data():
         assert Pieces().end(streams()[kind][1])
 
 
+def test_what_says_nothing_has_no_classes_and_is_task_0():
+    assert Met.of(object()) == ((), [0])
+
+
 # --- in pieces --------------------------------------------------------------------------------------------------------
 
 
