@@ -250,8 +250,8 @@ class MLP(AnyNetwork):
     """A multi-layer perceptron with ReLU; the kind of network where none is named.
 
     ``initialisation``: ``pytorch``: of ``nn.Linear``; ``xavier``: weights even between plus and minus
-    sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010), biases 0; a head
-    that is added for a task, or grows, stays PyTorch's. In one pass at a small learning rate it matters.
+    sqrt(6 / (inputs + outputs)) (Glorot & Bengio 2010), biases 0; a head that is added for a task, or grows, stays
+    PyTorch's. In one pass at a small learning rate it matters.
     """
 
     later = AnyNetwork.later | {"initialisation"}
