@@ -65,7 +65,8 @@ def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Co
 
 def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[str, str]]:
     """Returns a row for each setting that is not the protocol's own, below the one that is."""
-    set_by_hand = {(one.protocol, one.strategy) for one in records if one.variant and one.strategy in strategies}
+    own = set(strategies).difference(REFERENCES)
+    set_by_hand = {(one.protocol, one.strategy) for one in records if one.variant and one.strategy in own}
     by_row = complete_by_row(one for one in records if (one.protocol, one.strategy) in set_by_hand)
     groups = [(seeds[0], seeds) for seeds in by_row.values()]
     groups.sort(key=lambda group: (group[0].protocol, strategies.index(group[0].strategy), group[0].variant))
