@@ -17,7 +17,7 @@ from engrams.reports.store import Record
 
 SHOWN = (
     *("naive", "ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
-    *("ewc+replay", "avalanche-agem", "der"),
+    *("ewc+replay", "avalanche-agem", "der", "er", "avalanche-gem", "ewc-separate"),
 )
 """The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first."""
 
