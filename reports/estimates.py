@@ -33,9 +33,9 @@ class Estimate:
         return f"{100 * self.mean:.2f}{interval}"
 
 
-def quantile(freedom: float) -> float:
-    """Returns how many standard errors a 95% interval reaches to either side, with so many degrees of freedom."""
-    return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
+def quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
+    """Returns how many standard errors an interval reaches to either side, with so many degrees of freedom."""
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float:

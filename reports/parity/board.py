@@ -124,7 +124,14 @@ class Verdict(str, Enum):
     reproduced = "reproduced"
     above = "above"
     short = "short"
+    undecided = "undecided"
     not_run = "not run"
+
+
+MARGIN = 0.01
+"""A difference that is smaller is small: a percentage point."""
+MOST_SEEDS = 1000
+"""More seeds of ours than these are not reckoned with."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,14 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Difference(Estimate):
+    """Ours minus published, a fraction."""
+
+    narrow: float | None = None
+    """Half-width of its 90% interval: within the margin, two one-sided tests at 5% show the difference to be small."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One published number beside ours; fractions. ``difference`` is ours minus published."""
 
@@ -154,8 +169,10 @@ class Comparison:
     ours: Estimate | None
     seeds: int
     failed: int
-    difference: Estimate | None
+    difference: Difference | None
     verdict: Verdict
+    to_decide: str
+    """Where it is undecided, what would decide it: so many seeds of ours, or nothing of ours."""
     published_setting: str
     our_setting: str
 
@@ -187,8 +204,8 @@ def compare(published: Published, records: Iterable[Record]) -> list[Board]:
     return [_board(figure, published.sources[figure.source], groups) for figure in published.figures]
 
 
-def difference(ours: Sequence[float], reported: Reported) -> Estimate:
-    """Ours minus published, with the half-width of its 95% confidence interval.
+def difference(ours: Sequence[float], reported: Reported) -> Difference:
+    """Ours minus published, with the half-widths of its 95% and 90% confidence intervals.
 
     Welch's, where both have a spread. Without a published one, its number is taken as exact; a single seed of ours
     is taken to spread as the source's runs do. With neither there is no interval.
@@ -199,38 +216,63 @@ def difference(ours: Sequence[float], reported: Reported) -> Estimate:
     """
     seeds, mean = len(ours), float(np.mean(ours)) - reported.mean
     spread = float(np.var(ours, ddof=1)) / seeds if seeds > 1 else None
-    if reported.sd is None or reported.runs is None:
-        if spread is None:
-            return Estimate(mean, None)
-        variance, freedom = spread, float(seeds - 1)
+    theirs = _error_of(reported)
+    if spread is None:
+        if reported.sd is None or reported.runs is None:
+            return Difference(mean, None)
+        variance, freedom = reported.sd**2 + theirs, float(reported.runs - 1)
     else:
-        theirs = reported.sd**2 / reported.runs
-        if spread is None:
-            variance, freedom = reported.sd**2 + theirs, float(reported.runs - 1)
-        else:
-            variance = spread + theirs
-            # Welch and Satterthwaite; without any variance the interval is a point whatever the degrees of freedom
-            within = spread**2 / (seeds - 1) + theirs**2 / (reported.runs - 1)
-            freedom = variance**2 / within if within else 1.0
-    return Estimate(mean, quantile(freedom) * float(np.sqrt(variance)))
+        variance, freedom = spread + theirs, _freedom(spread, seeds, reported)
+    error = float(np.sqrt(variance))
+    return Difference(mean, quantile(freedom) * error, quantile(freedom, 0.9) * error)
 
 
-def judge(difference: Estimate, rounding: float) -> Verdict:
+def _error_of(reported: Reported) -> float:
+    """The square of the published mean's standard error; 0 where it is taken as exact."""
+    return 0.0 if reported.sd is None or reported.runs is None else reported.sd**2 / reported.runs
+
+
+def _freedom(spread: float, seeds: int, reported: Reported) -> float:
+    """Welch and Satterthwaite's degrees of freedom; without any variance the interval is a point whatever they are."""
+    theirs = _error_of(reported)
+    within = spread**2 / (seeds - 1)
+    if reported.runs is not None and reported.runs > 1:
+        within += theirs**2 / (reported.runs - 1)
+    return (spread + theirs) ** 2 / within if within else 1.0
+
+
+def judge(difference: Difference, rounding: float) -> Verdict:
     """The verdict on a difference (fractions; higher is better).
 
-    ``reproduced`` where its interval holds 0 or where it is no larger than what the published number was rounded by;
-    else ``above`` or ``short``.
+    ``reproduced`` where it is shown to be small: its 90% interval lies within the margin (two one-sided tests). Else
+    ``above`` or ``short`` where its 95% interval lies beyond 0, and beyond what the published number was rounded by;
+    and ``undecided`` where neither is shown.
     """
-    if abs(difference.mean) <= max(rounding, difference.half_width or 0.0):
+    size = abs(difference.mean)
+    if difference.narrow is None or difference.half_width is None:
+        return Verdict.undecided
+    if size + difference.narrow <= MARGIN:
         return Verdict.reproduced
+    if size - difference.half_width <= rounding:
+        return Verdict.undecided
     return Verdict.above if difference.mean > 0 else Verdict.short
 
 
-OF_DUELS: Mapping[Verdict, Literal["better", "level", "worse"]] = {
-    Verdict.above: "better",
-    Verdict.reproduced: "level",
-    Verdict.short: "worse",
-}
+def to_decide(ours: Sequence[float], reported: Reported) -> str:
+    """Returns what would show that there is no difference, if there is none and our runs go on to spread as they do.
+
+    Args:
+        ours, reported: as for :func:`difference`.
+    """
+    if len(ours) < 2:
+        return "more seeds"
+    variance = float(np.var(ours, ddof=1))
+    for seeds in range(2, MOST_SEEDS + 1):
+        spread = variance / seeds
+        error = float(np.sqrt(spread + _error_of(reported)))
+        if quantile(_freedom(spread, seeds, reported), 0.9) * error <= MARGIN:
+            return f"{max(seeds, len(ours) + 1)} seeds"
+    return "its spread" if _error_of(reported) > variance / MOST_SEEDS else f"over {MOST_SEEDS} seeds"
 
 
 @dataclass(frozen=True)
@@ -283,10 +325,16 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
                     Estimate.of([their_acc[seed] for seed in seeds]),
                     len(seeds),
                     difference,
-                    OF_DUELS[judge(difference, rounding=0.0)],
+                    _of_duel(difference),
                 )
             )
     return duels
+
+
+def _of_duel(difference: Estimate) -> Literal["better", "level", "worse"]:
+    if abs(difference.mean) <= (difference.half_width or 0.0):
+        return "level"
+    return "better" if difference.mean > 0 else "worse"
 
 
 def _without_strategy(record: Record) -> dict[str, Any]:
@@ -315,6 +363,7 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
             reported = Reported(row.mean[column] / 100, sd, None if sd is None else source.runs, digits)
             values = [_acc(record, after) for record in complete]
             gap = difference(values, reported) if values else None
+            verdict = judge(gap, reported.rounding) if gap else Verdict.not_run
             if complete:
                 hyperparameters[f"{row.strategy} on {protocol}"] = complete[0].hyperparameters
             rows.append(
@@ -327,7 +376,8 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
                     seeds=len(complete),
                     failed=len(group) - len(complete),
                     difference=gap,
-                    verdict=judge(gap, reported.rounding) if gap else Verdict.not_run,
+                    verdict=verdict,
+                    to_decide=to_decide(values, reported) if verdict is Verdict.undecided else "",
                     # one text stands for every column
                     published_setting=row.setting[column % len(row.setting)] if row.setting else "",
                     our_setting=_words(complete[0].hyperparameters.get("strategy", {})) if complete else "",

@@ -12,27 +12,40 @@ from engrams.reports.pages.comparison import by_protocol
 from engrams.reports.parity.board import Board, Comparison, Duel, Verdict, tally
 from engrams.reports.render import Sheet
 
-COLOURS = {Verdict.reproduced: "green", Verdict.above: "green", Verdict.short: "red", Verdict.not_run: "dim"}
+COLOURS = {
+    Verdict.reproduced: "green",
+    Verdict.above: "green",
+    Verdict.short: "red",
+    Verdict.undecided: "yellow",
+    Verdict.not_run: "dim",
+}
 LEGEND = (
     "Percentages. 'published': as the source reports it, with the standard deviation over its runs where it gives one. "
     "'ours': mean ± 95% confidence interval over seeds. 'difference': ours minus published ± its 95% confidence "
     "interval, from both spreads (Welch; a number published without a spread is taken as exact, a single seed of ours "
     "is taken to spread as the source's runs do). "
-    "'reproduced': that interval holds 0, or the difference is within what the published number was rounded by; else "
-    "'above' or 'short'; 'not run': no complete run here. Where the interval is wide, 'reproduced' says little; nor "
-    "are the tests corrected for their number: one in twenty equal figures looks different. † not yet read in the "
-    "source itself."
+    "'reproduced': the difference is shown to be small, its 90% interval lies within a point (two one-sided tests at "
+    "5%). Else 'above' or 'short': the 95% interval lies beyond 0, and beyond what the published number was rounded "
+    "by; 'undecided': neither is shown, with what would show that there is no difference if there is none: so many "
+    "seeds of ours that spread as these do, or nothing, since the source's own runs spread too much ('its spread'). "
+    "'not run': no complete run here. The tests are not corrected for their number: one in twenty equal figures looks "
+    "different. † not yet read in the source itself."
 )
 
 
 def summary(boards: Iterable[Board]) -> str:
-    """``N reproduced, M above, K short, L not run``."""
+    """``N reproduced, M above, K short, U undecided, L not run``."""
     return ", ".join(f"{count} {verdict.value}" for verdict, count in tally(boards).items())
 
 
 def signed(estimate: Estimate) -> str:
     """Returns a difference as a percentage with its sign and interval."""
     return ("+" if estimate.mean >= 0 else "") + estimate.percent()
+
+
+def verdict_of(row: Comparison) -> str:
+    """Returns the verdict, with what would decide it in brackets where it is undecided."""
+    return f"{row.verdict.value} ({row.to_decide})" if row.to_decide else row.verdict.value
 
 
 def _cells(row: Comparison, checked: bool) -> dict[str, str | Text]:
@@ -45,7 +58,7 @@ def _cells(row: Comparison, checked: bool) -> dict[str, str | Text]:
         "ours": row.ours.percent() if row.ours else "",
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
         "difference": signed(row.difference) if row.difference else "",
-        "verdict": Text(row.verdict.value, COLOURS[row.verdict]),
+        "verdict": Text(verdict_of(row), COLOURS[row.verdict]),
         "published setting": row.published_setting,
         "our setting": row.our_setting,
     }
@@ -136,7 +149,7 @@ def as_csv(boards: Iterable[Board]) -> str:
             line |= {"seeds": row.seeds, "failed": row.failed}
             line |= {"difference": row.difference.mean if row.difference else None}
             line |= {"difference_half_width": row.difference.half_width if row.difference else None}
-            line |= {"verdict": row.verdict.value}
+            line |= {"verdict": row.verdict.value, "to_decide": row.to_decide}
             line |= {"published_setting": row.published_setting, "our_setting": row.our_setting}
             line |= {
                 "published_settings_of_all": "; ".join(f"{name}: {text}" for name, text, _ in board.settings if text)
