@@ -32,7 +32,7 @@ help:
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
 	@echo "make chaos        kills a suite 50 times at random moments, and reads 2,000 broken files; 15 minutes"
-	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; an hour"
+	@echo "make mutants      changes strategies/ line by line, and says which changes no test notices; hours"
 	@echo "make lint         ruff and mypy"
 
 $(READY): pyproject.toml constraints.txt

@@ -34,7 +34,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
-from engrams.benchmarks.speed_resnet import one_pass
+from engrams.benchmarks.speed_resnet import EpochClock, one_pass, one_thread
 from engrams.benchmarks.training.learn import benchmark_of, make_strategy
 from engrams.benchmarks.training.networks import ReducedResNet
 from engrams.reports.render import Sheet
@@ -87,24 +87,10 @@ def _sheet(title: str, second: str, rows: Iterable[tuple[str, str, str]]) -> She
 # --- (a), (b): a strategy against Avalanche's loading and against plain PyTorch ---------------------------------------
 
 
-class _Clock(SupervisedPlugin):
-    """Seconds of every epoch."""
-
-    def __init__(self):
-        super().__init__()
-        self.epochs: list[float] = []
-
-    def before_training_epoch(self, strategy, **kwargs):
-        self._epoch_began = time.perf_counter()
-
-    def after_training_epoch(self, strategy, **kwargs):
-        self.epochs.append(time.perf_counter() - self._epoch_began)
-
-
 def _loading(ours, theirs) -> list[tuple[str, str, str]]:
     def avalanche(make: Callable, benchmark, *plugins: SupervisedPlugin) -> tuple[float, float]:
         """Seconds of the second experience's epoch, and of the whole experience with its importance pass."""
-        model, clock = _network(), _Clock()
+        model, clock = _network(), EpochClock(time.perf_counter)
         strategy = make(
             model=model,
             optimizer=torch.optim.Adam(model.parameters(), fused=True),
@@ -308,17 +294,13 @@ def resnet_importances(repeats: int = 3, images: int = RESNET_IMAGES) -> list[tu
     }
     epochs: dict[str, list[float]] = {name: [] for name in measured}  # just before, since the machine's speed drifts
     seconds: dict[str, list[float]] = {name: [] for name in measured}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         for _ in range(repeats):
             for name, measure_importance in measured.items():
                 epochs[name].append(_resnet_epoch(model, *dataset.tensors))
                 began = time.process_time()
                 measure_importance()
                 seconds[name].append(time.process_time() - began)
-    finally:
-        torch.set_num_threads(threads)
     rows = [("a training epoch in plain PyTorch", _s(statistics.median(chain(*epochs.values()))), "1")]
     for name, goal in GOALS.items():
         ratio = statistics.median(a / b for a, b in zip(seconds[name], epochs[name], strict=True))

@@ -1,6 +1,6 @@
 """Changes `strategies/`, one small change at a time, and tells which changes no test notices.
 
-    python -m tests.mutants                          all of it, about an hour on two cores
+    python -m tests.mutants                          all of it: hours
     python -m tests.mutants strategies/ewc.py        one file
     python -m tests.mutants --list strategies/ewc.py only show what would be changed
 
@@ -494,7 +494,7 @@ class InPlace:
     def _put_in_place(self, mutant: Mutant) -> bool:
         """Changes the code of what a change is in; tells whether it is all in functions that exist by now."""
         path = str(ROOT / mutant.file)
-        as_is = Counter(_functions_in(compile(mutant.tree, path, "exec")))
+        as_is = set(_functions_in(compile(mutant.tree, path, "exec")))
         changed = False
         for code in _functions_in(compile(mutant.changed(), path, "exec")):
             if code not in as_is:

@@ -24,11 +24,23 @@ def stream_of(*parts):
     return labelled(benchmark_from_datasets(train=data)).train_stream
 
 
-def naive(model, *plugins, batch, rate=RATE):
+def naive(model, *plugins, batch=4, rate=RATE):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     return Naive(
         model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=list(plugins), evaluator=None
     )
+
+
+def step_by_hand(network, loss):
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter -= RATE * gradient
+
+
+def assert_same_weights(network, by_hand):
+    for ours, hand in zip(network.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, hand)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])
@@ -49,12 +61,8 @@ def test_two_steps_are_those_of_the_algorithm(beta):
         if past is not None:
             step = step + 0.3 * ((past - by_hand(x[:4])) ** 2).sum(1).mean() / 3
             step = step + beta * functional.cross_entropy(by_hand(x[:4]), y[:4])
-        gradients = torch.autograd.grad(step, list(by_hand.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(by_hand.parameters(), gradients, strict=True):
-                parameter -= RATE * gradient
-    for ours, hand in zip(model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, hand)
+        step_by_hand(by_hand, step)
+    assert_same_weights(model, by_hand)
 
 
 @pytest.mark.parametrize(("count", "size"), [(20, 5), (2, 1)])

@@ -19,6 +19,8 @@ from engrams.strategies.contract import ROUND, Budget
 WORDS = [word for name in vars(choices).values() for word in getattr(name, "__args__", ())]
 VALUES = [0.25, 0.5, 2, 3, (4,), (5, 6), (0.1, 0.2), (0.3, 0.4), "linear", "constant", *WORDS]
 """Of every kind that a hyperparameter can be of; those that it cannot be are refused by its type."""
+SET_BY_HAND = {"mergan-ra": {"ra_lambda": 1.0}}
+"""What the protocol leaves open."""
 
 
 def described(value: Any, met: frozenset[int] = frozenset()) -> Any:
@@ -98,7 +100,7 @@ def test_every_hyperparameter_reaches_what_is_built(strategy):
 @pytest.mark.parametrize("strategy", ["dgr", "dgr-vae", "mergan-ra", "mergan-jtr"])
 def test_a_generator_has_the_runs_seed(strategy):
     def weights(seed, of_torch):
-        run = plan("split-digits/class", [strategy], [seed], {"ra_lambda": 1.0} if strategy == "mergan-ra" else {})[0]
+        run = plan("split-digits/class", [strategy], [seed], SET_BY_HAND.get(strategy, {}))[0]
         torch.manual_seed(of_torch)
         generator = make_strategy(run, benchmark("split-digits/class"), "cpu", []).generator
         return torch.cat([p.detach().flatten() for p in generator.parameters()])
@@ -133,13 +135,13 @@ def test_a_gan_without_settings_has_no_rounds():
 
 @pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra"])
 def test_a_gan_as_a_memory_is_asked_for_classes(strategy):
-    run = plan("split-digits/class", [strategy], [0], {"ra_lambda": 1.0} if strategy == "mergan-ra" else {})[0]
+    run = plan("split-digits/class", [strategy], [0], SET_BY_HAND.get(strategy, {}))[0]
     built = make_strategy(run, benchmark("split-digits/class"), "cpu", [])
     assert built.replay_labels == "asked"
 
 
 def test_the_nearest_mean_is_streaming_lda_without_a_covariance():
-    lda, ncm = (dict(described_attributes(name)) for name in ("avalanche-slda", "avalanche-ncm"))
+    lda, ncm = (described_attributes(name) for name in ("avalanche-slda", "avalanche-ncm"))
     assert (ncm["shrinkage_param"], ncm["streaming_update_sigma"], ncm["train_epochs"]) == (1.0, False, 1)
     assert (lda["streaming_update_sigma"], lda["train_epochs"]) == (True, 1)
 

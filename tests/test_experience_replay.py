@@ -7,7 +7,6 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.models import as_multitask
-from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.nn import functional
@@ -16,8 +15,7 @@ from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
-
-RATE = 0.5
+from tests.test_dark_replay import RATE, assert_same_weights, naive, step_by_hand, stream_of
 
 
 class Watch(SupervisedPlugin):
@@ -29,18 +27,6 @@ class Watch(SupervisedPlugin):
 
     def before_forward(self, strategy, **kwargs):
         self.x.append(strategy.mb_x.clone())
-
-
-def stream_of(*parts):
-    data = [TensorClassificationDataset.from_tensors(x, y, task_label=0) for x, y in parts]
-    return labelled(benchmark_from_datasets(train=data)).train_stream
-
-
-def naive(model, *plugins, batch=4):
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    return Naive(
-        model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=list(plugins), evaluator=None
-    )
 
 
 def numbered(*counts):
@@ -72,12 +58,8 @@ def test_two_steps_are_those_of_the_algorithm(joined):
             step = loss(0, 1, 2, 3, 4, 5, 6)
         elif place:
             step = loss(4, 5, 6) + loss(0, 1, 2, 3)
-        gradients = torch.autograd.grad(step, list(by_hand.parameters()))
-        with torch.no_grad():
-            for parameter, gradient in zip(by_hand.parameters(), gradients, strict=True):
-                parameter -= RATE * gradient
-    for ours, hand in zip(model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(ours, hand)
+        step_by_hand(by_hand, step)
+    assert_same_weights(model, by_hand)
 
 
 @pytest.mark.parametrize("joined", ["minibatch", "loss"])
@@ -140,7 +122,7 @@ def test_where_everything_may_be_drawn_the_ends_of_experiences_may_be_hidden():
 def test_the_memory_has_images_as_they_came_and_what_it_replays_is_changed_with_the_new_ones(joined):
     torch.manual_seed(0)
     x = torch.arange(8.0)[:, None, None, None] + torch.tensor([0.0, 100.0]).expand(1, 1, 1, 2)
-    plugin, augmentation, watch = ExperienceReplayPlugin(8, joined=joined), Augmentation(flips=True), Watch()
+    plugin, augmentation = ExperienceReplayPlugin(8, joined=joined), Augmentation(flips=True)
     forwarded = []
 
     class Seen(nn.Linear):
@@ -149,13 +131,12 @@ def test_the_memory_has_images_as_they_came_and_what_it_replays_is_changed_with_
             return super().forward(x)
 
     model = nn.Sequential(nn.Flatten(), Seen(2, 2))
-    strategy = naive(model, augmentation.new, plugin, augmentation, watch)
+    strategy = naive(model, augmentation.new, plugin, augmentation)
     for _ in range(5):
         strategy.train(stream_of((x, torch.zeros(8, dtype=torch.long)))[0], shuffle=False)
     kept = plugin.memory.columns["0"]
     assert (kept[..., 1] - kept[..., 0] == 100).all()
-    seen = [forwarded[place] for place in range(1, len(forwarded))]
-    replayed = torch.cat([part for part in seen if joined == "loss"] or [part[4:] for part in seen])
+    replayed = torch.cat(forwarded[1:] if joined == "loss" else [part[4:] for part in forwarded[1:]])
     mirrored = replayed[:, 0] > replayed[:, 1]
     assert 0 < mirrored.float().mean() < 1
 
