@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from engrams.benchmarks.judging import real_classifier
@@ -40,15 +41,19 @@ def pytest_collection_modifyitems(items) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def each_classifier_of_real_images_is_trained_once(tmp_path_factory):
-    """Not once a folder of records, which takes longer than most of what is tested."""
-    kept, train = tmp_path_factory.getbasetemp() / "real-classifiers", real_classifier.train_classifier
-    kept.mkdir()
+    """Not once a folder of records, which takes longer than most of what is tested; nor once a process of tests."""
+    kept, train = tmp_path_factory.getbasetemp(), real_classifier.train_classifier
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        kept = kept.parent  # which all processes share
+    kept = kept / "real-classifiers"
+    kept.mkdir(exist_ok=True)
 
     def trained_once(x, y, classes, images_seen):
         path = kept / f"{blake2b(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:32]}-{images_seen}.pt"
-        if not path.exists():
-            torch.save(train(x, y, classes, images_seen), path)
-        return torch.load(path, weights_only=False)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                torch.save(train(x, y, classes, images_seen), path)
+            return torch.load(path, weights_only=False)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(real_classifier, "train_classifier", trained_once)
