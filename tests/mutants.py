@@ -3,6 +3,7 @@
     python -m tests.mutants                          all of it: hours
     python -m tests.mutants strategies/ewc.py        one file
     python -m tests.mutants --list strategies/ewc.py only show what would be changed
+    python -m tests.mutants --again printed.txt      what survived an earlier run, whose output this file holds
 
 A change is an operator, a comparison, a number, a condition, an argument or a statement (:func:`mutants_of`). The tests
 are run once on code that tells which statements run, to know which of them reach which; each change is then met by
@@ -574,6 +575,7 @@ def main() -> None:
     parser.add_argument(
         "--tests", nargs="+", default=TESTS, help="which tests/test_*.py are to notice; default: all that could"
     )
+    parser.add_argument("--again", type=Path, help="what an earlier run printed: take only what survived it")
     parser.add_argument("--every", type=int, default=1, help="take only every n-th change, for a quick estimate")
     parser.add_argument("--most", type=int, help="tests that meet a change at most, for a quick estimate from below")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -582,6 +584,10 @@ def main() -> None:
         path for path in sorted((ROOT / "strategies").rglob("*.py")) if path.name not in NOT_CHANGED
     ]
     mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
+    if options.again:
+        lines = options.again.read_text(encoding="utf-8").splitlines()
+        survived = {line.partition(": ")[2] for line in lines if line.startswith("survived")}
+        mutants = [mutant for mutant in mutants if mutant.place in survived]
     random.Random(0).shuffle(mutants)  # so that what was done when one stops it is a fair sample
     if options.list:
         print("\n".join(sorted(mutant.key for mutant in mutants)))
@@ -599,7 +605,8 @@ def main() -> None:
     unnoticed = Counter(mutant.file for mutant in found)
     for file, count in Counter(mutant.file for mutant in met).items():
         print(f"{file}: {count - unnoticed[file]} of {count}")
-    stale = set(listed) - {mutant.key for mutant in mutants} if not options.files and options.every == 1 else set()
+    whole = not options.files and not options.again and options.every == 1
+    stale = set(listed) - {mutant.key for mutant in mutants} if whole else set()
     for key in sorted(stale):
         print(f"listed, but there is no such change any more: {key}")
     print(
