@@ -19,6 +19,7 @@ from engrams.strategies.quadratic_penalty import (
     Excluded,
     QuadraticPenaltyPlugin,
 )
+from engrams.strategies.rehearsal import RehearsalPlugin
 
 
 class L2Plugin(QuadraticPenaltyPlugin):
@@ -109,7 +110,7 @@ class FrozenBackbonePlugin(KeepsNothingWithin, SupervisedPlugin):
         return name.startswith(f"{self.classifier}.")
 
 
-class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
+class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
     """Rehearsal of a small buffer of past samples, under any Avalanche strategy.
 
     Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at
@@ -125,7 +126,8 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
                 mem_size // T. Which are kept and which are rehearsed is drawn by torch's global generator.
 
         Raises:
-            ValueError: mem_size below 1; after an experience, if it is less than the number of experiences so far.
+            ValueError: mem_size below 1; in the first step, samples that are not made of tensors; after an experience,
+                if mem_size is less than the number of experiences so far.
         """
         super().__init__()
         at_least_one(mem_size=mem_size)
@@ -146,13 +148,13 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
         self._keep([[column.to(strategy.device) for column in kept] for kept in self._kept])  # they may be loaded
 
     def before_training_iteration(self, strategy, **kwargs):
+        new = self.new_samples(strategy)
         if not self._buffer:
             return
         size = len(self._buffer[0])
         # Each at most once a step, as long as there are enough.
-        order = torch.randperm(size)[: len(strategy.mb_x)].to(self._buffer[0].device)
-        old = (column[order] for column in self._buffer)
-        strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, old, strict=True)]
+        order = torch.randperm(size)[: len(new[0])].to(self._buffer[0].device)
+        self.put_behind(strategy, [column[order] for column in self._buffer])
 
     def after_training_exp(self, strategy, **kwargs):
         self._met.append(strategy.experience.dataset.eval())

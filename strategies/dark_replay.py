@@ -4,11 +4,12 @@ Buzzega, Boschini, Porrello, Abati & Calderara 2020, "Dark Experience for Genera
 Baseline" (NeurIPS, arXiv 2004.07211), Algorithm 1 (DER) and Algorithm 2 (DER++). In every step, with z' the outputs
 kept with x', and (x', z') and (x'', y'') drawn from the memory one after the other:
 
-    loss + alpha ||z' - h(x')||^2 / K + beta cross-entropy(y'', h(x''))
+    loss + alpha ||z' - h(x')||^2 / K + beta l(y'', h(x''))
 
-where h gives the network's K outputs (logits); DER has no last term. The 1/K is the public code's (aimagelab/mammoth,
-models/der.py: a mean over outputs). The memory is a reservoir of everything seen so far, the present experience
-included, so that neither task labels nor the ends of experiences are needed.
+where h gives the network's K outputs (logits) and l is the strategy's criterion, in the paper cross-entropy; DER has no
+last term. The 1/K is the public code's (aimagelab/mammoth, models/der.py: a mean over outputs). The memory is a
+reservoir of everything seen so far, the present experience included, so that neither task labels nor the ends of
+experiences are needed.
 
 Where images are augmented, z' are the outputs for x' as it was augmented then; x' is kept as it came, and augmented
 anew whenever it is drawn, as the public code does.
@@ -17,21 +18,18 @@ anew whenever it is drawn, as the public code does.
 from __future__ import annotations
 
 import torch
-from avalanche.models import avalanche_forward
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
+from engrams.strategies.minibatches import minibatch_of
+from engrams.strategies.rehearsal import RehearsalPlugin
 from engrams.strategies.reservoir import Reservoir
 
-COLUMNS = ("x", "y", "tasks")
-"""Of a minibatch, in Avalanche's order."""
 
-
-class DERPlugin(SupervisedPlugin):
-    """Dark experience replay, under any Avalanche strategy that has one label a sample.
+class DERPlugin(RehearsalPlugin):
+    """Dark experience replay, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
     replays is changed with the new ones.
@@ -43,11 +41,11 @@ class DERPlugin(SupervisedPlugin):
             mem_size: samples in the memory, at least 1. What is kept and what is drawn is decided by torch's global
                 generator.
             alpha: of the distance between outputs, above, >= 0.
-            beta: of the samples' cross-entropy, above, >= 0; 0 is DER, more is DER++.
+            beta: of the strategy's criterion on the samples, above, >= 0; 0 is DER, more is DER++.
             batch_size_mem: samples drawn in a step, for each of the two terms; None for as many as the minibatch has.
 
         Raises:
-            ValueError: an argument outside its range.
+            ValueError: an argument outside its range; in the first step, samples that are not made of tensors.
         """
         super().__init__()
         not_negative(alpha=alpha, beta=beta)
@@ -57,8 +55,9 @@ class DERPlugin(SupervisedPlugin):
 
     def _forget(self) -> None:
         self.memory = Reservoir(self.mem_size)
-        self._new: dict[str, Tensor] = {}
-        self._drawn: list[dict[str, Tensor]] = []
+        self._new: list[Tensor] = []
+        self._drawn: list[list[Tensor]] = []
+        self._outputs: list[Tensor] = []
 
     def state_dict(self) -> State:
         """Returns the memory, and how many samples went by."""
@@ -75,37 +74,36 @@ class DERPlugin(SupervisedPlugin):
             self._forget()
 
     def before_training_iteration(self, strategy, **kwargs):
-        self._new = dict(zip(COLUMNS, strategy.mbatch, strict=True))
-        count = self.batch_size_mem or len(self._new["x"])
+        self._new = self.new_samples(strategy)
+        count = self.batch_size_mem or len(self._new[0])
         terms = (2 if self.beta else 1) if len(self.memory) else 0
-        self._drawn = [self.memory.draw(count, strategy.device) for _ in range(terms)]
-        strategy.mbatch = [torch.cat([part[name] for part in (self._new, *self._drawn)]) for name in COLUMNS]
+        drawn = [self.memory.draw(count, strategy.device) for _ in range(terms)]
+        self._outputs = [part["outputs"] for part in drawn]
+        self.put_behind(strategy, *([part[str(place)] for place in range(len(self._new))] for part in drawn))
 
     def before_forward(self, strategy, **kwargs):
-        # By now, images have been changed with the new ones, and others may have put more behind them.
-        new, *drawn = [len(part["x"]) for part in (self._new, *self._drawn)]
-        x = strategy.mb_x[new : new + sum(drawn)].split(drawn) if drawn else ()
-        self._drawn = [{**part, "x": changed} for part, changed in zip(self._drawn, x, strict=True)]
-        strategy.mbatch = [torch.cat([column[:new], column[new + sum(drawn) :]]) for column in strategy.mbatch]
+        # By now, images have been changed with the new ones.
+        sizes = [len(outputs) for outputs in self._outputs]
+        columns = [column.split(sizes) for column in self.take_out(strategy)]
+        self._drawn = [list(part) for part in zip(*columns, strict=True)]
 
     def before_backward(self, strategy, **kwargs):
         if not self._drawn:
             return
         for_outputs, *for_labels = self._drawn
-        kept, outputs = for_outputs["outputs"], _outputs(strategy, for_outputs)
+        with minibatch_of(strategy, for_outputs):
+            outputs = strategy.forward()
+        kept = self._outputs[0]
         known = ~kept.isnan()  # a head may have outputs that were not there then
         distance = functional.mse_loss(outputs[:, : kept.shape[1]][known], kept[known])
         strategy.loss = strategy.loss + self.alpha * distance
         for part in for_labels:
-            strategy.loss = strategy.loss + self.beta * functional.cross_entropy(_outputs(strategy, part), part["y"])
+            with minibatch_of(strategy, part):
+                strategy.loss = strategy.loss + self.beta * strategy._criterion(strategy.forward(), strategy.mb_y)
 
     def after_update(self, strategy, **kwargs):
-        outputs = strategy.mb_output.detach()[: len(self._new["x"])]
+        outputs = strategy.mb_output.detach()[: len(self._new[0])]
         for module in strategy.model.modules():
             if getattr(module, "masking", False):  # of classes not met yet: Avalanche's heads put a number for them
                 outputs = outputs.masked_fill(outputs == module.mask_value, torch.nan)
-        self.memory.add({**self._new, "outputs": outputs})
-
-
-def _outputs(strategy, drawn: dict[str, Tensor]) -> Tensor:
-    return avalanche_forward(strategy.model, drawn["x"], drawn["tasks"])
+        self.memory.add({str(place): column for place, column in enumerate(self._new)} | {"outputs": outputs})

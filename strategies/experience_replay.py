@@ -15,18 +15,18 @@ Aljundi et al. 2019 draws from earlier experiences alone (``"past"``; Caccia et 
 from __future__ import annotations
 
 import torch
-from avalanche.models import avalanche_forward
-from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import DrawsFrom, JoinedBy
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
+from engrams.strategies.minibatches import minibatch_of
+from engrams.strategies.rehearsal import RehearsalPlugin
 from engrams.strategies.reservoir import Reservoir
 
 
-class ExperienceReplayPlugin(SupervisedPlugin):
+class ExperienceReplayPlugin(RehearsalPlugin):
     """Experience replay from a reservoir, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
@@ -52,7 +52,7 @@ class ExperienceReplayPlugin(SupervisedPlugin):
                 their loss is added.
 
         Raises:
-            ValueError: an argument outside its range.
+            ValueError: an argument outside its range; in the first step, samples that are not made of tensors.
         """
         super().__init__()
         at_least_one(batch_size_mem=batch_size_mem)
@@ -66,7 +66,6 @@ class ExperienceReplayPlugin(SupervisedPlugin):
         self.memory = Reservoir(self.mem_size)
         self._experience = 0
         self._pieces = Pieces()
-        self._new = 0
         self._old: list[Tensor] = []
 
     def state_dict(self) -> State:
@@ -88,18 +87,16 @@ class ExperienceReplayPlugin(SupervisedPlugin):
             self._experience += 1
 
     def before_training_iteration(self, strategy, **kwargs):
-        new = list(strategy.mbatch)
-        self._new = len(strategy.mb_y)
-        old = self._drawn(strategy)
+        new = self.new_samples(strategy)
+        old = self._drawn(strategy, len(new[0]))
         self.memory.add(
             {str(place): column for place, column in enumerate(new)}
-            | {"experience": torch.full((self._new,), self._experience)}
+            | {"experience": torch.full((len(new[0]),), self._experience)}
         )
-        if old:
-            strategy.mbatch = [torch.cat(columns) for columns in zip(new, old, strict=True)]
+        self.put_behind(strategy, *old)
 
-    def _drawn(self, strategy) -> list[Tensor]:
-        """The columns of what is replayed in this step; none where there is nothing to replay."""
+    def _drawn(self, strategy, new: int) -> list[list[Tensor]]:
+        """What is replayed in this step, its columns; empty where there is nothing to replay."""
         if not len(self.memory):
             return []
         allowed = None
@@ -107,16 +104,15 @@ class ExperienceReplayPlugin(SupervisedPlugin):
             allowed = self.memory.columns["experience"][: len(self.memory)] < self._experience
             if not allowed.any():
                 return []
-        drawn = self.memory.draw(self.batch_size_mem or self._new, strategy.device, allowed)
-        return [drawn[str(place)] for place in range(len(strategy.mbatch))]
+        drawn = self.memory.draw(self.batch_size_mem or new, strategy.device, allowed)
+        return [[drawn[str(place)] for place in range(len(strategy.mbatch))]]
 
     def before_forward(self, strategy, **kwargs):
         if self.joined == "loss":  # by now, images have been changed with the new ones
-            self._old = [column[self._new :] for column in strategy.mbatch]
-            strategy.mbatch = [column[: self._new] for column in strategy.mbatch]
+            self._old = self.take_out(strategy)
 
     def before_backward(self, strategy, **kwargs):
         if self.joined == "loss" and len(self._old[0]):
-            x, y, tasks = self._old[0], self._old[1], self._old[-1]
-            strategy.loss = strategy.loss + strategy._criterion(avalanche_forward(strategy.model, x, tasks), y)
+            with minibatch_of(strategy, self._old):
+                strategy.loss = strategy.loss + strategy._criterion(strategy.forward(), strategy.mb_y)
             self._old = []

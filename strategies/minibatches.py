@@ -70,13 +70,20 @@ class AskedThroughStrategy(nn.Module):
     @contextmanager
     def _minibatch_of(self, columns: list) -> Iterator[None]:
         strategy = self._strategy[0]
-        before = strategy.mbatch
-        strategy.mbatch = list(columns)
-        try:
+        with minibatch_of(strategy, columns):
             strategy._unpack_minibatch()
             yield
-        finally:
-            strategy.mbatch = before
+
+
+@contextmanager
+def minibatch_of(strategy, columns: list) -> Iterator[None]:
+    """Within, these columns are the strategy's minibatch, of which ``strategy.forward()`` asks its model."""
+    before = strategy.mbatch
+    strategy.mbatch = list(columns)
+    try:
+        yield
+    finally:
+        strategy.mbatch = before
 
 
 PLAIN_COLUMNS = {name: getattr(SupervisedProblem, name) for name in ("mb_x", "mb_y", "mb_task_id")}

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
@@ -24,10 +26,21 @@ def stream_of(*parts):
     return labelled(benchmark_from_datasets(train=data)).train_stream
 
 
-def naive(model, *plugins, batch=4, rate=RATE):
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    return Naive(
-        model=model, optimizer=optimizer, train_mb_size=batch, train_epochs=1, plugins=list(plugins), evaluator=None
+def bare(*columns):
+    """An experience of a data set's columns, of which it says nothing."""
+    [experience] = benchmark_from_datasets(train=[AvalancheDataset([TensorDataset(*columns)])]).train_stream
+    return experience
+
+
+def naive(model, *plugins, batch=4, rate=RATE, criterion=None, kind=Naive):
+    return kind(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=rate),
+        criterion=criterion or nn.CrossEntropyLoss(),
+        train_mb_size=batch,
+        train_epochs=1,
+        plugins=list(plugins),
+        evaluator=None,
     )
 
 
@@ -94,6 +107,28 @@ def test_vectors_may_be_longer_or_shorter_than_those_before():
     assert drawn["whole"].tolist() == [[width] * 3 for width in drawn["place"].tolist()]
 
 
+@pytest.mark.parametrize(
+    ("criterion", "y"),
+    [
+        (nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 25.0])), torch.arange(8) % 3),
+        (nn.BCEWithLogitsLoss(), torch.arange(24).view(8, 3) % 2.0),
+        (nn.MSELoss(), torch.linspace(-3, 3, 24).view(8, 3)),
+    ],
+    ids=["class weights", "several labels", "regression"],
+)
+def test_labels_are_rehearsed_by_the_strategys_own_criterion(criterion, y):
+    torch.manual_seed(0)
+    x = torch.randn(8, 3)
+    model, by_hand = nn.Linear(3, 3), nn.Linear(3, 3)
+    by_hand.load_state_dict(model.state_dict())
+    strategy = naive(model, DERPlugin(mem_size=4, alpha=0.0, beta=0.7), criterion=criterion)
+    for experience in bare(x[:4], y[:4], torch.zeros(4)), bare(x[4:], y[4:], torch.zeros(4)):
+        strategy.train(experience, shuffle=False)
+    step_by_hand(by_hand, criterion(by_hand(x[:4]), y[:4]))
+    step_by_hand(by_hand, criterion(by_hand(x[4:]), y[4:]) + 0.7 * criterion(by_hand(x[:4]), y[:4]))
+    assert_same_weights(model, by_hand)
+
+
 def test_it_goes_on_from_a_state():
     def learned(cut):
         torch.manual_seed(0)
@@ -122,7 +157,7 @@ def test_outputs_of_classes_that_had_not_come_are_compared_with_nothing():
         assert strategy.loss < 50  # Avalanche's masked output is -1000
     kept = plugin.state_dict()["kept"]
     for label in range(3):
-        known = ~kept["outputs"][kept["y"] == label].isnan()
+        known = ~kept["outputs"][kept["1"] == label].isnan()
         assert known[:, : label + 1].all()
         assert not known[:, label + 1 :].any()
 
@@ -165,7 +200,7 @@ def test_the_memory_has_images_as_they_came_and_what_it_draws_is_augmented_anew(
     strategy = naive(nn.Sequential(nn.Flatten(), Seen(2, 2)), augmentation.new, plugin, augmentation, batch=8, rate=0.0)
     for _ in range(6):  # steps: all but the first draw all eight, for each of the terms
         strategy.train(stream_of((x, torch.zeros(8, dtype=torch.long)))[0], shuffle=False)
-    kept = plugin.memory.columns["x"]
+    kept = plugin.memory.columns["0"]
     assert (kept[..., 1] - kept[..., 0] == 100).all()
     terms = 2 if beta else 1
     assert [len(part) for part in forwarded] == [8] + [8] * (1 + terms) * 5
@@ -191,7 +226,7 @@ def test_what_others_replay_behind_it_is_learned_and_not_kept():
     plugin = DERPlugin(8, 1.0, 1.0)
     naive(nn.Linear(1, 1), plugin, More(), batch=4, rate=0.0).train(stream_of((x, y))[0], shuffle=False)
     assert learned == [[0.0, 1.0, 2.0, 3.0, -1.0], [4.0, 5.0, 6.0, 7.0, -1.0]]
-    assert sorted(plugin.memory.columns["x"].flatten().tolist()) == list(range(8))
+    assert sorted(plugin.memory.columns["0"].flatten().tolist()) == list(range(8))
     assert len(plugin.memory.columns["outputs"]) == 8
 
 

@@ -6,16 +6,21 @@ from collections import OrderedDict
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.models import as_multitask
+from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.benchmarks.training.augment import Augmentation
+from engrams.strategies.baselines import ReplayPlugin
+from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
-from tests.test_dark_replay import RATE, assert_same_weights, naive, step_by_hand, stream_of
+from tests.test_dark_replay import RATE, assert_same_weights, bare, naive, step_by_hand, stream_of
 
 
 class Watch(SupervisedPlugin):
@@ -161,6 +166,114 @@ def test_what_is_drawn_goes_through_the_heads_of_its_tasks():
     gradient = torch.autograd.grad(loss, expected.classifier.classifiers["0"].classifier.weight)[0]
     before = expected.classifier.classifiers["0"].classifier.weight.detach()
     torch.testing.assert_close(head.weight.detach(), before - RATE * gradient)
+
+
+# --- both memories' ---------------------------------------------------------------------------------------------------
+
+MEMORIES = {
+    "er": lambda: ExperienceReplayPlugin(100, 4),
+    "er, a loss of its own": lambda: ExperienceReplayPlugin(100, 4, joined="loss"),
+    "derpp": lambda: DERPlugin(100, 0.3, 0.7, 4),
+}
+
+
+@pytest.mark.parametrize("last", MEMORIES)
+@pytest.mark.parametrize("first", [*MEMORIES, "replay"])
+def test_what_another_plugin_replays_is_nothing_new(first, last):
+    torch.manual_seed(0)
+    plugins = [ReplayPlugin(4) if first == "replay" else MEMORIES[first](), MEMORIES[last]()]
+    strategy = naive(nn.Linear(1, 2), *plugins)
+    for experience in numbered(4, 4, 2):
+        strategy.train(experience)
+    for plugin in plugins[first == "replay" :]:
+        memory = plugin.memory
+        assert sorted(memory.columns["0"][: memory.seen].flatten().tolist()) == list(range(10))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_that_learn_what_they_draw_apart_add_a_loss_each(order):
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 3), torch.tensor([0, 1, 2, 1, 2, 0, 1])
+    model, by_hand = nn.Linear(3, 3), nn.Linear(3, 3)
+    by_hand.load_state_dict(model.state_dict())
+    plugins = [ExperienceReplayPlugin(4, joined="loss"), ReplayPlugin(4), DERPlugin(4, 0.3, 0.7)]
+    strategy = naive(model, *plugins[::order])
+    # All four of the first experience are in each of the memories.
+    for experience in stream_of((x[:4], y[:4]), (x[[4, 5, 6, 6]], y[[4, 5, 6, 6]])):
+        strategy.train(experience, shuffle=False)
+
+    def loss(*rows):
+        return functional.cross_entropy(by_hand(x[list(rows)]), y[list(rows)])
+
+    old = by_hand(x[:4]).detach()
+    step_by_hand(by_hand, loss(0, 1, 2, 3))
+    distance = functional.mse_loss(by_hand(x[:4]), old)
+    step_by_hand(by_hand, loss(4, 5, 6, 6, 0, 1, 2, 3) + 1.7 * loss(0, 1, 2, 3) + 0.3 * distance)
+    assert_same_weights(model, by_hand)
+
+
+class WithFeatures(nn.Linear):
+    """Its outputs, and what they are of."""
+
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class FirstOfTwo(Naive):
+    def forward(self):
+        return super().forward()[0]
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_is_drawn_goes_through_the_strategys_own_forward(memory):
+    learned = []
+    for network, kind in ((nn.Linear(1, 2), Naive), (WithFeatures(1, 2), FirstOfTwo)):
+        nn.init.constant_(network.weight, 0.1)
+        nn.init.zeros_(network.bias)
+        torch.manual_seed(0)
+        strategy = naive(network, MEMORIES[memory](), rate=0.01, kind=kind)
+        for experience in numbered(6, 6):
+            strategy.train(experience)
+        learned.append(network.weight.detach())
+    assert torch.equal(*learned)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_streams_may_have_no_task_labels_or_other_columns(memory):
+    x, y, other = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2, torch.rand(8)
+    tasks, learned = torch.zeros(8, dtype=torch.long), []
+    for columns in ((x, y, tasks), (x, y), (x, y, other, tasks)):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        strategy = naive(network, MEMORIES[memory]())
+        strategy.train(bare(*columns))
+        learned.append(network.weight.detach())
+    assert torch.equal(learned[0], learned[1])
+    assert torch.equal(learned[0], learned[2])
+
+
+@pytest.mark.parametrize("plugin", [*MEMORIES.values(), lambda: ReplayPlugin(4)])
+def test_samples_of_several_parts_are_refused_before_anything_is_learned(plugin):
+    class Parts(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"x": torch.zeros(1)}, index % 2, 0
+
+    class Unmoved(Naive):
+        def _unpack_minibatch(self):
+            pass
+
+        def forward(self):
+            pytest.fail("a step is begun")
+
+    [experience] = benchmark_from_datasets(train=[AvalancheDataset([Parts()])]).train_stream
+    with pytest.raises(ValueError, match=r"keeps samples of tensors; the columns .* are: dict, Tensor, Tensor\. Let"):
+        naive(nn.Linear(1, 2), plugin(), kind=Unmoved).train(experience)
+
+
+# --- a memory's life --------------------------------------------------------------------------------------------------
 
 
 def test_it_goes_on_from_a_state():
