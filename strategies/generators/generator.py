@@ -69,12 +69,21 @@ class Generator(nn.Module, ABC):
                 of which is taken then, so that ``torch.manual_seed`` decides it.
 
         Raises:
-            ValueError: an image without pixels, or ``low`` not below ``high``.
+            ValueError: no :class:`ImageSpec`, or one of other types than it promises; an image without pixels, or
+                ``low`` not below ``high``.
         """
         super().__init__()
-        self.shape = torch.Size(images.shape)
-        self.register_buffer("low", torch.as_tensor(images.low, dtype=torch.get_default_dtype()))
-        self.register_buffer("high", torch.as_tensor(images.high, dtype=torch.get_default_dtype()))
+        try:
+            shape, low, high = torch.Size(images.shape), images.low, images.high
+            low, high = (torch.as_tensor(bound, dtype=torch.get_default_dtype()) for bound in (low, high))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"a generator is made for an ImageSpec: a tuple for the shape of an image, and numbers or tensors for "
+                f"low and high, as in ImageSpec((1, 28, 28), 0.0, 1.0) or ImageSpec((784,)); got {images!r}"
+            ) from error
+        self.shape = shape
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
         if self.shape.numel() < 1 or not (self.low < self.high).all():
             raise ValueError(f"images must have pixels, and low must be below high; got {images}")
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
