@@ -10,8 +10,8 @@ import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
 from torch import Tensor, nn
-from torch.nn import functional
 
+from engrams.strategies.answers import SAMPLES, Answers
 from engrams.strategies.arguments import one_of
 from engrams.strategies.choices import NewShare, ReplayLabels
 from engrams.strategies.experiences import Met, Pieces
@@ -19,6 +19,7 @@ from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplat
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
+from engrams.strategies.minibatches import minibatch_of, same_random_numbers
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
 
@@ -42,8 +43,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
         r E_{(x, y) ~ D_t} [l(S_t(x), y)]  +  (1 - r) E_{x' ~ G_{t-1}} [l(S_t(x'), S_{t-1}(x'))]
 
     Each expectation is the mean over a minibatch of its own, both of ``train_mb_size``. The solver is the template's
-    ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it; plugins see the real
-    minibatch. The generator has one more hook, that of :class:`GeneratorPlugin`.
+    ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it. Plugins see the real
+    minibatch, and replay goes to the solver as the generator makes it: images must be normalised by the stream's
+    transforms or the network, for what a plugin does to a minibatch (normalises it, augments it) is not done to replay.
+    The generator has one more hook, that of :class:`GeneratorPlugin`.
 
     Where the stream comes in pieces (Avalanche's ``split_online_stream``), the scholar learns each of them, and becomes
     the previous one where an experience ends. Several heads are :class:`Heads`'s.
@@ -71,14 +74,16 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
                 previous weights (EWC, MAS) has no meaning then, and this package's are refused.
             template: the arguments of Avalanche's ``SupervisedTemplate``; ``criterion`` must take class probabilities
-                as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does.
+                as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does. Where the solver has one logit, it
+                must be a binary cross-entropy of the class, 0 or 1: the answer is class 1 if the logit is above 0, or
+                the logit's sigmoid, [N].
 
         Raises:
             ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
-                generator that cannot be, or ``soft`` with NLLLoss; new_scholar together
-                with a quadratic penalty or a conditional generator. In the first experience, before anything is
-                trained: it does not know the classes that r or the heads need, or its images are not what the generator
-                was promised.
+                generator that cannot be; new_scholar together with a quadratic penalty or a conditional generator. In
+                the first experience, before anything is trained: it does not know the classes that r or the heads need,
+                its images are not what the generator was promised, no labels can be read off the solver's outputs, or
+                the criterion does not take those that replay will have (see :class:`Answers`).
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
@@ -89,10 +94,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
             raise ValueError("new_scholar starts a generator afresh; one that replays by itself has no past then")
         if new_scholar and any(isinstance(plugin, QuadraticPenaltyPlugin) for plugin in template.get("plugins") or ()):
             raise ValueError("new_scholar starts from other weights than those that a quadratic penalty is anchored at")
-        if replay_labels == "soft" and isinstance(template.get("criterion"), nn.NLLLoss):
-            raise ValueError(
-                "replay_labels='soft' needs a criterion that takes class probabilities; NLLLoss takes none"
-            )
         super().__init__(**template)
         self.generator = generator.to(self.device)
         self.r = r
@@ -103,6 +104,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._past: list[Met] = []
         self._pieces = Pieces()
         self._task_classes = TaskClasses() if is_multi_task_module(self.model) else None
+        self._answers: Answers | None = None
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
         self._ahead: list[tuple[Tensor, Tensor, Tensor]] = []
         """Minibatches of replay that are drawn and not used yet, the next one last."""
@@ -142,11 +144,11 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def _train_exp(self, experience, eval_streams=None, **kwargs):
         replay = self.previous.generator.sample if self.previous else None
         ahead = self._gone_on_from.get("ahead", []) if self._gone_on_from else []
+        self._heads = Heads([*self._past, Met.of(self.experience)], self.model, self.device)
         self._train_generator(replay, self.new_share, **kwargs)
         self._ahead = [
             (x.to(self.device), answers.to(self.device), tasks.to(self.device)) for x, answers, tasks in ahead
         ]
-        self._heads = Heads([*self._past, Met.of(self.experience)], self.model, self.device)
         self._replay = self._replayed() if self.new_share < 1 else None
         super()._train_exp(experience, eval_streams, **kwargs)
 
@@ -155,14 +157,23 @@ class DeepGenerativeReplay(GeneratorTemplate):
             return labels
         return self._task_classes.numbered(torch.cat(columns[2]).to(labels), labels)
 
+    def _before_learning(self, images: Tensor, labels: Tensor) -> None:
+        if self._answers or self._past or self.r == 1 or self.replay_labels == "asked":
+            return
+        tasks = self._heads.known[:1].expand(SAMPLES).to(self.device)
+        with same_random_numbers(), torch.no_grad():
+            solver = deepcopy(self.model).eval()
+            outputs = self._outputs(solver, self._heads, images[:SAMPLES], tasks[: len(images)])
+        self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)
+
     def criterion(self) -> Tensor:
         """Eq. 2 in training, the loss on the minibatch alone in evaluation."""
         loss = super().criterion()
         if not self.is_training or self._replay is None:
             return loss
         x, answers, tasks = next(self._replay)
-        outputs = self._heads.outputs(self.model, x, tasks)
-        replay_loss = self._criterion(outputs, self._targets(answers, outputs.shape[1]))
+        outputs = self._outputs(self.model, self._heads, x, tasks)
+        replay_loss = self._criterion(outputs, self._targets(answers, outputs))
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -195,15 +206,24 @@ class DeepGenerativeReplay(GeneratorTemplate):
             )
         with torch.no_grad():
             parts = zip(x.split(READ_AT_ONCE), tasks.split(READ_AT_ONCE), strict=True)
-            return x, torch.cat([heads.outputs(solver, *part) for part in parts]), tasks
+            return x, torch.cat([self._outputs(solver, heads, *part) for part in parts]), tasks
 
-    def _targets(self, answers: Tensor, outputs: int) -> Tensor:
-        """Answers as of :meth:`_replayed` -> labels [N], or probabilities [N, outputs] of the present solver's."""
+    def _targets(self, answers: Tensor, outputs: Tensor) -> Tensor:
+        """Answers as of :meth:`_replayed` -> what the present solver's outputs for the same x' are to be."""
         if self.replay_labels == "asked":
             return answers
-        if self.replay_labels == "hard":
-            return answers.argmax(dim=1)
-        return functional.pad(answers.softmax(dim=1), (0, outputs - answers.shape[1]))
+        if self._answers is None:  # training goes on from a state
+            self._answers = Answers(self.replay_labels, outputs, self.mb_y, self._criterion)
+        return self._answers(answers, outputs)
+
+    def _outputs(self, solver: nn.Module, heads: Heads, x: Tensor, tasks: Tensor) -> Tensor:
+        """A solver's outputs for inputs [N, ...] under the heads of tasks [N], by the strategy's own ``forward``."""
+        model, self.model = self.model, solver
+        try:
+            with minibatch_of(self, [x, None, tasks]):
+                return heads.answered(self.forward(), tasks)
+        finally:
+            self.model = model
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)

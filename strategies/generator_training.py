@@ -68,6 +68,9 @@ class GeneratorTemplate(SupervisedTemplate):
         """What the generator is to call the classes [N] of an experience, given all columns of its minibatches."""
         return labels
 
+    def _before_learning(self, images: Tensor, labels: Tensor) -> None:
+        """Refuses images [N, ...] and classes [N] that the strategy can do nothing with."""
+
     def _train_generator(
         self, replay: Sampler | None = None, r: float = 1.0, num_workers: int = 0, **kwargs: Any
     ) -> None:
@@ -80,7 +83,7 @@ class GeneratorTemplate(SupervisedTemplate):
 
         Raises:
             ValueError: before anything is trained, where the experience's inputs are no tensors, its labels no classes,
-                or the images not what the generator was promised.
+                the images not what the generator was promised, or the strategy can do nothing with them.
         """
         within, self._gone_on_from = self._gone_on_from, None
         if within and not within["learns"]:
@@ -108,6 +111,7 @@ class GeneratorTemplate(SupervisedTemplate):
                 f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
             )
         self.generator.check(images)  # as its own learn does, if it is one of ours
+        self._before_learning(images, labels)
         if within:
             restore_within(self.generator, within["generator"])
         self._learns = True

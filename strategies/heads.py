@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from avalanche.models import avalanche_forward
 from avalanche.models.utils import is_multi_task_module
 from torch import Tensor, nn
 
@@ -68,13 +67,11 @@ class Heads:
         """``n`` of the tasks met, each as likely as the others, int64 [n]."""
         return self.known[torch.randint(len(self.known), (n,), generator=random)].to(self.sizes.device)
 
-    def outputs(self, solver: nn.Module, x: Tensor, tasks: Tensor) -> Tensor:
-        """A solver's outputs for inputs [N, ...] under the heads of tasks [N]: [N, outputs].
+    def answered(self, outputs: Tensor, tasks: Tensor) -> Tensor:
+        """A solver's outputs for inputs of these tasks [N], with those masked that are no answers: [N, outputs].
 
-        Where heads differ in size, Avalanche fills the rows of the smaller up with zeros, as if they were answers:
-        these are masked.
+        Where heads differ in size, Avalanche fills the rows of the smaller up with zeros, as if they were answers.
         """
-        outputs = avalanche_forward(solver, x, tasks)
         if not len(self.sizes):
             return outputs
         beyond = torch.arange(outputs.shape[1], device=outputs.device) >= self.sizes[tasks][:, None]

@@ -114,6 +114,75 @@ def test_the_loss_of_a_mixed_batch_is_the_equation_by_hand(labels, make):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_the_only_class_so_far_of_a_growing_head_is_a_class(labels):
+    model = mlp()
+    model.classifier = IncrementalClassifier(5, initial_out_features=1)
+    losses = Losses(by_hand(labels))
+    learn(scholar(model, losses, generator=KnownImages(SPEC, epochs=1), replay_labels=labels), stream([[0], [1], [2]]))
+    for found, expected in losses.pairs:
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def binary(outputs, labels):
+    """Class 1 counts twice."""
+    assert labels.shape == (len(outputs),)
+    return functional.binary_cross_entropy_with_logits(
+        outputs.flatten(), labels.float(), pos_weight=outputs.new_tensor(2)
+    )
+
+
+class OneLogit(nn.Linear):
+    """Its outputs are [N, 1], or flat, [N]."""
+
+    def __init__(self, flat):
+        super().__init__(6, 1)
+        self.flat = flat
+
+    def forward(self, x):
+        outputs = super().forward(x)
+        return outputs.squeeze(1) if self.flat else outputs
+
+
+def binary_by_hand(labels):
+    """Eq. 2 with the known replay, one sample at a time."""
+
+    def mean(logits, targets):
+        pairs = zip(logits.flatten(), targets, strict=True)
+        return torch.stack([-2 * y * z.sigmoid().log() - (1 - y) * (1 - z.sigmoid()).log() for z, y in pairs]).mean()
+
+    def expected(strategy):
+        new = mean(strategy.model(strategy.mb_x), strategy.mb_y)
+        if strategy.previous is None:
+            return new
+        answers = [float(z) for z in strategy.previous.solver(KnownImages.images).sigmoid()]
+        targets = [float(one > 0.5) if labels == "hard" else one for one in answers]
+        assert 0 < sum(one > 0.5 for one in answers) < BATCH
+        return strategy.new_share * new + (1 - strategy.new_share) * mean(strategy.model(KnownImages.images), targets)
+
+    return expected
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_logit_answers_by_its_sign_or_its_sigmoid(labels, flat):
+    torch.manual_seed(1)
+    losses, generator = Losses(binary_by_hand(labels)), KnownImages(SPEC, epochs=1)
+
+    def made(model, *plugins):
+        template = arguments(model, *plugins, epochs=1) | {"criterion": binary}
+        return DeepGenerativeReplay(generator=generator, replay_labels=labels, **template)
+
+    first, second, third = stream([[0, 1]] * 3)
+    strategy = learn(made(OneLogit(flat), losses), [first, second])
+    gone_on = made(strategy.model, losses)
+    gone_on.load_state_dict(strategy.state_dict())
+    learn(gone_on, [third])
+    assert len(losses.pairs) == 3 * 4
+    for found, expected in losses.pairs:
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("r", "expected"),
     [("experiences", [1, 1 / 2, 1 / 3]), ("classes", [1, 1 / 3, 3 / 6]), (0.3, [1, 0.3, 0.3]), (1, [1, 1, 1])],
@@ -270,6 +339,30 @@ def head_by_head(strategy, labels, tasks_seen):
         probabilities = functional.pad(answer.softmax(dim=0), (0, len(output) - len(answer)))
         old.append(functional.cross_entropy(output, answer.argmax() if labels == "hard" else probabilities))
     return new / t + (1 - 1 / t) * torch.stack(old).mean()
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_replay_goes_through_the_strategys_own_forward(labels):
+    class WithFeatures(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x), x
+
+    class FirstOfTwo(DeepGenerativeReplay):
+        def forward(self):
+            return super().forward()[0]
+
+    learned = []
+    for kind, around in ((DeepGenerativeReplay, lambda network: network), (FirstOfTwo, WithFeatures)):
+        torch.manual_seed(0)
+        network = mlp()
+        made = kind(generator=vae(), replay_labels=labels, **arguments(around(network), epochs=1))
+        learn(made, stream([[0, 1]] * 2))
+        learned.append(network.classifier.weight.detach())
+    assert torch.equal(*learned)
 
 
 def test_a_benchmark_without_classes_and_tasks_will_do():

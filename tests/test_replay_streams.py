@@ -18,9 +18,11 @@ from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, SimpleMLP
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import DeepGenerativeReplay, MeRGAN
+from engrams.strategies.answers import Answers
 from engrams.strategies.baselines import FrozenBackbonePlugin, ReplayPlugin
 from engrams.strategies.dgr import Scholar
 from engrams.strategies.experiences import Met, Pieces, classes_of
@@ -453,11 +455,62 @@ def test_what_ones_own_generator_is_shown_and_makes_is_checked():
         strategy.train(second)
 
 
-def test_soft_labels_need_a_criterion_that_takes_probabilities():
-    with pytest.raises(ValueError, match="NLLLoss takes none"):
-        DeepGenerativeReplay(
-            generator=PastImages(SPEC), replay_labels="soft", **template(solver()) | {"criterion": nn.NLLLoss()}
-        )
+def of_one_output(criterion):
+    return lambda outputs, y: criterion(outputs.flatten(), y.float())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "criterion", "message"),
+    [
+        (1, "hard", of_one_output(functional.mse_loss), "criterion .* is no binary cross-entropy between its logit"),
+        (1, "soft", lambda outputs, y: (1 - outputs.flatten() * (2 * y - 1)).relu().mean(), "is no binary"),
+        (1, "hard", of_one_output(lambda logit, y: functional.binary_cross_entropy_with_logits(logit, 1 - y)), "is no"),
+        (1, "hard", of_one_output(lambda z, y: functional.binary_cross_entropy(z.clamp(0.01, 0.99), y)), "is no"),
+        (1, "hard", nn.CrossEntropyLoss(), r"criterion \(CrossEntropyLoss\) is no binary"),
+        ((2, 3), "hard", nn.CrossEntropyLoss(), r"outputs \[N, classes\], .*; the solver's are \[3, 2, 3\]"),
+        (
+            6,
+            "soft",
+            nn.NLLLoss(),
+            r"takes probabilities .* \['N', 6\], .* NLLLoss takes none \(Run.*'hard'$",
+        ),
+        (6, "soft", nn.MultiMarginLoss(), "MultiMarginLoss takes none"),
+        (6, "soft", lambda z, y: functional.mse_loss(z, functional.one_hot(y, 6).float()), "takes none"),
+    ],
+    ids=[
+        *("squared error", "hinge", "other way round", "a probability", "one of several classes", "positions"),
+        *("nll", "margin", "one-hot"),
+    ],
+)
+def test_labels_that_a_criterion_cannot_take_are_refused_before_anything_is_learned(
+    outputs, labels, criterion, message
+):
+    shape = outputs if isinstance(outputs, tuple) else (outputs,)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, math.prod(shape)), nn.Unflatten(1, shape))
+    strategy = DeepGenerativeReplay(
+        generator=OF_IMAGES["vae"](), replay_labels=labels, **template(model, Untouched()) | {"criterion": criterion}
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        strategy.train(streams(experiences=1)["nothing"][0])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_a_criterion_is_asked_aside(labels):
+    """Neither what it remembers nor what it draws is noticed by the training."""
+
+    class Remembers(nn.Module):
+        calls = 0
+
+        def forward(self, outputs, y):
+            self.calls += 1
+            torch.rand(1)
+            return functional.binary_cross_entropy_with_logits(outputs[:, 0], y.float())
+
+    criterion, before = Remembers(), torch.get_rng_state()
+    assert Answers(labels, torch.zeros(5, 1), torch.zeros(5, dtype=torch.long), criterion).one_logit
+    assert criterion.calls == 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_growing_heads_learn_in_pieces_too():
