@@ -95,7 +95,7 @@ class DERPlugin(RehearsalPlugin):
             outputs = strategy.forward()
         kept = self._outputs[0]
         known = ~kept.isnan()  # a head may have outputs that were not there then
-        distance = functional.mse_loss(outputs[:, : kept.shape[1]][known], kept[known])
+        distance = functional.mse_loss(outputs[tuple(map(slice, kept.shape))][known], kept[known])
         strategy.loss = strategy.loss + self.alpha * distance
         for part in for_labels:
             with minibatch_of(strategy, part):

@@ -129,6 +129,19 @@ def test_labels_are_rehearsed_by_the_strategys_own_criterion(criterion, y):
     assert_same_weights(model, by_hand)
 
 
+def test_outputs_may_be_one_number_a_sample():
+    x, y, learned = torch.linspace(-1, 1, 24).view(8, 3), torch.arange(8) % 2, []
+    for shape in (nn.Identity(), nn.Flatten(0)):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 1), shape)
+        strategy = naive(
+            network, DERPlugin(8, 0.3, 0.7), criterion=lambda outputs, y: (outputs.flatten() - y).square().mean()
+        )
+        strategy.train(bare(x, y))
+        learned.append(network[0].weight.detach())
+    assert torch.equal(*learned)
+
+
 def test_it_goes_on_from_a_state():
     def learned(cut):
         torch.manual_seed(0)
