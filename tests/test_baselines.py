@@ -196,6 +196,41 @@ def test_a_buffer_may_hold_one_sample():
     assert [len(column) for column in replay._buffer] == [1, 1, 1]
 
 
+def test_a_state_of_a_buffer_stays_as_it_is():
+    replay = ReplayPlugin(12)
+    first, second = stream([[0, 1]] * 2)
+    strategy = learn(mlp(), [first], replay)
+    state = replay.state_dict()
+    strategy.train(second)
+    other = ReplayPlugin(12)
+    other.load_state_dict(state)
+    assert [len(column) for column in other._buffer] == [12, 12, 12]
+    assert rows(other._buffer[0]) <= rows(torch.stack([x for x, *_ in first.dataset]))
+
+
+def test_samples_that_take_a_way_of_their_own_into_a_batch_take_it_into_the_buffer():
+    """Of different length, say, and padded."""
+
+    class Growing(torch.utils.data.Dataset):
+        targets = (0, 1) * 10
+
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, n):
+            return torch.ones(1 + n % 6), self.targets[n]
+
+    def padded(samples):
+        x = torch.stack([torch.nn.functional.pad(x, (0, 6 - len(x))) for x, *_ in samples])
+        return [x, *(torch.tensor(column) for column in list(zip(*samples, strict=True))[1:])]
+
+    data = as_classification_dataset(Growing(), collate_fn=padded)
+    replay = ReplayPlugin(20)
+    learn(mlp(), benchmark_from_datasets(train=[data]).train_stream, replay)
+    assert replay._buffer[0].shape == (20, 6)
+    assert sorted(replay._buffer[0].sum(1).tolist()) == sorted(1 + n % 6 for n in range(20))
+
+
 def test_replay_of_nothing_is_refused():
     with pytest.raises(ValueError, match="mem_size must be at least 1; got 0"):
         ReplayPlugin(0)
@@ -267,6 +302,21 @@ def test_mir_replays_what_the_latest_experience_brought(released):
     found = {t: set().union(*(classes for when, classes in replayed if when == t)) for t in (1, 2)}
     assert found == ({1: set(), 2: {0, 1}} if released else {1: {0, 1}, 2: {0, 1, 2, 3}})
     assert all(len(classes) > 1 for when, classes in replayed)
+
+
+def test_mir_draws_its_candidates_anew_and_all_that_is_kept_is_too_few_where_all_would_be_replayed():
+    experiences = stream([[0, 1]])
+
+    def candidates(batch_size_mem):
+        plugin = WorkingMIRPlugin(batch_size_mem, mem_size=30, subsample=30)
+        learn(mlp(), experiences, plugin)
+        return plugin.replay_loader
+
+    loader = candidates(29)
+    first, second = next(loader)[0], next(loader)[0]
+    assert rows(first) == rows(second)
+    assert not torch.equal(first, second), "in another order"
+    assert candidates(30) is None, "as in Avalanche"
 
 
 # --- Avalanche's MAS --------------------------------------------------------------------------------------------------
