@@ -94,7 +94,7 @@ def test_bounds_of_another_type_are_of_the_solvers():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (-math.inf, 0.0), (-math.inf, math.inf)])
 def test_without_two_bounds_it_is_refused(low, high):
-    with pytest.raises(ValueError, match="between two bounds, and these inputs .* have none; dgr-vae learns them"):
+    with pytest.raises(ValueError, match=r"between two bounds, and these inputs .* have none; dgr-vae learns them"):
         built(ImageSpec((1, 8, 8), low, high))
 
 

@@ -208,24 +208,26 @@ def test_a_state_of_a_buffer_stays_as_it_is():
     assert rows(other._buffer[0]) <= rows(torch.stack([x for x, *_ in first.dataset]))
 
 
-def test_samples_that_take_a_way_of_their_own_into_a_batch_take_it_into_the_buffer():
-    """Of different length, say, and padded."""
+class Growing(torch.utils.data.Dataset):
+    """Samples of different length, padded in a minibatch."""
 
-    class Growing(torch.utils.data.Dataset):
-        targets = (0, 1) * 10
+    targets = (0, 1) * 10
 
-        def __len__(self):
-            return 20
+    def __len__(self):
+        return len(self.targets)
 
-        def __getitem__(self, n):
-            return torch.ones(1 + n % 6), self.targets[n]
+    def __getitem__(self, n):
+        return torch.ones(1 + n % 6), self.targets[n], 0
 
-    def padded(samples):
-        x = torch.stack([torch.nn.functional.pad(x, (0, 6 - len(x))) for x, *_ in samples])
-        return [x, *(torch.tensor(column) for column in list(zip(*samples, strict=True))[1:])]
+    @staticmethod
+    def collate_fn(samples):
+        padded = [nn.functional.pad(x, (0, 6 - len(x))) for x, *_ in samples]
+        return [torch.stack(padded), *(torch.tensor([sample[place] for sample in samples]) for place in (1, 2))]
 
-    data = as_classification_dataset(Growing(), collate_fn=padded)
+
+def test_a_buffer_takes_samples_as_a_minibatch_does():
     replay = ReplayPlugin(20)
+    data = as_classification_dataset(Growing())
     learn(mlp(), benchmark_from_datasets(train=[data]).train_stream, replay)
     assert replay._buffer[0].shape == (20, 6)
     assert sorted(replay._buffer[0].sum(1).tolist()) == sorted(1 + n % 6 for n in range(20))

@@ -290,7 +290,8 @@ def test_ewc_s_penalty_is_held_against_the_last_optimum_with_all_fishers():
     ours = generator.generator_loss()
     assert ours.item() == pytest.approx(expected.item(), rel=1e-4)
     gradients = (
-        torch.autograd.grad(loss, list(one.generator.parameters())) for loss, one in ((ours, generator), (expected, plain))
+        torch.autograd.grad(loss, list(one.generator.parameters()))
+        for loss, one in ((ours, generator), (expected, plain))
     )
     for name, mine, without in zip(dict(generator.generator.named_parameters()), *gradients, strict=True):
         held = mine - without

@@ -369,9 +369,11 @@ def test_what_is_not_said_is_the_papers(kind, expected):
 @pytest.mark.parametrize("kind", [Generator, VAE, WGANGP, ACGAN, PastImages, NoiseImages, ClassGaussians])
 def test_every_generator_learns_new_images_alone_where_nothing_is_said(kind):
     parameters = inspect.signature(kind.learn).parameters.values()
-    assert {one.name: one.default for one in parameters if one.default is not one.empty} == dict(
-        replay=None, r=1.0, labels=None
-    )
+    assert {one.name: one.default for one in parameters if one.default is not one.empty} == {
+        "replay": None,
+        "r": 1.0,
+        "labels": None,
+    }
 
 
 def test_images_lie_between_0_and_1_where_nothing_is_said():
