@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import TransformGroups, as_classification_dataset
+from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups, as_classification_dataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.models import as_multitask
 from avalanche.training.plugins import MASPlugin, MIRPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from torch import nn
@@ -217,7 +218,7 @@ class Growing(torch.utils.data.Dataset):
         return len(self.targets)
 
     def __getitem__(self, n):
-        return torch.ones(1 + n % 6), self.targets[n], 0
+        return torch.ones(1 + n % 6), self.targets[n]
 
     @staticmethod
     def collate_fn(samples):
@@ -227,8 +228,9 @@ class Growing(torch.utils.data.Dataset):
 
 def test_a_buffer_takes_samples_as_a_minibatch_does():
     replay = ReplayPlugin(20)
-    data = as_classification_dataset(Growing())
-    learn(mlp(), benchmark_from_datasets(train=[data]).train_stream, replay)
+    labels = [DataAttribute(list(Growing.targets), "targets"), TaskLabels([0] * 20)]
+    data = AvalancheDataset([Growing()], data_attributes=labels)
+    learn(mlp(), with_task_labels(benchmark_from_datasets(train=[data])).train_stream, replay)
     assert replay._buffer[0].shape == (20, 6)
     assert sorted(replay._buffer[0].sum(1).tolist()) == sorted(1 + n % 6 for n in range(20))
 

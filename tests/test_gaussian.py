@@ -115,6 +115,7 @@ def test_a_class_of_one_sample_and_constant_values_are_no_trouble():
     x, labels = generator.sample_labelled(10)
     assert (x == 0.5).all()
     assert (labels == 7).all()
+    assert [len(part) for part in generator.sample_labelled(0)] == [0, 0]
     assert generator.sample(0).shape == (0, 1, 2, 2)
 
 

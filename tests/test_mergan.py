@@ -218,6 +218,13 @@ def test_only_the_classes_that_are_wanted_are_replayed(kind):
 
 
 @every_kind
+def test_saved_and_loaded_it_goes_on_and_replays_as_if_it_had_never_stopped(kind):
+    unbroken, resumed = learn(gan(kind), 0), gan(kind, seed=5)
+    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
+    assert same(weights(learn(unbroken, 1)), weights(learn(resumed, 1)))
+
+
+@every_kind
 def test_the_first_experience_is_fine_tuning(kind):
     assert same(weights(learn(gan(kind), 0, 1)), weights(learn(gan(ACGAN), 0, 1)))
 

@@ -313,7 +313,6 @@ class TrainedGenerator(NetworkGenerator):
         if schedule not in get_args(Schedule):
             raise ValueError(f"schedule must be one of {get_args(Schedule)}; got {schedule!r}")
         self.epochs = epochs
-        self._done = 0
         self.learning_rate = learning_rate
         self.schedule = schedule
         super().__init__(images, batch_size, seed)
