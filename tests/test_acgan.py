@@ -200,6 +200,7 @@ def test_new_classes_change_nothing_about_those_that_there_are():
     x = generator.as_learned(images())
     (score, logits), (old_score, old_logits) = generator.critic(x), before.critic(x)
     assert torch.equal(score, old_score)
+    assert score.shape == (40,)
     assert torch.allclose(logits[:, :2], old_logits)
     assert logits.shape == (40, 5)
 
@@ -305,6 +306,13 @@ def test_it_goes_on_between_two_rounds_as_if_it_had_never_stopped(monkeypatch):
     assert resumed.done == unbroken.done == 5
     assert torch.equal(resumed.sample(5), unbroken.sample(5))
     assert len(list(resumed.learn(x, labels=labels))) == 3, "the next experience begins at its beginning"
+
+
+def test_after_every_round_it_tells_the_mean_loss_of_its_steps(monkeypatch):
+    monkeypatch.setattr(acgan, "ROUND", 2)
+    generator, losses = gan(steps=5), iter(torch.arange(5.0))
+    monkeypatch.setattr(generator, "step", lambda batches: next(losses))
+    assert list(generator.learn(images(), labels=torch.zeros(40, dtype=torch.long))) == [0.5, 2.5, 4.0]
 
 
 def test_a_state_is_loaded_into_a_gan_that_has_learned_something_else(tmp_path):

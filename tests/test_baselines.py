@@ -82,6 +82,18 @@ def test_one_frozen_plugin_begins_afresh_with_another_strategy():
     assert not torch.equal(model.features[0].weight, before)
 
 
+def test_the_first_experience_that_a_frozen_plugin_meets_is_learned_whole():
+    first, second, third = stream([[0, 1]] * 3)
+    strategy = learn(mlp(), [first])
+    strategy.plugins.append(FrozenBackbonePlugin())
+    moved = []
+    for experience in (second, third):
+        before = strategy.model.features[0].weight.detach().clone()
+        strategy.train(experience)
+        moved.append(not torch.equal(strategy.model.features[0].weight, before))
+    assert moved == [True, False]
+
+
 def test_frozen_learns_only_the_classifier_after_the_first_experience():
     model = mlp()
     strategy = learn(model, stream([[0, 1]])[:1], FrozenBackbonePlugin())

@@ -195,6 +195,18 @@ def test_a_stand_in_is_saved_and_loaded(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [PastImages, NoiseImages])
+def test_a_stand_in_s_seed_decides_what_it_makes_of_two_experiences(kind):
+    made = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        generator = kind(SPEC, seed=0)
+        for r in (1.0, 0.5):
+            list(generator.learn(images() + r, generator.sample, r))
+        made.append(generator.sample(20))
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("kind", [PastImages, NoiseImages])
 def test_what_stands_in_for_a_generator_learns_what_a_generator_can(kind):
     with pytest.raises(ValueError, match="of shape"):
         list(kind(SPEC, 0).learn(torch.zeros(3, 5)))
@@ -221,6 +233,8 @@ def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
         (lambda: VAE(SPEC, epochs=1, hidden_sizes=(10, 0)), r"hidden_sizes\[1\] must be at least 1"),
         (lambda: VAE(SPEC, epochs=1, likelihood="bernouli"), "likelihood must be one of .* got 'bernouli'"),
         (lambda: WGANGP(SPEC, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
+        (lambda: WGANGP(SPEC, epochs=1, latent_size=0), "latent_size must be at least 1"),
+        (lambda: WGANGP(SPEC, epochs=1, width=0), "width must be at least 1"),
         (lambda: WGANGP(SPEC, epochs=1, architecture="cnn"), "architecture must be one of .* got 'cnn'"),
         (lambda: WGANGP(SPEC, epochs=1, batch_size=1), "batch_size must be at least 2"),
         (lambda: VAE(SPEC, epochs=1, schedule="cosine"), "schedule must be one of .* got 'cosine'"),
