@@ -257,7 +257,8 @@ def test_what_cannot_be_is_refused(make, message):
 @pytest.mark.parametrize("r", [1.0, 0.5, 0.2, 1 / 3])
 def test_a_mixture_holds_the_share_that_r_promises(r):
     new = torch.arange(60.0)
-    pool = mixed(new, lambda n: torch.full((n,), -1.0), r, torch.Generator().manual_seed(0))
+    pool, again = (mixed(new, lambda n: torch.full((n,), -1.0), r, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(pool, again), "the numbers are those of the generator that is given"
     assert len(pool) == 60
     chosen = pool[pool >= 0]
     assert len(chosen) == round(60 * r)
@@ -404,6 +405,16 @@ def test_a_critic_lets_a_fifth_of_what_is_negative_through(kind):
     leaks = [layer for layer in MAKE[kind]().critic.modules() if isinstance(layer, nn.LeakyReLU)]
     assert leaks
     assert all(layer(torch.tensor([-5.0, 2.0])).tolist() == [-1.0, 2.0] for layer in leaks)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+def test_networks_of_images_in_colour_make_such_images_and_score_each_once(architecture):
+    gan = WGANGP(ImageSpec((3, 16, 16)), 1, 4, 0, architecture, latent_size=2, width=6)
+    assert gan.critic(gan.sample(5)).shape == (5, 1)
+    assert gan.sample(5).shape == (5, 3, 16, 16)
+    convolutions = [layer for layer in gan.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    channels = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert channels == ([(6, 3), (3, 3), (3, 3), (3, 6)] if architecture == "conv" else [])
 
 
 @pytest.mark.parametrize(
