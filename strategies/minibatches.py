@@ -277,8 +277,6 @@ class _OneByOneIfNeedBe:
         try:
             return [self.collate(samples)]
         except (RuntimeError, ValueError):
-            if len(samples) == 1:
-                raise
             return [self.collate([sample]) for sample in samples]
 
 
