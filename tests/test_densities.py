@@ -88,6 +88,16 @@ def test_probabilities_that_are_0_or_1_to_the_last_bit_have_a_fisher_of_0():
         assert found["0.weight"].item() == 0
 
 
+@pytest.mark.parametrize(("bias", "found"), [(-0.5, "-0.5 to 0.5"), (0.5, "0.5 to 1.5"), (-0.25, "-0.25 to 0.75")])
+def test_what_is_no_probability_is_refused(bias, found):
+    model = nn.Linear(1, 1)
+    nn.init.ones_(model.weight)
+    nn.init.constant_(model.bias, bias)
+    data = TensorDataset(torch.tensor([[0.0], [1.0]]))
+    with pytest.raises(ValueError, match=rf"needs outputs in \[0, 1\]; the network gives {found}$"):
+        diagonal_fisher(model, data, likelihood="bernoulli-probabilities")
+
+
 def test_log_probabilities_have_the_fisher_of_their_logits():
     dataset = data_of(torch.arange(SAMPLES) % 3)
     for kind in ("exact", "empirical", "batched"):
@@ -390,6 +400,7 @@ UNKNOWN = {
     "weighted": (
         3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical",
     ),
+    "a little warmer": (3, lambda f, y: functional.cross_entropy(f / 1.005, y), LABELS, "categorical"),
     "warmer": (3, lambda f, y: functional.cross_entropy(f / 2, y), LABELS, "categorical"),
     "positive weight": (
         1, lambda f, y: functional.binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor([3.0]).to(f)),

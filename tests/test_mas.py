@@ -8,7 +8,7 @@ from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.training.plugins import MASPlugin as AvalancheMASPlugin
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from engrams.strategies import MASPlugin
 from engrams.strategies.importance import mas_importance
@@ -236,6 +236,14 @@ def learn_one(model, experience, plugin, index):
     strategy = learn(model, [], plugin)
     strategy.clock.train_exp_counter = index
     strategy.train(experience)
+
+
+def test_importance_data_may_be_a_subset_of_torchs():
+    experience = stream([[0, 1]])[0]
+    some = Subset(experience.dataset, range(3, 20))
+    plugin = MASPlugin(1.0, importance_data=some)
+    model = learn(mlp(), [experience], plugin).model
+    assert_same(plugin.importances, mas_importance(model, some))
 
 
 def test_importance_of_one_sample_is_one_of_the_whole():

@@ -132,6 +132,17 @@ def test_a_layer_that_is_reparametrised_is_named():
         strategy.train(experiences[1])
 
 
+def test_a_copy_that_is_recognised_by_its_values_is_known_by_itself_from_then_on():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    strategy.model = copy.deepcopy(strategy.model)
+    plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    with torch.no_grad():
+        strategy.model.fc.bias.add_(1.0)
+    expected = plugin.importances["fc.bias"].sum() / 2
+    torch.testing.assert_close(plugin.penalty(strategy.model).detach(), expected)
+
+
 class Renaming(nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -226,6 +237,17 @@ def test_a_second_strategy_is_checked_too():
     with pytest.warns(UserWarning, match="it starts afresh"), pytest.raises(ValueError, match="nothing was trained"):
         learn(unfit, experiences, plugin)
     assert torch.equal(unfit[0].weight, before)
+
+
+def test_what_depends_on_the_whole_minibatch_is_refused_but_where_that_is_what_is_measured():
+    def network():
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 2))
+
+    with pytest.raises(ValueError, match=r"nothing was trained: .* without running statistics"):
+        learn(network(), stream([[0, 1]]), EWCPlugin(1.0, fisher="empirical"))
+    plugin = EWCPlugin(1.0, fisher="batched")
+    learn(network(), stream([[0, 1]]), plugin)
+    assert all(f.any() for name, f in plugin.importances.items() if name.startswith("2."))
 
 
 def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_was_reset_does_not():
@@ -552,17 +574,27 @@ class OfSamples(TensorDataset):
         return Sample(*super().__getitem__(i))
 
     @staticmethod
-    def collate(samples):
+    def collate_fn(samples):
         return torch.stack([one.x for one in samples]), torch.stack([one.y for one in samples])
+
+
+class Collating(SupervisedTemplate):
+    def make_train_dataloader(self, **kwargs):
+        self.dataloader = DataLoader(self.adapted_dataset, 8, collate_fn=self.adapted_dataset.collate_fn)
 
 
 def test_samples_are_put_together_as_their_data_set_says_those_of_several_experiences_too():
     torch.manual_seed(0)
     tensors = torch.randn(40, 6), torch.arange(40) % 2
     halves = [OfSamples(*(column[part] for column in tensors)) for part in (slice(0, 20), slice(20, 40))]
-    data = [make_avalanche_dataset(half, collate_fn=OfSamples.collate) for half in halves]
-    plugins = EWCPlugin(1.0, consolidate_every=40), MASPlugin(1.0, consolidate_every=40)
-    model = learn(Net(), benchmark_from_datasets(train=data).train_stream, *plugins).model
+    data = [make_avalanche_dataset(half) for half in halves]
+    plugins, model = [EWCPlugin(1.0, consolidate_every=40), MASPlugin(1.0, consolidate_every=40)], Net()
+    strategy = Collating(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    for experience in benchmark_from_datasets(train=data).train_stream:
+        strategy.train(experience)
     for plugin, measure in zip(plugins, (diagonal_fisher, mas_importance), strict=True):
         assert plugin.consolidated == 1
         for name, value in measure(model, TensorDataset(*tensors)).items():
