@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher, mas_importance, refuse_too_many
-from engrams.strategies.minibatches import Minibatch, same_random_numbers
+from engrams.strategies.minibatches import Minibatch, evaluation_mode, same_random_numbers
 
 SAMPLES, CLASSES = 12, 4
 
@@ -239,12 +239,26 @@ def test_what_is_drawn_within_is_drawn_again_afterwards():
     assert drawn() == expected
 
 
-def test_every_module_has_its_own_mode_again():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:`torch.jit.script`", "ignore:torch cannot vectorise")
+@pytest.mark.parametrize("scripted", [False, True])
+def test_every_module_has_its_own_mode_again(scripted):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, CLASSES))
     model[2].eval()
+    model = torch.jit.script(model) if scripted else model
     for measure in (diagonal_fisher, mas_importance):
         measure(model, TensorDataset(torch.randn(4, 1, 4, 4), torch.arange(4)))
         assert [module.training for module in model.modules()] == [True, True, True, False, True, True]
+
+
+def test_a_lazy_module_that_gets_its_parameters_within_is_as_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.LazyLinear(CLASSES))
+    with evaluation_mode(model):
+        model(torch.zeros(2, 5))
+    assert (model[0].in_features, model[1].num_features, model[2].in_features) == (5, 3, 3)
+    assert all(module.training for module in model.modules())
+    dataset = TensorDataset(torch.randn(6, 5), torch.arange(6) % CLASSES)
+    assert diagonal_fisher(model, dataset)["0.weight"].shape == (3, 5)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
