@@ -195,7 +195,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
-            if self.likelihood is None and likelihood == "categorical":
+            if likelihood == "categorical" and (self.likelihood is None or likelihood == likelihood_of(criterion)):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
             elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
                 fitting(y, outputs)  # the classes might be in another dimension

@@ -185,7 +185,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]

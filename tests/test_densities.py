@@ -505,6 +505,10 @@ OF_ANY_FORM = {
     "probabilities at every position": (
         Positions(), focal_of_probabilities, numbers(6).unflatten(1, (3, 2)).softmax(1), "categorical",
     ),
+    "two classes": (
+        network(3), lambda f, y: focal(f, y[:, 0]) + focal(f, y[:, 1]), torch.stack([LABELS, LABELS.flip(0)], 1),
+        "categorical",
+    ),
     "numbers at every position": (Positions(), nn.L1Loss(), numbers(6).unflatten(1, (3, 2)), "gaussian"),
 }  # fmt: skip
 
@@ -615,6 +619,7 @@ def test_what_a_criterion_has_besides_its_density_is_said(what):
     assert not what or said[0].startswith(f"EWCPlugin: the criterion has {what}")
 
 
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
 @pytest.mark.parametrize(
     ("criterion", "y"),
     [
@@ -623,12 +628,12 @@ def test_what_a_criterion_has_besides_its_density_is_said(what):
         (nn.KLDivLoss(reduction="batchmean"), numbers(3).softmax(1)),
     ],
 )
-def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y):
+def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y, likelihood):
     name = getattr(criterion, "__name__", type(criterion).__name__)
     model, data = network(3), data_of(y)
     total = f"{model(data[0][0][None]).exp().sum().item():.3g}"
     with pytest.raises(ValueError, match=rf"the criterion \({name}\) needs log-probabilities; .* up to {total}, not 1"):
-        train(model, data, criterion, EWCPlugin(1.0))
+        train(model, data, criterion, EWCPlugin(1.0, likelihood=likelihood))
 
 
 class ShiftedLogProbabilities(nn.Module):

@@ -968,11 +968,11 @@ def test_a_small_proximal_penalty_ends_where_the_gradients_does():
 
 
 def unequal_regression_tasks():
-    """Orthogonal designs (X'X = N_k I), each experience of its own size."""
+    """Orthogonal designs (X'X = N_k F_k I), each experience of its own size and Fisher."""
     torch.manual_seed(0)
     tasks = []
-    for size in (16, 64, 32):
-        x = torch.linalg.qr(torch.randn(size, 4, dtype=torch.double)).Q * size**0.5
+    for size, fisher in ((16, 1.0), (64, 2.0), (32, 0.5)):
+        x = torch.linalg.qr(torch.randn(size, 4, dtype=torch.double)).Q * (size * fisher) ** 0.5
         tasks.append((x, x @ torch.randn(4, 1, dtype=torch.double)))
     return tasks
 
