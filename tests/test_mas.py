@@ -336,6 +336,9 @@ def test_what_importance_data_lacks_is_said():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MASPlugin(*arguments)
+    if len(arguments) > 1:
+        with pytest.raises(ValueError, match=message):
+            mas_importance(mlp(), TensorDataset(torch.zeros(3, 6)), arguments[1])
 
 
 @pytest.mark.parametrize("problem", [dropout_mlp], indirect=True)
