@@ -171,7 +171,7 @@ def mean_over_minibatches(
 def _samples_at_once(chosen: Plan, batch_size: int) -> int:
     """As many as a pass can hold in the memory of two training steps, or in a little in any case."""
     little = int(ACTIVATIONS_AT_ONCE / max(1.0, chosen.bytes_a_sample))
-    return max(1, min(SAMPLES_AT_ONCE, max(2 * batch_size, little)))
+    return min(SAMPLES_AT_ONCE, max(2 * batch_size, little))
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The Fisher information against brute force: autograd, one sample and one class at a time."""
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -66,16 +67,19 @@ class Folded(nn.Module):
 
 
 class Outside(nn.Module):
-    """No short cut: a layer's weight is used outside of the layer, too; and a head runs that leads nowhere."""
+    """No short cut: weights are used outside of their layers, too. A head leads nowhere, another has no gradient."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, 2)
+        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, CLASSES)
+        self.still = nn.Linear(5, 2)
 
     def forward(self, x):
         h = self.a(x.flatten(1)).tanh()
         self.aside(h)
-        return self.b(h @ self.a.weight)
+        with torch.no_grad():
+            self.still(h)
+        return self.b(h @ self.a.weight) + h @ self.aside.weight.T
 
 
 class Aside(nn.Module):
@@ -103,15 +107,20 @@ def doubled():
 
 
 class OfAConstant(nn.Module):
-    """No short cut: a layer sees no sample, but as many numbers as there are samples when layers are tried."""
+    """No short cut: layers see no sample, but as many numbers as there are samples when layers are tried; or just one.
+
+    What the convolution sees is no batch at all, so that its rule cannot be followed.
+    """
 
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(16, 3), nn.Linear(3, CLASSES)
+        self.table, self.filter = nn.Embedding(4, 3), nn.Conv1d(3, 3, 2)
         self.register_buffer("constant", torch.tensor([0.5, -1.0, 2.0]))
 
     def forward(self, x):
-        return self.c(self.b(x.flatten(1)) * self.a(self.constant).tanh())
+        one = self.a(self.constant).tanh() + self.table(torch.tensor(2))
+        return self.c(self.b(x.flatten(1)) * (one + self.filter(torch.outer(self.constant, self.constant)).sum(1)))
 
 
 def one_bias():
@@ -126,7 +135,18 @@ def weight_norm():
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, CLASSES)))
 
 
-MODELS = [mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, OfAConstant, doubled, one_bias, weight_norm]
+def partly_frozen():
+    """Of one layer the weight learns, of the other the bias."""
+    network = mlp()
+    network.features[0].bias.requires_grad_(False)
+    network.classifier.weight.requires_grad_(False)
+    return network
+
+
+MODELS = [
+    *(mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, OfAConstant, doubled, one_bias, weight_norm),
+    partly_frozen,
+]
 
 
 @pytest.fixture
@@ -166,6 +186,7 @@ def brute_force(model, dataset, fisher):
 
 def assert_same(found, expected, rtol=1e-5):
     assert found.keys() == expected.keys()
+    assert not any(tensor.requires_grad for tensor in found.values())
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -175,8 +196,14 @@ def assert_same(found, expected, rtol=1e-5):
 def test_equals_brute_force(problem, fisher):
     model, dataset = problem
     model.train()
-    found = diagonal_fisher(model, dataset, fisher)
+    parts = dict(model.named_parameters(remove_duplicate=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch cannot vectorise")
+        found = diagonal_fisher(model, dataset, fisher)
     assert model.training, "the model's own mode is restored"
+    assert not any(module._forward_hooks for module in model.modules())
+    now = dict(model.named_parameters(remove_duplicate=False))
+    assert all(now[name] is part for name, part in parts.items()), "and what it is made of"
     assert_same(found, brute_force(model, dataset, fisher))
     assert sum(tensor.sum() for tensor in found.values()) > 0
 
@@ -213,20 +240,26 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
         (multi_head, set()),
         (batch_norm, set()),
         (Aside, set()),
-        (tied, {"1.weight", "1.bias"}),
+        (partly_frozen, set()),
+        (tied, {"1.weight", "1.bias", "5.bias"}),
         (Folded, {"a.weight", "a.bias"}),
-        (Outside, {"a.weight"}),
-        (OfAConstant, {"a.weight", "a.bias"}),
+        (Outside, {"a.weight", "aside.weight", "still.weight", "still.bias"}),
+        (OfAConstant, {"a.weight", "a.bias", "table.weight", "filter.weight", "filter.bias"}),
         (one_bias, {"classifier.bias"}),
         (weight_norm, {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}),
     ],
     indirect=["problem"],
 )
 def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem, rest):
+    """And by torch's vectorisation; and no layer is looked at that has none of the others."""
     model, dataset = problem
     model.eval()
     x, y, tasks = dataset[:2]
-    assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
+    found = gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0))
+    assert found.rest.keys() == rest
+    assert found.vectorised == bool(rest)
+    for name, layer in found.layers.items():
+        assert {f"{name}.{attribute}".removeprefix(".") for attribute, _ in layer.named_parameters()} - rest
 
 
 def test_what_is_drawn_within_is_drawn_again_afterwards():
