@@ -13,8 +13,9 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
-from engrams.strategies.importance import diagonal_fisher
+from engrams.strategies.importance import diagonal_fisher, mas_importance
 from engrams.strategies.minibatches import Minibatch, same_random_numbers
+from engrams.strategies.per_sample_gradients import Measurement, mean_over_samples
 
 SAMPLES, CLASSES = 12, 4
 
@@ -262,6 +263,119 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
         assert {f"{name}.{attribute}".removeprefix(".") for attribute, _ in layer.named_parameters()} - rest
 
 
+class Later(nn.Module):
+    """A layer runs otherwise for samples whose first number is above 2."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, CLASSES)
+        self.plain = nn.Linear(16, 16)
+        if how == "another with its weight":
+            self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = x.flatten(1)
+        h, such = self.a(x).tanh(), x[:, 0] > 2
+        if such.any():
+            if self.how == "for some only":
+                h = h.index_add(0, such.nonzero().flatten(), self.b(x[such]))
+            else:
+                again = self.a(h) if self.how == "twice" else self.b(-x)
+                h = h + torch.where(such[:, None], again, 0)
+        return self.c(self.plain(h).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+@pytest.mark.parametrize(("how", "left"), [("twice", "a"), ("for some only", "b"), ("another with its weight", None)])
+def test_a_layer_that_runs_otherwise_after_the_first_samples_is_measured_rightly(how, left):
+    torch.manual_seed(0)
+    model = Later(how).double().eval()
+    x = torch.randn(SAMPLES, 1, 4, 4).double().clamp(-1, 1)
+    x[7, 0, 0, 0] = 3
+    dataset = TensorDataset(x, torch.arange(SAMPLES) % CLASSES, torch.zeros(SAMPLES))
+    assert_same(diagonal_fisher(model, dataset), brute_force(model, dataset, "exact"))
+    if left:
+        first = Minibatch(x[:3], None, 0, 0)
+        plan = gradient_plan.plan(model, first)
+        assert not plan.rest
+        plan.leave([left], model, first)
+        assert plan.rest.keys() == {f"{left}.weight", f"{left}.bias"}
+        assert left not in plan.layers
+        assert not plan.vectorised, "the network asks which samples are such"
+
+
+@pytest.mark.parametrize("outputs", [1, CLASSES])
+def test_a_last_batch_of_one_sample_may_come_squeezed(outputs):
+    class Squeezed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    torch.manual_seed(0)
+    plain, squeezed = (kind(5, outputs).double() for kind in (nn.Linear, Squeezed))
+    squeezed.load_state_dict(plain.state_dict())
+    dataset = TensorDataset(torch.randn(4, 5).double(), torch.arange(4) % CLASSES)
+    if outputs > 1:
+        found, expected = (diagonal_fisher(model, dataset, samples_at_once=3) for model in (squeezed, plain))
+    else:
+        found, expected = (mas_importance(model, dataset, samples_at_once=3) for model in (squeezed, plain))
+    assert_same(found, expected)
+
+
+class OfParts(nn.Module):
+    """Takes a scale for all samples, and their names, besides the samples themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(16, CLASSES), nn.Parameter(torch.ones(16))
+
+    def forward(self, inputs):
+        assert isinstance(inputs["kind"], str)
+        return self.linear((inputs["x"].flatten(1) - self.shift).tanh() * inputs["scale"])
+
+
+class Parts(TensorDataset):
+    def collate_fn(self, samples):
+        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+        return {"x": x, "scale": torch.tensor(2.0), "kind": "of whatever kind"}, y
+
+
+def test_what_is_the_same_for_all_samples_is_no_samples_own():
+    torch.manual_seed(0)
+    model, x = OfParts(), torch.randn(SAMPLES, 1, 4, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch cannot vectorise")
+        found = mas_importance(model, Parts(x, torch.arange(SAMPLES)))
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for one in x:
+        model.zero_grad()
+        model({"x": one[None], "scale": torch.tensor(2.0), "kind": "another"}).square().sum().backward()
+        for name, p in model.named_parameters():
+            expected[name] += p.grad.abs() / SAMPLES
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("statistic", [torch.abs, torch.square])
+@pytest.mark.parametrize("problem", [mlp, Folded], indirect=True)
+def test_the_statistics_of_several_signals_add_up(problem, statistic):
+    model, dataset = problem
+    model.eval()
+    x, _, _ = dataset.tensors
+
+    def signals(outputs, y):
+        return torch.stack([outputs.sin(), outputs.square(), torch.ones_like(outputs)])
+
+    found = mean_over_samples(model, Measurement(TensorDataset(x)), signals, statistic)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for one in x:
+        outputs = model(one[None])
+        for signal in signals(outputs.detach(), None):
+            gradients = torch.autograd.grad(outputs, list(model.parameters()), signal, retain_graph=True)
+            for name, gradient in zip(expected, gradients, strict=True):
+                expected[name] += statistic(gradient) / SAMPLES
+    assert_same(found, expected)
+
+
 def test_what_is_drawn_within_is_drawn_again_afterwards():
     def drawn():
         return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002
@@ -319,6 +433,11 @@ def test_batched_is_what_avalanche_computes_and_no_fisher(problem):
     assert_same(ours, {name: theirs[name].data.double() for name in theirs}, rtol=1e-4)  # theirs are float32
     empirical = diagonal_fisher(model, dataset, "empirical")
     assert_same(diagonal_fisher(model, dataset, "batched", batch_size=1), empirical)  # a batch of one is a sample
+    model.zero_grad()
+    x, y, _ = dataset.tensors
+    functional.cross_entropy(model.eval()(x), y).backward()
+    of_one = diagonal_fisher(model, dataset, "batched", batch_size=SAMPLES)
+    assert_same(of_one, {name: p.grad.square() for name, p in model.named_parameters()})
     # The square of a mean is at most the mean of squares, and smaller where gradients differ in sign.
     assert all((ours[name] <= empirical[name] * (1 + 1e-9)).all() for name in ours)
     assert sum(o.sum() for o in ours.values()) < 0.7 * sum(e.sum() for e in empirical.values())
@@ -367,6 +486,8 @@ def test_a_head_that_was_not_used_has_zeros(problem):
 @pytest.mark.parametrize("problem", [mlp], indirect=True)
 def test_fisher_samples(problem):
     model, dataset = problem
+    one = torch.utils.data.Subset(dataset, [4])
+    assert_same(diagonal_fisher(model, one), brute_force(model, one, "exact"))
     assert_same(diagonal_fisher(model, dataset, fisher_samples=100), diagonal_fisher(model, dataset))
     torch.manual_seed(3)
     some = diagonal_fisher(model, dataset, fisher_samples=5)
@@ -393,3 +514,14 @@ def test_fisher_samples(problem):
 def test_options_out_of_range_are_refused(problem, options, message):
     with pytest.raises(ValueError, match=message):
         diagonal_fisher(*problem, **options)
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_outputs_that_do_not_fit_are_refused_with_the_first_minibatch(problem, monkeypatch):
+    model, dataset = problem
+    model.classifier = nn.Linear(7, 1).double()
+    passes = []
+    model.register_forward_hook(lambda module, args, outputs: passes.append(len(outputs)))
+    with pytest.raises(ValueError, match=r"the network gives shape \[N, 1\]"):
+        diagonal_fisher(model, dataset, "batched", batch_size=5)
+    assert passes == [5]
