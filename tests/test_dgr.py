@@ -182,7 +182,7 @@ def test_the_previous_scholar_does_not_change_while_the_new_one_learns():
                 for name, value in kept(network).items():
                     assert torch.equal(value, old[name]), name
                     self.checked.add(name)
-                assert all(p.grad is None for p in network.parameters())
+                assert not any(p.requires_grad for p in network.parameters())
 
     frozen = Frozen()
     model = growing_mlp()
@@ -205,7 +205,10 @@ def test_generator_and_solver_are_trained_one_after_the_other():
 
         def after_training_epoch(self, strategy, **kwargs):
             order.append("S")
-            assert not strategy.state_dict_within()["learns"]
+            state = strategy.state_dict_within()
+            assert not state["learns"]
+            for part in (part for batch in state["ahead"] for part in batch):
+                assert part.untyped_storage().nbytes() == part.nbytes, "nothing is kept of what has been used"
 
     learn(scholar(growing_mlp(), Order(), epochs=3), stream([[0, 1], [2, 3]]))
     assert "".join(order) == "GGSSSGGSSS"
@@ -352,6 +355,26 @@ def test_a_scholar_learns_from_one_of_another_architecture():
     for experience in digits.test_stream[:2]:
         x, y, _ = next(iter(DataLoader(experience.dataset, 1000, collate_fn=experience.dataset.collate_fn)))
         assert (strategy.model(x).argmax(dim=1) == y).float().mean() > 0.9
+
+
+def test_a_new_scholar_has_the_old_outputs_a_fresh_optimiser_and_trains():
+    """Though it comes with two outputs, in eval mode, and may be the same network as before."""
+    outputs = []
+
+    class Beginning(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            outputs.append(strategy.model.classifier.classifier.out_features)
+            assert strategy.model.training
+            assert not any(strategy.optimizer.state.values())
+
+    def new(t):
+        return Scholar(vae(seed=t), (growing_mlp() if t == 1 else strategy.model).eval())
+
+    strategy = scholar(growing_mlp(), Beginning(), new_scholar=new, epochs=1)
+    strategy.optimizer = torch.optim.SGD(strategy.model.parameters(), lr=0.1, momentum=0.9)
+    learn(strategy, stream([[4, 5], [0, 1], [2, 3]]))
+    assert outputs == [6, 6, 6]
+    assert any(strategy.optimizer.state.values())
 
 
 @pytest.mark.parametrize(
