@@ -18,8 +18,10 @@ from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, catalogue
 from engrams.strategies.dgr import Scholar
+from engrams.strategies.experiences import Met
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import VAE, WGANGP, ImageSpec, PastImages
+from engrams.strategies.heads import Heads
 from tests.test_ewc import mlp, quiet, stream
 
 SPEC = ImageSpec((6,), low=-8.0, high=8.0)
@@ -251,6 +253,19 @@ def test_a_head_that_is_met_again_with_more_classes_rehearses_with_all_of_them(l
     assert len(losses.pairs) == 3 * 2 * 4
     for found, hand in losses.pairs:
         assert found == pytest.approx(hand, rel=1e-5)
+
+
+def test_tasks_are_drawn_alike_and_from_the_generators_own_numbers():
+    heads = Heads([Met((), [2]), Met((), [5, 7])], mlp(), torch.device("cpu"))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    drawn, again = (heads.draw(3000, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.rand(1) == expected
+    assert torch.equal(drawn, again)
+    tasks, counts = drawn.unique(return_counts=True)
+    assert tasks.tolist() == [2, 5, 7]
+    assert counts.min() > 900
 
 
 def several_heads():
