@@ -68,19 +68,22 @@ class Folded(nn.Module):
 
 
 class Outside(nn.Module):
-    """No short cut: weights are used outside of their layers, too. A head leads nowhere, another has no gradient."""
+    """No short cut: weights are used outside of their layers, of which one never runs and one leads nowhere.
+
+    A last one runs without gradients.
+    """
 
     def __init__(self):
         super().__init__()
         self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, CLASSES)
-        self.still = nn.Linear(5, 2)
+        self.never, self.still = nn.Linear(5, CLASSES), nn.Linear(5, 2)
 
     def forward(self, x):
         h = self.a(x.flatten(1)).tanh()
         self.aside(h)
         with torch.no_grad():
             self.still(h)
-        return self.b(h @ self.a.weight) + h @ self.aside.weight.T
+        return self.b(h @ self.a.weight) + h @ (self.aside.weight + self.never.weight).T
 
 
 class Aside(nn.Module):
@@ -244,7 +247,7 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
         (partly_frozen, set()),
         (tied, {"1.weight", "1.bias", "5.bias"}),
         (Folded, {"a.weight", "a.bias"}),
-        (Outside, {"a.weight", "aside.weight", "still.weight", "still.bias"}),
+        (Outside, {"a.weight", "aside.weight", "never.weight", "still.weight", "still.bias"}),
         (OfAConstant, {"a.weight", "a.bias", "table.weight", "filter.weight", "filter.bias"}),
         (one_bias, {"classifier.bias"}),
         (weight_norm, {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}),
