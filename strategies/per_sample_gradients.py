@@ -66,10 +66,10 @@ class Measurement:
     """
 
     dataset: Dataset
-    indices: Tensor | None = None
-    batch_size: int = 32
-    at_once: int | None = None
-    num_workers: int = 0
+    indices: Tensor | None
+    batch_size: int
+    at_once: int | None
+    num_workers: int
     refuse: Callable[[Tensor], None] = lambda outputs: None
     name: str = "importance"
     quicker: str = "measure it on fewer samples"
@@ -158,12 +158,12 @@ def mean_over_minibatches(
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue
-            if not gradient.isfinite().all():
+            _accumulate(total, gradient.to_dense(), statistic)
+            if not total.isfinite().all():
                 raise ValueError(
                     f"the {measured.name} of {name!r} is not finite in the mini-batch of samples "
                     f"{measured.position(batch.first)} to {measured.position(batch.first + size - 1)}{_why(flat)}"
                 )
-            _accumulate(total, gradient, statistic)
         batches += 1
     return {name: total / max(1, batches) for name, total in sums.items()}
 

@@ -216,6 +216,43 @@ def test_generator_and_solver_are_trained_one_after_the_other():
     assert "".join(order) == "GGSSSGGSSS"
 
 
+def middles():
+    """A scholar that has learned an experience, and what it keeps after each of its generator's epochs and its own."""
+    found = []
+
+    class Keeps(GeneratorPlugin):
+        def after_generator_epoch(self, strategy, **kwargs):
+            found.append(copy.deepcopy(strategy.state_dict_within()))
+
+        def after_training_epoch(self, strategy, **kwargs):
+            found.append(copy.deepcopy(strategy.state_dict_within()))
+
+    strategy = scholar(growing_mlp(), Keeps())
+    learn(strategy, stream([[0, 1]]))
+    return strategy, found
+
+
+@pytest.mark.parametrize(("moment", "epochs"), [(0, 1), (1, 0), (2, 0), (3, 0)])
+def test_a_generator_goes_on_from_the_middle_of_an_experience(moment, epochs):
+    """From between its epochs, or from those of the solver, in which it does not learn again."""
+    whole, kept = middles()
+    learned = []
+
+    class Counts(GeneratorPlugin):
+        def after_generator_epoch(self, strategy, **kwargs):
+            learned.append(strategy.generator_loss)
+
+        def before_training_epoch(self, strategy, **kwargs):
+            assert not strategy.state_dict_within()["learns"], "what is cut short now goes on here again"
+
+    gone_on = scholar(growing_mlp(), Counts(), generator=vae(seed=5))
+    gone_on.load_state_dict_within(kept[moment])
+    learn(gone_on, stream([[0, 1]]))
+    assert len(learned) == epochs
+    assert gone_on.classes_so_far == [0, 1]
+    assert torch.equal(gone_on.generator.sample(5), whole.generator.sample(5))
+
+
 # --- with other things ------------------------------------------------------------------------------------------------
 
 

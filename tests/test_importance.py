@@ -345,7 +345,7 @@ class Parts(TensorDataset):
 
 def test_what_is_the_same_for_all_samples_is_no_samples_own():
     torch.manual_seed(0)
-    model, x = OfParts(), torch.randn(SAMPLES, 1, 4, 4)
+    model, x = OfParts(), torch.randn(SAMPLES, 2, 2, 4)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch cannot vectorise")
         found = mas_importance(model, Parts(x, torch.arange(SAMPLES)))
@@ -368,7 +368,7 @@ def test_the_statistics_of_several_signals_add_up(problem, statistic):
     def signals(outputs, y):
         return torch.stack([outputs.sin(), outputs.square(), torch.ones_like(outputs)])
 
-    found = mean_over_samples(model, Measurement(TensorDataset(x)), signals, statistic)
+    found = mean_over_samples(model, Measurement(TensorDataset(x), None, 1, None, 0), signals, statistic)
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for one in x:
         outputs = model(one[None])
@@ -528,3 +528,20 @@ def test_outputs_that_do_not_fit_are_refused_with_the_first_minibatch(problem, m
     with pytest.raises(ValueError, match=r"the network gives shape \[N, 1\]"):
         diagonal_fisher(model, dataset, "batched", batch_size=5)
     assert passes == [5]
+
+
+@pytest.mark.parametrize("fisher", ["exact", "batched"])
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        (float("nan"), "the network's outputs are not finite there"),
+        (1e30, r"it is too large for its type \(torch.float32\)"),
+    ],
+)
+def test_why_an_importance_is_not_finite_is_said(factor, why, fisher):
+    x = torch.randn(6, 3)
+    x[4] *= factor
+    model = nn.Linear(3, 2)
+    nn.init.zeros_(model.weight)
+    with pytest.raises(ValueError, match=f"of 'weight' is not finite .* 4.*: {why}"):
+        diagonal_fisher(model, TensorDataset(x, torch.zeros(6).long()), fisher, batch_size=2)

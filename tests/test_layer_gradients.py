@@ -24,6 +24,11 @@ def without_weight(layer):
     return layer
 
 
+def with_one_more(layer):
+    layer.one_more = nn.Parameter(torch.ones(3))
+    return layer
+
+
 LAYERS = {
     "linear": (lambda: nn.Linear(4, 3), [(4,), (2, 4), (2, 3, 4)]),
     "linear without bias": (lambda: nn.Linear(4, 3, bias=False), [(4,), (2, 4)]),
@@ -46,6 +51,7 @@ LAYERS = {
     "prelu": (lambda: nn.PReLU(), [(4,), (4, 3)]),
     "prelu of channels": (lambda: nn.PReLU(4), [(4,), (4, 3), (4, 3, 2)]),
     "embedding": (lambda: nn.Embedding(6, 4), [(), (3,), (2, 3)]),
+    "embedding with sparse gradients": (lambda: nn.Embedding(6, 4, sparse=True), [(3,)]),
     "embedding with padding": (lambda: nn.Embedding(6, 4, padding_idx=2), [(), (7,)]),
 }
 CASES = [(name, shape) for name, (_, shapes) in LAYERS.items() for shape in shapes]
@@ -68,7 +74,7 @@ def by_autograd(layer, x, signals):
     found = {}
     for attribute, p in layer.named_parameters():
         rows = [
-            torch.stack([torch.autograd.grad(layer(x[n : n + 1]), p, d[n : n + 1])[0] for d in signals])
+            torch.stack([torch.autograd.grad(layer(x[n : n + 1]), p, d[n : n + 1])[0].to_dense() for d in signals])
             for n in range(len(x))
         ]
         found[attribute] = torch.stack(rows)
@@ -106,8 +112,10 @@ def test_a_network_of_a_layer_with_a_rule_takes_no_other_way(name, shape):
     fisher = by_autograd(layer, x, [one.view_as(outputs) for one in each_output(outputs)])
     prefix = "" if model is layer else "0."
     found = mas_importance(model, TensorDataset(x)), diagonal_fisher(model, TensorDataset(x), likelihood="gaussian")
+    batches_of_one = mas_importance(model, TensorDataset(x), "batched", batch_size=1)
     for attribute in omega:
         torch.testing.assert_close(found[0][prefix + attribute], omega[attribute].abs().sum(1).mean(0))
+        torch.testing.assert_close(batches_of_one[prefix + attribute], found[0][prefix + attribute])
         torch.testing.assert_close(found[1][prefix + attribute], fisher[attribute].square().sum(1).mean(0))
 
 
@@ -127,6 +135,7 @@ def each_output(outputs):
         nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)),
         torch.nn.utils.spectral_norm(nn.Linear(3, 2)),
         nn.LSTM(3, 2),
+        with_one_more(nn.Linear(3, 2)),
         *(type("Own", (kind,), {})(3, 2) for kind in (nn.Linear, nn.Embedding)),
     ],
 )
@@ -207,11 +216,8 @@ def test_and_so_are_signals(monkeypatch):
 def test_what_a_sample_takes_is_what_autograd_keeps_and_the_signals_of_what_is_written_out(terms):
     """Autograd keeps the layers' inputs and what tanh gives; a linear layer on rows needs no signal of its own."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 4)).double()
-
-    def signals(outputs, y):
-        return torch.ones(terms, *outputs.shape)
-
-    found = plan(model, Minibatch(torch.randn(7, 1, 5, 5).double(), None, 0, 0), signals)
+    signals = [] if terms == 1 else [lambda outputs, y: torch.ones(terms, *outputs.shape)]
+    found = plan(model, Minibatch(torch.randn(7, 1, 5, 5).double(), None, 0, 0), *signals)
     assert found.bytes_a_sample == 8 * (25 + 18 + 18 * terms)  # the linear layer's inputs are what tanh gives
     assert found.outputs == 4
     # What is computed afterwards is not counted any more: torch refuses to hook what is hooked.
@@ -339,9 +345,9 @@ class Screen(io.StringIO):
         return True
 
 
-def measured_slowly(seconds, monkeypatch):
+def measured_slowly(seconds, monkeypatch, screen_type=Screen):
     """Measures 30 samples in passes of 10 that take as many seconds each; returns what is shown, and what warned of."""
-    clock, screen = Clock(), Screen()
+    clock, screen = Clock(), screen_type()
     monkeypatch.setattr(per_sample_gradients, "time", clock)
     monkeypatch.setattr("tqdm.std.time", clock.perf_counter)
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
@@ -360,8 +366,9 @@ def test_more_than_a_minute_is_told_of_after_the_first_pass(monkeypatch):
 
 
 def test_how_far_it_is_is_shown_after_five_seconds_and_wiped_off_in_the_end(monkeypatch):
-    shown, _ = measured_slowly(1.6, monkeypatch)
-    assert shown == ""
+    for seconds, screen_type in ((1.6, Screen), (2.6, io.StringIO)):  # which is no terminal
+        shown, _ = measured_slowly(seconds, monkeypatch, screen_type)
+        assert shown == ""
     shown, _ = measured_slowly(2.6, monkeypatch)
     *_, last, nothing, end = shown.split("\r")
     assert " 2/3 " in shown

@@ -479,8 +479,8 @@ def test_joint_training_learns_images_as_they_are_in_training():
     learned = []
 
     class Shown(ACGAN):
-        def learn(self, images, *args, **kwargs):
-            learned.append(images)
+        def learn(self, images, replay, r, labels):
+            learned.append((images, replay, r))
             yield from ()
 
     sets = []
@@ -491,7 +491,9 @@ def test_joint_training_learns_images_as_they_are_in_training():
         sets.append(as_classification_dataset(tensors, transform_groups=darker))
     strategy = GANJointTraining(generator=gan(Shown), evaluator=evaluated())
     strategy.train(benchmark_from_datasets(train=sets).train_stream)
-    assert torch.equal(learned[0], torch.cat([images(3), images(3)]) / 2)
+    [(shown, replay, r)] = learned
+    assert torch.equal(shown, torch.cat([images(3), images(3)]) / 2)
+    assert (replay, r) == (None, 1), "replay is the GAN's own"
 
 
 def test_the_ends_of_the_ranges_are_allowed():
