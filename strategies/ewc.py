@@ -25,6 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from engrams.strategies.arguments import not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
     Likelihood,
@@ -52,7 +53,6 @@ from engrams.strategies.quadratic_penalty import (
     Excluded,
     QuadraticPenaltyPlugin,
     first_samples,
-    refuse_negative,
 )
 
 
@@ -127,7 +127,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample
                 has no gradient of its own); after an experience, parameters or importances that are not finite.
         """
-        refuse_negative("ewc_lambda", ewc_lambda)
+        not_negative(ewc_lambda=ewc_lambda)
         super().__init__(
             ewc_lambda / 2,
             consolidation,
