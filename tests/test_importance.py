@@ -1,6 +1,7 @@
 """The Fisher information against brute force: autograd, one sample and one class at a time."""
 
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import TensorDataset
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher, mas_importance, refuse_too_many
 from engrams.strategies.minibatches import Minibatch, evaluation_mode, same_random_numbers
+from engrams.strategies.per_sample_gradients import Measurement, mean_over_samples
 
 SAMPLES, CLASSES = 12, 4
 
@@ -67,16 +69,22 @@ class Folded(nn.Module):
 
 
 class Outside(nn.Module):
-    """No short cut: a layer's weight is used outside of the layer, too; and a head runs that leads nowhere."""
+    """No short cut: weights are used outside of their layers, of which one never runs and one leads nowhere.
+
+    A last one runs without gradients.
+    """
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, 2)
+        self.a, self.b, self.aside = nn.Linear(16, 5), nn.Linear(16, CLASSES), nn.Linear(5, CLASSES)
+        self.never, self.still = nn.Linear(5, CLASSES), nn.Linear(5, 2)
 
     def forward(self, x):
         h = self.a(x.flatten(1)).tanh()
         self.aside(h)
-        return self.b(h @ self.a.weight)
+        with torch.no_grad():
+            self.still(h)
+        return self.b(h @ self.a.weight) + h @ (self.aside.weight + self.never.weight).T
 
 
 class Aside(nn.Module):
@@ -104,15 +112,20 @@ def doubled():
 
 
 class OfAConstant(nn.Module):
-    """No short cut: a layer sees no sample, but as many numbers as there are samples when layers are tried."""
+    """No short cut: layers see no sample, but as many numbers as there are samples when layers are tried; or just one.
+
+    What the convolution sees is no batch at all, so that its rule cannot be followed.
+    """
 
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(16, 3), nn.Linear(3, CLASSES)
+        self.table, self.filter = nn.Embedding(4, 3), nn.Conv1d(3, 3, 2)
         self.register_buffer("constant", torch.tensor([0.5, -1.0, 2.0]))
 
     def forward(self, x):
-        return self.c(self.b(x.flatten(1)) * self.a(self.constant).tanh())
+        one = self.a(self.constant).tanh() + self.table(torch.tensor(2))
+        return self.c(self.b(x.flatten(1)) * (one + self.filter(torch.outer(self.constant, self.constant)).sum(1)))
 
 
 def one_bias():
@@ -127,7 +140,18 @@ def weight_norm():
     return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(16, CLASSES)))
 
 
-MODELS = [mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, OfAConstant, doubled, one_bias, weight_norm]
+def partly_frozen():
+    """Of one layer the weight learns, of the other the bias."""
+    network = mlp()
+    network.features[0].bias.requires_grad_(False)
+    network.classifier.weight.requires_grad_(False)
+    return network
+
+
+MODELS = [
+    *(mlp, cnn, multi_head, batch_norm, tied, Folded, Outside, Aside, OfAConstant, doubled, one_bias, weight_norm),
+    partly_frozen,
+]
 
 
 @pytest.fixture
@@ -167,6 +191,7 @@ def brute_force(model, dataset, fisher):
 
 def assert_same(found, expected, rtol=1e-5):
     assert found.keys() == expected.keys()
+    assert not any(tensor.requires_grad for tensor in found.values())
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=rtol, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -176,8 +201,14 @@ def assert_same(found, expected, rtol=1e-5):
 def test_equals_brute_force(problem, fisher):
     model, dataset = problem
     model.train()
-    found = diagonal_fisher(model, dataset, fisher)
+    parts = dict(model.named_parameters(remove_duplicate=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch cannot vectorise")
+        found = diagonal_fisher(model, dataset, fisher)
     assert model.training, "the model's own mode is restored"
+    assert not any(module._forward_hooks for module in model.modules())
+    now = dict(model.named_parameters(remove_duplicate=False))
+    assert all(now[name] is part for name, part in parts.items()), "and what it is made of"
     assert_same(found, brute_force(model, dataset, fisher))
     assert sum(tensor.sum() for tensor in found.values()) > 0
 
@@ -214,20 +245,148 @@ def test_chunks_and_both_ways_agree(problem, monkeypatch):
         (multi_head, set()),
         (batch_norm, set()),
         (Aside, set()),
-        (tied, {"1.weight", "1.bias"}),
+        (partly_frozen, set()),
+        (tied, {"1.weight", "1.bias", "5.bias"}),
         (Folded, {"a.weight", "a.bias"}),
-        (Outside, {"a.weight"}),
-        (OfAConstant, {"a.weight", "a.bias"}),
+        (Outside, {"a.weight", "aside.weight", "never.weight", "still.weight", "still.bias"}),
+        (OfAConstant, {"a.weight", "a.bias", "table.weight", "filter.weight", "filter.bias"}),
         (one_bias, {"classifier.bias"}),
         (weight_norm, {"1.bias", "1.parametrizations.weight.original0", "1.parametrizations.weight.original1"}),
     ],
     indirect=["problem"],
 )
 def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem, rest):
+    """And by torch's vectorisation; and no layer is looked at that has none of the others."""
     model, dataset = problem
     model.eval()
     x, y, tasks = dataset[:2]
-    assert gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0)).rest.keys() == rest
+    found = gradient_plan.plan(model, Minibatch(x, y, int(tasks[0]), 0))
+    assert found.rest.keys() == rest
+    assert found.vectorised == bool(rest)
+    for name, layer in found.layers.items():
+        assert {f"{name}.{attribute}".removeprefix(".") for attribute, _ in layer.named_parameters()} - rest
+
+
+class Later(nn.Module):
+    """A layer runs otherwise for samples whose first number is above 2."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, CLASSES)
+        self.plain = nn.Linear(16, 16)
+        if how == "another with its weight":
+            self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = x.flatten(1)
+        h, such = self.a(x).tanh(), x[:, 0] > 2
+        if such.any():
+            if self.how == "for some only":
+                h = h.index_add(0, such.nonzero().flatten(), self.b(x[such]))
+            else:
+                again = self.a(h) if self.how == "twice" else self.b(-x)
+                h = h + torch.where(such[:, None], again, 0)
+        return self.c(self.plain(h).tanh())
+
+
+@pytest.mark.parametrize(
+    ("how", "left", "told_of"),
+    [
+        ("twice", "a", "'a.weight', 'a.bias'"),
+        ("for some only", "b", "'b.weight', 'b.bias'"),
+        ("another with its weight", None, "'a.weight', 'a.bias', 'b.bias'"),
+    ],
+)
+def test_a_layer_that_runs_otherwise_after_the_first_samples_is_measured_rightly(how, left, told_of):
+    """And no other takes the general way, which torch cannot vectorise: the network asks which samples are such."""
+    torch.manual_seed(0)
+    model = Later(how).double().eval()
+    x = torch.randn(SAMPLES, 1, 4, 4).double().clamp(-1, 1)
+    x[7, 0, 0, 0] = 3
+    dataset = TensorDataset(x, torch.arange(SAMPLES) % CLASSES, torch.zeros(SAMPLES))
+    with pytest.warns(UserWarning, match=f"the importance of {told_of} is measured one sample after another"):
+        found = diagonal_fisher(model, dataset)
+    assert_same(found, brute_force(model, dataset, "exact"))
+    if left:
+        first = Minibatch(x[:3], None, 0, 0)
+        plan = gradient_plan.plan(model, first)
+        assert not plan.rest
+        plan.leave([left], model, first)
+        assert plan.rest.keys() == {f"{left}.weight", f"{left}.bias"}
+        assert left not in plan.layers
+        assert not plan.vectorised
+
+
+@pytest.mark.parametrize("outputs", [1, CLASSES])
+def test_a_last_batch_of_one_sample_may_come_squeezed(outputs):
+    class Squeezed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    torch.manual_seed(0)
+    plain, squeezed = (kind(5, outputs).double() for kind in (nn.Linear, Squeezed))
+    squeezed.load_state_dict(plain.state_dict())
+    dataset = TensorDataset(torch.randn(4, 5).double(), torch.arange(4) % CLASSES)
+    if outputs > 1:
+        found, expected = (diagonal_fisher(model, dataset, samples_at_once=3) for model in (squeezed, plain))
+    else:
+        found, expected = (mas_importance(model, dataset, samples_at_once=3) for model in (squeezed, plain))
+    assert_same(found, expected)
+
+
+class OfParts(nn.Module):
+    """Takes a scale for all samples, and what kind they are of, besides the samples themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(16, CLASSES), nn.Parameter(torch.ones(16))
+
+    def forward(self, inputs):
+        assert isinstance(inputs["kind"], str)
+        return self.linear((inputs["x"].flatten(1) - self.shift).tanh() * inputs["scale"])
+
+
+class Parts(TensorDataset):
+    def collate_fn(self, samples):
+        x, y = (torch.stack(column) for column in zip(*samples, strict=True))
+        return {"x": x, "scale": torch.tensor(2.0), "kind": "of whatever kind"}, y
+
+
+def test_what_is_the_same_for_all_samples_is_no_samples_own():
+    torch.manual_seed(0)
+    model, x = OfParts(), torch.randn(SAMPLES, 2, 2, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="torch cannot vectorise")
+        found = mas_importance(model, Parts(x, torch.arange(SAMPLES)))
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for one in x:
+        model.zero_grad()
+        model({"x": one[None], "scale": torch.tensor(2.0), "kind": "another"}).square().sum().backward()
+        for name, p in model.named_parameters():
+            expected[name] += p.grad.abs() / SAMPLES
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("statistic", [torch.abs, torch.square])
+@pytest.mark.parametrize("problem", [mlp, Folded], indirect=True)
+def test_the_statistics_of_several_signals_add_up(problem, statistic):
+    model, dataset = problem
+    model.eval()
+    x, _, _ = dataset.tensors
+
+    def signals(outputs, y):
+        return torch.stack([outputs.sin(), outputs.square(), torch.ones_like(outputs)])
+
+    found = mean_over_samples(model, Measurement(TensorDataset(x), None, 1, None, 0), signals, statistic)
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for one in x:
+        outputs = model(one[None])
+        for signal in signals(outputs.detach(), None):
+            gradients = torch.autograd.grad(outputs, list(model.parameters()), signal, retain_graph=True)
+            for name, gradient in zip(expected, gradients, strict=True):
+                expected[name] += statistic(gradient) / SAMPLES
+    assert_same(found, expected)
 
 
 def test_what_is_drawn_within_is_drawn_again_afterwards():
@@ -369,6 +528,11 @@ def test_batched_is_what_avalanche_computes_and_no_fisher(problem):
     assert_same(ours, {name: theirs[name].data.double() for name in theirs}, rtol=1e-4)  # theirs are float32
     empirical = diagonal_fisher(model, dataset, "empirical")
     assert_same(diagonal_fisher(model, dataset, "batched", batch_size=1), empirical)  # a batch of one is a sample
+    model.zero_grad()
+    x, y, _ = dataset.tensors
+    functional.cross_entropy(model.eval()(x), y).backward()
+    of_one = diagonal_fisher(model, dataset, "batched", batch_size=SAMPLES)
+    assert_same(of_one, {name: p.grad.square() for name, p in model.named_parameters()})
     # The square of a mean is at most the mean of squares, and smaller where gradients differ in sign.
     assert all((ours[name] <= empirical[name] * (1 + 1e-9)).all() for name in ours)
     assert sum(o.sum() for o in ours.values()) < 0.7 * sum(e.sum() for e in empirical.values())
@@ -417,6 +581,8 @@ def test_a_head_that_was_not_used_has_zeros(problem):
 @pytest.mark.parametrize("problem", [mlp], indirect=True)
 def test_fisher_samples(problem):
     model, dataset = problem
+    one = torch.utils.data.Subset(dataset, [4])
+    assert_same(diagonal_fisher(model, one), brute_force(model, one, "exact"))
     assert_same(diagonal_fisher(model, dataset, fisher_samples=100), diagonal_fisher(model, dataset))
     torch.manual_seed(3)
     some = diagonal_fisher(model, dataset, fisher_samples=5)
@@ -443,3 +609,31 @@ def test_fisher_samples(problem):
 def test_options_out_of_range_are_refused(problem, options, message):
     with pytest.raises(ValueError, match=message):
         diagonal_fisher(*problem, **options)
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_outputs_that_do_not_fit_are_refused_with_the_first_minibatch(problem):
+    model, dataset = problem
+    model.classifier = nn.Linear(7, 1).double()
+    passes = []
+    model.register_forward_hook(lambda module, args, outputs: passes.append(len(outputs)))
+    with pytest.raises(ValueError, match=r"the network gives shape \[N, 1\]"):
+        diagonal_fisher(model, dataset, "batched", batch_size=5)
+    assert passes == [5]
+
+
+@pytest.mark.parametrize("fisher", ["exact", "batched"])
+@pytest.mark.parametrize(
+    ("factor", "why"),
+    [
+        (float("nan"), "the network's outputs are not finite there"),
+        (1e30, r"it is too large for its type \(torch.float32\)"),
+    ],
+)
+def test_why_an_importance_is_not_finite_is_said(factor, why, fisher):
+    x = torch.randn(6, 3)
+    x[4] *= factor
+    model = nn.Linear(3, 2)
+    nn.init.zeros_(model.weight)
+    with pytest.raises(ValueError, match=f"of 'weight' is not finite .* 4.*: {why}"):
+        diagonal_fisher(model, TensorDataset(x, torch.zeros(6).long()), fisher, batch_size=2)
