@@ -9,6 +9,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
@@ -17,7 +18,6 @@ from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
     QuadraticPenaltyPlugin,
-    refuse_negative,
 )
 
 
@@ -44,7 +44,7 @@ class L2Plugin(QuadraticPenaltyPlugin):
         Raises:
             ValueError: an argument outside its range; after an experience, parameters that are not finite.
         """
-        refuse_negative("l2_lambda", l2_lambda)
+        not_negative(l2_lambda=l2_lambda)
         super().__init__(l2_lambda / 2, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         self.l2_lambda = l2_lambda
 
@@ -128,8 +128,7 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
             ValueError: mem_size below 1; after an experience, if it is less than the number of experiences so far.
         """
         super().__init__()
-        if mem_size < 1:
-            raise ValueError(f"mem_size must be at least 1; got {mem_size}")
+        at_least_one(mem_size=mem_size)
         self.mem_size = mem_size
         self._forget()
 

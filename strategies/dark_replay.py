@@ -22,8 +22,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.nn import functional
 
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
-from engrams.strategies.quadratic_penalty import refuse_negative
 from engrams.strategies.reservoir import Reservoir
 
 COLUMNS = ("x", "y", "tasks")
@@ -50,10 +50,8 @@ class DERPlugin(SupervisedPlugin):
             ValueError: an argument outside its range.
         """
         super().__init__()
-        refuse_negative("alpha", alpha)
-        refuse_negative("beta", beta)
-        if batch_size_mem is not None and batch_size_mem < 1:
-            raise ValueError(f"batch_size_mem must be at least 1; got {batch_size_mem}")
+        not_negative(alpha=alpha, beta=beta)
+        at_least_one(batch_size_mem=batch_size_mem)
         self.mem_size, self.alpha, self.beta, self.batch_size_mem = mem_size, alpha, beta, batch_size_mem
         self._forget()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
@@ -12,6 +12,7 @@ from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_mod
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.arguments import one_of
 from engrams.strategies.choices import NewShare, ReplayLabels
 from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
@@ -81,8 +82,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
-        if replay_labels not in get_args(ReplayLabels):
-            raise ValueError(f"replay_labels must be one of {get_args(ReplayLabels)}; got {replay_labels!r}")
+        one_of(ReplayLabels, replay_labels=replay_labels)
         if replay_labels == "asked" and not generator.conditional:
             raise ValueError("replay_labels='asked' needs a generator that is conditional on the class")
         if new_scholar and generator.conditional:

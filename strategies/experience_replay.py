@@ -14,13 +14,12 @@ Aljundi et al. 2019 draws from earlier experiences alone (``"past"``; Caccia et 
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from avalanche.models import avalanche_forward
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import DrawsFrom, JoinedBy
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
@@ -56,11 +55,9 @@ class ExperienceReplayPlugin(SupervisedPlugin):
             ValueError: an argument outside its range.
         """
         super().__init__()
-        if batch_size_mem is not None and batch_size_mem < 1:
-            raise ValueError(f"batch_size_mem must be at least 1; got {batch_size_mem}")
-        for name, value, allowed in (("draws_from", draws_from, DrawsFrom), ("joined", joined, JoinedBy)):
-            if value not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}")
+        at_least_one(batch_size_mem=batch_size_mem)
+        one_of(DrawsFrom, draws_from=draws_from)
+        one_of(JoinedBy, joined=joined)
         self.mem_size, self.batch_size_mem = mem_size, batch_size_mem
         self.draws_from, self.joined = draws_from, joined
         self._forget()

@@ -8,12 +8,11 @@ squared L2 norm of the outputs instead (Aljundi et al. 2018, arXiv:1711.09601), 
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from engrams.strategies.arguments import one_of
 from engrams.strategies.choices import Fisher, MASVariant
 from engrams.strategies.densities import Likelihood, density, fitting
 from engrams.strategies.general_gradients import outputs_of
@@ -152,10 +151,8 @@ def refuse_too_many(outputs: Tensor) -> None:
 
 def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: str, noise_std: float) -> None:
     """Raise a ValueError that names the first option out of its range."""
-    if fisher not in get_args(Fisher):
-        raise ValueError(f"fisher must be one of {', '.join(get_args(Fisher))}; got {fisher!r}")
-    if likelihood not in get_args(Likelihood):
-        raise ValueError(f"likelihood must be one of {', '.join(get_args(Likelihood))}; got {likelihood!r}")
+    one_of(Fisher, fisher=fisher)
+    one_of(Likelihood, likelihood=likelihood)
     if fisher_samples is not None and fisher_samples < 1:
         raise ValueError(f"fisher_samples must be at least 1, or None for all; got {fisher_samples}")
     if not noise_std > 0:
@@ -230,8 +227,7 @@ def squared_norm(outputs: Tensor, y: Tensor | None) -> Tensor:
 
 def check_mas_variant(variant: str) -> None:
     """Raise a ValueError if there is no such variant."""
-    if variant not in get_args(MASVariant):
-        raise ValueError(f"variant must be one of {', '.join(get_args(MASVariant))}; got {variant!r}")
+    one_of(MASVariant, variant=variant)
 
 
 def refuse_what_is_no_data_set(data: object, name: str = "the data set") -> None:

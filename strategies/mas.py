@@ -15,6 +15,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from engrams.strategies.arguments import not_negative
 from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import check_mas_variant, mas_importance
 from engrams.strategies.kept import State
@@ -24,7 +25,6 @@ from engrams.strategies.quadratic_penalty import (
     Excluded,
     QuadraticPenaltyPlugin,
     first_samples,
-    refuse_negative,
 )
 
 
@@ -72,7 +72,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
                 or has no entry for it, or if the network cannot be measured (``local`` meets a layer that it is not
                 defined for); after an experience, parameters or importances that are not finite.
         """
-        refuse_negative("mas_lambda", mas_lambda)
+        not_negative(mas_lambda=mas_lambda)
         super().__init__(mas_lambda, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         check_mas_variant(variant)
         _refuse_what_is_no_dataset(importance_data)

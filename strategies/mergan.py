@@ -18,9 +18,9 @@ from avalanche.benchmarks.utils.utils import concat_datasets
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.generator_training import GeneratorTemplate
 from engrams.strategies.generators.acgan import ACGAN
-from engrams.strategies.generators.generator import at_least_one
 from engrams.strategies.judged import JudgedByClassifier
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
@@ -87,8 +87,7 @@ class ReplayingGAN(ACGAN):
         Raises:
             ValueError: replay_batch_size below 1; as for :class:`ACGAN`.
         """
-        if replay_batch_size is not None:
-            at_least_one(replay_batch_size=replay_batch_size)
+        at_least_one(replay_batch_size=replay_batch_size)
         self.replayed_classes = replayed_classes
         self.replay_batch_size = replay_batch_size
         super().__init__(*args, **kwargs)
@@ -131,8 +130,7 @@ class JointReplayGAN(ReplayingGAN):
         Raises:
             ValueError: past_weight below 0; as for :class:`ReplayingGAN`.
         """
-        if not past_weight >= 0:
-            raise ValueError(f"past_weight must be at least 0; got {past_weight}")
+        not_negative(past_weight=past_weight)
         self.past_weight = past_weight
         super().__init__(*args, **kwargs)
 
@@ -180,8 +178,7 @@ class ReplayAlignmentGAN(ReplayingGAN):
         Raises:
             ValueError: ra_lambda below 0; as for :class:`ReplayingGAN`.
         """
-        if not ra_lambda >= 0:
-            raise ValueError(f"ra_lambda must be at least 0; got {ra_lambda}")
+        not_negative(ra_lambda=ra_lambda)
         self.ra_lambda = ra_lambda
         super().__init__(*args, **kwargs)
 

@@ -12,7 +12,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from engrams.strategies.arguments import not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
@@ -94,18 +95,13 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             ValueError: an argument outside its range.
         """
         super().__init__()
-        if not coefficient >= 0:
-            raise ValueError(f"the penalty's coefficient must be at least 0; got {coefficient}")
-        if consolidation not in get_args(Consolidation):
-            raise ValueError(
-                f"consolidation must be one of {', '.join(get_args(Consolidation))}; got {consolidation!r}"
-            )
+        not_negative(coefficient=coefficient)
+        one_of(Consolidation, consolidation=consolidation)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
         if gamma != 1 and consolidation != "online":
             raise ValueError(f"gamma decays consolidation='online' only; got gamma={gamma} with {consolidation!r}")
-        if penalty_step not in get_args(PenaltyStep):
-            raise ValueError(f"penalty_step must be one of {', '.join(get_args(PenaltyStep))}; got {penalty_step!r}")
+        one_of(PenaltyStep, penalty_step=penalty_step)
         if consolidate_every is not None and consolidate_every < 1:
             raise ValueError(f"consolidate_every must be at least 1 sample, or None; got {consolidate_every}")
         self.coefficient = coefficient
@@ -479,12 +475,6 @@ def first_samples(dataset: Dataset, count: int = 3) -> Dataset:
     if hasattr(dataset, "collate_fn"):
         first.collate_fn = dataset.collate_fn  # type: ignore[attr-defined]
     return first
-
-
-def refuse_negative(name: str, value: float) -> None:
-    """Raises a ValueError that names the penalty's factor as its user knows it."""
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0; got {value}")
 
 
 def _may_grow(old: Tensor, new: Tensor) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engrams.strategies.arguments import at_least_one
 from engrams.strategies.kept import State
 
 
@@ -22,8 +23,7 @@ class Reservoir:
         Raises:
             ValueError: size below 1.
         """
-        if size < 1:
-            raise ValueError(f"mem_size must be at least 1; got {size}")
+        at_least_one(mem_size=size)
         self.size = size
         self.seen = 0
         self.columns: dict[str, Tensor] = {}

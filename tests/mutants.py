@@ -25,6 +25,7 @@ import importlib.machinery
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -585,9 +586,11 @@ def main() -> None:
     ]
     mutants = [mutant for path in files for mutant in mutants_of(path)][:: options.every]
     if options.again:
-        lines = options.again.read_text(encoding="utf-8").splitlines()
-        survived = {line.partition(": ")[2] for line in lines if line.startswith("survived")}
-        mutants = [mutant for mutant in mutants if mutant.place in survived]
+        printed = options.again.read_text(encoding="utf-8")
+        survived = {
+            f"{file}: {rest}" for file, rest in re.findall(r"^survived.*?: (\S+):\d+: (.*)", printed, re.MULTILINE)
+        }
+        mutants = [mutant for mutant in mutants if mutant.key in survived]
     random.Random(0).shuffle(mutants)  # so that what was done when one stops it is a fair sample
     if options.list:
         print("\n".join(sorted(mutant.key for mutant in mutants)))

@@ -177,7 +177,7 @@ def test_a_frozen_copy_stays_as_it_was():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"covariance": "full"}, r"covariance must be one of \('shared', 'diagonal'\); got 'full'"),
+        ({"covariance": "full"}, "covariance must be one of shared, diagonal; got 'full'"),
         ({"shrinkage": 1.1}, "shrinkage must be in"),
         ({"shrinkage": float("nan")}, "shrinkage must be in"),
         ({"rank": 0}, "rank must be at least 1"),

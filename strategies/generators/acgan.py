@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.arguments import at_least_one
 from engrams.strategies.contract import ROUND
-from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler, at_least_one
+from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler
 from engrams.strategies.generators.wgan_gp import (
     SMALLEST_SIDE,
     convolutional_features,

@@ -9,13 +9,14 @@ pairwise algorithm for computing sample variances", a class's past and its new s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import Covariance
-from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, at_least_one
+from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler
 
 
 class ClassGaussians(Generator):
@@ -52,14 +53,12 @@ class ClassGaussians(Generator):
             ValueError: no such covariance, a shrinkage out of range, a rank below 1 or of a diagonal covariance; as for
                 every :class:`Generator`.
         """
-        if covariance not in get_args(Covariance):
-            raise ValueError(f"covariance must be one of {get_args(Covariance)}; got {covariance!r}")
+        one_of(Covariance, covariance=covariance)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage must be in [0, 1]; got {shrinkage}")
-        if rank is not None:
-            at_least_one(rank=rank)
-            if covariance == "diagonal":
-                raise ValueError("rank is of a shared covariance; a diagonal one has no directions to leave out")
+        at_least_one(rank=rank)
+        if rank is not None and covariance == "diagonal":
+            raise ValueError("rank is of a shared covariance; a diagonal one has no directions to leave out")
         super().__init__(images, seed)
         self.covariance = covariance
         self.shrinkage = shrinkage

@@ -12,13 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.contract import Schedule
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
@@ -310,8 +311,7 @@ class TrainedGenerator(NetworkGenerator):
             ValueError: epochs below 1, no such schedule; as for every :class:`NetworkGenerator`.
         """
         at_least_one(epochs=epochs)
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule must be one of {get_args(Schedule)}; got {schedule!r}")
+        one_of(Schedule, schedule=schedule)
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.schedule = schedule
@@ -359,16 +359,6 @@ class TrainedGenerator(NetworkGenerator):
         for optimizer in self._optimizers().values():
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * factor
-
-
-def at_least_one(**settings: int) -> None:
-    """
-    Raises:
-        ValueError: a setting is below 1.
-    """
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
 
 
 def perceptron(*sizes: int) -> nn.Sequential:

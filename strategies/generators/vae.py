@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import ImageLikelihood
-from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one, perceptron
+from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, perceptron
 
 SMALLEST_DEVIATION = 0.01
 """Of a Gaussian pixel: an image learned by heart must not make the loss fall without end."""
@@ -53,8 +53,7 @@ class VAE(TrainedGenerator):
                 :class:`TrainedGenerator`.
         """
         at_least_one(latent_size=latent_size, **{f"hidden_sizes[{n}]": size for n, size in enumerate(hidden_sizes)})
-        if likelihood not in get_args(ImageLikelihood):
-            raise ValueError(f"likelihood must be one of {get_args(ImageLikelihood)}; got {likelihood!r}")
+        one_of(ImageLikelihood, likelihood=likelihood)
         self.latent_size = latent_size
         self.hidden_sizes = tuple(hidden_sizes)
         self.likelihood = likelihood

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import Architecture
-from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator, at_least_one
+from engrams.strategies.generators.generator import ImageSpec, Schedule, TrainedGenerator
 from engrams.strategies.steps import step_of
 
 SMALLEST_SIDE = 4
@@ -65,8 +66,7 @@ class WGANGP(TrainedGenerator):
                 images that are not square with a side of 8, 16, 32, ....
         """
         at_least_one(latent_size=latent_size, width=width, critic_steps=critic_steps)
-        if architecture not in NETWORKS:
-            raise ValueError(f"architecture must be one of {tuple(NETWORKS)}; got {architecture!r}")
+        one_of(NETWORKS, architecture=architecture)
         if batch_size == 1:
             raise ValueError("batch norm has no statistics of a single image; batch_size must be at least 2")
         self.architecture = architecture
