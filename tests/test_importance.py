@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
-from engrams.strategies.importance import diagonal_fisher, mas_importance
-from engrams.strategies.minibatches import Minibatch, same_random_numbers
+from engrams.strategies.importance import diagonal_fisher, mas_importance, refuse_too_many
+from engrams.strategies.minibatches import Minibatch, evaluation_mode, same_random_numbers
 from engrams.strategies.per_sample_gradients import Measurement, mean_over_samples
 
 SAMPLES, CLASSES = 12, 4
@@ -397,26 +398,108 @@ def test_what_is_drawn_within_is_drawn_again_afterwards():
     assert drawn() == expected
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_buffer_that_the_network_changes_is_as_it_was(in_place):
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(16, CLASSES)
-            self.register_buffer("calls", torch.zeros(()))
+def scripted_too(test):
+    for said in ("ignore::DeprecationWarning", "ignore:`torch.jit.script`", "ignore:torch cannot vectorise"):
+        test = pytest.mark.filterwarnings(said)(test)
+    return pytest.mark.parametrize("scripted", [False, True])(test)
 
+
+@scripted_too
+def test_every_module_has_its_own_mode_again(scripted):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, CLASSES))
+    model[2].eval()
+    model = torch.jit.script(model) if scripted else model
+    for measure in (diagonal_fisher, mas_importance):
+        measure(model, TensorDataset(torch.randn(4, 1, 4, 4), torch.arange(4)))
+        assert [module.training for module in model.modules()] == [True, True, True, False, True, True]
+
+
+def test_a_lazy_module_that_gets_its_parameters_within_is_as_elsewhere():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d(), nn.LazyLinear(CLASSES))
+    with evaluation_mode(model):
+        model(torch.zeros(2, 5))
+    assert (model[0].in_features, model[1].num_features, model[2].in_features) == (5, 3, 3)
+    assert all(module.training for module in model.modules())
+    dataset = TensorDataset(torch.randn(6, 5), torch.arange(6) % CLASSES)
+    assert diagonal_fisher(model, dataset)["0.weight"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("chosen", [False, True])
+def test_on_a_gpu_what_its_user_chose_stands_but_for_fewer_bits(recurrent, chosen):
+    """And a recurrent layer has no backward pass in eval mode, but without cuDNN."""
+    seen, cudnn = [], torch.backends.cudnn
+
+    def settings():
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+
+    class Noting(nn.Sequential):
         def forward(self, x):
-            if in_place:
-                self.calls += 1
-            else:
-                self.calls = self.calls + 1
-            return self.layer(x.flatten(1))
+            seen.append(settings())
+            return super().forward(x)[0] if recurrent else super().forward(x)
 
-    model = Counting()
+    model = Noting(nn.RNN(3, CLASSES) if recurrent else nn.Linear(3, CLASSES))
+    for measure in (diagonal_fisher, mas_importance):
+        with cudnn.flags(enabled=True, benchmark=chosen, deterministic=chosen, allow_tf32=True):
+            measure(model, TensorDataset(torch.randn(4, 3), torch.arange(4)))
+            assert settings() == (True, chosen, chosen, True)
+    if recurrent:
+        assert {(enabled, tf32) for enabled, _, _, tf32 in seen} == {(False, False)}
+    else:
+        assert set(seen) == {(True, chosen, chosen, False)}
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_a_minibatch_is_of_32_samples_unless_it_is_said(problem):
+    model, dataset = problem
+    model.eval()
+    many = torch.utils.data.ConcatDataset([dataset] * 6)
+    for measure in (partial(diagonal_fisher, fisher="batched"), partial(mas_importance, variant="batched")):
+        found, expected, other = (measure(model, many, **size) for size in ({}, {"batch_size": 32}, {"batch_size": 33}))
+        assert_same(found, expected)
+        assert not torch.allclose(found["classifier.weight"], other["classifier.weight"])
+
+
+@pytest.mark.parametrize("problem", [mlp], indirect=True)
+def test_an_importance_is_detached(problem):
+    for measure in (diagonal_fisher, mas_importance, partial(mas_importance, variant="local")):
+        assert not any(value.requires_grad for value in measure(*problem).values())
+
+
+def test_more_outputs_than_an_exact_fisher_can_have_backward_passes_are_refused():
+    many = TensorDataset(torch.randn(2, 1))
+    with pytest.raises(ValueError, match=r"4,097 of them a sample \(at most 4,096\): fisher='sampled' has one"):
+        diagonal_fisher(nn.Linear(1, 4097), many)
+    assert diagonal_fisher(nn.Linear(1, 4097), many, "sampled")
+    refuse_too_many(torch.empty(1, 4096))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, CLASSES)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x.flatten(1))
+
+
+class CountingAnew(Counting):
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.layer(x.flatten(1))
+
+
+@scripted_too
+@pytest.mark.parametrize("kind", [Counting, CountingAnew])
+def test_a_buffer_that_the_network_changes_is_as_it_was(kind, scripted):
+    model = torch.jit.script(kind()) if scripted else kind()
     before = model.calls
     diagonal_fisher(model, TensorDataset(torch.randn(4, 1, 4, 4), torch.arange(4) % CLASSES))
-    assert model.calls is before
-    assert before == 0
+    assert model.calls == 0
+    assert scripted or model.calls is before
 
 
 @pytest.mark.parametrize("problem", [mlp], indirect=True)

@@ -224,6 +224,13 @@ def test_only_the_classes_that_are_wanted_are_replayed(kind):
 
 
 @every_kind
+def test_saved_and_loaded_it_goes_on_and_replays_as_if_it_had_never_stopped(kind):
+    unbroken, resumed = learn(gan(kind), 0), gan(kind, seed=5)
+    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
+    assert same(weights(learn(unbroken, 1)), weights(learn(resumed, 1)))
+
+
+@every_kind
 def test_the_first_experience_is_fine_tuning(kind):
     assert same(weights(learn(gan(kind), 0, 1)), weights(learn(gan(ACGAN), 0, 1)))
 
@@ -291,15 +298,33 @@ def test_ewc_s_penalty_is_held_against_the_last_optimum_with_all_fishers():
             p += 0.01
             q += 0.01
     plain.ewc.coefficient = 0.0
-    penalty = sum(
-        (
-            2.5
-            * importance
-            * (dict(generator.generator.named_parameters())[name][: len(importance)] - generator.ewc.anchors[name]) ** 2
-        ).sum()
-        for name, importance in generator.ewc.importances.items()
+    importances = generator.ewc.importances
+    expected = plain.generator_loss() + sum(2.5 * importance.sum() * 0.01**2 for importance in importances.values())
+    ours = generator.generator_loss()
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = (
+        torch.autograd.grad(loss, list(one.generator.parameters()))
+        for loss, one in ((ours, generator), (expected, plain))
     )
-    assert generator.generator_loss().item() == pytest.approx((plain.generator_loss() + penalty).item(), rel=1e-4)
+    for name, mine, without in zip(dict(generator.generator.named_parameters()), *gradients, strict=True):
+        held = mine - without
+        held[: len(importances[name])] -= 5 * importances[name] * 0.01
+        assert held.abs().max() < 1e-4 + 1e-3 * mine.abs().max(), name
+
+
+def test_ewc_s_importance_follows_the_networks_to_another_place_and_is_its_seeds():
+    """Another type stands for another device, which a machine need not have."""
+    found = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        expected = torch.random.get_rng_state()
+        generator = learn(gan(EWCGAN, ewc_lambda=5.0, fisher_samples=24), 0)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+        found.append(generator.ewc.importances)
+    assert same(*found)
+    generator.double().begin([1])
+    for kept in (generator.ewc.importances, generator.ewc.anchors):
+        assert {value.dtype for value in kept.values()} == {torch.float64}
 
 
 def test_ewc_with_lambda_0_is_fine_tuning_to_the_bit():
