@@ -17,7 +17,7 @@ from engrams.benchmarks.data.streams import labelled
 from engrams.strategies import DeepGenerativeReplay, MeRGAN, catalogue
 from engrams.strategies.contract import GANSettings
 from engrams.strategies.generator_training import GeneratorPlugin
-from engrams.strategies.generators import ACGAN, WGANGP
+from engrams.strategies.generators import ACGAN, WGANGP, acgan
 from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
 from engrams.strategies.judged import GANDeepGenerativeReplay
 from engrams.strategies.mergan import (
@@ -467,7 +467,8 @@ def test_without_a_classifier_there_is_no_evaluation():
         MeRGAN(generator=gan(), evaluator=evaluated()).eval(pictures([0]))
 
 
-def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks():
+def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks(monkeypatch):
+    monkeypatch.setattr(acgan, "ROUND", 3)
     called = []
 
     class Hooks(GeneratorPlugin):
@@ -480,8 +481,8 @@ def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks():
         def after_training_exp(self, strategy, **kwargs):
             called.append(("after", strategy.experience.current_experience))
 
-    alone = gan(ReplayAlignmentGAN, steps=120)
-    strategy = MeRGAN(generator=gan(ReplayAlignmentGAN, steps=120), plugins=[Hooks()], evaluator=quiet())
+    alone = gan(ReplayAlignmentGAN, steps=5)
+    strategy = MeRGAN(generator=gan(ReplayAlignmentGAN, steps=5), plugins=[Hooks()], evaluator=quiet())
     for experience in pictures([0], [1]):
         strategy.train(experience)
         x, y = torch.stack([x for x, *_ in experience.dataset]), torch.tensor(experience.dataset.targets)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from avalanche.logging import BaseLogger
 from avalanche.models import MultiTaskModule
-from avalanche.models.generator import MlpVAE, VAE_loss
+from avalanche.models.generator import MlpVAE
 from avalanche.training import GenerativeReplay, VAETraining
 from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
 from torch import Tensor, nn
@@ -64,7 +64,6 @@ def avalanche_generative_replay(
     generator = VAETraining(
         model=vae,
         optimizer=torch.optim.Adam(vae.parameters(), lr=learning_rate, weight_decay=weight_decay),
-        criterion=VAE_loss,
         plugins=[GenerativeReplayPlugin(replay_size=replay_size)],
         evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
         train_epochs=generator_epochs,
