@@ -508,6 +508,15 @@ def test_labels_that_a_criterion_cannot_take_are_refused_before_anything_is_lear
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [((torch.zeros(5, 2), torch.zeros(5)), "the solver's are tuple"), (torch.zeros(5), "has one output a sample")],
+)
+def test_no_label_is_read_off_what_is_no_answer(outputs, message):
+    with pytest.raises(ValueError, match=message):
+        Answers("hard", outputs, torch.zeros(5, dtype=torch.long), functional.mse_loss)
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_a_criterion_is_asked_aside(labels):
     """Neither what it remembers nor what it draws is noticed by the training."""
@@ -521,7 +530,8 @@ def test_a_criterion_is_asked_aside(labels):
             return functional.binary_cross_entropy_with_logits(outputs[:, 0], y.float())
 
     criterion, before = Remembers(), torch.get_rng_state()
-    assert Answers(labels, torch.zeros(5, 1), torch.zeros(5, dtype=torch.long), criterion).one_logit
+    read = Answers(labels, torch.zeros(5, 1), torch.zeros(5, dtype=torch.long), criterion)
+    assert read(torch.tensor([[0.0], [50.0]]), torch.zeros(2, 1)).tolist() == [0.0 if labels == "hard" else 0.5, 1.0]
     assert criterion.calls == 0
     assert torch.equal(torch.get_rng_state(), before)
 
