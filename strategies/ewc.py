@@ -69,8 +69,13 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     to the next moves an old head a little, where without a penalty it would not touch it.)
 
     The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy
-    Bernoulli, squared error Gaussian. A criterion that somebody wrote is known by its gradient. Class weights and label
-    smoothing are left out, which is said; a sample whose label is ``ignore_index`` counts in no Fisher.
+    Bernoulli, squared error Gaussian. A criterion that somebody wrote is known by its gradient, and so is what it
+    leaves out (void pixels, targets that are missing): it counts in no Fisher, as a sample whose label is
+    ``ignore_index`` does not; where ``likelihood`` has to say the density, ``ignore_index`` alone is left out. Class
+    weights and label smoothing are not regarded, which is said.
+
+    The Fisher is measured on what the strategy trains on (its ``adapted_dataset``), with the transformations of
+    evaluation; what other plugins do to minibatches (normalise them, mix them) is no part of it.
 
     F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K outputs is the mean negative
     log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K outputs is 1/K of it. Before
@@ -305,19 +310,18 @@ def _refuse_logits_in_training_alone(strategy, data: Dataset, likelihood: Likeli
             in_training, _ = outputs_of(model, batch.inputs, batch.task)
         except Exception:  # whatever it raises: in training it gives something else than outputs
             return
-    answers = in_training.softmax(1) if likelihood == "categorical" else in_training.sigmoid()
-    nearer = (outputs - answers).abs().mean() < (outputs - in_training).abs().mean()
-    if nearer and _are_probabilities(wide(outputs), likelihood):
+    outputs, in_training = wide(outputs), wide(in_training)
+    if likelihood == "categorical":  # which dropout in a function, not a module, does not hide
+        other = (outputs - in_training).abs().max() > 1e-2
+        found = other and (outputs >= 0).all() and (outputs.sum(1) - 1).abs().max() < 1e-2
+    else:  # of few numbers, which may be in [0, 1] by chance
+        found = (outputs - in_training.sigmoid()).abs().max() < 1e-2
+    if found:
         raise ValueError(
             "the network gives logits in training and their probabilities in eval mode, in which an importance is "
             "measured: taken for logits, they are of another density than the loss. Give logits in both, and take the "
             "softmax or sigmoid outside the network"
         )
-
-
-def _are_probabilities(outputs: Tensor, likelihood: Likelihood) -> bool:
-    within = ((outputs >= 0) & (outputs <= 1)).all()
-    return bool(within and (likelihood == "bernoulli" or (outputs.sum(1) - 1).abs().max() < 1e-2))
 
 
 def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:
