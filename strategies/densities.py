@@ -260,8 +260,7 @@ def likelihood_by_gradient(loss: Callable[[Tensor], Tensor], outputs: Tensor) ->
     for given in _types_of(outputs):
         for likelihood in PROBED_AT:
             try:
-                of = density(likelihood)
-                (first, first_mean), *others = _probed(of, likelihood, loss, given)
+                (first, first_mean), *others = _probed(likelihood, loss, given)
                 counts = _nonzero(likelihood, *(gradient for gradient, _ in [(first, first_mean), *others]))
                 changes = [(gradient - first, (mean - first_mean) * counts) for gradient, mean in others]
                 if _alike(changes, given.dtype):
@@ -318,14 +317,13 @@ def with_zeros(y: Tensor, counts: Tensor) -> Tensor:
 
 
 def _probed(
-    of: LogDensity, likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
+    likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the loss's gradient c (m - t) and the density's mean m at random outputs, which both are rid of the
     variance that a gradient by probabilities is divided by."""
     random = torch.Generator().manual_seed(0)
     for scale in PROBED_AT[likelihood]:
         at, gradient = _gradient(likelihood, loss, outputs, random, scale)
-        of.refuse(at)
         if likelihood == "categorical":
             yield gradient, at.double().softmax(1)
         elif likelihood == "bernoulli":
@@ -350,7 +348,7 @@ def _gradient(
 
 def normalised(outputs: Tensor) -> bool:
     """Tells whether outputs [N, K, ...] are log-probabilities."""
-    return bool(outputs.dim() > 1 and outputs.logsumexp(1).abs().max() < 1e-2)
+    return bool(outputs.logsumexp(1).abs().max() < 1e-2)
 
 
 def _alike(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:

@@ -204,10 +204,10 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
-            if self.likelihood is None and likelihood == "categorical":
+            if likelihood == "categorical" and (self.likelihood is None or likelihood == likelihood_of(criterion)):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
-            elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
-                fitting(y, outputs)
+            elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
+                fitting(y, outputs)  # the classes might be in another dimension
             if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
                 _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood))
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
@@ -322,6 +322,11 @@ def _refuse_logits_in_training_alone(strategy, data: Dataset, likelihood: Likeli
             "measured: taken for logits, they are of another density than the loss. Give logits in both, and take the "
             "softmax or sigmoid outside the network"
         )
+
+
+def _are_indices(y: object) -> bool:
+    """Tells whether labels are indices of classes, not the classes' probabilities or of another form."""
+    return isinstance(y, Tensor) and not y.is_floating_point()
 
 
 def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:

@@ -16,7 +16,17 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
-from engrams.strategies.minibatches import Inputs, Minibatch, arguments, attributes_kept, below, forward, part, rows, wide
+from engrams.strategies.minibatches import (
+    Inputs,
+    Minibatch,
+    arguments,
+    attributes_kept,
+    below,
+    forward,
+    part,
+    rows,
+    wide,
+)
 
 NUMBERS_AT_ONCE = 2**24
 """Per-sample gradient entries that are written out at once."""
@@ -148,7 +158,9 @@ def can_vectorise(
         found = _vectorised(model, probe, task, rest, v.unsqueeze(1))
         expected = gradients_of(outputs, list(rest.values()), v)
         for name, gradient in zip(rest, expected, strict=True):
-            if not same(found[name].sum((0, 1)), torch.zeros_like(rest[name]) if gradient is None else gradient, lowest):
+            if not same(
+                found[name].sum((0, 1)), torch.zeros_like(rest[name]) if gradient is None else gradient, lowest
+            ):
                 raise ValueError("it then finds other gradients")
         return True
     except Exception as error:  # whatever torch cannot vectorise; the slow way asks the network itself

@@ -174,11 +174,11 @@ def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[s
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
         mean, variance = wide(layer.running_mean), wide(layer.running_var)
-        x = functional.batch_norm(inputs, mean, variance, None, None, False, 0.0, layer.eps)
+        x = functional.batch_norm(inputs, mean, variance, eps=layer.eps)
     elif isinstance(layer, nn.GroupNorm):
-        x = functional.group_norm(inputs, layer.num_groups, None, None, layer.eps)
+        x = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     else:
-        x = functional.layer_norm(inputs, layer.normalized_shape, None, None, layer.eps)
+        x = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
 
     def summed(t: Tensor) -> Tensor:
         if isinstance(layer, nn.LayerNorm):

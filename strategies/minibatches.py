@@ -219,7 +219,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
@@ -250,26 +249,33 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def attributes_kept(holders: Iterable[Any]) -> Iterator[None]:
     """Attributes that are set within (the state that a recurrent network keeps) are what they were afterwards.
 
-    So is what lists, dicts and sets hold, in the attributes or within reach of a hook, which collects activations.
+    So is what lists, dicts and sets hold, in the attributes or within reach of a hook, which collects activations. But
+    for a lazy module that gets its parameters within, and is one of another kind from then on.
     """
-    before = [(holder, dict(vars(holder))) for holder in holders]
-    collections: dict[int, tuple[Any, Any]] = {}
-    for _, attributes in before:
-        for name, value in attributes.items():
-            _note(value, collections)
-            if name.endswith("_hooks") and isinstance(value, dict):
-                for hook in value.values():
-                    for reached in _within_reach(hook):
-                        _note(reached, collections)
+    before = [(holder, type(holder), dict(vars(holder)), _collections_of(holder)) for holder in holders]
     try:
         yield
     finally:
-        for holder, attributes in before:
+        for holder, kind, attributes, collections in before:
+            if type(holder) is not kind:
+                continue
             for name in vars(holder).keys() - attributes.keys():
                 del vars(holder)[name]
             vars(holder).update(attributes)
-        for collection, content in collections.values():
-            _refill(collection, content)
+            for collection, content in collections.values():
+                _refill(collection, content)
+
+
+def _collections_of(holder: Any) -> dict[int, tuple[Any, Any]]:
+    """The lists, dicts and sets that an object or its hooks keep, by their ids, each with a copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    for name, value in vars(holder).items():
+        _note(value, found)
+        if name.endswith("_hooks") and isinstance(value, dict):
+            for hook in value.values():
+                for reached in _within_reach(hook):
+                    _note(reached, found)
+    return found
 
 
 def _note(value: Any, collections: dict[int, tuple[Any, Any]]) -> None:
@@ -386,8 +392,7 @@ class _Collation:
         try:
             batch = self.collate(samples)
         except (RuntimeError, ValueError):
-            if len(samples) == 1:
-                raise
+            pass  # alone they may
         else:
             has_rows = self.has_rows(batch, samples)
             if has_rows or self.whole or len(samples) == 1:

@@ -177,6 +177,7 @@ def test_what_is_kept():
     for name, p in model.named_parameters():
         assert corrected.importances[name].shape == p.shape
         torch.testing.assert_close(corrected.anchors[name], p.detach())
+        assert not corrected.anchors[name].requires_grad
 
 
 def test_lambda_zero_is_naive_training_to_the_bit():
