@@ -173,8 +173,9 @@ def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
 def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
-        mean, variance = wide(layer.running_mean), wide(layer.running_var)
-        x = functional.batch_norm(inputs, mean, variance, eps=layer.eps)
+        mean, variance = layer.running_mean, layer.running_var
+        assert mean is not None and variance is not None  # else it has no rule
+        x = functional.batch_norm(inputs, wide(mean), wide(variance), eps=layer.eps)
     elif isinstance(layer, nn.GroupNorm):
         x = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     else:

@@ -356,6 +356,7 @@ def minibatches(
     first = 0
     for batch, size, has_rows in (batch for batches in loader for batch in batches):
         columns = _columns(tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, batch))
+        inputs: Inputs
         if isinstance(model, AskedThroughStrategy):
             inputs, y = columns, model.labels(columns)
         else:
@@ -418,9 +419,9 @@ def _has_rows(given: Any, sample: Any, size: int) -> bool:
         of_sample = sample if isinstance(sample, dict) else {}
         return all(_has_rows(inside, of_sample.get(key), size) for key, inside in given.items())
     if isinstance(given, list | tuple):
-        of_sample = sample if isinstance(sample, list | tuple) and len(sample) == len(given) else [None] * len(given)
+        of_each = sample if isinstance(sample, list | tuple) and len(sample) == len(given) else [None] * len(given)
         an_entry_each = isinstance(given, list) and len(given) == size and not isinstance(sample, list | tuple)
-        return not an_entry_each and all(map(_has_rows, given, of_sample, [size] * len(given)))
+        return not an_entry_each and all(map(_has_rows, given, of_each, [size] * len(given)))
     return given is None or isinstance(given, int | float)  # the same for all samples
 
 
