@@ -220,7 +220,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         through = AskedThroughStrategy(strategy)
 
         def counted_by_loss(outputs: Tensor, batch: Minibatch) -> Tensor | None:
-            return counted(partial(through.loss, batch.columns), outputs, likelihood)
+            with same_random_numbers():
+                return counted(partial(through.loss, batch.columns), outputs, likelihood)
 
         return diagonal_fisher(
             asked(strategy),
