@@ -174,7 +174,8 @@ def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[s
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
         mean, variance = layer.running_mean, layer.running_var
-        assert mean is not None and variance is not None  # else it has no rule
+        assert mean is not None  # else it has no rule
+        assert variance is not None
         x = functional.batch_norm(inputs, wide(mean), wide(variance), eps=layer.eps)
     elif isinstance(layer, nn.GroupNorm):
         x = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
