@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.minibatches import wide
+
 Likelihood = Literal["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"]
 
 
@@ -244,44 +246,74 @@ PROBED_AT: dict[Likelihood, tuple[float, ...]] = {
 """How far from 0 the outputs lie at which a loss is compared with a density: a Huber loss is a square near 0 only."""
 
 
-def likelihood_by_gradient(
-    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, ignore_index: int
-) -> Likelihood | None:
+def likelihood_by_gradient(loss: Callable[[Tensor], Tensor], outputs: Tensor) -> Likelihood | None:
     """Returns the density that a loss is of, whatever it takes for its targets; None if it is of none.
 
     So a criterion that somebody wrote is known by what it does. Its gradient must be c (m - t), with m the density's
     mean at the outputs, some c > 0, and some targets t (the labels, smoothed ones, the inputs), for all samples alike
-    and at all outputs: from one to the next it changes as c m does.
+    and at all outputs that count: from one to the next it changes as c m does.
 
     Args:
         loss: the loss of a batch as a function of its outputs.
         outputs: [N, ...]: the network's, for their shape and type, and whether they are log-probabilities.
-        y: the batch's labels; only those that are ``ignore_index`` are read, whose gradient is 0.
-        ignore_index: a class index that counts as no label.
     """
-    for likelihood in PROBED_AT:
-        try:
-            (first, first_mean), *others = _probed(likelihood, loss, outputs)
-            changes = [(gradient - first, mean - first_mean) for gradient, mean in others]
-            if (answered := density(likelihood, ignore_index=ignore_index).answered(y)) is not None:
-                counted = fitting(answered, outputs).unsqueeze(1)
-                changes = [(gradient, mean * counted) for gradient, mean in changes]
-            if _alike(changes, outputs.dtype):
-                return likelihood
-        except Exception:  # whatever it raises: it is no loss of these outputs
-            continue
+    for given in _types_of(outputs):
+        for likelihood in PROBED_AT:
+            try:
+                (first, first_mean), *others = _probed(likelihood, loss, given)
+                counts = _nonzero(likelihood, *(gradient for gradient, _ in [(first, first_mean), *others]))
+                changes = [(gradient - first, (mean - first_mean) * counts) for gradient, mean in others]
+                if _alike(changes, given.dtype):
+                    return likelihood
+            except Exception:  # whatever it raises: it is no loss of these outputs
+                continue
     return None
 
 
-def of_labels(
-    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood, ignore_index: int
-) -> bool:
+def of_labels(loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood) -> bool:
     """Tells whether a loss of that density has the labels for its targets: its gradient is -c times their score."""
     try:
         at, gradient = _gradient(likelihood, loss, outputs, torch.Generator().manual_seed(0))
-        return _alike([(gradient, -density(likelihood, 1.0, ignore_index).score(at, y).double())], outputs.dtype)
+        counts = _nonzero(likelihood, gradient)
+        score = density(likelihood).score(at, with_zeros(y, counts)).masked_fill(~counts, 0)
+        return _alike([(gradient, -score.double())], outputs.dtype)
     except Exception:  # whatever it raises: it is no loss of these labels
         return False
+
+
+def counted(loss: Callable[[Tensor], Tensor], outputs: Tensor, likelihood: Likelihood) -> Tensor | None:
+    """Returns which answers a loss of that density counts; None if all: its gradient at random outputs is not 0 there.
+
+    So what a criterion that somebody wrote leaves out (void pixels, targets that are missing) is known by what it does.
+
+    Returns:
+        Booleans of the outputs' shape; of a class index, [N, 1, ...], one for all classes.
+    """
+    for given in _types_of(outputs):
+        try:
+            _, gradient = _gradient(likelihood, loss, given, torch.Generator().manual_seed(0))
+            break
+        except Exception:  # whatever it raises: it may be no loss of float32
+            if given is outputs:
+                raise
+    counts = _nonzero(likelihood, gradient)
+    return None if counts.all() else counts
+
+
+def _types_of(outputs: Tensor) -> list[Tensor]:
+    """Outputs of half precision in float32 first, whose gradients are not lost in rounding, and then as they are."""
+    return [outputs] if wide(outputs) is outputs else [wide(outputs), outputs]
+
+
+def _nonzero(likelihood: Likelihood, *gradients: Tensor) -> Tensor:
+    """Where some of the gradients is not 0; NaN, the mean of no answers, is none."""
+    found = torch.stack(gradients).nan_to_num(0).ne(0).any(0)
+    return found.any(1, keepdim=True) if likelihood == "categorical" else found
+
+
+def with_zeros(y: Tensor, counts: Tensor) -> Tensor:
+    """Returns the labels with 0 for those that do not count, whatever they are (-1, 255, NaN)."""
+    return y.reshape(counts.shape).masked_fill(~counts, 0) if y.numel() == counts.numel() else y
 
 
 def _probed(
@@ -333,12 +365,17 @@ def _alike(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:
 def refuse_unnormalised(criterion: str, loss: Callable[[Tensor], Tensor], outputs: Tensor) -> None:
     """Raises a ValueError if a categorical loss takes the outputs for log-probabilities, and they are none.
 
-    Of what does not add up to 1 a negative log-likelihood is no density's loss. One that normalises by itself (a
-    cross-entropy) is the same for the outputs and for their log-softmax.
+    Such a loss is linear in the outputs, and of what does not add up to 1 it is no density's. One that normalises by
+    itself (a cross-entropy) is the same for the outputs and for their log-softmax.
     """
+    at = outputs.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        (here,), (twice,) = (torch.autograd.grad(loss(factor * at), at) for factor in (1, 2))
+    linear = torch.allclose(2 * here, twice, rtol=1e-2, atol=1e-2 * here.abs().max().item())
     with torch.no_grad():
         given, of_logarithms = loss(outputs), loss(outputs.log_softmax(1))
-    if (given - of_logarithms).abs().max() > 1e-2:
+    rounding = 4 * torch.finfo(given.dtype).eps * given.abs().max().item()
+    if linear and (given - of_logarithms).abs().max().item() > max(1e-2, rounding):
         total = outputs.double().logsumexp(1).exp().flatten()[0].item()
         raise ValueError(
             f"the criterion ({criterion}) needs log-probabilities; the exponentials of the network's outputs add up to "

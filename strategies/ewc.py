@@ -29,6 +29,7 @@ from engrams.strategies.arguments import not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
     Likelihood,
+    counted,
     density,
     fitting,
     left_out,
@@ -42,10 +43,12 @@ from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.importance import check_fisher_options, diagonal_fisher, refuse_too_many
 from engrams.strategies.minibatches import (
     AskedThroughStrategy,
+    Minibatch,
     asked,
     evaluation_mode,
     minibatches,
     same_random_numbers,
+    wide,
 )
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -66,8 +69,13 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     to the next moves an old head a little, where without a penalty it would not touch it.)
 
     The Fisher is that of the strategy's criterion: cross-entropy (or NLL) is categorical, binary cross-entropy
-    Bernoulli, squared error Gaussian. A criterion that somebody wrote is known by its gradient. Class weights and label
-    smoothing are left out, which is said; a sample whose label is ``ignore_index`` counts in no Fisher.
+    Bernoulli, squared error Gaussian. A criterion that somebody wrote is known by its gradient, and so is what it
+    leaves out (void pixels, targets that are missing): it counts in no Fisher, as a sample whose label is
+    ``ignore_index`` does not; where ``likelihood`` has to say the density, ``ignore_index`` alone is left out. Class
+    weights and label smoothing are not regarded, which is said.
+
+    The Fisher is measured on what the strategy trains on (its ``adapted_dataset``), with the transformations of
+    evaluation; what other plugins do to minibatches (normalise them, mix them) is no part of it.
 
     F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K outputs is the mean negative
     log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K outputs is 1/K of it. Before
@@ -149,7 +157,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._present_samples = 1
-        self._found: tuple[object, Likelihood] | None = None
+        self._found: tuple[object, Likelihood, bool] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_found": None}  # a criterion that is a function may not be pickled
@@ -191,6 +199,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
+        _refuse_logits_in_training_alone(strategy, self.data_since(strategy), likelihood)
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
             density(likelihood).refuse(outputs)
             if self.fisher == "exact":
@@ -200,20 +209,29 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
                 fitting(y, outputs)  # the classes might be in another dimension
             if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
-                _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)))
+                _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood))
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
         data = first_samples(self.data_since(strategy))
         self._measured(strategy, data, "sampled" if self.fisher == "exact" else self.fisher, None)
 
     def _measured(self, strategy, data: Dataset, fisher: Fisher, samples: int | None) -> dict[str, Tensor]:
+        likelihood = self._likelihood(strategy)
+        assert self._found is not None
+        through = AskedThroughStrategy(strategy)
+
+        def counted_by_loss(outputs: Tensor, batch: Minibatch) -> Tensor | None:
+            with same_random_numbers():
+                return counted(partial(through.loss, batch.columns), outputs, likelihood)
+
         return diagonal_fisher(
             asked(strategy),
             data,
             fisher,
             samples,
-            likelihood=self._likelihood(strategy),
+            likelihood=likelihood,
             noise_std=self.noise_std,
             ignore_index=_ignore_index(strategy),
+            counted=counted_by_loss if self._found[2] else None,
             **self._loading(strategy, self.batch_size, self.num_workers),
         )
 
@@ -221,16 +239,18 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         """The density of the strategy's criterion, or the one that was given; found once for a criterion."""
         criterion = getattr(strategy, "_criterion", None)
         if self._found is None or self._found[0] is not criterion:
-            self._found = criterion, self._find_likelihood(strategy)
+            self._found = criterion, *self._find_likelihood(strategy)
         return self._found[1]
 
-    def _find_likelihood(self, strategy) -> Likelihood:
-        """
+    def _find_likelihood(self, strategy) -> tuple[Likelihood, bool]:
+        """Returns the density, and whether it is known by the loss's gradient.
+
         Raises:
             ValueError: the criterion's density is not known, and none was given; or it is known and another was given.
         """
         criterion = getattr(strategy, "_criterion", None)
-        known = self._likelihood_by_gradient(strategy) if _is_own(strategy) else likelihood_of(criterion)
+        own = _is_own(strategy)
+        known = self._likelihood_by_gradient(strategy) if own else likelihood_of(criterion)
         if self.likelihood is None and known is None:
             raise ValueError(
                 f"the criterion ({_name_of(criterion)}) is none whose density is known (cross-entropy, NLL, binary "
@@ -242,18 +262,17 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 f"likelihood={self.likelihood!r} contradicts the criterion, whose density is {known!r}: a Fisher under "
                 f"another density than the loss's says nothing of it. Leave likelihood out"
             )
-        return self.likelihood or known  # type: ignore[return-value]
+        return self.likelihood or known, own and known is not None  # type: ignore[return-value]
 
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
         """What the strategy's own loss does on three samples."""
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
-            ignored = _ignore_index(strategy)
-            found = likelihood_by_gradient(loss, outputs, y, ignored)
-            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical", ignored):
+            found = likelihood_by_gradient(loss, outputs)
+            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
                 refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
             if found is None and outputs.dim() > 2:
                 last = outputs.movedim(-1, 1)
-                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last, y, ignored)
+                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last)
                 if of_last == "categorical":
                     raise ValueError(
                         f"the criterion takes the last dimension of the outputs {list(outputs.shape)} for the classes: "
@@ -267,9 +286,43 @@ def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor],
     """Within: the strategy's loss as a function of outputs, the outputs, and the labels, of the first three samples."""
     model = AskedThroughStrategy(strategy)
     with same_random_numbers(), evaluation_mode(model):
-        batch = next(minibatches(model, first_samples(data), 3))
+        batch = next(minibatches(model, first_samples(data), 3, whole=True))
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
-        yield partial(model.loss, batch.inputs), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+        yield partial(model.loss, batch.columns), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+
+def _refuse_logits_in_training_alone(strategy, data: Dataset, likelihood: Likelihood) -> None:
+    """Raises a ValueError if the network gives logits in training and their probabilities in eval mode.
+
+    A softmax of the softmax is another density than the one that is trained. Dropout and batch norm stay as they are in
+    eval mode, so that nothing but what the network itself does by ``self.training`` makes a difference.
+    """
+    if likelihood not in ("categorical", "bernoulli"):
+        return
+    model = AskedThroughStrategy(strategy)
+    by_mode = [m for m in strategy.model.modules() if m.training and not type(m).__module__.startswith("torch.nn.")]
+    with same_random_numbers(), evaluation_mode(strategy.model), torch.no_grad():
+        batch = next(minibatches(model, first_samples(data), 3, whole=True))
+        outputs, _ = outputs_of(model, batch.inputs, batch.task)
+        density(likelihood).refuse(outputs)
+        for module in by_mode:
+            module.training = True
+        try:
+            in_training, _ = outputs_of(model, batch.inputs, batch.task)
+        except Exception:  # whatever it raises: in training it gives something else than outputs
+            return
+    outputs, in_training = wide(outputs), wide(in_training)
+    if likelihood == "categorical":  # which dropout in a function, not a module, does not hide
+        other = (outputs - in_training).abs().max() > 1e-2
+        found = other and (outputs >= 0).all() and (outputs.sum(1) - 1).abs().max() < 1e-2
+    else:  # of few numbers, which may be in [0, 1] by chance
+        found = (outputs - in_training.sigmoid()).abs().max() < 1e-2
+    if found:
+        raise ValueError(
+            "the network gives logits in training and their probabilities in eval mode, in which an importance is "
+            "measured: taken for logits, they are of another density than the loss. Give logits in both, and take the "
+            "softmax or sigmoid outside the network"
+        )
 
 
 def _are_indices(y: object) -> bool:

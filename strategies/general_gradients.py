@@ -16,7 +16,17 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
-from engrams.strategies.minibatches import Inputs, Minibatch, arguments, attributes_kept, below, forward, part, rows
+from engrams.strategies.minibatches import (
+    Inputs,
+    Minibatch,
+    arguments,
+    attributes_kept,
+    below,
+    forward,
+    part,
+    rows,
+    wide,
+)
 
 NUMBERS_AT_ONCE = 2**24
 """Per-sample gradient entries that are written out at once."""
@@ -38,7 +48,9 @@ def outputs_of(model: nn.Module, inputs: Inputs, task: int) -> tuple[Tensor, Ten
         )
     if not (outputs.dim() and len(outputs) == size) and not size == 1:
         raise ValueError(
-            f"the network gives outputs of shape {tuple(outputs.shape)} for {size} samples; expected are [N, K]"
+            f"the network gives outputs of shape {tuple(outputs.shape)} for {size} samples; expected are [N, K] or "
+            f"[N, K, ...], a row for every sample. If they are rows of tokens, or have the time first, give the "
+            f"strategy a forward() that puts the samples first"
         )
     if not (outputs.dim() and len(outputs) == size):  # of the one sample, squeezed
         outputs = outputs.unsqueeze(0)
@@ -59,7 +71,7 @@ def add_by_vmap(
         chosen = slice(start, start + at_once)
         found = _vectorised(model, part(batch.inputs, chosen), batch.task, parameters, v[chosen])
         for name, gradient in found.items():  # [n, terms, *shape]
-            sums[name] += statistic(gradient.detach()).sum((0, 1))
+            sums[name] += statistic(wide(gradient.detach())).sum((0, 1))
 
 
 def _vectorised(
@@ -89,7 +101,7 @@ def _vectorised(
         _, pull_back = vjp(outputs_of_one, {name: p.detach() for name, p in parameters.items()})
         return vmap(pull_back)(v_n)[0]
 
-    with attributes_kept(model):  # what vmap hands to the network must not stay in it
+    with attributes_kept(model.modules()):  # what vmap hands to the network must not stay in it
         return vmap(gradients_of_one, in_dims=(0, *batched))(v, *leaves)
 
 
@@ -108,13 +120,14 @@ def add_one_by_one(
             found = gradients_of(outputs, list(parameters.values()), signal.unsqueeze(0))
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
-                    sums[name] += statistic(gradient.to_dense() if gradient.is_sparse else gradient)
+                    sums[name] += statistic(wide(gradient))
 
 
 def gradients_of(outputs: Tensor, parameters: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the outputs under a signal; None where the outputs do not depend on a parameter."""
+    """The gradients of the outputs under a signal, dense; None where the outputs do not depend on a parameter."""
     try:
-        return torch.autograd.grad(outputs, parameters, signal, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(outputs, parameters, signal, retain_graph=True, allow_unused=True)
+        return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
     except RuntimeError as error:
         if "checkpoint" not in str(error).lower():
             raise
@@ -132,15 +145,22 @@ def gradients_of(outputs: Tensor, parameters: Sequence[Tensor], signal: Tensor) 
 _told_of: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def can_vectorise(model: nn.Module, probe: Inputs, task: int, rest: dict[str, nn.Parameter]) -> bool:
-    """Whether torch can vectorise the network and finds what autograd finds; if not, how slow that is is told once."""
+def can_vectorise(
+    model: nn.Module, probe: Inputs, task: int, rest: dict[str, nn.Parameter], lowest: torch.dtype
+) -> bool:
+    """Whether torch can vectorise the network and finds what autograd finds; if not, how slow that is is told once.
+
+    ``lowest`` is the type of lowest precision that the network computes in.
+    """
     try:
         _, outputs = outputs_of(model, probe, task)
         v = torch.arange(1, outputs.numel() + 1, device=outputs.device).cos().view_as(outputs).to(outputs)
         found = _vectorised(model, probe, task, rest, v.unsqueeze(1))
         expected = gradients_of(outputs, list(rest.values()), v)
         for name, gradient in zip(rest, expected, strict=True):
-            if not same(found[name].sum((0, 1)), torch.zeros_like(rest[name]) if gradient is None else gradient):
+            if not same(
+                found[name].sum((0, 1)), torch.zeros_like(rest[name]) if gradient is None else gradient, lowest
+            ):
                 raise ValueError("it then finds other gradients")
         return True
     except Exception as error:  # whatever torch cannot vectorise; the slow way asks the network itself
@@ -160,10 +180,12 @@ def can_vectorise(model: nn.Module, probe: Inputs, task: int, rest: dict[str, nn
     return False
 
 
-def same(found: Tensor, expected: Tensor) -> bool:
+def same(found: Tensor, expected: Tensor, lowest: torch.dtype) -> bool:
+    """Whether two gradients are the same but for the rounding of the type that they were computed in."""
     if found.shape != expected.shape:
         return False
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 2e-2
+    found, expected = wide(found), wide(expected)
+    tolerance = 1e-4 if lowest in (torch.float32, torch.float64) else 2e-2
     return torch.allclose(found, expected, rtol=10 * tolerance, atol=tolerance * largest(expected), equal_nan=True)
 
 

@@ -18,6 +18,7 @@ from engrams.strategies.layer_gradients import Run, gradients, has_rule, recorde
 from engrams.strategies.minibatches import (
     Inputs,
     Minibatch,
+    Whole,
     below,
     part,
     rows,
@@ -25,8 +26,9 @@ from engrams.strategies.minibatches import (
     trainable_parameters,
 )
 
-Signals = Callable[[Tensor, Tensor | None], Tensor]
-"""(outputs [N, ...], y or None) -> what is pulled back through the network, [terms, N, K]: outputs as rows."""
+Signals = Callable[[Tensor, Minibatch], tuple[Tensor, int]]
+"""(outputs [N, ...], their minibatch) -> what is pulled back through the network, [terms, N, K]: outputs as rows; and
+how many of the samples count."""
 
 
 @dataclass
@@ -42,22 +44,26 @@ class Plan:
     bytes_a_sample: float
     """What a pass holds: what autograd keeps, and the signals of layers whose gradients are written out."""
     outputs: int
+    lowest: torch.dtype
+    """Type of lowest precision that the network computes in: lower than its parameters' under ``torch.autocast``."""
 
     def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
         """From now on the parameters of these layers take the general way, whatever the first samples showed."""
         left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
         self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
         with same_random_numbers():
-            self.vectorised = can_vectorise(model, _first_three(batch).inputs, batch.task, self.rest)
+            self.vectorised = can_vectorise(model, _first_three(batch).inputs, batch.task, self.rest, self.lowest)
 
 
 def plan(
     model: nn.Module,
     batch: Minibatch,
-    signals: Signals = lambda outputs, y: outputs.reshape(1, len(outputs), -1),
+    signals: Signals = lambda outputs, batch: (outputs.reshape(1, len(outputs), -1), len(outputs)),
     refuse: Callable[[Tensor], None] = lambda outputs: None,
 ) -> Plan:
     """Returns how the parameters are measured, found on three samples (the first ones, repeated if there are fewer).
+
+    A sample that comes alone because it is not made of tensors goes the general way.
 
     Args:
         model, signals: as in :func:`mean_over_samples`.
@@ -74,7 +80,8 @@ def plan(
     for name, p in parameters.items():
         if p.is_complex():
             raise ValueError(f"{name!r} is complex; an importance is of real parameters. Freeze it, or keep its parts")
-    probe, y, task, _ = _first_three(batch)
+    batch = _first_three(batch)
+    probe, task = batch.inputs, batch.task
     outputs, _ = outputs_of(model, probe, task)
     if not outputs.is_floating_point():
         raise ValueError(f"the network gives outputs of type {outputs.dtype}; an importance needs floating-point ones")
@@ -83,7 +90,8 @@ def plan(
         raise ValueError(f"the network's outputs depend on no parameter that requires a gradient{why}")
     refuse(outputs.detach())
     _refuse_batch_statistics(model, probe, task)
-    layers = _layers_with_rule(model)
+    apart = not isinstance(probe, Whole)
+    layers = _layers_with_rule(model) if apart else {}
     held = _Saved()
     with recorded(layers) as calls, held:
         _, flat = outputs_of(model, probe, task)
@@ -98,28 +106,32 @@ def plan(
             if id(p) in names and chosen(layer_name, attribute)
         }
 
-    good = _explained(layers, calls, flat)
+    lowest = held.lowest(flat.dtype)
+    good = _explained(layers, calls, flat, lowest)
     explained = named(lambda layer, attribute: below(layer, attribute) in good)
     # A layer that did not run has no say on these samples; on others it may run, and is measured if it does.
     idle = named(lambda layer, attribute: layer not in calls)
     used = gradients_of(flat, list(parameters.values()), torch.ones_like(flat))
     idle -= {name for name, gradient in zip(parameters, used, strict=True) if gradient is not None}
     rest = {name: p for name, p in parameters.items() if name not in explained | idle}
-    terms = len(signals(outputs.detach(), y))
+    terms = len(signals(outputs.detach(), batch)[0])
     kept_signals = sum(
         terms * runs[0].output.nbytes for name, runs in calls.items() if not on_rows(layers[name], runs[0])
     )
     return Plan(
         layers={n: m for n, m in layers.items() if any(names.get(id(p)) in explained | idle for p in m.parameters())},
         rest=rest,
-        vectorised=bool(rest) and can_vectorise(model, probe, task, rest),
-        bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / 3,
+        vectorised=bool(rest) and apart and can_vectorise(model, probe, task, rest, lowest),
+        bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / rows(probe),
         outputs=flat.shape[1],
+        lowest=lowest,
     )
 
 
 def _first_three(batch: Minibatch) -> Minibatch:
     """The first three samples; the first ones again where there are fewer."""
+    if isinstance(batch.inputs, Whole):
+        return batch
     return samples_of(batch, torch.arange(3) % rows(batch.inputs))
 
 
@@ -141,7 +153,9 @@ def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _explained(layers: dict[str, nn.Module], calls: dict[str, list[Run]], outputs: Tensor) -> set[str]:
+def _explained(
+    layers: dict[str, nn.Module], calls: dict[str, list[Run]], outputs: Tensor, lowest: torch.dtype
+) -> set[str]:
     """Names (module and attribute) of the parameters whose gradient of each sample the layer's rule gives."""
     runs = {
         name: found[0]
@@ -187,9 +201,7 @@ def _explained(layers: dict[str, nn.Module], calls: dict[str, list[Run]], output
                     continue
                 if gradient is None:
                     gradient = torch.zeros_like(owned[here])
-                if gradient.is_sparse:
-                    gradient = gradient.to_dense()
-                if by_rule is None or not same(by_rule[0, 0], gradient):
+                if by_rule is None or not same(by_rule[0, 0], gradient, lowest):
                     good.discard(here)
     return good
 
@@ -218,21 +230,28 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
         )
     if differ(found[0], found[1]):
         raise ValueError(
-            "a sample's outputs depend on the other samples of its batch (normalisation by the batch?), so that no "
-            "sample has a gradient of its own: normalise by running statistics, or ask for the 'batched' kind"
+            "a sample's outputs depend on the other samples of its batch (normalisation by the batch, or samples that "
+            "are not the outputs' first dimension?), so that no sample has a gradient of its own: normalise by running "
+            "statistics, put the samples first, or ask for the 'batched' kind"
         )
 
 
 class _Saved:
-    """Within: the bytes that autograd keeps for the backward pass."""
+    """Within: the bytes that autograd keeps for the backward pass, and of which types."""
 
     def __init__(self) -> None:
         self.tensors: dict[int, int] = {}
+        self.types: set[torch.dtype] = set()
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         self.tensors[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        self.types.add(tensor.dtype)
         return tensor
+
+    def lowest(self, of_outputs: torch.dtype) -> torch.dtype:
+        """The floating-point type of lowest precision."""
+        return max((t for t in (*self.types, of_outputs) if t.is_floating_point), key=lambda t: torch.finfo(t).eps)
 
     def bytes(self, parameters: Iterable[Tensor]) -> int:
         own = {p.untyped_storage().data_ptr() for p in parameters}
@@ -256,4 +275,6 @@ def part_of(batch: Minibatch, start: int, stop: int) -> Minibatch:
 
 
 def samples_of(batch: Minibatch, chosen: slice | Tensor) -> Minibatch:
-    return batch._replace(inputs=part(batch.inputs, chosen), y=part(batch.y, chosen))
+    return batch._replace(
+        inputs=part(batch.inputs, chosen), y=part(batch.y, chosen), columns=part(batch.columns, chosen)
+    )

@@ -8,13 +8,15 @@ squared L2 norm of the outputs instead (Aljundi et al. 2018, arXiv:1711.09601), 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from engrams.strategies.arguments import one_of
 from engrams.strategies.choices import Fisher, MASVariant
-from engrams.strategies.densities import Likelihood, density, fitting
+from engrams.strategies.densities import Likelihood, density, fitting, with_zeros
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.gradient_plan import plan
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
@@ -25,6 +27,7 @@ from engrams.strategies.minibatches import (
     rows,
     trainable_parameters,
     unwrapped,
+    wide,
     without_tf32,
 )
 from engrams.strategies.per_sample_gradients import (
@@ -32,6 +35,7 @@ from engrams.strategies.per_sample_gradients import (
     Measurement,
     mean_over_minibatches,
     mean_over_samples,
+    zeros,
 )
 from engrams.strategies.steps import step_of
 
@@ -51,6 +55,7 @@ def diagonal_fisher(
     batch_size: int = 32,
     samples_at_once: int | None = None,
     num_workers: int = 0,
+    counted: Callable[[Tensor, Minibatch], Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
     """Diagonal of the Fisher information matrix of ``model`` on ``dataset``, at the model's present parameters.
 
@@ -84,10 +89,14 @@ def diagonal_fisher(
         samples_at_once: samples in one forward pass; None: as many as take no more memory than two training steps of
             ``batch_size`` samples (or 64 MiB), 1,000 at most. ``batched`` does not read it.
         num_workers: processes that load the data, as a ``DataLoader``'s.
+        counted: which answers count, as booleans of the outputs' shape (of class indices [N, 1, ...]), of the outputs
+            and the minibatch; None for all. In place of ``ignore_index``, for any density. A sample without any counts
+            in no Fisher.
 
     Returns:
-        Parameter name -> non-negative tensor of the parameter's shape, detached, for every parameter that requires a
-        gradient. Parameters that the outputs do not depend on (another task's head) get zeros.
+        Parameter name -> non-negative tensor of the parameter's shape, detached, in float32 at least, for every
+        parameter that requires a gradient. Parameters that the outputs do not depend on (another task's head) get
+        zeros.
 
     Raises:
         ValueError: an unknown ``fisher`` or ``likelihood``, a number out of range, or an empty dataset; no labels in
@@ -100,7 +109,15 @@ def diagonal_fisher(
     log_density = density(likelihood, noise_std, ignore_index)
     indices = chosen_samples(len(dataset), fisher_samples)  # type: ignore[arg-type]
 
-    def signals(outputs: Tensor, y: Tensor | None) -> Tensor:
+    def counts(outputs: Tensor, batch: Minibatch) -> Tensor | None:
+        if counted is not None:
+            return counted(outputs, batch)
+        answered = log_density.answered(batch.y)
+        return None if answered is None else fitting(answered, outputs).unsqueeze(1)
+
+    def signals(outputs: Tensor, batch: Minibatch) -> tuple[Tensor, int]:
+        y, kind, answered = batch.y, outputs.dtype, counts(outputs, batch)
+        outputs = wide(outputs)
         if fisher == "exact":
             found = log_density.expectation(outputs)
         elif fisher == "sampled":
@@ -108,15 +125,12 @@ def diagonal_fisher(
         elif not isinstance(y, Tensor):
             raise ValueError(f"fisher={fisher!r} reads labels; the dataset's are {type(y).__name__}, no tensor")
         else:
-            found = log_density.score(outputs, y).unsqueeze(0)
-        answered = log_density.answered(y)
+            found = log_density.score(outputs, y if answered is None else with_zeros(y, answered)).unsqueeze(0)
+        samples = len(outputs)
         if answered is not None:
-            found = found.masked_fill(~fitting(answered, outputs).unsqueeze(1), 0)
-        return found.reshape(len(found), len(outputs), -1)
-
-    def labelled(batch: Minibatch) -> int:
-        answered = log_density.answered(batch.y)
-        return rows(batch.inputs) if answered is None else int(answered.reshape(len(answered), -1).any(1).sum())
+            found = found.masked_fill(~answered, 0)
+            samples = int(answered.reshape(len(answered), -1).any(1).sum())
+        return found.reshape(len(found), len(outputs), -1).to(kind), samples
 
     def refuse(outputs: Tensor) -> None:
         log_density.refuse(outputs)
@@ -133,7 +147,6 @@ def diagonal_fisher(
         f"{fisher} Fisher information",
         "fisher_samples measures it on fewer samples, and fisher='sampled' has one backward pass where the exact one "
         "has one for every output",
-        labelled,
     )
     with evaluation_mode(model), without_tf32():
         way = mean_over_minibatches if fisher == "batched" else mean_over_samples
@@ -194,8 +207,9 @@ def mas_importance(
         num_workers: processes that load the data, as a ``DataLoader``'s.
 
     Returns:
-        Parameter name -> non-negative tensor of the parameter's shape, detached, for every parameter that requires a
-        gradient. Parameters that the outputs do not depend on (another task's head) get zeros.
+        Parameter name -> non-negative tensor of the parameter's shape, detached, in float32 at least, for every
+        parameter that requires a gradient. Parameters that the outputs do not depend on (another task's head) get
+        zeros.
 
     Raises:
         ValueError: an unknown ``variant`` or an empty dataset; for ``local``, a layer that is not linear,
@@ -220,9 +234,9 @@ def mas_importance(
         return way(model, measured, squared_norm, torch.abs)
 
 
-def squared_norm(outputs: Tensor, y: Tensor | None) -> Tensor:
-    """The signal of ||f||^2: d ||f||^2 / d f. Labels are not read."""
-    return (2 * outputs).reshape(1, len(outputs), -1)
+def squared_norm(outputs: Tensor, batch: Minibatch) -> tuple[Tensor, int]:
+    """The signal of ||f||^2: d ||f||^2 / d f, and how many samples count: all. Labels are not read."""
+    return (2 * outputs).reshape(1, len(outputs), -1), len(outputs)
 
 
 def check_mas_variant(variant: str) -> None:
@@ -267,7 +281,7 @@ def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dic
     every = _layers_of_local(model)
     parameters = trainable_parameters(model)
     names = {id(p): name for name, p in parameters.items()}
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    sums = zeros(parameters)
     count = 0
     probed: set[int] = set()  # by task, since another task may run other layers
     for batch in measured.minibatches(model, measured.at_once or SAMPLES_AT_ONCE):
@@ -279,11 +293,12 @@ def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dic
                 _, outputs = outputs_of(model, batch.inputs, batch.task)
             runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
             *hidden, last = runs
-            activations = {name: runs[name].output.detach().relu() for name in hidden}
+            activations = {name: wide(runs[name].output.detach()).relu() for name in hidden}
             # The last layer's output, but for units that are masked because their class has not been met.
             (activations[last],) = torch.autograd.grad(outputs, runs[last].output, outputs.detach())
+            activations[last] = wide(activations[last])
             for name, f in activations.items():
-                layer, inputs = every[name], runs[name].inputs
+                layer, inputs = every[name], wide(runs[name].inputs)
                 of_layer = {
                     attribute: sums[names[id(p)]]
                     for attribute, p in layer.named_parameters(recurse=False)

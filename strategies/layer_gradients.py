@@ -18,6 +18,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from engrams.strategies.minibatches import wide
+
 NUMBERS_WRITTEN_OUT = 2**21
 """Per-sample gradient entries (and unfolded patches) held at once: 8 MiB of float32, which a processor's cache holds.
 
@@ -83,7 +85,7 @@ def add_layer(sums: Gradients, layer: nn.Module, inputs: Tensor, signals: list[T
     """
     if isinstance(layer, nn.Embedding):
         for d in signals:
-            _add_embedding(sums["weight"], layer, inputs, d, statistic)
+            _add_embedding(sums["weight"], layer, inputs, wide(d), statistic)
         return
     at_once = max(1, NUMBERS_WRITTEN_OUT // (_numbers(layer, inputs, signals[0]) * len(signals)))
     for start in range(0, len(inputs), at_once):
@@ -101,8 +103,11 @@ def add_products(sums: Gradients, inputs: Tensor, d: Tensor) -> None:
 
 
 def gradients(layer: nn.Module, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
-    """Returns attribute -> the gradient of every sample under every signal, [N, signals, *shape]."""
-    return RULES[type(layer)](layer, inputs, signals, wanted)
+    """Returns attribute -> the gradient of every sample under every signal, [N, signals, *shape], in float32 at least.
+
+    In mixed precision inputs and signals may be of two types.
+    """
+    return RULES[type(layer)](layer, wide(inputs), [wide(d) for d in signals], wanted)
 
 
 def _numbers(layer: nn.Module, inputs: Tensor, d: Tensor) -> int:
@@ -168,7 +173,10 @@ def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
 def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
-        x = functional.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+        mean, variance = layer.running_mean, layer.running_var
+        assert mean is not None  # else it has no rule
+        assert variance is not None
+        x = functional.batch_norm(inputs, wide(mean), wide(variance), eps=layer.eps)
     elif isinstance(layer, nn.GroupNorm):
         x = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     else:

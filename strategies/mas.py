@@ -36,6 +36,9 @@ class MASPlugin(QuadraticPenaltyPlugin):
     lambda Omega (theta - theta*)^2 is added to the loss. Heads and units that are new start with importance 0. Before
     anything is trained, three samples are measured, and what cannot work is refused.
 
+    The experience's own data are what the strategy trains on (its ``adapted_dataset``), with the transformations of
+    evaluation; what other plugins do to minibatches (normalise them, mix them) is no part of what is measured.
+
     Memory and time a step are O(parameters), however many experiences there have been.
     """
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +24,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 Inputs = Any
-"""What a network is called with: a tensor, or a dict or tuple of tensors, of N rows each."""
+"""What a network is called with: a tensor, or a dict or tuple of tensors, of N rows each; or :class:`Whole`."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Inputs of which no part can be taken: not made of tensors with a row for every sample (strings, an object)."""
+
+    inputs: Any
+    size: int
+    """How many samples they are of."""
 
 
 class Minibatch(NamedTuple):
@@ -31,6 +45,19 @@ class Minibatch(NamedTuple):
     task: int
     first: int
     """Position of its first sample in what is measured."""
+    columns: Any = None
+    """All that the data set gives of these samples."""
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def wide(numbers: Tensor) -> Tensor:
+    """Returns floating-point numbers in float32 at least, others as they are.
+
+    In bfloat16 a sum of equal terms stops growing at the 256th, and in float16 the square of 1e-4 is 0.
+    """
+    return numbers.float() if numbers.is_floating_point() and numbers.dtype.itemsize < 4 else numbers
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -57,15 +84,13 @@ class AskedThroughStrategy(nn.Module):
             return self._strategy[0].mb_y if len(columns) > 1 else None
 
     def loss(self, columns: list, outputs: Tensor) -> Tensor:
-        """The strategy's own loss of some outputs."""
+        """The strategy's own loss of some outputs. A criterion that counts its calls is asked in a copy."""
         strategy = self._strategy[0]
-        before = getattr(strategy, "mb_output", None)
-        with self._minibatch_of(columns):
+        with attributes_kept([strategy]), self._minibatch_of(columns):
             strategy.mb_output = outputs
-            try:
-                return strategy.criterion()
-            finally:
-                strategy.mb_output = before
+            if hasattr(strategy, "_criterion"):
+                strategy._criterion = _copied(strategy._criterion)
+            return strategy.criterion()
 
     @contextmanager
     def _minibatch_of(self, columns: list) -> Iterator[None]:
@@ -84,6 +109,13 @@ def minibatch_of(strategy, columns: list) -> Iterator[None]:
         yield
     finally:
         strategy.mbatch = before
+
+
+def _copied(criterion: Any) -> Any:
+    try:
+        return copy.deepcopy(criterion)
+    except Exception:  # whatever it raises: it cannot be copied
+        return criterion
 
 
 PLAIN_COLUMNS = {name: getattr(SupervisedProblem, name) for name in ("mb_x", "mb_y", "mb_task_id")}
@@ -158,13 +190,14 @@ def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
     Avalanche's own ``forward`` takes one label for all samples; one that was overridden gets a label a sample, as in
     training.
     """
+    size = rows(inputs)
+    inputs = inputs.inputs if isinstance(inputs, Whole) else inputs
     inputs = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
     if not isinstance(model, MultiTaskModule):
         return (inputs,)
     if type(model).forward is MultiTaskModule.forward:
         return (inputs, task)
-    leaf = next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    return (inputs, torch.full((len(leaf),), task, device=leaf.device))
+    return (inputs, torch.full((size,), task, device=next(model.parameters()).device))
 
 
 @contextmanager
@@ -186,7 +219,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode (no dropout, batch norm on its running statistics), every module's own mode restored afterwards.
 
     So are buffers and attributes that a network changes in its forward pass: measuring leaves it as it was. What was
-    compiled is run as it was written, since a compiled layer's hooks do not fire.
+    compiled is run as it was written, since a compiled layer's hooks do not fire. ``torch.autocast`` around the call is
+    switched off: what is measured is measured in the parameters' own type.
     """
     training = [module for module in model.modules() if module.training]
     buffers = [
@@ -195,8 +229,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         for name, buffer in module.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
-    with attributes_kept(model), ExitStack() as stack:
+    with attributes_kept(model.modules()), ExitStack() as stack:
         model.eval()
+        for device in {p.device.type for p in model.parameters()}:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(torch.enable_grad())
         if hasattr(torch.compiler, "set_stance"):  # torch 2.6
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -216,40 +253,106 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def attributes_kept(model: nn.Module) -> Iterator[None]:
+def attributes_kept(holders: Iterable[Any]) -> Iterator[None]:
     """Attributes that are set within (the state that a recurrent network keeps) are what they were afterwards.
 
-    But for those of a lazy module that gets its parameters within, and is one of another kind from then on.
+    So is what lists, dicts and sets hold, in the attributes or within reach of a hook, which collects activations. But
+    for a lazy module that gets its parameters within, and is one of another kind from then on.
     """
-    before = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    before = [(holder, type(holder), dict(vars(holder)), _collections_of(holder)) for holder in holders]
     try:
         yield
     finally:
-        for module, kind, attributes in before:
-            if type(module) is not kind:
+        for holder, kind, attributes, collections in before:
+            if type(holder) is not kind:
                 continue
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
+            for name in vars(holder).keys() - attributes.keys():
+                del vars(holder)[name]
+            vars(holder).update(attributes)
+            for collection, content in collections.values():
+                _refill(collection, content)
+
+
+def _collections_of(holder: Any) -> dict[int, tuple[Any, Any]]:
+    """The lists, dicts and sets that an object or its hooks keep, by their ids, each with a copy."""
+    found: dict[int, tuple[Any, Any]] = {}
+    for name, value in vars(holder).items():
+        _note(value, found)
+        if name.endswith("_hooks") and isinstance(value, dict):
+            for hook in value.values():
+                for reached in _within_reach(hook):
+                    _note(reached, found)
+    return found
+
+
+def _note(value: Any, collections: dict[int, tuple[Any, Any]]) -> None:
+    """Adds a list, dict or set, and those in it, with a copy of each."""
+    if not isinstance(value, list | dict | set | deque | tuple) or id(value) in collections:
+        return
+    collections[id(value)] = value, copy.copy(value)
+    for inside in list(value.values() if isinstance(value, dict) else value):
+        _note(inside, collections)
+
+
+def _refill(collection: Any, content: Any) -> None:
+    if isinstance(collection, tuple):
+        return
+    if isinstance(collection, dict):
+        same = list(map(id, [*collection, *collection.values()])) == list(map(id, [*content, *content.values()]))
+    else:
+        same = list(map(id, collection)) == list(map(id, content))
+    if not same:
+        collection.clear()
+        (collection.update if isinstance(collection, dict | set) else collection.extend)(content)
+
+
+def _within_reach(hook: Any) -> list[Any]:
+    """The variables that a hook names, and the attributes of the objects among them."""
+    if isinstance(hook, partial):
+        return [*_within_reach(hook.func), *hook.args, *hook.keywords.values()]
+    if isinstance(hook, MethodType):
+        return [*vars(hook.__self__).values(), *_within_reach(hook.__func__)]
+    if not isinstance(hook, FunctionType):
+        return list(vars(hook).values()) if hasattr(hook, "__dict__") else []
+    named = [hook.__globals__.get(name) for name in hook.__code__.co_names]
+    for cell in hook.__closure__ or ():
+        try:
+            named.append(cell.cell_contents)
+        except ValueError:  # empty
+            continue
+    named += hook.__defaults__ or ()
+    objects = [value for value in named if hasattr(value, "__dict__") and not isinstance(value, type | FunctionType)]
+    return named + [value for one in objects if not isinstance(one, ModuleType) for value in vars(one).values()]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
 def minibatches(
-    model: nn.Module, dataset: Dataset, batch_size: int, indices: Tensor | None = None, num_workers: int = 0
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    indices: Tensor | None = None,
+    num_workers: int = 0,
+    whole: bool = False,
 ) -> Iterator[Minibatch]:
     """Minibatches in the dataset's order, on the model's device, one task in each.
 
-    Samples that cannot be put together (of unequal length) come one by one.
+    Samples that cannot be put together (of unequal length) come one by one. So do those whose minibatch is not made of
+    tensors with a row for every sample (strings, a dataclass, a list of tensors), as the collation gives each alone.
 
     Args:
         model: a multi-task model's data carries the task label in its last column; another's last column is data.
         dataset: yields (x, y) or (x, y, ..., task label), as Avalanche's datasets do; or x alone, and y is None. x is a
-            tensor, or a dict or tuple of tensors.
+            tensor, or a dict or tuple of tensors; of other forms, what the model takes of the collation.
+        whole: a minibatch that is not made of tensors is left together: no part of it will be taken.
+
+    Raises:
+        ValueError: a minibatch of several tasks that is left together.
     """
+    through = isinstance(model, AskedThroughStrategy)
     device = next(model.parameters()).device
-    collate = _OneByOneIfNeedBe(getattr(dataset, "collate_fn", None) or default_collate)
+    collate = _Collation(getattr(dataset, "collate_fn", None) or default_collate, through, whole)
     if indices is not None:
         dataset = Subset(dataset, indices.tolist())
     # A loader draws a seed when its iterator is made; from its own generator, so that measuring an importance leaves
@@ -258,46 +361,86 @@ def minibatches(
         dataset, batch_size=batch_size, collate_fn=collate, generator=torch.Generator(), num_workers=num_workers
     )
     first = 0
-    for batch in (batch for batches in loader for batch in batches):
-        columns = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
-        columns = [columns] if isinstance(columns, Tensor | dict) else list(columns)
+    for batch, size, has_rows in (batch for batches in loader for batch in batches):
+        columns = _columns(tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, batch))
+        inputs: Inputs
         if isinstance(model, AskedThroughStrategy):
             inputs, y = columns, model.labels(columns)
         else:
             inputs, y = columns[0], columns[1] if len(columns) > 1 else None
-        size = rows(columns[0])
+        if not has_rows:
+            inputs = Whole(inputs, size)
         tasks = columns[-1] if isinstance(model, MultiTaskModule) and len(columns) > 2 else None
         labels = [0] if tasks is None else tasks.unique().tolist()
+        if len(labels) > 1 and not has_rows:
+            raise ValueError(
+                f"a minibatch has samples of tasks {labels}, and cannot be taken apart: it is no tensor, nor a dict or "
+                f"tuple of tensors"
+            )
         for label in labels:
             if len(labels) == 1:
-                yield Minibatch(inputs, y, label, first)
+                yield Minibatch(inputs, y, label, first, columns)
             else:
                 assert tasks is not None
                 chosen = tasks.eq(label)
-                yield Minibatch(part(inputs, chosen), part(y, chosen), label, first)
+                yield Minibatch(part(inputs, chosen), part(y, chosen), label, first, part(columns, chosen))
         first += size
 
 
-class _OneByOneIfNeedBe:
-    """Collates samples to a list of batches: one batch, or one for every sample where they do not fit together."""
+class _Collation:
+    """Collates samples to a list of (batch, its samples, whether it has a row for each): one, or one for every sample
+    where they do not fit together or could not be taken apart."""
 
-    def __init__(self, collate):
+    def __init__(self, collate, all_columns: bool, whole: bool):
         self.collate = collate
+        self.all_columns = all_columns
+        self.whole = whole
 
     def __call__(self, samples: list) -> list:
         try:
-            return [self.collate(samples)]
+            batch = self.collate(samples)
         except (RuntimeError, ValueError):
-            return [self.collate([sample]) for sample in samples]
+            pass  # alone they may
+        else:
+            has_rows = self.has_rows(batch, samples)
+            if has_rows or self.whole or len(samples) == 1:
+                return [(batch, len(samples), has_rows)]
+        alone = [(self.collate([sample]), [sample]) for sample in samples]
+        return [(batch, 1, self.has_rows(batch, sample)) for batch, sample in alone]
+
+    def has_rows(self, batch: Any, samples: list) -> bool:
+        if self.all_columns:
+            return _has_rows(_columns(batch), _columns(samples[0]), len(samples))
+        return _has_rows(_columns(batch)[0], _columns(samples[0])[0], len(samples))
+
+
+def _columns(batch: Any) -> list:
+    return list(batch) if isinstance(batch, list | tuple) else [batch]
+
+
+def _has_rows(given: Any, sample: Any, size: int) -> bool:
+    """Whether what a collation gave of ``size`` samples, one of them ``sample``, is tensors with a row for each."""
+    if isinstance(given, Tensor):
+        return not given.dim() or len(given) == size
+    if isinstance(given, dict):
+        of_sample = sample if isinstance(sample, dict) else {}
+        return all(_has_rows(inside, of_sample.get(key), size) for key, inside in given.items())
+    if isinstance(given, list | tuple):
+        of_each = sample if isinstance(sample, list | tuple) and len(sample) == len(given) else [None] * len(given)
+        an_entry_each = isinstance(given, list) and len(given) == size and not isinstance(sample, list | tuple)
+        return not an_entry_each and all(map(_has_rows, given, of_each, [size] * len(given)))
+    return given is None or isinstance(given, int | float)  # the same for all samples
 
 
 def rows(inputs: Inputs) -> int:
     """Returns how many samples there are."""
-    return len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)))
+    if isinstance(inputs, Whole):
+        return inputs.size
+    return len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()))
 
 
 def part(inputs: Inputs, chosen: slice | Tensor) -> Inputs:
-    """Returns some of the rows of every tensor."""
+    """Returns some of the rows of every tensor; of what is whole, all."""
     return tree_map(lambda leaf: leaf[chosen] if isinstance(leaf, Tensor) and leaf.dim() else leaf, inputs)
 
 

@@ -33,6 +33,7 @@ from engrams.strategies.minibatches import (
     rows,
     same_random_numbers,
     trainable_parameters,
+    wide,
 )
 from engrams.strategies.steps import step_of
 
@@ -62,7 +63,6 @@ class Measurement:
         refuse: raises if the outputs, as the network gives them, are not what is measured.
         name: what is measured, for progress and messages.
         quicker: what would take less time, for a message.
-        samples: how many of a minibatch's samples count; by default all do.
     """
 
     dataset: Dataset
@@ -73,13 +73,12 @@ class Measurement:
     refuse: Callable[[Tensor], None] = lambda outputs: None
     name: str = "importance"
     quicker: str = "measure it on fewer samples"
-    samples: Callable[[Minibatch], int] = lambda batch: rows(batch.inputs)
 
     def __len__(self) -> int:
         return len(self.dataset) if self.indices is None else len(self.indices)  # type: ignore[arg-type]
 
-    def minibatches(self, model: nn.Module, batch_size: int) -> Iterable[Minibatch]:
-        batches = minibatches(model, self.dataset, batch_size, self.indices, self.num_workers)
+    def minibatches(self, model: nn.Module, batch_size: int, whole: bool = False) -> Iterable[Minibatch]:
+        batches = minibatches(model, self.dataset, batch_size, self.indices, self.num_workers, whole)
         return tqdm(batches, self.name, -(-len(self) // batch_size), leave=False, delay=5, disable=None)
 
     def position(self, sample: int) -> int:
@@ -101,12 +100,12 @@ def mean_over_samples(
         statistic: of each gradient entry.
 
     Returns:
-        Parameter name -> tensor of its shape, for every parameter that requires a gradient.
+        Parameter name -> tensor of its shape, in float32 at least, for every parameter that requires a gradient.
 
     Raises:
         ValueError: an importance that is not finite; a network that has no per-sample gradients.
     """
-    sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
+    sums = zeros(trainable_parameters(model))
     plans: dict[int, Plan] = {}
     with same_random_numbers():
         first = next(iter(minibatches(model, measured.dataset, 3, measured.indices)))
@@ -123,12 +122,11 @@ def mean_over_samples(
         for start in range(0, size, step):
             some = part_of(batch, start, min(start + step, size))
             with step_of("importance", rows(some.inputs)):
-                _add(sums, model, chosen, some, signals, statistic)
+                count += _add(sums, model, chosen, some, signals, statistic)
             if not all(total.isfinite().all() for total in sums.values()):
                 _refuse_not_finite(model, chosen, some, signals, statistic, measured)
         if number == 0 and (seconds := (time.perf_counter() - began) / size * len(measured)) > LONG:
             warnings.warn(f"the {measured.name} will take about {seconds:.0f} s; {measured.quicker}", stacklevel=2)
-        count += measured.samples(batch)
     return {name: total / max(1, count) for name, total in sums.items()}  # if none counts, the sum is 0
 
 
@@ -143,29 +141,35 @@ def mean_over_minibatches(
         signals: exactly one signal for every sample.
     """
     parameters = trainable_parameters(model)
-    sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    sums = zeros(parameters)
     batches = 0
-    for batch in measured.minibatches(model, measured.batch_size):
-        size, counted = rows(batch.inputs), measured.samples(batch)
+    for batch in measured.minibatches(model, measured.batch_size, whole=True):
+        size = rows(batch.inputs)
         with step_of("importance", size):
             outputs, flat = outputs_of(model, batch.inputs, batch.task)
             if batches == 0:
                 measured.refuse(outputs)
+            (signal,), counted = signals(outputs.detach(), batch)
             if not counted:
                 continue
-            (signal,) = signals(outputs.detach(), batch.y)
             found = gradients_of(flat, list(parameters.values()), signal / counted)
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue
-            _accumulate(total, gradient.to_dense(), statistic)
+            _accumulate(total, gradient, statistic)
             if not total.isfinite().all():
                 raise ValueError(
                     f"the {measured.name} of {name!r} is not finite in the mini-batch of samples "
-                    f"{measured.position(batch.first)} to {measured.position(batch.first + size - 1)}{_why(flat)}"
+                    f"{measured.position(batch.first)} to {measured.position(batch.first + size - 1)}"
+                    f"{_why(flat, batch.y)}"
                 )
         batches += 1
     return {name: total / max(1, batches) for name, total in sums.items()}
+
+
+def zeros(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Returns what is added to: a 0 of float32 at least for every number of every parameter."""
+    return {name: torch.zeros_like(wide(p)) for name, p in parameters.items()}
 
 
 def _samples_at_once(chosen: Plan, batch_size: int) -> int:
@@ -179,15 +183,15 @@ def _samples_at_once(chosen: Plan, batch_size: int) -> int:
 
 def _add(
     sums: dict[str, Tensor], model: nn.Module, chosen: Plan, batch: Minibatch, signals: Signals, statistic: Statistic
-) -> None:
+) -> int:
+    """Adds the statistics of a minibatch; returns how many of its samples count."""
     with recorded(chosen.layers) as calls:
         given, outputs = outputs_of(model, batch.inputs, batch.task)
     # A layer that runs for some samples only, or more than once, if not for the first ones.
     if odd := [name for name, runs in calls.items() if len(runs) > 1 or len(runs[0].output) != len(outputs)]:
         chosen.leave(odd, model, batch)
-        _add(sums, model, chosen, batch, signals, statistic)
-        return
-    v = signals(given.detach(), batch.y)
+        return _add(sums, model, chosen, batch, signals, statistic)
+    v, counted = signals(given.detach(), batch)
     runs = {name: found[0] for name, found in calls.items()}
     of_rows: dict[str, Tensor] = {}
     written_out: dict[str, list[Tensor]] = {}
@@ -203,22 +207,23 @@ def _add(
             elif name in of_rows:
                 _accumulate(of_rows[name], d, statistic)
             else:
-                of_rows[name] = statistic(d)
+                of_rows[name] = statistic(wide(d))
     del given, outputs
     ruled = {name: total for name, total in sums.items() if name not in chosen.rest}
     names = {id(p): name for name, p in trainable_parameters(model).items()}
     for name, d in of_rows.items():
-        add_products(_of_layer(ruled, names, chosen.layers[name]), statistic(runs[name].inputs), d)
+        add_products(_of_layer(ruled, names, chosen.layers[name]), statistic(wide(runs[name].inputs)), d)
     for name, found in written_out.items():
         layer = chosen.layers[name]
         add_layer(_of_layer(ruled, names, layer), layer, runs[name].inputs, found, statistic)
     if not chosen.rest:
-        return
+        return counted
     v = v.transpose(0, 1)  # [N, terms, K]
     if chosen.vectorised:
         add_by_vmap(sums, model, chosen.rest, batch, v, statistic)
     else:
         add_one_by_one(sums, model, chosen.rest, batch, v, statistic)
+    return counted
 
 
 def _of_layer(sums: dict[str, Tensor], names: dict[int, str], layer: nn.Module) -> dict[str, Tensor]:
@@ -232,6 +237,7 @@ def _of_layer(sums: dict[str, Tensor], names: dict[int, str], layer: nn.Module) 
 
 def _accumulate(total: Tensor, found: Tensor, statistic: Statistic) -> None:
     """total += statistic(found), in one pass over memory where torch has one."""
+    found = wide(found)
     if statistic is torch.square:
         total.addcmul_(found, found)
     else:
@@ -252,20 +258,22 @@ def _refuse_not_finite(
     """Raises a ValueError that names the sample and the parameter."""
     for n in range(rows(batch.inputs)):
         one = part_of(batch, n, n + 1)
-        sums = {name: torch.zeros_like(p) for name, p in trainable_parameters(model).items()}
+        sums = zeros(trainable_parameters(model))
         _add(sums, model, chosen, one, signals, statistic)
         for name, total in sums.items():
             if not total.isfinite().all():
                 _, outputs = outputs_of(model, one.inputs, one.task)
                 raise ValueError(
                     f"the {measured.name} of {name!r} is not finite for sample {measured.position(one.first)}"
-                    f"{_why(outputs)}"
+                    f"{_why(outputs, one.y)}"
                 )
     name = next(name for name, total in sums.items())
     raise ValueError(f"the {measured.name} is too large for its type ({sums[name].dtype}): use a larger one")
 
 
-def _why(outputs: Tensor) -> str:
-    if outputs.isfinite().all():
-        return f": it is too large for its type ({outputs.dtype})"
-    return ": the network's outputs are not finite there. Look at that sample, and whether training has diverged"
+def _why(outputs: Tensor, y: object) -> str:
+    if not outputs.isfinite().all():
+        return ": the network's outputs are not finite there. Look at that sample, and whether training has diverged"
+    if isinstance(y, Tensor) and not y.isfinite().all():
+        return ": its target is not finite. Look at the data"
+    return f": it is too large for its type ({outputs.dtype})"

@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from avalanche.training.supervised import JointTraining
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
@@ -465,8 +464,9 @@ class _WeightedSquare(torch.autograd.Function):
 
 
 def _data_of(strategy) -> Dataset:
-    """What the strategy trains on: the experience's data; in joint training, that of all of them."""
-    return strategy.adapted_dataset if isinstance(strategy, JointTraining) else strategy.experience.dataset
+    """What the strategy trains on: the experience's data, or what its ``train_dataset_adaptation`` makes of them."""
+    adapted = getattr(strategy, "adapted_dataset", None)
+    return strategy.experience.dataset if adapted is None else adapted
 
 
 def first_samples(dataset: Dataset, count: int = 3) -> Dataset:

@@ -375,14 +375,14 @@ def test_the_statistics_of_several_signals_add_up(problem, statistic):
     model.eval()
     x, _, _ = dataset.tensors
 
-    def signals(outputs, y):
-        return torch.stack([outputs.sin(), outputs.square(), torch.ones_like(outputs)])
+    def signals(outputs, batch):
+        return torch.stack([outputs.sin(), outputs.square(), torch.ones_like(outputs)]), len(outputs)
 
     found = mean_over_samples(model, Measurement(TensorDataset(x), None, 1, None, 0), signals, statistic)
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for one in x:
         outputs = model(one[None])
-        for signal in signals(outputs.detach(), None):
+        for signal in signals(outputs.detach(), None)[0]:
             gradients = torch.autograd.grad(outputs, list(model.parameters()), signal, retain_graph=True)
             for name, gradient in zip(expected, gradients, strict=True):
                 expected[name] += statistic(gradient) / SAMPLES
@@ -624,11 +624,15 @@ def test_options_out_of_range_are_refused(problem, options, message):
 def test_outputs_that_do_not_fit_are_refused_with_the_first_minibatch(problem):
     model, dataset = problem
     model.classifier = nn.Linear(7, 1).double()
-    passes = []
-    model.register_forward_hook(lambda module, args, outputs: passes.append(len(outputs)))
+    passes = torch.zeros(9, dtype=torch.long)  # by their samples; what a hook adds to a list is taken back
+
+    def count(module, args):
+        passes[len(args[0])] += 1
+
+    model.register_forward_pre_hook(count)
     with pytest.raises(ValueError, match=r"the network gives shape \[N, 1\]"):
         diagonal_fisher(model, dataset, "batched", batch_size=5)
-    assert passes == [5]
+    assert passes.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("fisher", ["exact", "batched"])
@@ -646,3 +650,41 @@ def test_why_an_importance_is_not_finite_is_said(factor, why, fisher):
     nn.init.zeros_(model.weight)
     with pytest.raises(ValueError, match=f"of 'weight' is not finite .* 4.*: {why}"):
         diagonal_fisher(model, TensorDataset(x, torch.zeros(6).long()), fisher, batch_size=2)
+
+
+class Branch(nn.Module):
+    """No short cut, and nothing that torch can vectorise."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return functional.linear(x if x.sum().item() < 1e9 else -x, self.weight, self.bias)
+
+
+@pytest.mark.filterwarnings("ignore:torch cannot vectorise")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 3), Branch], ids=["by rule", "one by one"])
+def test_in_half_precision_sums_go_on_growing_and_squares_are_not_lost(make, dtype):
+    """The mean over equal samples is a sample's own, in float32; its squares are below float16's smallest number."""
+    torch.manual_seed(0)
+    model, x = make().to(dtype), 1e-3 * torch.randn(1, 6)
+    data = TensorDataset(x.to(dtype).expand(400, 6), torch.zeros(400, dtype=torch.long))
+    found = diagonal_fisher(model, data)
+    p = model(x.to(dtype)).detach().float().softmax(1)[0]
+    expected = {"weight": (p * (1 - p))[:, None] * x.to(dtype).float().square(), "bias": p * (1 - p)}
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], value, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "batched"])
+def test_sparse_gradients_are_as_dense_ones(fisher):
+    torch.manual_seed(0)
+    x, y = torch.randint(9, (10, 4)), torch.arange(10) % 3
+    dense = nn.Sequential(nn.Embedding(9, 3), nn.Flatten(), nn.Linear(12, 3))
+    sparse = nn.Sequential(nn.Embedding(9, 3, sparse=True), nn.Flatten(), nn.Linear(12, 3))
+    sparse.load_state_dict(dense.state_dict())
+    found, expected = (diagonal_fisher(model, TensorDataset(x, y), fisher, batch_size=4) for model in (sparse, dense))
+    assert_same(found, expected, rtol=1e-5)

@@ -216,7 +216,7 @@ def test_and_so_are_signals(monkeypatch):
 def test_what_a_sample_takes_is_what_autograd_keeps_and_the_signals_of_what_is_written_out(terms):
     """Autograd keeps the layers' inputs and what tanh gives; a linear layer on rows needs no signal of its own."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, 4)).double()
-    signals = [] if terms == 1 else [lambda outputs, y: torch.ones(terms, *outputs.shape)]
+    signals = [] if terms == 1 else [lambda outputs, batch: (torch.ones(terms, *outputs.shape), len(outputs))]
     found = plan(model, Minibatch(torch.randn(7, 1, 5, 5).double(), None, 0, 0), *signals)
     assert found.bytes_a_sample == 8 * (25 + 18 + 18 * terms)  # the linear layer's inputs are what tanh gives
     assert found.outputs == 4
@@ -243,14 +243,16 @@ def test_what_a_sample_takes_is_what_autograd_keeps_and_the_signals_of_what_is_w
 )
 def test_gradients_are_the_same_but_for_rounding(found, expected, alike):
     for dtype in (torch.float32, torch.float64):
-        assert general_gradients.same(torch.tensor(found, dtype=dtype), torch.tensor(expected, dtype=dtype)) is alike
+        numbers = torch.tensor(found, dtype=dtype), torch.tensor(expected, dtype=dtype)
+        assert general_gradients.same(*numbers, dtype) is alike
 
 
 @pytest.mark.parametrize(("off", "alike"), [(1.5, True), (50.0, False)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_the_bits_round_more(off, alike, dtype):
     found, expected = torch.tensor([100.0, off], dtype=dtype), torch.tensor([100.0, 0.0], dtype=dtype)
-    assert general_gradients.same(found, expected) is alike
+    assert general_gradients.same(found, expected, dtype) is alike
+    assert general_gradients.same(found.float(), expected.float(), dtype) is alike  # computed in it, kept in float32
 
 
 class Mixing(nn.Module):

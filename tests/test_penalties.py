@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from collections import UserDict
 from contextlib import suppress
 from functools import partial
 
@@ -807,15 +808,90 @@ def test_of_inputs_the_tensors_are_what_is_divided_into_samples():
         torch.testing.assert_close(found[f"net.{name}"], value)
 
 
+class Spoken(torch.utils.data.Dataset):
+    """Inputs with a language, which chooses the head; collated to what a training step takes."""
+
+    def __init__(self):
+        self.x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+        self.languages = ["en" if i < 3 or i % 3 else "de" for i in range(10)]
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"values": self.x[i], "language": self.languages[i]}, i % 2
+
+
+class Spoke:
+    def __init__(self, values, language):
+        self.values, self.language = values, language
+
+
+FORMS = {
+    "a dict": lambda values, languages: {"values": torch.stack(values), "language": languages},
+    "a UserDict": lambda values, languages: UserDict(values=torch.stack(values), language=languages),
+    "an object": lambda values, languages: Spoke(torch.stack(values), languages),
+    "an array": lambda values, languages: {"values": torch.stack(values).numpy(), "language": languages},
+    "lists": lambda values, languages: {"values": values, "language": languages},
+}
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.heads = nn.Linear(6, 5), nn.ModuleDict({name: nn.Linear(5, 2) for name in ("en", "de")})
+
+    def forward(self, x):
+        values, languages = (x.values, x.language) if isinstance(x, Spoke) else (x["values"], x["language"])
+        rows = zip(list(values), languages, strict=True)
+        return torch.stack([self.heads[name](self.body(torch.as_tensor(row)).relu()) for row, name in rows])
+
+
+def collated(form, samples):
+    inputs, y = zip(*samples, strict=True)
+    values, languages = [x["values"] for x in inputs], [x["language"] for x in inputs]
+    return [FORMS[form](values, languages), torch.tensor(y)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_that_are_not_made_of_tensors_are_measured_as_their_collation_gives_each(form):
+    torch.manual_seed(0)
+    model, data = Heads(), Spoken()
+    data.collate_fn = partial(collated, form)
+    parameters = dict(model.named_parameters())
+    expected = [{name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(3)]
+
+    def add(sums, of, statistic):
+        gradients = torch.autograd.grad(of, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            sums[name] += 0 if gradient is None else statistic(gradient)
+
+    for sample in data:
+        x, y = collated("a dict", [sample])
+        add(expected[0], functional.cross_entropy(model(x), y), lambda g: g.square() / 10)
+        add(expected[1], model(x).square().sum(), lambda g: g.abs() / 10)
+    for start in range(0, 10, 5):
+        x, y = collated("a dict", [data[i] for i in range(start, start + 5)])
+        add(expected[2], functional.cross_entropy(model(x), y), lambda g: g.square() / 2)
+    found = [
+        diagonal_fisher(model, data, "empirical"),
+        mas_importance(model, data),
+        diagonal_fisher(model, data, "batched", batch_size=5),
+    ]
+    for of, importances in zip(found, expected, strict=True):
+        for name, value in importances.items():
+            torch.testing.assert_close(of[name], value)
+
+
 # --- memory and loading -----------------------------------------------------------------------------------------------
 
 
 class Largest(nn.Sequential):
-    """Remembers the batches that it saw; in a list, since what measuring sets in a network is taken back."""
+    """Remembers the batches that it saw; in its class, since what measuring leaves in a network is taken back."""
 
     def __init__(self, *layers):
         super().__init__(*layers)
-        self.seen = []
+        type(self).seen = []
 
     def forward(self, x):
         self.seen.append(len(x))

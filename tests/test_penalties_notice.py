@@ -1,18 +1,19 @@
 """What the penalties measure on, and when they warn: against what torch's own optimiser and plain autograd do."""
 
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.benchmarks.utils import as_classification_dataset, make_avalanche_dataset
 from avalanche.training import Naive
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import EWCPlugin, MASPlugin
 from engrams.strategies.baselines import L2Plugin
-from engrams.strategies.importance import mas_importance
+from engrams.strategies.importance import diagonal_fisher, mas_importance
 from tests.test_ewc import mlp, quiet, stream
 
 # --- where SGD diverges -----------------------------------------------------------------------------------------------
@@ -121,6 +122,105 @@ def test_importance_is_of_the_data_and_the_network_as_they_are_in_evaluation(mak
     strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
     torch.testing.assert_close(plugin.importances["linear.weight"], by_hand(model, x), rtol=1e-4, atol=1e-6)
     assert not torch.allclose(by_hand(model, x), by_hand(model, 1 - x), rtol=0.1)
+
+
+class Half(Naive):
+    def forward(self):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward()
+
+    def criterion(self):
+        return nn.functional.cross_entropy(self.mb_output.float(), self.mb_y)
+
+
+class HalfWithin(nn.Sequential):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+def layers():
+    """Of both types under autocast."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.LayerNorm(12),
+        nn.Linear(12, 4), nn.Tanh(), nn.Linear(4, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["forward", "model", "around"])
+def test_importance_in_mixed_precision_is_that_of_float32(where):
+    plain, (experience, *_) = layers(), stream([[0, 1]])
+    model = HalfWithin(*plain) if where == "model" else plain
+    plugins = [EWCPlugin(1.0), EWCPlugin(1.0, fisher="batched"), MASPlugin(1.0)]
+    strategy = (Half if where == "forward" else Naive)(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10, plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    around = torch.autocast("cpu", torch.bfloat16) if where == "around" else nullcontext()
+    with warnings.catch_warnings(), around:
+        warnings.simplefilter("error")  # no parameter takes one sample after another
+        strategy.train(experience)
+    data = experience.dataset.eval()
+    expected = [diagonal_fisher(plain, data), diagonal_fisher(plain, data, "batched", batch_size=10)]
+    # A mean over minibatches cancels, and has more of bfloat16's rounding, 0.4 %, in proportion.
+    expected.append(mas_importance(plain, data))
+    for plugin, importances, share in zip(plugins, expected, (0.02, 0.1, 0.02), strict=True):
+        for name, value in importances.items():
+            assert plugin.importances[name].dtype == torch.float32
+            error = (plugin.importances[name] - value).abs().max() / value.max()
+            assert error < (1e-5 if where == "around" else share), (plugin, name, error)
+
+
+X, Y = torch.randn(30, 6, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 2
+
+
+class Scaled(Naive):
+    """Trains on a part of the experience's samples, made smaller."""
+
+    def train_dataset_adaptation(self, **kwargs):
+        self.adapted_dataset = make_avalanche_dataset(TensorDataset(X[:9] / 10, Y[:9]))
+
+
+def test_importance_is_of_the_data_that_the_strategy_makes_of_the_experiences():
+    model, plugins = nn.Linear(6, 2), [EWCPlugin(1.0), MASPlugin(1.0)]
+    strategy = Scaled(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10, plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    strategy.train(benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(X, Y))]).train_stream[0])
+    for plugin, measure in zip(plugins, (diagonal_fisher, mas_importance), strict=True):
+        for name, value in measure(model, TensorDataset(X[:9] / 10, Y[:9])).items():
+            assert torch.equal(plugin.importances[name], value)
+
+
+ACTIVATIONS: dict[str, list] = {"all": []}
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = set()
+
+    def record(self, module, inputs, output):
+        self.seen.add(len(self.seen))
+        ACTIVATIONS["all"].append(output)
+        ACTIVATIONS[f"of {len(ACTIVATIONS)}"] = output
+
+
+def test_what_a_network_or_its_hooks_collect_is_as_it_was():
+    torch.manual_seed(0)
+    recorder, within = Recorder(), []
+    model, data = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), TensorDataset(torch.randn(9, 3))
+    model.kept = []
+    model[0].register_forward_hook(recorder.record)
+    model[2].register_forward_pre_hook(lambda module, inputs: within.append(inputs))
+    model[2].register_forward_hook(lambda module, inputs, output: model.kept.append(output))
+    model(data.tensors[0])
+    collected = [dict(ACTIVATIONS), list(ACTIVATIONS["all"]), set(recorder.seen), list(within), list(model.kept)]
+    for measure in (diagonal_fisher, mas_importance):
+        measure(model, data)
+        now = [dict(ACTIVATIONS), list(ACTIVATIONS["all"]), set(recorder.seen), list(within), list(model.kept)]
+        assert [len(one) for one in now] == [len(one) for one in collected] == [2, 1, 1, 1, 1]
 
 
 # --- local MAS --------------------------------------------------------------------------------------------------------
