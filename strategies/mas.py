@@ -10,6 +10,7 @@ with theta* the parameters at the end of the last experience and Omega summed ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
@@ -86,11 +87,11 @@ class MASPlugin(QuadraticPenaltyPlugin):
 
     def state_dict(self) -> State:
         """As every quadratic penalty's; and what :meth:`observe` adds to."""
-        return super().state_dict() | {"latest": self._latest, "latest_samples": self._latest_samples}
+        return super().state_dict() | {"latest": deepcopy(self._latest), "latest_samples": self._latest_samples}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self._latest, self._latest_samples = state["latest"], state["latest_samples"]
+        self._latest, self._latest_samples = deepcopy(state["latest"]), state["latest_samples"]
 
     def importance(self, strategy) -> ByName:
         """Omega of the experience just learned."""

@@ -11,6 +11,7 @@ import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from fnmatch import fnmatch
 from typing import Any, Literal, NamedTuple
 
@@ -130,13 +131,13 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them."""
-        return {"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated}
+        return deepcopy({"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated})
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state, with a model of the same parameter names."""
         self._start_afresh()
         self._strategy = None
-        self.importances, self.anchors = state["importances"], state["anchors"]
+        self.importances, self.anchors = deepcopy((state["importances"], state["anchors"]))
         self.consolidated = state["consolidated"]
 
     @abstractmethod
