@@ -21,6 +21,7 @@ from avalanche.training.supervised import JointTraining
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.hooks import RemovableHandle
 
 from engrams.strategies.arguments import not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
@@ -84,7 +85,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
                 coefficient x importance: the minimum of the penalty plus ||theta' - theta||^2 / (2 learning rate) (a
                 proximal step; Parikh & Boyd 2014, "Proximal Algorithms"). It is stable for every
-                coefficient. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
+                coefficient. Where gradients are accumulated over minibatches, it is one for all of them, too. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
                 its steps does not reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
                 and kinds of modules (``nn.BatchNorm2d``) with all that is below them.
@@ -125,9 +126,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._pieces = Pieces()
         self._checked = False
         self._num_workers = 0
+        self._listening: RemovableHandle | None = None  # to the optimiser's steps, during an update
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_strategy": None}  # a weak reference cannot be pickled
+        return {**self.__dict__, "_strategy": None, "_listening": None}  # neither can be pickled
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them."""
@@ -183,9 +185,21 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if self._terms and self.penalty_step == "gradient":
             strategy.loss = strategy.loss + self._penalty(self._terms)
 
-    def after_update(self, strategy, **kwargs):
+    def before_update(self, strategy, **kwargs):
+        # An update may be no step of the optimiser: a strategy that accumulates gradients makes one in several.
+        self._listen_no_more()
         if self._terms and self.penalty_step == "proximal":
-            self._proximal_step(strategy.optimizer)
+            self._listening = strategy.optimizer.register_step_post_hook(
+                lambda optimizer, *of_the_step: self._proximal_step(optimizer)
+            )
+
+    def after_update(self, strategy, **kwargs):
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        if self._listening is not None:
+            self._listening.remove()
+            self._listening = None
 
     def after_training_exp(self, strategy, **kwargs):
         if not self._ends_here(strategy.experience):

@@ -687,6 +687,8 @@ def test_a_proximal_step_minimises_the_penalty_and_the_way_to_it_and_is_stable(l
     plugin.anchors = {n: torch.randn_like(p) for n, p in strategy.model.named_parameters()}
     plugin._terms, _ = plugin._matched(strategy.model)
     start = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+    plugin.before_update(strategy)
+    strategy.optimizer.step()  # without gradients
     plugin.after_update(strategy)
     lr = strategy.optimizer.param_groups[0]["lr"]
     for name, p in strategy.model.named_parameters():
@@ -730,6 +732,42 @@ def test_a_small_proximal_penalty_ends_where_the_gradients_does():
         learned.append(learn(Net(), stream([[0, 1], [1, 0]]), EWCPlugin(1e-2, penalty_step=step)).model)
     for a, b in zip(*(m.parameters() for m in learned), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+class Accumulating(SupervisedTemplate):
+    """A step of the optimiser every ``every`` minibatches."""
+
+    every = 1
+
+    def optimizer_step(self):
+        if not (self.clock.train_exp_iterations + 1) % self.every:
+            self.optimizer.step()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_there_is_a_proximal_step_for_every_step_of_the_optimiser_and_none_besides(every):
+    """With no loss, a displacement shrinks by 1 / (1 + h) a step; whatever optimiser and plugin went on with it."""
+    model, plugin = Net().double(), L2Plugin(1.0, penalty_step="proximal")
+    x = torch.randn(32, 6, dtype=torch.double)
+    experience = benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(x, x))]).train_stream[0]
+
+    def train():
+        strategy = Accumulating(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5), criterion=lambda f, y: 0 * f.sum(),
+            train_mb_size=4, plugins=[plugin], evaluator=quiet(),
+        )  # fmt: skip
+        strategy.every = every
+        strategy.train(experience)
+        assert not strategy.optimizer._optimizer_step_post_hooks
+
+    train()
+    for _ in range(2):
+        model, plugin = pickle.loads(pickle.dumps((model, plugin)))
+        anchor = model.fc.bias.detach().clone()
+        with torch.no_grad():
+            model.fc.bias += 1
+        train()
+        torch.testing.assert_close(model.fc.bias.detach(), anchor + 1.5 ** -(8 // every))
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
