@@ -79,7 +79,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             consolidation: how the penalties of several experiences combine.
                 ``separate``: one penalty an experience, each around its own optimum (Kirkpatrick et al. 2017).
                 ``corrected``: one penalty around the *latest* optimum, its importances the sum of all (Huszár 2017).
-                ``online``: the same, the running sum decayed by ``gamma`` (Schwarz et al. 2018).
+                ``online``: the same, the running sum decayed by ``gamma`` (Schwarz et al. 2018); also of what is
+                frozen in an experience, whose importance to it is 0.
             gamma: decay of ``online``, in [0, 1]; the other two leave it at 1.
             penalty_step: ``gradient``: the penalty is part of the loss. ``proximal``: it is left out of the loss, and
                 after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
@@ -325,7 +326,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             self.importances.append(importances)
             self.anchors.append(anchors)
             return
-        # Schwarz et al. 2018: F*_t = gamma F*_{t-1} + F_t; gamma = 1 is Huszár's sum.
+        # Schwarz et al. 2018: F*_t = gamma F*_{t-1} + F_t; gamma = 1 is Huszár's sum. What is frozen now has F_t = 0.
+        for name in self.importances.keys() - importances.keys():
+            self.importances[name] = self.gamma * self.importances[name]
         for name, importance in importances.items():
             if name in self.importances:
                 importance = importance + self.gamma * _grown(self.importances[name].to(importance), importance)
