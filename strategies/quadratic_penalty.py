@@ -168,11 +168,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._since = []
         self._since.append(_data_of(strategy))
-        if not trainable_parameters(strategy.model):
-            raise ValueError(
-                f"{type(self).__name__} cannot work here, and nothing was trained: no parameter of the network "
-                f"requires a gradient"
-            )
+        self._refuse_nothing_to_hold(strategy.model)
         if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
             with steps_told(None):  # a run that goes on from a checkpoint is checked anew
                 self._refuse_what_cannot_work(strategy)
@@ -286,6 +282,16 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             "samples_at_once": batch_size,
             "num_workers": self._num_workers if num_workers is None else num_workers,
         }
+
+    def _refuse_nothing_to_hold(self, model: nn.Module) -> None:
+        trainable = trainable_parameters(model).keys()
+        if trainable <= self._left_out(model):
+            what = (
+                "exclude leaves out every parameter of the network that requires a gradient: there is nothing to hold"
+                if trainable
+                else "no parameter of the network requires a gradient"
+            )
+            raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}")
 
     def _refuse_what_cannot_work(self, strategy) -> None:
         with same_random_numbers():

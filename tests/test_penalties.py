@@ -840,6 +840,17 @@ def test_what_is_to_be_left_out_and_is_not_there_is_refused():
         learn(Net(), stream([[0, 1]]), EWCPlugin(1.0, exclude="head.*"))
 
 
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize(("exclude", "freeze"), [("*", False), (nn.Module, False), ([nn.Linear], False), ("fc.*", True)])
+def test_where_nothing_is_left_to_hold_it_is_refused_before_training(kind, exclude, freeze):
+    model = Net()
+    model.body.requires_grad_(not freeze)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="nothing was trained: exclude leaves out every parameter .* nothing to hold"):
+        learn(model, stream([[0, 1]]), PLUGINS[kind](exclude=exclude))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_importance_goes_on_on_unlabelled_data_in_deployment():
     """Observed in parts, it is what it would be measured on all at once; anchors stay."""
     first, second = stream([[0, 1]] * 2)
