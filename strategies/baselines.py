@@ -33,7 +33,7 @@ class L2Plugin(QuadraticPenaltyPlugin):
         l2_lambda: float,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
     ):
         """

@@ -25,7 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.strategies.arguments import not_negative
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
     Likelihood,
@@ -90,7 +90,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         weigh_by_samples: bool = False,
         normalise: bool = False,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -139,6 +139,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         if normalise and weigh_by_samples:
             raise ValueError("normalise makes experiences count alike, weigh_by_samples does not: choose one of them")
         check_fisher_options(fisher, fisher_samples, likelihood or "categorical", noise_std)
+        at_least_one(batch_size=batch_size)
         self.ewc_lambda = ewc_lambda
         self.fisher: Fisher = fisher
         self.fisher_samples = fisher_samples

@@ -16,7 +16,7 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engrams.strategies.arguments import not_negative
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import check_mas_variant, mas_importance
 from engrams.strategies.kept import State
@@ -47,7 +47,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         importance_data: Dataset | AvalancheDataset | Sequence | None = None,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -76,6 +76,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         not_negative(mas_lambda=mas_lambda)
         super().__init__(mas_lambda, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         check_mas_variant(variant)
+        at_least_one(batch_size=batch_size)
         _refuse_what_is_no_dataset(importance_data)
         self.mas_lambda = mas_lambda
         self.variant: MASVariant = variant

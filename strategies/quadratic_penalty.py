@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torch.utils.hooks import RemovableHandle
 
-from engrams.strategies.arguments import not_negative, one_of
+from engrams.strategies.arguments import at_least_one, finite, not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
@@ -70,7 +70,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         gamma: float = 1.0,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
     ):
         """
@@ -89,7 +89,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 coefficient. Where gradients are accumulated over minibatches, it is one for all of them, too. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
                 its steps does not reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
-                and kinds of modules (``nn.BatchNorm2d``) with all that is below them.
+                and kinds of modules (``nn.BatchNorm2d``) with all that is below them. None: nothing.
             consolidate_every: for streams that hide where experiences end: consolidate at the end of the
                 (sub-)experience with which this many samples have come since the last time. None: where an experience
                 ends.
@@ -100,18 +100,21 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         super().__init__()
         not_negative(coefficient=coefficient)
         one_of(Consolidation, consolidation=consolidation)
+        finite(gamma=gamma)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
         if gamma != 1 and consolidation != "online":
             raise ValueError(f"gamma decays consolidation='online' only; got gamma={gamma} with {consolidation!r}")
         one_of(PenaltyStep, penalty_step=penalty_step)
-        if consolidate_every is not None and consolidate_every < 1:
-            raise ValueError(f"consolidate_every must be at least 1 sample, or None; got {consolidate_every}")
+        at_least_one(consolidate_every=consolidate_every)
         self.coefficient = coefficient
         self.consolidation = consolidation
         self.gamma = gamma
         self.penalty_step = penalty_step
-        self.exclude = [exclude] if isinstance(exclude, str | type) else list(exclude)
+        self.exclude = [exclude] if isinstance(exclude, str | type) else list(exclude or ())
+        for excluded in self.exclude:
+            if not isinstance(excluded, str) and not (isinstance(excluded, type) and issubclass(excluded, nn.Module)):
+                raise ValueError(f"exclude must be names of parameters and kinds of modules; got {excluded!r}")
         self.consolidate_every = consolidate_every
         self._strategy: weakref.ref | None = None
         self._start_afresh()

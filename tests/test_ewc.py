@@ -256,7 +256,7 @@ def test_a_penalty_that_sgd_cannot_follow_is_said_by_name():
     ("arguments", "message"),
     [
         ({"ewc_lambda": -1.0}, "ewc_lambda must be at least 0; got -1.0"),
-        ({"ewc_lambda": float("nan")}, "must be at least 0; got nan"),
+        ({"ewc_lambda": float("nan")}, "must be a finite number; got nan"),
         ({"ewc_lambda": 1.0, "consolidation": "hussar"}, "consolidation must be one of separate, corrected, online"),
         ({"ewc_lambda": 1.0, "consolidation": "online", "gamma": 1.5}, r"gamma must be in \[0, 1\]; got 1.5"),
         ({"ewc_lambda": 1.0, "gamma": 0.5}, "gamma decays consolidation='online' only"),

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+import re
 import warnings
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
@@ -311,7 +313,18 @@ def test_importance_data_that_does_not_fit_is_refused_before_training(data, mess
     ("options", "message"),
     [
         ({"penalty_step": "implicit"}, "penalty_step must be one of gradient, proximal; got 'implicit'"),
-        ({"consolidate_every": 0}, "consolidate_every must be at least 1 sample, or None; got 0"),
+        ({"consolidate_every": 0}, "consolidate_every must be at least 1; got 0"),
+        ({"consolidate_every": 1e2}, "consolidate_every must be a whole number; got 100.0"),
+        ({"fisher_samples": 1e2}, "fisher_samples must be a whole number; got 100.0"),
+        ({"fisher_samples": "10"}, "fisher_samples must be a whole number; got '10'"),
+        ({"fisher_samples": True}, "fisher_samples must be a whole number; got True"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 32.0}, "batch_size must be a whole number; got 32.0"),
+        ({"gamma": "1"}, "gamma must be a finite number; got '1'"),
+        ({"gamma": float("nan")}, "gamma must be a finite number; got nan"),
+        ({"noise_std": float("inf")}, "noise_std must be a finite number; got inf"),
+        ({"exclude": [3]}, "exclude must be names of parameters and kinds of modules; got 3"),
+        ({"exclude": [int]}, "exclude must be names of parameters and kinds of modules; got <class 'int'>"),
     ],
 )
 def test_an_option_out_of_its_range_is_named(options, message):
@@ -329,6 +342,20 @@ def test_the_ends_of_the_ranges_are_allowed():
 def test_a_negative_lambda_is_named_as_it_was_given(make):
     with pytest.raises(ValueError, match=r"(ewc|mas|l2)_lambda must be at least 0; got -1$"):
         make()
+
+
+@pytest.mark.parametrize("value", ["10", None, float("inf"), float("nan"), torch.ones(2)])
+def test_a_lambda_that_is_no_finite_number_is_named_as_it_was_given(value):
+    for make, name in ((EWCPlugin, "ewc"), (MASPlugin, "mas"), (L2Plugin, "l2")):
+        with pytest.raises(ValueError, match=rf"^{name}_lambda must be a finite number; got {re.escape(repr(value))}$"):
+            make(value)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    plugin = EWCPlugin(torch.tensor(2.0), fisher_samples=np.int64(9), consolidate_every=torch.tensor(8), exclude=None)
+    learn(Net(), stream([[0, 1]]), plugin)
+    assert plugin.consolidated == 1
+    assert MASPlugin(np.float32(1), batch_size=np.int32(4), exclude=None).exclude == []
 
 
 @pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched", None])
