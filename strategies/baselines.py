@@ -50,7 +50,8 @@ class L2Plugin(QuadraticPenaltyPlugin):
 
     def importance(self, strategy) -> dict[str, Tensor]:
         """1 for every parameter that the last step gave a gradient to."""
-        return {name: torch.ones_like(p) for name, p in named_parameters(strategy.model).items() if p.grad is not None}
+        parameters = named_parameters(strategy.model)
+        return {name: torch.ones_like(p) for name, p in parameters.items() if p.grad is not None and p.numel()}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances.update(importances)

@@ -681,6 +681,35 @@ def test_what_takes_long_suggests_fewer_samples(monkeypatch):
         mas_importance(Net(), TensorDataset(torch.randn(9, 6)))
 
 
+class Prototypes(Net):
+    """Of which there are none at first, and a head that is still without units."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.more = nn.Parameter(torch.zeros(0, 5)), nn.Linear(5, 0)
+
+    def forward(self, x):
+        hidden = self.body(x).relu() + self.pool.sum(0)
+        return self.fc(hidden) + self.more(hidden).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [*PLUGINS, "ewc-batched"])
+def test_a_parameter_without_entries_does_no_harm_and_one_that_has_got_some_is_new(kind):
+    plugin = {**PLUGINS, "ewc-batched": lambda: EWCPlugin(1.0, fisher="batched", batch_size=8)}[kind]()
+    experiences = stream([[0, 1]] * 2)
+    model = Prototypes()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(vectorise|exchanged|not in the model)")
+        strategy = learn(model, experiences[:1], plugin)
+        whole = anchors_of(plugin).keys()
+        assert whole == {"body.weight", "body.bias", "fc.weight", "fc.bias"}
+        model.pool = nn.Parameter(torch.randn(2, 5))
+        strategy.optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        assert plugin.penalty(model) == 0
+        strategy.train(experiences[1])
+    assert anchors_of(plugin).keys() == whole | {"pool"}
+
+
 # --- the penalty's derivatives and steps ------------------------------------------------------------------------------
 
 
