@@ -50,8 +50,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     An anchor belongs to a parameter of one model, not to a name. A model that is compiled, made parallel or wrapped in
     another keeps its anchors, and so does a layer that grew with its old units first. A layer that was exchanged for a
-    fresh one has none, and a warning names it. Used for a second strategy, the plugin goes on if the model is the
-    one that it left, and otherwise starts afresh, with a warning.
+    fresh one has none, and a warning names it. One whose values were changed in place since the last experience (set
+    back to those of its best epoch, initialised afresh), or are not those of the state that was loaded, is held to the
+    old ones, and a warning says so. Used for a second strategy, the plugin goes on if the model is the one that it
+    left, and otherwise starts afresh, with a warning.
 
     An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what
     is measured is the data of all of them.
@@ -170,6 +172,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._since = []
+        begins = not self._since
         self._since.append(_data_of(strategy))
         self._refuse_nothing_to_hold(strategy.model)
         if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
@@ -180,6 +183,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._terms, lost = self._matched(strategy.model)
         if lost:
             self._give_up(lost, named_parameters(strategy.model))
+        if begins and self.consolidated:
+            self._warn_of_other_values(named_parameters(strategy.model))
 
     def before_backward(self, strategy, **kwargs):
         if self._terms and self.penalty_step == "gradient":
@@ -243,7 +248,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if not self._owners:
             return
         _, lost = self._matched(strategy.model)
-        as_left = not lost and (copied or self._is_as_left(named_parameters(strategy.model)))
+        as_left = not lost and (copied or not self._changed(named_parameters(strategy.model)))
         if not as_left:
             warnings.warn(
                 f"{type(self).__name__} was made for another strategy, and this one's model is not the one that it "
@@ -255,12 +260,28 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._checked = False
         self._since = []
 
-    def _is_as_left(self, parameters: dict[str, nn.Parameter]) -> bool:
-        latest = self.anchors[-1] if self.consolidation == "separate" else self.anchors
-        return all(
-            torch.equal(_first(parameters[name].detach(), anchor), anchor.to(parameters[name]))
-            for name, anchor in latest.items()
-        )
+    def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
+        """The largest change of every held parameter that is not as it was at the latest anchor."""
+        importances, anchors = self._pairs()[-1]
+        now = {name: _first(parameters[name].detach(), anchors[name]) for name in importances}
+        then = {name: anchors[name].to(values) for name, values in now.items()}
+        return {
+            name: (values - then[name]).abs().max().item()
+            for name, values in now.items()
+            if not torch.equal(values, then[name])
+        }
+
+    def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
+        changed = self._changed(parameters)
+        if changed:
+            names = ", ".join(map(repr, list(changed)[:3])) + (", ..." if len(changed) > 3 else "")
+            warnings.warn(
+                f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({names}) do not begin this "
+                f"experience with the values that they are held to (largest difference: {max(changed.values()):.3g}); "
+                f"they are pulled back to these. What is meant to begin afresh, delete from the plugin's importances "
+                f"and anchors",
+                stacklevel=3,
+            )
 
     def _ends_here(self, experience) -> bool:
         """Whether an experience ends with this one, which may be a part of it."""
@@ -436,7 +457,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         gone = [name for name in lost if name not in parameters]
         said = []
         if exchanged:
-            said.append(f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised")
+            said.append(
+                f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised (earlier weights "
+                f"of the same network are held if they are loaded into it: load_state_dict)"
+            )
         if gone:
             said.append(
                 f"{', '.join(map(repr, gone))}: not in the model any more (removed, or renamed and replaced, or "

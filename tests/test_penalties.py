@@ -80,6 +80,52 @@ def at_the_start_of(strategy, experience):
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_forgotten(kind, loaded):
+    """A head that was initialised afresh in place, or put into a network whose plugin was loaded."""
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    strategy = learn(Net(), experiences[:1], plugin)
+    with torch.no_grad():
+        strategy.model.fc.bias[0] -= 0.75
+    if loaded:
+        state, plugin = plugin.state_dict(), PLUGINS[kind]()
+        plugin.load_state_dict(state)
+    kept = copy.deepcopy(plugin.state_dict())
+    with pytest.warns(UserWarning, match=r"1 of 4 parameters \('fc.bias'\) do not begin .* difference: 0.75\); they are"):
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    assert plugin.penalty(strategy.model) > 0
+    plugin.load_state_dict(kept)
+    for of_name in plugin.importances if kind == "ewc-separate" else [plugin.importances]:
+        del of_name["fc.bias"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(do not begin|exchanged|afresh)")
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    assert plugin.penalty(strategy.model) == 0
+
+
+def test_the_best_epochs_weights_are_told_of_whether_they_are_loaded_or_another_network():
+    """In place they are held to what the experience ended with; a copy with other values is taken for a fresh one."""
+    experiences = stream([[0, 1]] * 2)
+    for copied, message in ((False, "4 of 4 parameters .* do not begin"), (True, "exchanged .* load_state_dict")):
+        plugin, model = EWCPlugin(1.0), Net()
+        earlier = copy.deepcopy(model)
+        strategy = learn(model, experiences[:1], plugin)
+        if copied:
+            strategy.model = earlier
+        else:
+            model.load_state_dict(earlier.state_dict())
+        with pytest.warns(UserWarning, match=message):
+            plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+        assert len(plugin._terms) == (0 if copied else 4)
+
+
+def test_the_pieces_of_an_experience_begin_as_they_like():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*do not begin")
+        learn(Net(), online(8), EWCPlugin(1.0), EWCPlugin(1.0, consolidate_every=20))
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
 def test_a_parameter_that_is_gone_is_named(kind):
     plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
