@@ -123,9 +123,9 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             num_workers: processes that load the data for the Fisher; None: as many as ``strategy.train`` was given.
 
         Raises:
-            ValueError: an argument outside its range; before the first experience is trained, what cannot work with
-                this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample
-                has no gradient of its own); after an experience, parameters or importances that are not finite.
+            ValueError: an argument outside its range; before an experience is trained whose criterion or network has
+                not been met, what cannot work with them (a criterion that is not known, outputs that do not fit it, a
+                network in which a sample has no gradient of its own); after an experience, parameters or importances that are not finite.
         """
         not_negative(ewc_lambda=ewc_lambda)
         super().__init__(
@@ -172,8 +172,6 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        if self._checked:
-            self._likelihood(strategy)  # of another criterion than before, too, is known before it is trained with
         self._present_samples = self._samples_to_come(strategy.experience)
 
     def _samples_to_come(self, experience) -> int:
@@ -196,7 +194,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
-            if self.likelihood is None and likelihood == "categorical":
+            if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
             elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
                 fitting(y, outputs)

@@ -158,6 +158,7 @@ def mean_over_minibatches(
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue
+            gradient = gradient.to_dense()
             if not gradient.isfinite().all():
                 raise ValueError(
                     f"the {measured.name} of {name!r} is not finite in the mini-batch of samples "

@@ -7,6 +7,7 @@ EWC, MAS and L2 differ in what they call important; what is done with it is the 
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -33,6 +34,9 @@ from engrams.strategies.steps import steps_told
 Consolidation = Literal["separate", "corrected", "online"]
 ByName = dict[str, Tensor]
 Excluded = Sequence[str | type[nn.Module]]
+
+SPARSE = (nn.Embedding, nn.EmbeddingBag)
+"""Modules whose gradient may be sparse."""
 
 OTHERWISE = ", or give consolidate_every, the number of samples after which to consolidate"
 
@@ -130,12 +134,14 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._pieces = Pieces()
-        self._checked = False
+        self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
         self._listening: RemovableHandle | None = None  # to the optimiser's steps, during an update
+        self._rate_looked_at = 0.0  # the highest learning rate since the last consolidation
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_strategy": None, "_listening": None}  # neither can be pickled
+        # None of these can be pickled: a weak reference, a hook, a criterion that is a function.
+        return {**self.__dict__, "_strategy": None, "_listening": None, "_checked": None}
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them."""
@@ -153,7 +159,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         """How important each parameter was to the experience just learned: name -> non-negative tensor."""
 
     def check(self, strategy) -> None:
-        """Raises a ValueError for what cannot work, before the first experience of a strategy is trained."""
+        """Raises a ValueError for what cannot work, before the first experience of a strategy is trained.
+
+        And before any other for which the criterion or the network's modules (their names or kinds) have changed.
+        """
 
     def penalty(self, model: nn.Module) -> Tensor:
         """The penalty at the model's present parameters, a scalar that carries gradients.
@@ -175,10 +184,11 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         begins = not self._since
         self._since.append(_data_of(strategy))
         self._refuse_nothing_to_hold(strategy.model)
-        if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
+        self._refuse_sparse_gradients(strategy.optimizer, strategy.model)
+        if self._checked != _what_is_checked(strategy) and not any(is_lazy(p) for p in strategy.model.parameters()):
             with steps_told(None):  # a run that goes on from a checkpoint is checked anew
                 self._refuse_what_cannot_work(strategy)
-            self._checked = True
+            self._checked = _what_is_checked(strategy)
         # Matched once an experience: heads and units are added before it begins, never inside it.
         self._terms, lost = self._matched(strategy.model)
         if lost:
@@ -191,6 +201,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             strategy.loss = strategy.loss + self._penalty(self._terms)
 
     def before_update(self, strategy, **kwargs):
+        if self._terms and self.penalty_step == "gradient":
+            self._warn_if_unstable(strategy.optimizer, strategy.model)
         # An update may be no step of the optimiser: a strategy that accumulates gradients makes one in several.
         self._listen_no_more()
         if self._terms and self.penalty_step == "proximal":
@@ -234,8 +246,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._owners.update({name: parameters[name] for name in importances})
         self.consolidated += 1
         self._since = []
-        if self.penalty_step == "gradient":
-            self._warn_if_unstable(strategy.optimizer, strategy.model)
+        self._rate_looked_at = 0.0
 
     # --- whose anchors, of what data ------------------------------------------------------------------------------
 
@@ -257,7 +268,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 stacklevel=2,
             )
             self._start_afresh()
-        self._checked = False
+        self._checked = None
         self._since = []
 
     def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
@@ -316,6 +327,21 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 else "no parameter of the network requires a gradient"
             )
             raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}")
+
+    def _refuse_sparse_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """The penalty's gradient is dense: SparseAdam takes none, and no momentum of sparse ones can be added to it."""
+        of_modules = {id(m.weight) for m in model.modules() if isinstance(m, SPARSE) and m.sparse}
+        sparse = [name for name, p in trainable_parameters(model).items() if id(p) in of_modules]
+        held = [name for name in sparse if name not in self._left_out(model)]
+        if not held or self.penalty_step == "proximal":
+            return
+        adam = isinstance(optimizer, torch.optim.SparseAdam)
+        if adam or any(group.get("momentum") for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(self).__name__} cannot work here, and nothing was trained: {held[0]!r} has sparse gradients "
+                f"(sparse=True), to which {type(optimizer).__name__}{'' if adam else ' with momentum'} cannot add the "
+                f"penalty's, which are dense. Take penalty_step='proximal', or sparse=False"
+            )
 
     def _refuse_what_cannot_work(self, strategy) -> None:
         with same_random_numbers():
@@ -472,12 +498,17 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         """Warn where gradient steps on the penalty overshoot ever further.
 
         They do once learning rate x curvature exceeds 2 (1 + m), with momentum m (Nesterov's: divided by 1 + 2 m).
-        That bound is SGD's; adaptive optimisers rescale their steps and are left alone.
+        That bound is SGD's; adaptive optimisers rescale their steps and are left alone. It is looked at in the first
+        step, and where the learning rate has risen since: what a scheduler leaves behind says nothing of what comes.
         """
         if not isinstance(optimizer, torch.optim.SGD):
             return
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        if rate <= self._rate_looked_at:
+            return
+        self._rate_looked_at = rate
         curvature: dict[int, Tensor] = {}
-        for parameter, importance, _ in self._matched(model)[0]:
+        for parameter, importance, _ in self._terms:
             curvature[id(parameter)] = curvature.get(id(parameter), 0) + 2 * self._scale * importance
         names = {id(p): name for name, p in named_parameters(model).items()}
         for index, group in enumerate(optimizer.param_groups):
@@ -486,6 +517,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             steps = {id(p): group["lr"] * curvature[id(p)].max().item() for p in group["params"] if id(p) in curvature}
             worst = max(steps, key=steps.__getitem__, default=None)
             if worst is not None and steps[worst] > limit:
+                self._rate_looked_at = math.inf  # once is enough
                 warnings.warn(
                     f"{type(self).__name__}: in parameter group {index}, learning rate {group['lr']:g} x penalty "
                     f"curvature {steps[worst] / group['lr']:.3g} = {steps[worst]:.3g} exceeds {limit:g} for "
@@ -513,6 +545,12 @@ class _WeightedSquare(torch.autograd.Function):
             parameter, importance, anchor = ctx.saved_tensors
             return importance * (parameter - anchor) * (2 * upstream), None, None
         return ctx.weighted * (2 * upstream), None, None
+
+
+def _what_is_checked(strategy) -> tuple:
+    """Tells two situations apart that have to be checked each by itself."""
+    modules = tuple((name, type(module)) for name, module in strategy.model.named_modules())
+    return getattr(strategy, "_criterion", None), modules
 
 
 def _data_of(strategy) -> Dataset:

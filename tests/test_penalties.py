@@ -438,6 +438,61 @@ def test_parameters_that_are_no_numbers_any_more_are_named(kind):
     assert not plugin.importances
 
 
+def batch_norm_by_the_batch(strategy):
+    strategy.model = nn.Sequential(strategy.model, nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def of_log_probabilities(strategy):
+    strategy._criterion = nn.NLLLoss()
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (batch_norm_by_the_batch, "'1' is a BatchNorm1d without running statistics"),
+        (of_log_probabilities, r"the criterion \(NLLLoss\) needs log-probabilities"),
+    ],
+)
+def test_what_is_changed_between_experiences_is_checked_as_in_the_first(change, message, likelihood):
+    experiences = stream([[0, 1]] * 2)
+    strategy = learn(Net(), experiences[:1], EWCPlugin(1.0, likelihood=likelihood))
+    change(strategy)
+    before = copy.deepcopy(strategy.model.state_dict())
+    with pytest.raises(ValueError, match=f"cannot work here, and nothing was trained: {message}"):
+        strategy.train(experiences[1])
+    assert all(torch.equal(value, before[name]) for name, value in strategy.model.state_dict().items())
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 2, sparse=True)
+
+    def forward(self, x):
+        return self.words(x.abs().mul(3).long().clamp(max=8)).mean(1)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "batched"])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SparseAdam, torch.optim.SGD, partial(torch.optim.SGD, momentum=0.5), torch.optim.Adagrad]
+)
+def test_sparse_gradients_are_refused_where_the_penaltys_cannot_be_added_and_taken_everywhere_else(optimizer, fisher):
+    experiences = stream([[0, 1]] * 2)
+    for step in ("gradient", "proximal"):
+        model, plugin = Words(), EWCPlugin(1.0, fisher=fisher, penalty_step=step)
+        strategy = learn(model, [], plugin)
+        strategy.optimizer = optimizer(model.parameters(), lr=0.1)
+        if step == "gradient" and optimizer not in (torch.optim.SGD, torch.optim.Adagrad):
+            with pytest.raises(ValueError, match="'words.weight' has sparse gradients .* penalty_step='proximal', or"):
+                strategy.train(experiences[0])
+            assert not strategy.optimizer.state
+        else:
+            for experience in experiences:
+                strategy.train(experience)
+            assert plugin.consolidated == 2
+
+
 # --- what samples are made of -----------------------------------------------------------------------------------------
 
 
