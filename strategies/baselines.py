@@ -178,8 +178,7 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
 
     def state_dict(self) -> State:
         """Returns the buffer: of every experience, the columns of what is kept."""
-        # Of their own: what is kept is cut, and a file would hold the whole of what it was cut from.
-        return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
+        return {"kept": list(self._kept)}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""

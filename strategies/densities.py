@@ -245,7 +245,7 @@ PROBED_AT: dict[Likelihood, tuple[float, ...]] = {
 
 
 def likelihood_by_gradient(
-    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, ignore_index: int = -100
+    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, ignore_index: int
 ) -> Likelihood | None:
     """Returns the density that a loss is of, whatever it takes for its targets; None if it is of none.
 
@@ -261,10 +261,9 @@ def likelihood_by_gradient(
     """
     for likelihood in PROBED_AT:
         try:
-            of = density(likelihood, ignore_index=ignore_index)
-            (first, first_mean), *others = _probed(of, likelihood, loss, outputs)
+            (first, first_mean), *others = _probed(likelihood, loss, outputs)
             changes = [(gradient - first, mean - first_mean) for gradient, mean in others]
-            if (answered := of.answered(y)) is not None:
+            if (answered := density(likelihood, ignore_index=ignore_index).answered(y)) is not None:
                 counted = fitting(answered, outputs).unsqueeze(1)
                 changes = [(gradient, mean * counted) for gradient, mean in changes]
             if _alike(changes, outputs.dtype):
@@ -275,7 +274,7 @@ def likelihood_by_gradient(
 
 
 def of_labels(
-    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood, ignore_index: int = -100
+    loss: Callable[[Tensor], Tensor], outputs: Tensor, y: Tensor, likelihood: Likelihood, ignore_index: int
 ) -> bool:
     """Tells whether a loss of that density has the labels for its targets: its gradient is -c times their score."""
     try:
@@ -286,14 +285,13 @@ def of_labels(
 
 
 def _probed(
-    of: LogDensity, likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
+    likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the loss's gradient c (m - t) and the density's mean m at random outputs, which both are rid of the
     variance that a gradient by probabilities is divided by."""
     random = torch.Generator().manual_seed(0)
     for scale in PROBED_AT[likelihood]:
         at, gradient = _gradient(likelihood, loss, outputs, random, scale)
-        of.refuse(at)
         if likelihood == "categorical":
             yield gradient, at.double().softmax(1)
         elif likelihood == "bernoulli":
@@ -318,7 +316,7 @@ def _gradient(
 
 def normalised(outputs: Tensor) -> bool:
     """Tells whether outputs [N, K, ...] are log-probabilities."""
-    return bool(outputs.dim() > 1 and outputs.logsumexp(1).abs().max() < 1e-2)
+    return bool(outputs.logsumexp(1).abs().max() < 1e-2)
 
 
 def _alike(pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> bool:

@@ -125,7 +125,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         Raises:
             ValueError: an argument outside its range; before an experience is trained whose criterion or network has
                 not been met, what cannot work with them (a criterion that is not known, outputs that do not fit it, a
-                network in which a sample has no gradient of its own); after an experience, parameters or importances that are not finite.
+                network in which a sample has no gradient of its own); after an experience, parameters or importances
+                that are not finite.
         """
         not_negative(ewc_lambda=ewc_lambda)
         super().__init__(
@@ -196,8 +197,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
                 refuse_too_many(outputs)
             if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
-            elif likelihood == "categorical" and outputs.dim() > 2:  # the classes might be in another dimension
-                fitting(y, outputs)
+            elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
+                fitting(y, outputs)  # the classes might be in another dimension
             if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
                 _refuse_other_targets(self.fisher, of_labels(loss, outputs, y, likelihood, _ignore_index(strategy)))
         # One signal says whether it can be measured; the exact Fisher's other classes are no different.
@@ -246,12 +247,13 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
         """What the strategy's own loss does on three samples."""
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
-            found = likelihood_by_gradient(loss, outputs, y, _ignore_index(strategy))
-            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
+            ignored = _ignore_index(strategy)
+            found = likelihood_by_gradient(loss, outputs, y, ignored)
+            if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical", ignored):
                 refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
             if found is None and outputs.dim() > 2:
                 last = outputs.movedim(-1, 1)
-                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last, y, _ignore_index(strategy))
+                of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last, y, ignored)
                 if of_last == "categorical":
                     raise ValueError(
                         f"the criterion takes the last dimension of the outputs {list(outputs.shape)} for the classes: "
@@ -268,6 +270,11 @@ def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor],
         batch = next(minibatches(model, first_samples(data), 3))
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
         yield partial(model.loss, batch.inputs), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+
+def _are_indices(y: object) -> bool:
+    """Tells whether labels are indices of classes, not the classes' probabilities or of another form."""
+    return isinstance(y, Tensor) and not y.is_floating_point()
 
 
 def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:

@@ -107,9 +107,7 @@ def plan(
     rest = {name: p for name, p in parameters.items() if name not in explained | idle}
     terms = len(signals(outputs.detach(), y))
     kept_signals = sum(
-        terms * runs[0].output.nbytes
-        for name, runs in calls.items()
-        if not on_rows(layers[name], runs[0]) and isinstance(runs[0].output, Tensor)
+        terms * runs[0].output.nbytes for name, runs in calls.items() if not on_rows(layers[name], runs[0])
     )
     return Plan(
         layers={n: m for n, m in layers.items() if any(names.get(id(p)) in explained | idle for p in m.parameters())},
@@ -126,7 +124,10 @@ def _first_three(batch: Minibatch) -> Minibatch:
 
 
 def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have a rule and a trainable parameter that no other layer shares, by the module's name."""
+    """The layers that have a rule and a trainable parameter, and share none with another, by the module's name.
+
+    Where two layers share one, a sample's gradient is the sum of theirs, though only one may run on the first samples.
+    """
     owners: dict[int, int] = {}
     for module in model.modules():
         for p in module.parameters(recurse=False):
@@ -134,7 +135,9 @@ def _layers_with_rule(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if has_rule(module) and any(p.requires_grad and owners[id(p)] == 1 for p in module.parameters(recurse=False))
+        if has_rule(module)
+        and any(p.requires_grad for p in module.parameters(recurse=False))
+        and all(owners[id(p)] == 1 for p in module.parameters(recurse=False))
     }
 
 
@@ -144,9 +147,7 @@ def _explained(layers: dict[str, nn.Module], calls: dict[str, list[Run]], output
         name: found[0]
         for name, found in calls.items()
         if len(found) == 1
-        and isinstance(found[0].output, Tensor)
         and found[0].output.requires_grad
-        and isinstance(found[0].inputs, Tensor)
         and found[0].inputs.dim() > 0
         and len(found[0].output) == len(found[0].inputs) == len(outputs)
     }

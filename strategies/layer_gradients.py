@@ -168,11 +168,11 @@ def _patches(inputs: Tensor, kernel, dilation, padding, stride) -> Tensor:
 def _normalised(layer: Any, inputs: Tensor, signals: list[Tensor], wanted: set[str]) -> Gradients:
     """weight * normalised + bias, elementwise: d * normalised, summed over positions within a sample."""
     if isinstance(layer, _BatchNorm):
-        x = functional.batch_norm(inputs, layer.running_mean, layer.running_var, None, None, False, 0.0, layer.eps)
+        x = functional.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
     elif isinstance(layer, nn.GroupNorm):
-        x = functional.group_norm(inputs, layer.num_groups, None, None, layer.eps)
+        x = functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
     else:
-        x = functional.layer_norm(inputs, layer.normalized_shape, None, None, layer.eps)
+        x = functional.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
 
     def summed(t: Tensor) -> Tensor:
         if isinstance(layer, nn.LayerNorm):

@@ -188,7 +188,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
         for name, buffer in module.named_buffers(recurse=False)
         if not is_lazy(buffer)
     ]
@@ -214,12 +213,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Attributes that are set within (the state that a recurrent network keeps) are what they were afterwards."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    """Attributes that are set within (the state that a recurrent network keeps) are what they were afterwards.
+
+    But for those of a lazy module that gets its parameters within, and is one of another kind from then on.
+    """
+    before = [(module, type(module), dict(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
-        for module, attributes in before:
+        for module, kind, attributes in before:
+            if type(module) is not kind:
+                continue
             for name in vars(module).keys() - attributes.keys():
                 del vars(module)[name]
             vars(module).update(attributes)
@@ -280,8 +284,6 @@ class _OneByOneIfNeedBe:
         try:
             return [self.collate(samples)]
         except (RuntimeError, ValueError):
-            if len(samples) == 1:
-                raise
             return [self.collate([sample]) for sample in samples]
 
 

@@ -66,10 +66,10 @@ class Measurement:
     """
 
     dataset: Dataset
-    indices: Tensor | None = None
-    batch_size: int = 32
-    at_once: int | None = None
-    num_workers: int = 0
+    indices: Tensor | None
+    batch_size: int
+    at_once: int | None
+    num_workers: int
     refuse: Callable[[Tensor], None] = lambda outputs: None
     name: str = "importance"
     quicker: str = "measure it on fewer samples"
@@ -158,13 +158,12 @@ def mean_over_minibatches(
         for (name, total), gradient in zip(sums.items(), found, strict=True):
             if gradient is None:
                 continue
-            gradient = gradient.to_dense()
-            if not gradient.isfinite().all():
+            _accumulate(total, gradient.to_dense(), statistic)
+            if not total.isfinite().all():
                 raise ValueError(
                     f"the {measured.name} of {name!r} is not finite in the mini-batch of samples "
                     f"{measured.position(batch.first)} to {measured.position(batch.first + size - 1)}{_why(flat)}"
                 )
-            _accumulate(total, gradient, statistic)
         batches += 1
     return {name: total / max(1, batches) for name, total in sums.items()}
 
@@ -172,7 +171,7 @@ def mean_over_minibatches(
 def _samples_at_once(chosen: Plan, batch_size: int) -> int:
     """As many as a pass can hold in the memory of two training steps, or in a little in any case."""
     little = int(ACTIVATIONS_AT_ONCE / max(1.0, chosen.bytes_a_sample))
-    return max(1, min(SAMPLES_AT_ONCE, max(2 * batch_size, little)))
+    return min(SAMPLES_AT_ONCE, max(2 * batch_size, little))
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
                 coefficient x importance: the minimum of the penalty plus ||theta' - theta||^2 / (2 learning rate) (a
                 proximal step; Parikh & Boyd 2014, "Proximal Algorithms"). It is stable for every
-                coefficient. Where gradients are accumulated over minibatches, it is one for all of them, too. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
-                its steps does not reach the penalty.
+                coefficient. Where gradients are accumulated over minibatches, it is one for all of them, too. The
+                learning rate is that of the parameter's group: an adaptive optimiser's rescaling of its steps does not
+                reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
                 and kinds of modules (``nn.BatchNorm2d``) with all that is below them. None: nothing.
             consolidate_every: for streams that hide where experiences end: consolidate at the end of the
@@ -345,7 +346,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def _refuse_what_cannot_work(self, strategy) -> None:
         with same_random_numbers():
-            self._left_out(strategy.model, refuse_unused=True)
+            self._left_out(strategy.model, refuse_unused=self._checked is None)  # it may be gone later
             try:
                 self.check(strategy)
             except Exception as error:
@@ -484,8 +485,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         said = []
         if exchanged:
             said.append(
-                f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised (earlier weights "
-                f"of the same network are held if they are loaded into it: load_state_dict)"
+                f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised (earlier "
+                f"weights of the same network are held if they are loaded into it: load_state_dict)"
             )
         if gone:
             said.append(

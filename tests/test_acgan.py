@@ -1,12 +1,13 @@
 """The conditional GAN: its losses image by image, its batch norm class by class, and what it keeps."""
 
 import copy
+from itertools import repeat
 
 import pytest
 import torch
 from torch.nn import functional
 
-from engrams.strategies.generators import ACGAN, ImageSpec
+from engrams.strategies.generators import ACGAN, ImageSpec, acgan
 from engrams.strategies.generators.acgan import ConditionalBatchNorm, ConditionalNetwork, Passes
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
@@ -73,6 +74,8 @@ def test_conditional_batch_norm_is_a_loop_over_batches_and_classes():
                 plain[of_label] * norm.scale[label].view(3, 1, 1) + norm.shift[label].view(3, 1, 1)
             ).detach()
     assert torch.allclose(norm(x, labels), expected, atol=1e-5)
+    constant = norm(torch.full_like(x, 7.0), labels)
+    assert torch.allclose(constant, norm.shift[labels][..., None, None].expand_as(x), atol=1e-3)
 
 
 def test_batches_that_go_through_together_are_as_if_each_went_alone():
@@ -170,6 +173,20 @@ def test_a_generator_s_step_leaves_the_critic_alone_and_the_other_way_round(monk
     assert same(weights(generator.critic), before)
 
 
+def test_the_gradients_of_a_step_are_its_own():
+    """A second step of the same images, numbers and weights has the same."""
+    generator, found = gan(learning_rate=0.0, critic_steps=2), []
+    generator.begin([0])
+    batches = repeat((generator.as_learned(images(12)), torch.zeros(12, dtype=torch.long)))
+    for _ in range(2):
+        generator.random.manual_seed(3)
+        assert not generator.step(batches).requires_grad
+        found.append([p.grad.clone() for p in generator.parameters()])
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+    assert any(gradient.any() for gradient in found[0])
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
@@ -183,8 +200,40 @@ def test_new_classes_change_nothing_about_those_that_there_are():
     x = generator.as_learned(images())
     (score, logits), (old_score, old_logits) = generator.critic(x), before.critic(x)
     assert torch.equal(score, old_score)
+    assert score.shape == (40,)
     assert torch.allclose(logits[:, :2], old_logits)
     assert logits.shape == (40, 5)
+
+
+def test_room_that_there_is_is_not_made_again():
+    generator = gan(classes=3)
+    before, random = generator.critic.classifier, generator.random.get_state()
+    for classes in (2, 3):
+        generator.grow(classes)
+    assert generator.critic.classifier is before
+    assert torch.equal(generator.random.get_state(), random), "no number is drawn for it"
+
+
+def grown(seed):
+    """The critic's weights of a class that came later."""
+    generator = gan(seed=seed, width=2, latent_size=1)
+    generator.grow(2)
+    return tuple(generator.critic.classifier.weight[1].tolist())
+
+
+def test_what_a_new_class_begins_with_is_its_gans_seeds():
+    found = [grown(seed) for seed in range(40)]
+    assert len(set(found)) == 40
+    torch.manual_seed(1000)
+    assert grown(0) == found[0], "whatever torch's global numbers are"
+
+
+def test_what_is_replayed_is_drawn_from_numbers_of_its_own():
+    generator = gan()
+    learned, replayed = (
+        set(torch.rand(200, generator=one).tolist()) for one in (generator.random, generator.replay_random)
+    )
+    assert len(learned & replayed) < 5
 
 
 def test_it_learns_to_make_what_it_is_asked_for():
@@ -229,6 +278,9 @@ def test_samples_have_the_shape_and_the_range_of_the_stream():
         assert x.max() <= SPEC.high
         assert not x.requires_grad
     assert generator.of_class(0, 0).shape == generator.sample(0).shape == (0, *SPEC.shape)
+    x, labels = generator.sample_labelled(0)
+    assert (x.shape, labels.shape) == ((0, *SPEC.shape), (0,))
+    assert not generator.sample_labelled(3)[0].requires_grad
 
 
 def test_a_saved_gan_goes_on_as_if_it_had_never_stopped(tmp_path):
@@ -240,6 +292,27 @@ def test_a_saved_gan_goes_on_as_if_it_had_never_stopped(tmp_path):
         learn(generator, 3)
     assert torch.equal(unbroken.sample(10), resumed.sample(10))
     assert same(weights(unbroken), weights(resumed))
+
+
+def test_it_goes_on_between_two_rounds_as_if_it_had_never_stopped(monkeypatch):
+    monkeypatch.setattr(acgan, "ROUND", 2)
+    unbroken, stopped, resumed = gan(steps=5), gan(steps=5), gan(steps=5, seed=5)
+    x, labels = images(), torch.arange(40) % 2
+    whole = list(unbroken.learn(x, labels=labels))
+    next(learning := stopped.learn(x, labels=labels))
+    resumed.load_state_dict_within(copy.deepcopy(stopped.state_dict_within()))
+    learning.close()
+    assert list(resumed.learn(x, labels=labels)) == whole[1:]
+    assert resumed.done == unbroken.done == 5
+    assert torch.equal(resumed.sample(5), unbroken.sample(5))
+    assert len(list(resumed.learn(x, labels=labels))) == 3, "the next experience begins at its beginning"
+
+
+def test_after_every_round_it_tells_the_mean_loss_of_its_steps(monkeypatch):
+    monkeypatch.setattr(acgan, "ROUND", 2)
+    generator, losses = gan(steps=5), iter(torch.arange(5.0))
+    monkeypatch.setattr(generator, "step", lambda batches: next(losses))
+    assert list(generator.learn(images(), labels=torch.zeros(40, dtype=torch.long))) == [0.5, 2.5, 4.0]
 
 
 def test_a_state_is_loaded_into_a_gan_that_has_learned_something_else(tmp_path):
@@ -261,6 +334,9 @@ def test_weights_begin_as_in_the_authors_code():
     ):
         assert weight.std().item() == pytest.approx((4 / fans) ** 0.5, rel=0.02)
         assert weight.abs().max() <= (3 * 4 / fans) ** 0.5
+    generator.grow(40)
+    weight = generator.critic.classifier.weight
+    assert weight[10:].std().item() == pytest.approx((2 / (2048 + 40)) ** 0.5, rel=0.02), "of what came later"
     assert all(not p.any() for name, p in generator.named_parameters() if name.endswith("bias"))
 
 
@@ -279,10 +355,16 @@ def test_every_experience_begins_with_fresh_optimisers():
         def end(self):
             for optimizer in (self.critic_optimizer, self.generator_optimizer):
                 steps.append({int(state["step"]) for state in optimizer.state.values()})
+                [group] = optimizer.param_groups
+                assert (group["lr"], group["betas"]) == (0.01, (0.3, 0.8))
             super().end()
 
-    learn(learn(gan(Watched), 0), 1)
+    learn(learn(gan(Watched, learning_rate=0.01, betas=(0.3, 0.8)), 0), 1)
     assert steps == [{6}, {3}] * 2, "2 of the critic for each of 3 of the generator"
+
+
+def test_a_minibatch_may_have_one_image_of_each_class():
+    assert learn(gan(batch_size=2), 0, 1).known == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +380,8 @@ def test_every_experience_begins_with_fresh_optimisers():
         (lambda: learn(gan(batch_size=2), 0, 1, 2), "batch_size of 2 is too small for 3 classes at once"),
         (lambda: learn(gan(), 0).of_class(1, 3), "the class below 1; got 3 and 1"),
         (lambda: gan().sample_labelled(3), "images must have been learned"),
+        (lambda: learn(gan(), 0).sample_labelled(-1), "n must be at least 0; got -1"),
+        (lambda: learn(gan(), 0).of_class(0, -1), "n must be at least 0, .* got -1 and 0"),
         (lambda: gan().sample(3), "images must have been learned"),
     ],
 )

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets
-from avalanche.benchmarks.utils import TransformGroups, as_classification_dataset
+from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
+from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups, as_classification_dataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.models import as_multitask
 from avalanche.training.plugins import MASPlugin, MIRPlugin, SupervisedPlugin, SynapticIntelligencePlugin
 from torch import nn
@@ -79,6 +80,18 @@ def test_one_frozen_plugin_begins_afresh_with_another_strategy():
     before = model.features[0].weight.detach().clone()
     learn(model, stream([[0, 1]])[:1], plugin)
     assert not torch.equal(model.features[0].weight, before)
+
+
+def test_the_first_experience_that_a_frozen_plugin_meets_is_learned_whole():
+    first, second, third = stream([[0, 1]] * 3)
+    strategy = learn(mlp(), [first])
+    strategy.plugins.append(FrozenBackbonePlugin())
+    moved = []
+    for experience in (second, third):
+        before = strategy.model.features[0].weight.detach().clone()
+        strategy.train(experience)
+        moved.append(not torch.equal(strategy.model.features[0].weight, before))
+    assert moved == [True, False]
 
 
 def test_frozen_learns_only_the_classifier_after_the_first_experience():
@@ -196,6 +209,44 @@ def test_a_buffer_may_hold_one_sample():
     assert [len(column) for column in replay._buffer] == [1, 1, 1]
 
 
+def test_a_state_of_a_buffer_stays_as_it_is():
+    replay = ReplayPlugin(12)
+    first, second = stream([[0, 1]] * 2)
+    strategy = learn(mlp(), [first], replay)
+    state = replay.state_dict()
+    strategy.train(second)
+    other = ReplayPlugin(12)
+    other.load_state_dict(state)
+    assert [len(column) for column in other._buffer] == [12, 12, 12]
+    assert rows(other._buffer[0]) <= rows(torch.stack([x for x, *_ in first.dataset]))
+
+
+class Growing(torch.utils.data.Dataset):
+    """Samples of different length, padded in a minibatch."""
+
+    targets = (0, 1) * 10
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, n):
+        return torch.ones(1 + n % 6), self.targets[n]
+
+    @staticmethod
+    def collate_fn(samples):
+        padded = [nn.functional.pad(x, (0, 6 - len(x))) for x, *_ in samples]
+        return [torch.stack(padded), *(torch.tensor([sample[place] for sample in samples]) for place in (1, 2))]
+
+
+def test_a_buffer_takes_samples_as_a_minibatch_does():
+    replay = ReplayPlugin(20)
+    labels = [DataAttribute(list(Growing.targets), "targets"), TaskLabels([0] * 20)]
+    data = AvalancheDataset([Growing()], data_attributes=labels)
+    learn(mlp(), with_task_labels(benchmark_from_datasets(train=[data])).train_stream, replay)
+    assert replay._buffer[0].shape == (20, 6)
+    assert sorted(replay._buffer[0].sum(1).tolist()) == sorted(1 + n % 6 for n in range(20))
+
+
 def test_replay_of_nothing_is_refused():
     with pytest.raises(ValueError, match="mem_size must be at least 1; got 0"):
         ReplayPlugin(0)
@@ -267,6 +318,21 @@ def test_mir_replays_what_the_latest_experience_brought(released):
     found = {t: set().union(*(classes for when, classes in replayed if when == t)) for t in (1, 2)}
     assert found == ({1: set(), 2: {0, 1}} if released else {1: {0, 1}, 2: {0, 1, 2, 3}})
     assert all(len(classes) > 1 for when, classes in replayed)
+
+
+def test_mir_draws_its_candidates_anew_and_all_that_is_kept_is_too_few_where_all_would_be_replayed():
+    experiences = stream([[0, 1]])
+
+    def candidates(batch_size_mem):
+        plugin = WorkingMIRPlugin(batch_size_mem, mem_size=30, subsample=30)
+        learn(mlp(), experiences, plugin)
+        return plugin.replay_loader
+
+    loader = candidates(29)
+    first, second = next(loader)[0], next(loader)[0]
+    assert rows(first) == rows(second)
+    assert not torch.equal(first, second), "in another order"
+    assert candidates(30) is None, "as in Avalanche"
 
 
 # --- Avalanche's MAS --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_probabilities_that_are_0_or_1_to_the_last_bit_have_a_fisher_of_0():
         assert found["0.weight"].item() == 0
 
 
+@pytest.mark.parametrize(("bias", "found"), [(-0.5, "-0.5 to 0.5"), (0.5, "0.5 to 1.5"), (-0.25, "-0.25 to 0.75")])
+def test_what_is_no_probability_is_refused(bias, found):
+    model = nn.Linear(1, 1)
+    nn.init.ones_(model.weight)
+    nn.init.constant_(model.bias, bias)
+    data = TensorDataset(torch.tensor([[0.0], [1.0]]))
+    with pytest.raises(ValueError, match=rf"needs outputs in \[0, 1\]; the network gives {found}$"):
+        diagonal_fisher(model, data, likelihood="bernoulli-probabilities")
+
+
 def test_log_probabilities_have_the_fisher_of_their_logits():
     dataset = data_of(torch.arange(SAMPLES) % 3)
     for kind in ("exact", "empirical", "batched"):
@@ -96,9 +107,22 @@ def test_log_probabilities_have_the_fisher_of_their_logits():
 
 
 def test_probabilities_of_classes_may_be_labels():
+    """Whether they add up to 1 or not."""
     model = network(3)
-    soft = data_of(numbers(3).softmax(1))
-    assert_same(diagonal_fisher(model, soft, "empirical"), by_labels(model, soft, nn.CrossEntropyLoss(), SAMPLES))
+    for y in (numbers(3).softmax(1), numbers(3)):
+        soft = data_of(y)
+        assert_same(diagonal_fisher(model, soft, "empirical"), by_labels(model, soft, nn.CrossEntropyLoss(), SAMPLES))
+
+
+def test_a_class_that_is_impossible_or_certain_in_one_sample_counts_in_the_others():
+    model, (x, y) = nn.Linear(4, 3).double(), data_of(LABELS).tensors
+    x[4] *= 1e5
+    p = model(x).softmax(1)
+    assert p[4].sort().values.tolist() == [0, 0, 1]
+    assert ((p > 0) & (p < 1)).any(0).all()
+    nll, answers = functional.cross_entropy, torch.arange(3)[:, None]
+    expected = by_all_answers(model, TensorDataset(x), nll, answers, lambda f, y: torch.exp(-nll(f, y)))
+    assert_same(diagonal_fisher(model, TensorDataset(x, y)), expected)
 
 
 def by_labels(model, dataset, negative_log_likelihood, divisor):
@@ -141,6 +165,17 @@ def test_sampled_without_some_labels_is_exact_over_many_samples():
     torch.manual_seed(0)
     many = diagonal_fisher(model, ConcatDataset([dataset] * 600), "sampled")
     assert_same(many, diagonal_fisher(model, TensorDataset(x[y != 1], y[y != 1])), rtol=0.15)
+
+
+class Times(nn.Module):
+    """A number times the input."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, f):
+        return self.factor * f
 
 
 class Positions(nn.Module):
@@ -203,6 +238,11 @@ class Own(nn.Module):
 
     def forward(self, f, y):
         return functional.cross_entropy(1 * f, y, ignore_index=self.ignore_index)
+
+
+class OwnNLL(Own):
+    def forward(self, f, y):
+        return functional.nll_loss(1 * f, y, ignore_index=self.ignore_index)
 
 
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
@@ -275,9 +315,27 @@ CRITERIA = {
     "one logit, flat": (network(1, nn.Flatten(0)), nn.BCEWithLogitsLoss(), numbers(1).round()[:, 0], "bernoulli"),
     "several labels": (network(3), nn.BCEWithLogitsLoss(), numbers(3).round(), "bernoulli"),
     "somebody's": (network(3), lambda f, y: nn.BCEWithLogitsLoss()(f, y).sum(), numbers(3).round(), "bernoulli"),
+    "somebody's, of labels that may be ignored": (
+        network(3),
+        lambda f, y: functional.cross_entropy(f, y),
+        torch.where(LABELS == 1, -100, LABELS),
+        "categorical",
+    ),
     "probabilities": (network(2, nn.Sigmoid()), nn.BCELoss(), numbers(2).round(), "bernoulli-probabilities"),
+    "somebody's, of probabilities": (
+        network(2, nn.Sigmoid()),
+        lambda f, y: functional.binary_cross_entropy(f, y),
+        numbers(2).round(),
+        "bernoulli-probabilities",
+    ),
     "one number": (network(1), nn.MSELoss(), numbers(1), "gaussian"),
     "numbers": (network(2), nn.MSELoss(), numbers(2), "gaussian"),
+    "squares of one number, near 0": (
+        network(1, Times(1e-3)),
+        lambda f, y: (f - y).square().mean(),
+        numbers(1),
+        "gaussian",
+    ),
     "half the squares": (network(2), lambda f, y: (f - y).square().mean() / 2, numbers(2), "gaussian"),
     "divergence of probabilities": (
         network(3, nn.LogSoftmax(1)),
@@ -324,6 +382,10 @@ def focal(f, y):
     return Focal()(f, y)
 
 
+def focal_of_probabilities(f, y):
+    return -(y * (1 - f.softmax(1)) ** 2 * f.log_softmax(1)).mean()
+
+
 def two(loss):
     """One output for two classes, as -1 and 1."""
     return lambda f, y: loss(f[:, 0], 2.0 * y - 1)
@@ -338,6 +400,7 @@ UNKNOWN = {
     "weighted": (
         3, lambda f, y: functional.cross_entropy(f, y, torch.tensor([1.0, 2, 3]).to(f)), LABELS, "categorical",
     ),
+    "a little warmer": (3, lambda f, y: functional.cross_entropy(f / 1.005, y), LABELS, "categorical"),
     "warmer": (3, lambda f, y: functional.cross_entropy(f / 2, y), LABELS, "categorical"),
     "positive weight": (
         1, lambda f, y: functional.binary_cross_entropy_with_logits(f, y, pos_weight=torch.tensor([3.0]).to(f)),
@@ -351,6 +414,8 @@ UNKNOWN = {
     "huber, square for a long way": (1, nn.HuberLoss(delta=30), numbers(1), "gaussian"),
     "smooth": (1, nn.SmoothL1Loss(beta=5), numbers(1), "gaussian"),
     "log-cosh": (1, lambda f, y: (f - y).cosh().log().mean(), numbers(1), "gaussian"),
+    "a hundred thousandth": (3, lambda f, y: 1e-5 * focal(f, y), LABELS, "categorical"),
+    "nothing": (3, lambda f, y: 0 * f.sum(), LABELS, "categorical"),
     "counts": (1, nn.PoissonNLLLoss(), numbers(1).mul(5).round(), "gaussian"),
 }  # fmt: skip
 
@@ -435,10 +500,35 @@ def test_classes_in_the_last_dimension_are_refused_whatever_the_criterion_is():
         )  # fmt: skip
 
 
-def test_one_sample_is_an_experience_too():
-    model, plugin = network(3), EWCPlugin(1.0)
-    train(model, data_of(LABELS[1:2]), nn.CrossEntropyLoss(), plugin)
-    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS[1:2])))
+OF_ANY_FORM = {
+    "probabilities": (network(3), focal_of_probabilities, numbers(3).softmax(1), "categorical"),
+    "probabilities at every position": (
+        Positions(), focal_of_probabilities, numbers(6).unflatten(1, (3, 2)).softmax(1), "categorical",
+    ),
+    "two classes": (
+        network(3), lambda f, y: focal(f, y[:, 0]) + focal(f, y[:, 1]), torch.stack([LABELS, LABELS.flip(0)], 1),
+        "categorical",
+    ),
+    "numbers at every position": (Positions(), nn.L1Loss(), numbers(6).unflatten(1, (3, 2)), "gaussian"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_ANY_FORM)
+def test_where_the_density_is_given_targets_are_class_indices_or_of_other_forms(case):
+    model, criterion, y, likelihood = OF_ANY_FORM[case]
+    plugin, dataset = EWCPlugin(1.0, likelihood=likelihood), data_of(y)
+    train(model, dataset, criterion, plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, dataset, likelihood=likelihood))
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), lambda f, y: functional.mse_loss(f, y.double())])
+def test_one_sample_is_an_experience_too(criterion):
+    """Somebody's criterion, too, of one number."""
+    known = isinstance(criterion, nn.CrossEntropyLoss)
+    model, plugin = network(3 if known else 1, *() if known else [nn.Flatten(0)]), EWCPlugin(1.0)
+    train(model, data_of(LABELS[1:2]), criterion, plugin)
+    likelihood = "categorical" if known else "gaussian"
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS[1:2]), likelihood=likelihood))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -509,15 +599,27 @@ def test_a_strategy_with_a_loss_of_its_own_is_asked_for_its_density():
     assert_same(plugin.importances, diagonal_fisher(model, dataset, likelihood="gaussian"))
 
 
-def test_weights_and_smoothing_are_said():
-    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.double), label_smoothing=0.1)
-    with (
-        pytest.warns(UserWarning, match="the criterion has class weights"),
-        pytest.warns(UserWarning, match="the criterion has label smoothing"),
-    ):
-        train(network(3), data_of(LABELS), criterion, EWCPlugin(1.0))
+SAID = {
+    "class weights (weight)": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()), LABELS),
+    "class weights (pos_weight)": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor(2.0)), numbers(3).round()),
+    "label smoothing": (functools.partial(functional.cross_entropy, label_smoothing=0.1), LABELS),
+    "a sum over the minibatch": (nn.CrossEntropyLoss(reduction="sum"), LABELS),
+    "": (nn.CrossEntropyLoss(), LABELS),
+}
 
 
+@pytest.mark.parametrize("what", SAID)
+def test_what_a_criterion_has_besides_its_density_is_said(what):
+    criterion, y = SAID[what]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(network(3), data_of(y), criterion, EWCPlugin(1.0))
+    said = [str(one.message) for one in caught if "the criterion has" in str(one.message)]
+    assert len(said) == bool(what)
+    assert not what or said[0].startswith(f"EWCPlugin: the criterion has {what}")
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
 @pytest.mark.parametrize(
     ("criterion", "y"),
     [
@@ -526,27 +628,50 @@ def test_weights_and_smoothing_are_said():
         (nn.KLDivLoss(reduction="batchmean"), numbers(3).softmax(1)),
     ],
 )
-def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y):
+def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y, likelihood):
     name = getattr(criterion, "__name__", type(criterion).__name__)
     model, data = network(3), data_of(y)
     total = f"{model(data[0][0][None]).exp().sum().item():.3g}"
     with pytest.raises(ValueError, match=rf"the criterion \({name}\) needs log-probabilities; .* up to {total}, not 1"):
-        train(model, data, criterion, EWCPlugin(1.0))
+        train(model, data, criterion, EWCPlugin(1.0, likelihood=likelihood))
+
+
+class ShiftedLogProbabilities(nn.Module):
+    """Log-probabilities, a number added to each sample's."""
+
+    def __init__(self, *added):
+        super().__init__()
+        self.body, self.added = network(3), torch.tensor(added)
+
+    def forward(self, x):
+        return self.body(x).log_softmax(1) + self.added.repeat(len(x))[: len(x), None]
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+@pytest.mark.parametrize("added", [(0.5,), (-0.5,), (-3.0,), (0.0, 0.5)])
+def test_what_is_nearly_a_log_probability_or_is_one_for_some_samples_only_is_refused(added, likelihood):
+    with pytest.raises(ValueError, match=r"\(<lambda>\) needs log-probabilities"):
+        train(
+            ShiftedLogProbabilities(*added), data_of(LABELS), lambda f, y: functional.nll_loss(f, y),
+            EWCPlugin(1.0, likelihood=likelihood),
+        )  # fmt: skip
+
+
+def test_that_log_probabilities_are_needed_is_known_whatever_is_ignored():
+    y = torch.where(LABELS == 1, 7, LABELS)
+    with pytest.raises(ValueError, match=r"\(OwnNLL\) needs log-probabilities"):
+        train(network(3), data_of(y), OwnNLL(), EWCPlugin(1.0))
 
 
 def test_importances_that_are_all_zero_are_warned_of_by_name():
     model = network(3)
     nn.init.zeros_(model[2].weight)
 
-    class Zero(nn.Module):
-        def forward(self, f):
-            return 0 * f
-
     with pytest.warns(
         UserWarning,
         match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
     ):
-        train(nn.Sequential(*model, Zero()), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))
+        train(nn.Sequential(*model, Times(0)), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"])

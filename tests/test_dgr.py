@@ -18,8 +18,10 @@ from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, catalogue
 from engrams.strategies.dgr import Scholar
+from engrams.strategies.experiences import Met
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import VAE, WGANGP, ImageSpec, PastImages
+from engrams.strategies.heads import Heads
 from tests.test_ewc import mlp, quiet, stream
 
 SPEC = ImageSpec((6,), low=-8.0, high=8.0)
@@ -182,7 +184,7 @@ def test_the_previous_scholar_does_not_change_while_the_new_one_learns():
                 for name, value in kept(network).items():
                     assert torch.equal(value, old[name]), name
                     self.checked.add(name)
-                assert all(p.grad is None for p in network.parameters())
+                assert not any(p.requires_grad for p in network.parameters())
 
     frozen = Frozen()
     model = growing_mlp()
@@ -205,10 +207,50 @@ def test_generator_and_solver_are_trained_one_after_the_other():
 
         def after_training_epoch(self, strategy, **kwargs):
             order.append("S")
-            assert not strategy.state_dict_within()["learns"]
+            state = strategy.state_dict_within()
+            assert not state["learns"]
+            for part in (part for batch in state["ahead"] for part in batch):
+                assert part.untyped_storage().nbytes() == part.nbytes, "nothing is kept of what has been used"
 
     learn(scholar(growing_mlp(), Order(), epochs=3), stream([[0, 1], [2, 3]]))
     assert "".join(order) == "GGSSSGGSSS"
+
+
+def middles():
+    """A scholar that has learned an experience, and what it keeps after each of its generator's epochs and its own."""
+    found = []
+
+    class Keeps(GeneratorPlugin):
+        def after_generator_epoch(self, strategy, **kwargs):
+            found.append(copy.deepcopy(strategy.state_dict_within()))
+
+        def after_training_epoch(self, strategy, **kwargs):
+            found.append(copy.deepcopy(strategy.state_dict_within()))
+
+    strategy = scholar(growing_mlp(), Keeps())
+    learn(strategy, stream([[0, 1]]))
+    return strategy, found
+
+
+@pytest.mark.parametrize(("moment", "epochs"), [(0, 1), (1, 0), (2, 0), (3, 0)])
+def test_a_generator_goes_on_from_the_middle_of_an_experience(moment, epochs):
+    """From between its epochs, or from those of the solver, in which it does not learn again."""
+    whole, kept = middles()
+    learned = []
+
+    class Counts(GeneratorPlugin):
+        def after_generator_epoch(self, strategy, **kwargs):
+            learned.append(strategy.generator_loss)
+
+        def before_training_epoch(self, strategy, **kwargs):
+            assert not strategy.state_dict_within()["learns"], "what is cut short now goes on here again"
+
+    gone_on = scholar(growing_mlp(), Counts(), generator=vae(seed=5))
+    gone_on.load_state_dict_within(kept[moment])
+    learn(gone_on, stream([[0, 1]]))
+    assert len(learned) == epochs
+    assert gone_on.classes_so_far == [0, 1]
+    assert torch.equal(gone_on.generator.sample(5), whole.generator.sample(5))
 
 
 # --- with other things ------------------------------------------------------------------------------------------------
@@ -248,6 +290,19 @@ def test_a_head_that_is_met_again_with_more_classes_rehearses_with_all_of_them(l
     assert len(losses.pairs) == 3 * 2 * 4
     for found, hand in losses.pairs:
         assert found == pytest.approx(hand, rel=1e-5)
+
+
+def test_tasks_are_drawn_alike_and_from_the_generators_own_numbers():
+    heads = Heads([Met((), [2]), Met((), [5, 7])], mlp(), torch.device("cpu"))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    drawn, again = (heads.draw(3000, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.rand(1) == expected
+    assert torch.equal(drawn, again)
+    tasks, counts = drawn.unique(return_counts=True)
+    assert tasks.tolist() == [2, 5, 7]
+    assert counts.min() > 900
 
 
 def several_heads():
@@ -352,6 +407,26 @@ def test_a_scholar_learns_from_one_of_another_architecture():
     for experience in digits.test_stream[:2]:
         x, y, _ = next(iter(DataLoader(experience.dataset, 1000, collate_fn=experience.dataset.collate_fn)))
         assert (strategy.model(x).argmax(dim=1) == y).float().mean() > 0.9
+
+
+def test_a_new_scholar_has_the_old_outputs_a_fresh_optimiser_and_trains():
+    """Though it comes with two outputs, in eval mode, and may be the same network as before."""
+    outputs = []
+
+    class Beginning(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            outputs.append(strategy.model.classifier.classifier.out_features)
+            assert strategy.model.training
+            assert not any(strategy.optimizer.state.values())
+
+    def new(t):
+        return Scholar(vae(seed=t), (growing_mlp() if t == 1 else strategy.model).eval())
+
+    strategy = scholar(growing_mlp(), Beginning(), new_scholar=new, epochs=1)
+    strategy.optimizer = torch.optim.SGD(strategy.model.parameters(), lr=0.1, momentum=0.9)
+    learn(strategy, stream([[4, 5], [0, 1], [2, 3]]))
+    assert outputs == [6, 6, 6]
+    assert any(strategy.optimizer.state.values())
 
 
 @pytest.mark.parametrize(

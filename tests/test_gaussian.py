@@ -115,7 +115,22 @@ def test_a_class_of_one_sample_and_constant_values_are_no_trouble():
     x, labels = generator.sample_labelled(10)
     assert (x == 0.5).all()
     assert (labels == 7).all()
+    assert [len(part) for part in generator.sample_labelled(0)] == [0, 0]
     assert generator.sample(0).shape == (0, 1, 2, 2)
+
+
+def test_of_two_samples_the_covariance_is_along_what_lies_between_them():
+    x = samples()[0][:2]
+    root = learned(x, torch.zeros(2, dtype=torch.int64), shrinkage=0.0)._square_root().double().numpy()
+    np.testing.assert_allclose(root.T @ root, np.cov(x.T), rtol=1e-3, atol=1e-4)
+
+
+def test_samples_are_counted_exactly_however_many():
+    x, y = samples()
+    generator = learned(x, y)
+    generator.counts += 2**24
+    list(generator.learn(x[:1], labels=y[:1]))
+    assert generator.counts.sum().item() == 4 * 2**24 + 601
 
 
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_been():

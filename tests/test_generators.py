@@ -10,7 +10,7 @@ from torch import nn
 from engrams.strategies.generators import VAE, WGANGP, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.generators.generator import mixed
 from engrams.strategies.generators.vae import negative_elbo
-from engrams.strategies.generators.wgan_gp import gradient_penalty
+from engrams.strategies.generators.wgan_gp import gradient_penalty, widths_of_maps
 
 SPEC = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
 MAKE = {
@@ -69,12 +69,12 @@ def test_bounds_of_another_type_are_of_torchs_own(bound):
 @every_kind
 def test_a_pixel_that_is_always_black_or_white_is_learned_so(make):
     """The stream's range and the network's own are taken for each other nowhere."""
-    x = torch.full((256, *SPEC.shape), SPEC.low)
+    x = torch.full((64, *SPEC.shape), SPEC.low)
     x[:, :, :, 4:] = SPEC.high
     generator = make()
-    generator.epochs = 150 if isinstance(generator, WGANGP) else 30
+    generator.epochs, generator.critic_steps = 60, 2
     for group in [g for optimizer in generator._optimizers().values() for g in optimizer.param_groups]:
-        group["lr"] = 1e-3
+        group["lr"] = 3e-3
     list(generator.learn(x))
     mean = generator.sample(200).mean(dim=(0, 1, 2))
     assert mean[:4].max() < 0.3, mean
@@ -92,6 +92,44 @@ def test_a_saved_generator_goes_on_as_if_it_had_never_stopped(make, tmp_path):
     for generator in (unbroken, resumed):
         list(generator.learn(images()))
     assert torch.equal(unbroken.sample(10), resumed.sample(10))
+
+
+@every_kind
+def test_it_goes_on_between_two_epochs_as_if_it_had_never_stopped(make):
+    unbroken, stopped, resumed = make(), make(), make(seed=5)
+    for generator in (unbroken, stopped, resumed):
+        generator.epochs = 3
+    whole = list(unbroken.learn(images()))
+    next(learning := stopped.learn(images()))
+    resumed.load_state_dict_within(copy.deepcopy(stopped.state_dict_within()))
+    learning.close()
+    assert list(resumed.learn(images())) == whole[1:]
+    assert torch.equal(resumed.sample(5), unbroken.sample(5))
+    assert len(list(resumed.learn(images()))) == 3, "the next experience begins at its beginning"
+
+
+@every_kind
+def test_it_learns_in_training_mode_whatever_it_was_in(make):
+    used, fresh = make().eval(), make()
+    for generator in (used, fresh):
+        assert not any(loss.requires_grad for loss in generator.learn(images()))
+    assert torch.equal(used.sample(5), fresh.sample(5))
+
+
+@every_kind
+def test_the_gradients_of_a_step_are_its_own(make):
+    """A second step of the same images, numbers and weights has the same."""
+    generator, found = make(), []
+    for group in [g for optimizer in generator._optimizers().values() for g in optimizer.param_groups]:
+        group["lr"] = 0.0
+    generator.critic_steps = 1
+    for _ in range(2):
+        generator.random.manual_seed(3)
+        generator.step(generator.as_learned(images(16)))
+        found.append([p.grad.clone() for p in generator.parameters()])
+    for first, second in zip(*found, strict=True):
+        assert torch.equal(first, second)
+    assert any(gradient.any() for gradient in found[0])
 
 
 @every_kind
@@ -140,6 +178,7 @@ def test_a_frozen_copy_stays_as_it_is_and_draws_other_numbers(make):
     after = frozen.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before if key != "_extra_state")
     assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(module.training for module in frozen.modules())
 
 
 @pytest.mark.parametrize("kind", [PastImages, NoiseImages])
@@ -153,6 +192,18 @@ def test_a_stand_in_is_saved_and_loaded(kind, tmp_path):
     list(resumed.learn(images() - 5, resumed.sample, 0.5))
     assert frozen.sample(100).min() > -5, "learned after the copy was made"
     assert frozen.sample(0).shape == (0, *SPEC.shape)
+
+
+@pytest.mark.parametrize("kind", [PastImages, NoiseImages])
+def test_a_stand_in_s_seed_decides_what_it_makes_of_two_experiences(kind):
+    made = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        generator = kind(SPEC, seed=0)
+        for r in (1.0, 0.5):
+            list(generator.learn(images() + r, generator.sample, r))
+        made.append(generator.sample(20))
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("kind", [PastImages, NoiseImages])
@@ -182,6 +233,8 @@ def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
         (lambda: VAE(SPEC, epochs=1, hidden_sizes=(10, 0)), r"hidden_sizes\[1\] must be at least 1"),
         (lambda: VAE(SPEC, epochs=1, likelihood="bernouli"), "likelihood must be one of .* got 'bernouli'"),
         (lambda: WGANGP(SPEC, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
+        (lambda: WGANGP(SPEC, epochs=1, latent_size=0), "latent_size must be at least 1"),
+        (lambda: WGANGP(SPEC, epochs=1, width=0), "width must be at least 1"),
         (lambda: WGANGP(SPEC, epochs=1, architecture="cnn"), "architecture must be one of .* got 'cnn'"),
         (lambda: WGANGP(SPEC, epochs=1, batch_size=1), "batch_size must be at least 2"),
         (lambda: VAE(SPEC, epochs=1, schedule="cosine"), "schedule must be one of .* got 'cosine'"),
@@ -204,13 +257,20 @@ def test_what_cannot_be_is_refused(make, message):
 @pytest.mark.parametrize("r", [1.0, 0.5, 0.2, 1 / 3])
 def test_a_mixture_holds_the_share_that_r_promises(r):
     new = torch.arange(60.0)
-    pool = mixed(new, lambda n: torch.full((n,), -1.0), r, torch.Generator().manual_seed(0))
+    pool, again = (mixed(new, lambda n: torch.full((n,), -1.0), r, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(pool, again), "the numbers are those of the generator that is given"
     assert len(pool) == 60
     chosen = pool[pool >= 0]
     assert len(chosen) == round(60 * r)
     assert len(chosen.unique()) == len(chosen)
     if r < 1:  # in random order
         assert not torch.equal(pool, torch.cat([chosen, torch.full((60 - len(chosen),), -1.0)]))
+
+
+def test_of_few_images_one_at_least_is_new_and_of_new_ones_alone_nothing_is_replayed():
+    random = torch.Generator().manual_seed(0)
+    assert (mixed(torch.arange(60.0), lambda n: torch.full((n,), -1.0), 0.001, random) >= 0).sum() == 1
+    assert len(mixed(torch.arange(60.0), lambda n: pytest.fail("replayed"), 1.0, random).unique()) == 60
 
 
 def test_a_perfect_generator_keeps_every_experience_at_the_share_that_r_promises():
@@ -335,7 +395,34 @@ def test_the_gradient_penalty_teaches_the_critic():
 def test_a_linear_critics_penalty_has_a_closed_form():
     """D(x) = w'x has the gradient w everywhere: (||w|| - 1)^2."""
     weight = torch.tensor([3.0, 4.0])
-    assert gradient_penalty(lambda x: x @ weight, torch.randn(6, 2)).item() == pytest.approx(16)
+    x = torch.randn(6, 2)
+    assert gradient_penalty(lambda x: x @ weight, x).item() == pytest.approx(16)
+    assert not x.requires_grad, "it is somebody's"
+
+
+@pytest.mark.parametrize("kind", ["wgan-gp mlp", "wgan-gp conv"])
+def test_a_critic_lets_a_fifth_of_what_is_negative_through(kind):
+    leaks = [layer for layer in MAKE[kind]().critic.modules() if isinstance(layer, nn.LeakyReLU)]
+    assert leaks
+    assert all(layer(torch.tensor([-5.0, 2.0])).tolist() == [-1.0, 2.0] for layer in leaks)
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "conv"])
+def test_networks_of_images_in_colour_make_such_images_and_score_each_once(architecture):
+    gan = WGANGP(ImageSpec((3, 16, 16)), 1, 4, 0, architecture, latent_size=2, width=6)
+    assert gan.critic(gan.sample(5)).shape == (5, 1)
+    assert gan.sample(5).shape == (5, 3, 16, 16)
+    convolutions = [layer for layer in gan.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    channels = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert channels == ([(6, 3), (3, 3), (3, 3), (3, 6)] if architecture == "conv" else [])
+
+
+@pytest.mark.parametrize(
+    ("side", "width", "smallest", "expected"),
+    [(32, 128, 4, [128, 64, 32]), (8, 7, 2, [7, 3]), (64, 4, 4, [4, 2, 1, 1]), (8, 6, 4, [6])],
+)
+def test_channels_halve_with_every_doubling_of_the_side(side, width, smallest, expected):
+    assert widths_of_maps(torch.Size((3, side, side)), width, smallest) == expected
 
 
 def test_the_critics_loss_is_algorithm_1_by_hand():

@@ -8,7 +8,7 @@ from avalanche.benchmarks.utils import TransformGroups, make_avalanche_dataset
 from avalanche.training.plugins import MASPlugin as AvalancheMASPlugin
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import ConcatDataset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from engrams.strategies import MASPlugin
 from engrams.strategies.importance import mas_importance
@@ -182,8 +182,9 @@ def test_penalty_equals_the_papers_sum():
     assert expected > 0
 
 
-def test_the_loss_of_a_step_has_the_penalty():
-    plugin, losses = MASPlugin(1.0), []
+@pytest.mark.parametrize("step", ["gradient", "proximal"])
+def test_the_loss_of_a_step_has_the_penalty_or_its_parameters_are_pulled_but_not_both(step):
+    plugin, losses, stepped = MASPlugin(1.0, penalty_step=step), [], []
     strategy = learn(mlp(), stream([[0, 1]])[:1], plugin)
     with torch.no_grad():
         for p in strategy.model.parameters():
@@ -195,10 +196,18 @@ def test_the_loss_of_a_step_has_the_penalty():
         def after_backward(self, strategy, **kwargs):
             losses.append((strategy.loss.item(), strategy.mb_output.detach(), strategy.mb_y))
 
+        def after_update(self, strategy, **kwargs):
+            gradients = {name: p.grad for name, p in strategy.model.named_parameters()}
+            stepped.append(
+                all(torch.equal(p, start[n] - 0.05 * gradients[n]) for n, p in strategy.model.named_parameters())
+            )
+
     strategy.plugins.append(Watch(0.0))
     strategy.train(stream([[0, 1]])[0])
     loss, outputs, y = losses[0]
-    assert loss == pytest.approx((functional.cross_entropy(outputs, y) + penalty).item(), rel=1e-4)
+    expected = functional.cross_entropy(outputs, y) + (penalty if step == "gradient" else 0)
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert stepped[0] == (step == "gradient"), "only the optimiser's"
 
 
 def test_heads_and_units_that_are_new_have_importance_zero():
@@ -236,6 +245,14 @@ def learn_one(model, experience, plugin, index):
     strategy = learn(model, [], plugin)
     strategy.clock.train_exp_counter = index
     strategy.train(experience)
+
+
+def test_importance_data_may_be_a_subset_of_torchs():
+    experience = stream([[0, 1]])[0]
+    some = Subset(experience.dataset, range(3, 20))
+    plugin = MASPlugin(1.0, importance_data=some)
+    model = learn(mlp(), [experience], plugin).model
+    assert_same(plugin.importances, mas_importance(model, some))
 
 
 def test_importance_of_one_sample_is_one_of_the_whole():
@@ -319,6 +336,9 @@ def test_what_importance_data_lacks_is_said():
 def test_arguments_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         MASPlugin(*arguments)
+    if len(arguments) > 1:
+        with pytest.raises(ValueError, match=message):
+            mas_importance(mlp(), TensorDataset(torch.zeros(3, 6)), arguments[1])
 
 
 @pytest.mark.parametrize("problem", [dropout_mlp], indirect=True)

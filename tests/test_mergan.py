@@ -5,17 +5,19 @@ import copy
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.strategies import DeepGenerativeReplay, MeRGAN, catalogue
 from engrams.strategies.contract import GANSettings
 from engrams.strategies.generator_training import GeneratorPlugin
-from engrams.strategies.generators import ACGAN, WGANGP
+from engrams.strategies.generators import ACGAN, WGANGP, acgan
 from engrams.strategies.generators.ewc_gan import EWCGAN, generator_fisher
 from engrams.strategies.judged import GANDeepGenerativeReplay
 from engrams.strategies.mergan import (
@@ -73,9 +75,10 @@ def assert_gradient_is_the_sum(loss, network, expected, of_new, of_past):
 # --- joint training with replay ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_jtr_s_critic_loss_has_a_term_for_every_past_class(weight):
-    generator, twin = between(JointReplayGAN, 0, 1, 2, new=(3,), past_weight=weight, classifier_weight=0.5)
+@pytest.mark.parametrize("options", [{}, {"past_weight": 0.25}])
+def test_jtr_s_critic_loss_has_a_term_for_every_past_class(options):
+    generator, twin = between(JointReplayGAN, 0, 1, 2, new=(3,), classifier_weight=0.5, **options)
+    weight = options.get("past_weight", 1.0)
     plain = copy.deepcopy(twin)
     plain.replay = None
     x, labels = generator.as_learned(images(12)), torch.full((12,), 3)
@@ -86,9 +89,10 @@ def test_jtr_s_critic_loss_has_a_term_for_every_past_class(weight):
     assert_gradient_is_the_sum(ours, generator.critic, expected, plain.critic, twin.critic)
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.25])
-def test_jtr_s_generator_loss_has_a_term_for_every_past_class(weight):
-    generator, twin = between(JointReplayGAN, 0, 1, 2, new=(3,), past_weight=weight, classifier_weight=0.5)
+@pytest.mark.parametrize("options", [{}, {"past_weight": 0.25}])
+def test_jtr_s_generator_loss_has_a_term_for_every_past_class(options):
+    generator, twin = between(JointReplayGAN, 0, 1, 2, new=(3,), classifier_weight=0.5, **options)
+    weight = options.get("past_weight", 1.0)
     plain = copy.deepcopy(twin)
     plain.replay = None
     terms = past_terms(twin, (0, 1, 2), BATCH // 3, next(twin.replay))
@@ -117,8 +121,9 @@ def test_the_alignment_loss_and_its_gradient_are_the_equation():
     assert torch.allclose(torch.autograd.grad(loss, new)[0], gradient)
 
 
-def test_ra_asks_both_generators_for_the_same_and_its_gradient_is_that_of_the_distance():
-    generator, twin = between(ReplayAlignmentGAN, 0, 1, new=(2,), ra_lambda=0.3)
+@pytest.mark.parametrize("options", [{}, {"ra_lambda": 0.3}])
+def test_ra_asks_both_generators_for_the_same_and_its_gradient_is_that_of_the_distance(options):
+    generator, twin = between(ReplayAlignmentGAN, 0, 1, new=(2,), **options)
     plain = copy.deepcopy(twin)
     plain.replay = None
     replayed = next(twin.replay)
@@ -126,7 +131,7 @@ def test_ra_asks_both_generators_for_the_same_and_its_gradient_is_that_of_the_di
         ((made(plain, replayed.z[place : place + 1], torch.full((1, 6), label)) - replayed.images[place]) ** 2).sum()
         for place, label in enumerate((0, 1))
     )
-    expected = plain.generator_loss() + 0.3 * distance / 2
+    expected = plain.generator_loss() + options.get("ra_lambda", 1e-3) * distance / 2
     ours = generator.generator_loss()
     assert distance > 0.1
     assert ours.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -196,10 +201,11 @@ def test_what_is_replayed_are_the_copy_s_images_of_these_latents(kind):
     assert torch.allclose(x.flatten(0, 1), made(before, z, labels), atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "each"), [(30, 15), (1, 1)])
 @every_kind
-def test_the_share_of_replay_may_be_another(kind):
-    generator, _ = between(kind, 0, 1, new=(2,), replay_batch_size=30)
-    assert next(generator.replay).labels.tolist() == [[0] * 15, [1] * 15]
+def test_the_share_of_replay_may_be_another(kind, size, each):
+    generator, _ = between(kind, 0, 1, new=(2,), replay_batch_size=size)
+    assert next(generator.replay).labels.tolist() == [[0] * each, [1] * each]
 
 
 @every_kind
@@ -215,6 +221,13 @@ def test_only_the_classes_that_are_wanted_are_replayed(kind):
     assert next(generator.replay).labels.unique().tolist() == [1]
     nothing, _ = between(kind, 0, new=(3,), replayed_classes=())
     assert nothing.replay is None
+
+
+@every_kind
+def test_saved_and_loaded_it_goes_on_and_replays_as_if_it_had_never_stopped(kind):
+    unbroken, resumed = learn(gan(kind), 0), gan(kind, seed=5)
+    resumed.load_state_dict(copy.deepcopy(unbroken.state_dict()))
+    assert same(weights(learn(unbroken, 1)), weights(learn(resumed, 1)))
 
 
 @every_kind
@@ -285,15 +298,33 @@ def test_ewc_s_penalty_is_held_against_the_last_optimum_with_all_fishers():
             p += 0.01
             q += 0.01
     plain.ewc.coefficient = 0.0
-    penalty = sum(
-        (
-            2.5
-            * importance
-            * (dict(generator.generator.named_parameters())[name][: len(importance)] - generator.ewc.anchors[name]) ** 2
-        ).sum()
-        for name, importance in generator.ewc.importances.items()
+    importances = generator.ewc.importances
+    expected = plain.generator_loss() + sum(2.5 * importance.sum() * 0.01**2 for importance in importances.values())
+    ours = generator.generator_loss()
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-4)
+    gradients = (
+        torch.autograd.grad(loss, list(one.generator.parameters()))
+        for loss, one in ((ours, generator), (expected, plain))
     )
-    assert generator.generator_loss().item() == pytest.approx((plain.generator_loss() + penalty).item(), rel=1e-4)
+    for name, mine, without in zip(dict(generator.generator.named_parameters()), *gradients, strict=True):
+        held = mine - without
+        held[: len(importances[name])] -= 5 * importances[name] * 0.01
+        assert held.abs().max() < 1e-4 + 1e-3 * mine.abs().max(), name
+
+
+def test_ewc_s_importance_follows_the_networks_to_another_place_and_is_its_seeds():
+    """Another type stands for another device, which a machine need not have."""
+    found = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        expected = torch.random.get_rng_state()
+        generator = learn(gan(EWCGAN, ewc_lambda=5.0, fisher_samples=24), 0)
+        assert torch.equal(torch.random.get_rng_state(), expected)
+        found.append(generator.ewc.importances)
+    assert same(*found)
+    generator.double().begin([1])
+    for kept in (generator.ewc.importances, generator.ewc.anchors):
+        assert {value.dtype for value in kept.values()} == {torch.float64}
 
 
 def test_ewc_with_lambda_0_is_fine_tuning_to_the_bit():
@@ -436,7 +467,8 @@ def test_without_a_classifier_there_is_no_evaluation():
         MeRGAN(generator=gan(), evaluator=evaluated()).eval(pictures([0]))
 
 
-def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks():
+def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks(monkeypatch):
+    monkeypatch.setattr(acgan, "ROUND", 3)
     called = []
 
     class Hooks(GeneratorPlugin):
@@ -449,8 +481,8 @@ def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks():
         def after_training_exp(self, strategy, **kwargs):
             called.append(("after", strategy.experience.current_experience))
 
-    alone = gan(ReplayAlignmentGAN, steps=120)
-    strategy = MeRGAN(generator=gan(ReplayAlignmentGAN, steps=120), plugins=[Hooks()], evaluator=quiet())
+    alone = gan(ReplayAlignmentGAN, steps=5)
+    strategy = MeRGAN(generator=gan(ReplayAlignmentGAN, steps=5), plugins=[Hooks()], evaluator=quiet())
     for experience in pictures([0], [1]):
         strategy.train(experience)
         x, y = torch.stack([x for x, *_ in experience.dataset]), torch.tensor(experience.dataset.targets)
@@ -462,8 +494,38 @@ def test_the_strategy_trains_the_generator_it_is_given_and_calls_the_hooks():
 
 def test_joint_training_learns_all_classes_at_once():
     strategy = GANJointTraining(generator=gan(), classifier=BrightestRow(), evaluator=evaluated())
+    assert strategy.images_per_class == 6400, "as the authors'"
     strategy.train(pictures([0], [1], [2]))
     assert strategy.generator.known == strategy.classes_so_far == [0, 1, 2]
+    strategy.train(pictures([3, 4]))
+    assert strategy.generator.known == [0, 1, 2, 3, 4], "of an only experience, too"
+
+
+def test_joint_training_learns_images_as_they_are_in_training():
+    learned = []
+
+    class Shown(ACGAN):
+        def learn(self, images, replay, r, labels):
+            learned.append((images, replay, r))
+            yield from ()
+
+    sets = []
+    for label in (0, 1):
+        tensors = TensorDataset(images(3), torch.full((3,), label))
+        tensors.targets = [label] * 3
+        darker = {"train": (lambda x: x / 2, None), "eval": (None, None)}
+        sets.append(as_classification_dataset(tensors, transform_groups=darker))
+    strategy = GANJointTraining(generator=gan(Shown), evaluator=evaluated())
+    strategy.train(benchmark_from_datasets(train=sets).train_stream)
+    [(shown, replay, r)] = learned
+    assert torch.equal(shown, torch.cat([images(3), images(3)]) / 2)
+    assert (replay, r) == (None, 1), "replay is the GAN's own"
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    jtr, plain = gan(JointReplayGAN, past_weight=0, replay_batch_size=1), gan(ACGAN)
+    for label in (0, 1):
+        assert same(weights(learn(jtr, label).generator), weights(learn(plain, label).generator)), "as fine-tuning"
 
 
 def test_of_an_unconditional_generator_is_had_what_the_solver_takes_for_the_class():

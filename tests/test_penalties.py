@@ -12,7 +12,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.benchmarks.utils import make_avalanche_dataset
-from avalanche.models import IncrementalClassifier
+from avalanche.models import IncrementalClassifier, MultiTaskModule, as_multitask
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
@@ -61,7 +61,8 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     plugin, experiences = PLUGINS[kind](), stream([[0, 1, 2], [0, 1]])
     strategy = learn(Net(3), [experiences[0]], plugin)
     strategy.model.fc = nn.Linear(5, classes)
-    with pytest.warns(UserWarning, match="'fc.weight', 'fc.bias': exchanged for a fresh one, which is not penalised"):
+    said = r"Plugin: 'fc.weight', 'fc.bias': exchanged for .*, which is not penalised \(earlier .*: load_state_dict\)$"
+    with pytest.warns(UserWarning, match=said):
         plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     with torch.no_grad():
         strategy.model.fc.weight.add_(3.0)
@@ -71,6 +72,9 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     assert plugin.penalty(strategy.model).item() > 0
     strategy.train(experiences[1])
     assert anchors_of(plugin)["fc.weight"].shape == (classes, 5)
+    if kind == "ewc":  # nothing is left of the old one
+        expected = diagonal_fisher(strategy.model, experiences[1].dataset)
+        torch.testing.assert_close(plugin.importances["fc.weight"], expected["fc.weight"])
 
 
 def at_the_start_of(strategy, experience):
@@ -91,7 +95,7 @@ def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_fo
         state, plugin = plugin.state_dict(), PLUGINS[kind]()
         plugin.load_state_dict(state)
     kept = copy.deepcopy(plugin.state_dict())
-    with pytest.warns(UserWarning, match=r"1 of 4 parameters \('fc.bias'\) do not begin .* difference: 0.75\); they are"):
+    with pytest.warns(UserWarning, match=r"1 of 4 parameters \('fc.bias'\) do not begin .* difference: 0.75\); they"):
         plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     assert plugin.penalty(strategy.model) > 0
     plugin.load_state_dict(kept)
@@ -132,9 +136,26 @@ def test_a_parameter_that_is_gone_is_named(kind):
     strategy.model.fc2 = nn.Linear(5, 2)
     del strategy.model.fc
     strategy.model.forward = lambda x: strategy.model.fc2(strategy.model.body(x).relu())
-    with pytest.warns(UserWarning, match="'fc.weight', 'fc.bias': not in the model any more"):
+    with pytest.warns(UserWarning, match="Plugin: 'fc.weight', 'fc.bias': not in the model any more"):
         strategy.train(experiences[1])
     assert "fc2.weight" in anchors_of(plugin)
+    if kind != "ewc-separate":
+        assert plugin.importances.keys() == dict(strategy.model.named_parameters()).keys()
+
+
+def test_what_is_left_out_may_be_gone_later():
+    plugin, experiences = EWCPlugin(1.0, exclude="fc.*"), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    del strategy.model.fc
+    strategy.model.head = nn.Linear(5, 2)
+    strategy.model.forward = lambda x: strategy.model.head(strategy.model.body(x).relu())
+    strategy.train(experiences[1])
+    assert plugin.anchors.keys() == {"body.weight", "body.bias", "head.weight", "head.bias"}
+
+
+def test_before_anything_is_learned_there_is_no_penalty():
+    for make in PLUGINS.values():
+        assert make().penalty(Net()).item() == 0
 
 
 def test_the_penalty_of_another_model_goes_by_the_names_of_its_parameters():
@@ -158,6 +179,17 @@ def test_a_layer_that_is_reparametrised_is_named():
     nn.utils.parametrizations.weight_norm(strategy.model.fc)
     with pytest.warns(UserWarning, match="'fc.weight': not in the model any more .*reparametrised"):
         strategy.train(experiences[1])
+
+
+def test_a_copy_that_is_recognised_by_its_values_is_known_by_itself_from_then_on():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    strategy.model = copy.deepcopy(strategy.model)
+    plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    with torch.no_grad():
+        strategy.model.fc.bias.add_(1.0)
+    expected = plugin.importances["fc.bias"].sum() / 2
+    torch.testing.assert_close(plugin.penalty(strategy.model).detach(), expected)
 
 
 class Renaming(nn.Module):
@@ -256,6 +288,17 @@ def test_a_second_strategy_is_checked_too():
     assert torch.equal(unfit[0].weight, before)
 
 
+def test_what_depends_on_the_whole_minibatch_is_refused_but_where_that_is_what_is_measured():
+    def network():
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 2))
+
+    with pytest.raises(ValueError, match=r"nothing was trained: .* without running statistics"):
+        learn(network(), stream([[0, 1]]), EWCPlugin(1.0, fisher="empirical"))
+    plugin = EWCPlugin(1.0, fisher="batched")
+    learn(network(), stream([[0, 1]]), plugin)
+    assert all(f.any() for name, f in plugin.importances.items() if name.startswith("2."))
+
+
 def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_was_reset_does_not():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 3)
     model = learn(Net(), [experiences[0]], plugin).model
@@ -288,10 +331,70 @@ def test_a_plugin_and_its_model_survive_pickling():
     assert plugin.consolidated == 2
 
 
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_what_is_loaded_goes_on_whatever_the_plugin_was_used_for_before(kind):
+    """With heads, of which an experience has its own: every anchor is found by its name."""
+    experiences = stream([[0, 1]] * 3, task_incremental=True)
+    torch.manual_seed(3)
+    strategy = learn(as_multitask(mlp(), "classifier"), experiences[:2], PLUGINS[kind]())
+    state, model = strategy.plugins[0].state_dict(), copy.deepcopy(strategy.model)
+    learned = []
+    for used in (False, True):
+        plugin = PLUGINS[kind]()
+        if used:
+            learn(as_multitask(mlp(), "classifier"), experiences[:1], plugin)
+        plugin.load_state_dict(copy.deepcopy(state))
+        assert plugin.consolidated == 2
+        torch.manual_seed(4)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*(exchanged|not in the model|afresh)")
+            learned.append(learn(copy.deepcopy(model), [experiences[2]], plugin).model)
+        assert plugin.consolidated == 3
+    torch.manual_seed(4)
+    strategy.train(experiences[2])
+    for a, b, c in zip(*(m.parameters() for m in [*learned, strategy.model]), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_heads_of_several_experiences_are_found_under_another_name():
+    experiences = stream([[0, 1]] * 3, task_incremental=True)
+    plugin = EWCPlugin(1.0, "separate")
+    strategy = learn(as_multitask(mlp(), "classifier"), experiences[:2], plugin)
+    with torch.no_grad():
+        for p in strategy.model.parameters():
+            p.add_(0.1)
+    before, (first, second) = plugin.penalty(strategy.model).item(), plugin.importances
+    wrapped = Renaming(strategy.model)
+    assert plugin.penalty(wrapped).item() == pytest.approx(before)
+    assert before > 0
+    assert len(first) < len(second)
+    assert all(name.startswith("net.") for of in (*plugin.importances, *plugin.anchors) for name in of)
+
+
+def test_a_plugin_that_was_copied_with_its_model_goes_on_however_the_model_was_changed():
+    plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
+    plugin, model = pickle.loads(pickle.dumps((plugin, learn(Net(), [experiences[0]], plugin).model)))
+    with torch.no_grad():
+        model.fc.bias += 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*afresh")
+        learn(model, [experiences[1]], plugin)
+    assert plugin.consolidated == 2
+
+
+def test_a_parameter_that_shrank_is_refused():
+    plugin = EWCPlugin(1.0)
+    model = learn(Net(3), stream([[0, 1]]), plugin).model
+    model.fc.weight.data = model.fc.weight.data[:2]
+    with pytest.raises(ValueError, match=r"a parameter shrank from shape \(3, 5\) to \(2, 5\); it may only grow"):
+        plugin.penalty(model)
+
+
 # --- where an experience ends -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [7, 8])  # 8 divides 40: Avalanche marks no sub-experience as the last
+@pytest.mark.parametrize("size", [7, 8, 20])  # 8 divides 40: Avalanche marks no sub-experience as the last
 @pytest.mark.parametrize("kind", PLUGINS)
 def test_an_online_stream_consolidates_where_its_experiences_end(kind, size):
     plugin, parts = PLUGINS[kind](), list(online(size, 3))
@@ -332,6 +435,8 @@ def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
         (torch.zeros(3, 6), "is a tensor; give torch.utils.data.TensorDataset"),
         (stream([[0, 1]])[0], "is one experience; give its .dataset"),
         (7, "must be a data set or a sequence of them; got a int"),
+        ([TensorDataset(torch.zeros(3, 6)), torch.zeros(3, 6)], "has a Tensor among its entries; give data sets"),
+        ((DataLoader(TensorDataset(torch.zeros(3, 6))),), "has a DataLoader among its entries; give data sets"),
     ],
 )
 def test_importance_data_that_is_no_data_set_is_refused_at_once(data, message):
@@ -342,15 +447,15 @@ def test_importance_data_that_is_no_data_set_is_refused_at_once(data, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (TensorDataset(torch.zeros(4, 5)), "shapes cannot be multiplied"),
-        (TensorDataset(torch.zeros(4, 6, dtype=torch.double)), "dtype"),
-        (TensorDataset(torch.zeros(0, 6)), "the dataset is empty"),
+        (TensorDataset(torch.zeros(4, 5)), "RuntimeError: .*shapes cannot be multiplied"),
+        (TensorDataset(torch.zeros(4, 6, dtype=torch.double)), "RuntimeError: .*dtype"),
+        (TensorDataset(torch.zeros(0, 6)), "an importance needs at least one sample; the dataset is empty"),
     ],
 )
 def test_importance_data_that_does_not_fit_is_refused_before_training(data, message):
     model = Net()
     before = model.fc.weight.clone()
-    with pytest.raises(ValueError, match=f"MASPlugin cannot work here, and nothing was trained: .*{message}"):
+    with pytest.raises(ValueError, match=f"MASPlugin cannot work here, and nothing was trained: {message}"):
         learn(model, stream([[0, 1]]), MASPlugin(1.0, importance_data=data))
     assert torch.equal(model.fc.weight, before)
 
@@ -484,7 +589,7 @@ def test_sparse_gradients_are_refused_where_the_penaltys_cannot_be_added_and_tak
         strategy = learn(model, [], plugin)
         strategy.optimizer = optimizer(model.parameters(), lr=0.1)
         if step == "gradient" and optimizer not in (torch.optim.SGD, torch.optim.Adagrad):
-            with pytest.raises(ValueError, match="'words.weight' has sparse gradients .* penalty_step='proximal', or"):
+            with pytest.raises(ValueError, match=r"'words.weight' has sparse gradients .* penalty_step='proximal', or"):
                 strategy.train(experiences[0])
             assert not strategy.optimizer.state
         else:
@@ -554,6 +659,74 @@ def test_what_the_strategys_own_forward_takes_is_measured(form):
     for plugin, importances in zip(plugins, expected, strict=True):
         assert plugin.importances.keys() == importances.keys()
         for name, value in importances.items():
+            torch.testing.assert_close(plugin.importances[name], value)
+
+
+class Halved(SupervisedTemplate):
+    """Its inputs are halved when a minibatch is taken apart; samples are (label, inputs)."""
+
+    def _unpack_minibatch(self):
+        *y, x = self.mbatch
+        self.mbatch = [x / 2, *y]
+
+
+def test_minibatches_are_taken_apart_as_the_strategy_does():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 6), torch.arange(20) % 2
+    model = Net()
+    plugins = [EWCPlugin(1.0), EWCPlugin(1.0, fisher="empirical"), MASPlugin(1.0, importance_data=TensorDataset(x))]
+    strategy = Halved(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8, plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    strategy.train(benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(y, x))]).train_stream[0])
+    halved = TensorDataset(x / 2, y)
+    expected = [
+        diagonal_fisher(model, halved),
+        diagonal_fisher(model, halved, "empirical"),
+        mas_importance(model, halved),
+    ]
+    for plugin, importances in zip(plugins, expected, strict=True):
+        for name, value in importances.items():
+            torch.testing.assert_close(plugin.importances[name], value)
+
+
+class Sample:
+    """Of a form that only its data set's own collation knows."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+
+class OfSamples(TensorDataset):
+    def __getitem__(self, i):
+        return Sample(*super().__getitem__(i))
+
+    @staticmethod
+    def collate_fn(samples):
+        return torch.stack([one.x for one in samples]), torch.stack([one.y for one in samples])
+
+
+class Collating(SupervisedTemplate):
+    def make_train_dataloader(self, **kwargs):
+        self.dataloader = DataLoader(self.adapted_dataset, 8, collate_fn=self.adapted_dataset.collate_fn)
+
+
+def test_samples_are_put_together_as_their_data_set_says_those_of_several_experiences_too():
+    torch.manual_seed(0)
+    tensors = torch.randn(40, 6), torch.arange(40) % 2
+    halves = [OfSamples(*(column[part] for column in tensors)) for part in (slice(0, 20), slice(20, 40))]
+    data = [make_avalanche_dataset(half) for half in halves]
+    plugins, model = [EWCPlugin(1.0, consolidate_every=40), MASPlugin(1.0, consolidate_every=40)], Net()
+    strategy = Collating(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
+        plugins=plugins, evaluator=quiet(),
+    )  # fmt: skip
+    for experience in benchmark_from_datasets(train=data).train_stream:
+        strategy.train(experience)
+    for plugin, measure in zip(plugins, (diagonal_fisher, mas_importance), strict=True):
+        assert plugin.consolidated == 1
+        for name, value in measure(model, TensorDataset(*tensors)).items():
             torch.testing.assert_close(plugin.importances[name], value)
 
 
@@ -714,6 +887,44 @@ def test_samples_of_unequal_length_are_measured_one_by_one():
             expected[name] += p.grad**2 / len(bags)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
+    two = diagonal_fisher(model, bags[:2], "empirical")
+    one_by_one = [diagonal_fisher(model, [bag], "empirical") for bag in bags[:2]]
+    for name, value in two.items():
+        torch.testing.assert_close(value, sum(of[name] for of in one_by_one) / 2)
+
+
+class Named(torch.utils.data.Dataset):
+    """Beside its numbers, an input has a name, which is no tensor."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"a name": f"sample {i}", "x": self.x[i]}, i % 2
+
+
+class OfNamed(MultiTaskModule):
+    """Of one task or several, by a forward of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs, task_labels):
+        assert task_labels.tolist() == [0] * len(inputs["x"])
+        return self.net(inputs["x"])
+
+
+def test_of_inputs_the_tensors_are_what_is_divided_into_samples():
+    torch.manual_seed(0)
+    x, net = torch.randn(12, 6), Net()
+    expected = diagonal_fisher(net, TensorDataset(x))
+    found = diagonal_fisher(OfNamed(net), Named(x), samples_at_once=5)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[f"net.{name}"], value)
 
 
 # --- memory and loading -----------------------------------------------------------------------------------------------
@@ -751,6 +962,11 @@ def test_batch_size_is_that_of_the_passes(make):
     strategy.experience = stream([[0, 1]])[0]
     strategy.plugins[0].importance(strategy)
     assert max(model.seen) == 6
+    if isinstance(strategy.plugins[0], MASPlugin):
+        strategy.train(strategy.experience)
+        model.seen.clear()
+        strategy.plugins[0].observe(model, TensorDataset(torch.randn(40, 6)))
+        assert max(model.seen) == 6
 
 
 def test_num_workers_of_train_reach_the_importance(monkeypatch):
@@ -815,14 +1031,14 @@ def test_a_parameter_without_entries_does_no_harm_and_one_that_has_got_some_is_n
 
 
 def test_the_penalty_has_second_derivatives():
-    plugin = EWCPlugin(2.0)
+    plugin = EWCPlugin(6.0)
     model = nn.Linear(1, 1, bias=False)
     plugin.importances, plugin.anchors = {"weight": torch.tensor([[3.0]])}, {"weight": torch.tensor([[1.0]])}
     loss = model.weight.square().sum() + plugin.penalty(model)
     (first,) = torch.autograd.grad(loss, model.weight, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), model.weight)
-    assert first.item() == pytest.approx(2 * model.weight.item() + 6 * (model.weight.item() - 1))
-    assert second.item() == pytest.approx(8)
+    assert first.item() == pytest.approx(2 * model.weight.item() + 18 * (model.weight.item() - 1))
+    assert second.item() == pytest.approx(20)
 
 
 class Far(SupervisedPlugin):
@@ -855,6 +1071,23 @@ def test_a_proximal_step_minimises_the_penalty_and_the_way_to_it_and_is_stable(l
         (gradient,) = torch.autograd.grad(objective, t, create_graph=True)
         (curvature,) = torch.autograd.grad(gradient.sum(), t)
         torch.testing.assert_close(p.detach(), (t - gradient / curvature).detach())
+
+
+def test_a_proximal_step_leaves_what_is_frozen_or_not_the_optimisers_where_it_is():
+    plugin, experiences = L2Plugin(1.0, penalty_step="proximal"), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    model = strategy.model
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    model.body.bias.requires_grad_(False)
+    moving = [p for p in model.parameters() if p is not model.fc.bias]
+    strategy.make_optimizer = lambda **_: None
+    strategy.optimizer = torch.optim.SGD(moving, lr=0.05)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    strategy.train(experiences[1])
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"body.weight", "fc.weight"}
 
 
 @pytest.mark.parametrize("kind", ["ewc", "mas", "l2"])
@@ -931,11 +1164,11 @@ def test_there_is_a_proximal_step_for_every_step_of_the_optimiser_and_none_besid
 
 
 def unequal_regression_tasks():
-    """Orthogonal designs (X'X = N_k I), each experience of its own size."""
+    """Orthogonal designs (X'X = N_k F_k I), each experience of its own size and Fisher."""
     torch.manual_seed(0)
     tasks = []
-    for size in (16, 64, 32):
-        x = torch.linalg.qr(torch.randn(size, 4, dtype=torch.double)).Q * size**0.5
+    for size, fisher in ((16, 1.0), (64, 2.0), (32, 0.5)):
+        x = torch.linalg.qr(torch.randn(size, 4, dtype=torch.double)).Q * (size * fisher) ** 0.5
         tasks.append((x, x @ torch.randn(4, 1, dtype=torch.double)))
     return tasks
 
@@ -975,6 +1208,17 @@ def test_normalised_fishers_count_alike():
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
 
 
+def test_a_fisher_of_zero_is_not_normalised():
+    class Zero(Net):
+        def forward(self, x):
+            return 0 * super().forward(x)
+
+    plugin = EWCPlugin(1.0, normalise=True)
+    with pytest.warns(UserWarning, match="every importance is 0 after experience 0"):
+        learn(Zero(), stream([[0, 1]]), plugin)
+    assert all(torch.equal(f, torch.zeros_like(f)) for f in plugin.importances.values())
+
+
 @pytest.mark.parametrize("kind", PLUGINS)
 @pytest.mark.parametrize(
     ("exclude", "left"),
@@ -998,12 +1242,14 @@ def test_what_is_to_be_left_out_and_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
-@pytest.mark.parametrize(("exclude", "freeze"), [("*", False), (nn.Module, False), ([nn.Linear], False), ("fc.*", True)])
+@pytest.mark.parametrize(
+    ("exclude", "freeze"), [("*", False), (nn.Module, False), ([nn.Linear], False), ("fc.*", True)]
+)
 def test_where_nothing_is_left_to_hold_it_is_refused_before_training(kind, exclude, freeze):
     model = Net()
     model.body.requires_grad_(not freeze)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="nothing was trained: exclude leaves out every parameter .* nothing to hold"):
+    with pytest.raises(ValueError, match=r"nothing was trained: exclude leaves out every parameter .* nothing to hold"):
         learn(model, stream([[0, 1]]), PLUGINS[kind](exclude=exclude))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -19,35 +19,40 @@ from tests.test_ewc import mlp, quiet, stream
 # --- where SGD diverges -----------------------------------------------------------------------------------------------
 
 
-def diverges(step: float, momentum: float, nesterov: bool) -> bool:
-    """Whether torch's SGD, let loose on theta^2 / 2 at a learning rate of ``step``, ends further off than it began."""
-    theta = nn.Parameter(torch.ones((), dtype=torch.double))
-    optimizer = torch.optim.SGD([theta], lr=step, momentum=momentum, nesterov=nesterov)
+def first_that_diverges(momentum: float, nesterov: bool) -> float:
+    """The least curvature c with which torch's SGD, let loose on c theta^2 / 2 at a learning rate of 1, ends further
+    off than it began."""
+    curvatures = torch.linspace(0.1, 8.0, 2000, dtype=torch.double)
+    theta = nn.Parameter(torch.ones_like(curvatures))
+    optimizer = torch.optim.SGD([theta], lr=1.0, momentum=momentum, nesterov=nesterov)
     for _ in range(4000):
-        theta.grad = theta.detach().clone()
+        theta.grad = curvatures * theta.detach()
         optimizer.step()
-    return not theta.abs() < 1
+    return curvatures[~(theta.abs() < 1)].min().item()
 
 
-class OfFour(L2Plugin):
-    """All importances are 4."""
+class OfOne(L2Plugin):
+    """One importance is 4, those beside it are 1, and those of other parameters 2."""
+
+    def __init__(self, l2_lambda, worst):
+        super().__init__(l2_lambda)
+        self.worst = worst
 
     def importance(self, strategy):
-        return {name: 4 * value for name, value in super().importance(strategy).items()}
+        found = {name: torch.full_like(value, 2) for name, value in super().importance(strategy).items()}
+        found[self.worst].fill_(1).view(-1)[0] = 4
+        return found
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.5, False), (0.9, False), (0.5, True), (0.9, True)])
 def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, nesterov):
-    low, high = 0.1, 8.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        low, high = (low, middle) if diverges(middle, momentum, nesterov) else (middle, high)
-    for factor in (0.98, 1.02):
+    bound = first_that_diverges(momentum, nesterov)
+    for worst, factor in [("features.0.weight", 0.98), *((name, 1.02) for name, _ in mlp().named_parameters())]:
         model = mlp()
-        plugin = OfFour(low * factor / 0.01 / 4)  # of curvature 4 lambda, at a learning rate of 0.01
+        plugin = OfOne(bound * factor / 4, worst)  # of curvature 4 lambda, at a learning rate of 1
         strategy = Naive(
             model=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=momentum, nesterov=nesterov),
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0, momentum=momentum, nesterov=nesterov),
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=10,
             plugins=[plugin],
@@ -57,8 +62,9 @@ def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, n
             warnings.simplefilter("always")
             for experience in stream([[0, 1]] * 2):
                 strategy.train(experience)
-        warned = any("SGD steps on the penalty will diverge" in str(one.message) for one in caught)
-        assert warned == (factor > 1), (low, factor)
+        warned = [str(one.message) for one in caught if "SGD steps on the penalty will diverge" in str(one.message)]
+        assert len(warned) == (factor > 1), (bound, factor)
+        assert factor < 1 or f"for {worst!r}" in warned[0]
 
 
 @pytest.mark.parametrize("first", ["penalty", "scheduler"])

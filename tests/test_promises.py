@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from engrams.strategies import MeRGAN
-from engrams.strategies.generators import ACGAN, VAE, WGANGP, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians, ImageSpec, NoiseImages, PastImages
 from engrams.strategies.generators.ewc_gan import EWCGAN
-from engrams.strategies.generators.generator import TrainedGenerator
+from engrams.strategies.generators.generator import Generator, TrainedGenerator
 from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 IMAGES = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
@@ -125,6 +125,15 @@ def vectors(n=400):
     return x + torch.tensor([0.0, 100.0, -1.0, 5.0, 4.0])
 
 
+@pytest.mark.parametrize(("kind", "black"), [("vae", 0.0), ("wgan-gp mlp", -1.0), ("acgan", -1.0)])
+def test_networks_see_images_in_their_papers_range(kind, black):
+    bounds = torch.tensor([IMAGES.low, IMAGES.high])[:, None, None, None].expand(-1, *IMAGES.shape)
+    generator = OF_IMAGES[kind]()
+    seen = generator.as_learned(bounds)
+    assert seen.amin(dim=(1, 2, 3)).tolist() == seen.amax(dim=(1, 2, 3)).tolist() == [black, 1.0]
+    torch.testing.assert_close(generator.as_given(seen), bounds)
+
+
 @pytest.mark.parametrize("kind", OF_VECTORS)
 def test_vectors_between_bounds_are_learned_and_made(kind):
     x = vectors().clamp(BOUNDED.low, BOUNDED.high)
@@ -160,6 +169,7 @@ def test_what_has_no_bounds_is_standardised_by_what_was_learned_first(kind):
     generator = OF_VECTORS[kind](FEATURES)
     generator.epochs = 1
     assert generator.sample(3).isfinite().all(), "before anything was learned"
+    assert generator.sample(3).std() > 0
     x = vectors()
     learn(generator, x)
     standardised = generator.as_learned(x)
@@ -167,7 +177,7 @@ def test_what_has_no_bounds_is_standardised_by_what_was_learned_first(kind):
     deviation = (sum((row - mean) ** 2 for row in x) / len(x)).sqrt()
     for value in range(4):
         torch.testing.assert_close(
-            standardised[:, value], (x[:, value] - mean[value]) / deviation[value], rtol=1e-3, atol=1e-3
+            standardised[:, value], (x[:, value] - mean[value]) / deviation[value], rtol=1e-4, atol=1e-4
         )
     assert (standardised[:, 4].abs() < 1e-4).all(), "a constant one by its mean alone"
     torch.testing.assert_close(generator.as_given(standardised), x)
@@ -176,6 +186,25 @@ def test_what_has_no_bounds_is_standardised_by_what_was_learned_first(kind):
     loaded = OF_VECTORS[kind](FEATURES)
     loaded.load_state_dict(generator.state_dict())
     assert torch.equal(loaded.sample(5), generator.sample(5))
+
+
+def test_a_value_is_constant_where_it_differs_by_rounding_alone():
+    random = torch.Generator().manual_seed(2)
+    x = torch.zeros(400, 5)
+    x[:, 0], x[:, 1], x[:, 2] = 0.0, -4.0, 12345.678 + 1e-3 * (torch.arange(400) % 2)
+    x[:, 3] = 1e-3 + 5e-4 * torch.randn(400, generator=random)
+    x[:, 4] = 1e6 + 5 * torch.randn(400, generator=random)
+    generator = VAE(FEATURES, 1, 200, 0, 4, (20,), likelihood="gaussian")
+    learn(generator, x)
+    constant = generator.as_learned(x + 3)[:, :3] - 3
+    assert constant.abs().max() < 0.01, "by its mean alone"
+    torch.testing.assert_close(generator.as_learned(x)[:, 3:].std(dim=0), torch.ones(2), rtol=0.01, atol=0)
+
+
+def test_what_lies_on_the_only_bound_is_not_beyond_it():
+    x = -vectors().clamp_min(0)
+    assert (x == 0).any()
+    learn(VAE(ImageSpec((5,), -math.inf, 0.0), 1, 200, 0, 4, (20,), likelihood="gaussian"), x)
 
 
 @pytest.mark.parametrize("kind", ["vae", "wgan-gp"])
@@ -250,6 +279,21 @@ def test_with_a_seed_nothing_is_taken_from_torchs_global_numbers(make):
     torch.manual_seed(0)
     make(seed=5)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_that_torchs_global_one_decides_are_of_very_many():
+    torch.manual_seed(0)
+    assert len({NoiseImages(IMAGES).seed for _ in range(200)}) == 200
+
+
+def test_every_seed_begins_with_weights_of_its_own():
+    def weight(seed):
+        return VAE(BOUNDED, 1, seed=seed, latent_size=1, hidden_sizes=(2,)).encoder[0].weight
+
+    found = [weight(seed) for seed in range(40)]
+    assert len({tuple(one.flatten().tolist()) for one in found}) == 40
+    torch.manual_seed(1000)
+    assert torch.equal(weight(0), found[0]), "whatever torch's global numbers are"
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------
@@ -332,3 +376,17 @@ def test_what_is_not_said_is_the_papers(kind, expected):
     signatures = [inspect.signature(one.__dict__["__init__"]) for one in kind.__mro__ if "__init__" in one.__dict__]
     defaults = {name: p.default for signature in reversed(signatures) for name, p in signature.parameters.items()}
     assert {name: defaults[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("kind", [Generator, VAE, WGANGP, ACGAN, PastImages, NoiseImages, ClassGaussians])
+def test_every_generator_learns_new_images_alone_where_nothing_is_said(kind):
+    parameters = inspect.signature(kind.learn).parameters.values()
+    assert {one.name: one.default for one in parameters if one.default is not one.empty} == {
+        "replay": None,
+        "r": 1.0,
+        "labels": None,
+    }
+
+
+def test_images_lie_between_0_and_1_where_nothing_is_said():
+    assert (ImageSpec((1,)).low, ImageSpec((1,)).high) == (0.0, 1.0)

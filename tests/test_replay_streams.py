@@ -392,7 +392,20 @@ def test_workers_load_the_generators_images_too(monkeypatch):
     strategy = DeepGenerativeReplay(generator=PastImages(SPEC, 0), **template(solver()))
     monkeypatch.setattr(strategy, "make_train_dataloader", lambda **kwargs: setattr(strategy, "dataloader", []))
     strategy.train(streams()["nothing"][0], num_workers=3)
-    assert asked == [3]
+    MeRGAN(generator=gan(steps=1), evaluator=evaluator()).train(streams()["nothing"][0])
+    assert asked == [3, 0]
+
+
+def test_samples_are_put_together_as_the_data_set_says():
+    def brighter(samples):
+        x, y, task = (torch.stack([torch.as_tensor(part) for part in column]) for column in zip(*samples, strict=True))
+        return x + 0.25, y, task
+
+    x, y = dataset(0)
+    data = make_avalanche_dataset(TensorDataset(x / 2, y, torch.zeros_like(y)), collate_fn=brighter)
+    strategy = DeepGenerativeReplay(generator=PastImages(SPEC, 0), **template(solver(), epochs=1))
+    strategy.train(benchmark_from_datasets(train=[data]).train_stream[0])
+    assert set(strategy.generator.sample(20).unique().tolist()) == {0.25, 0.75}
 
 
 # --- a generator of one's own -----------------------------------------------------------------------------------------

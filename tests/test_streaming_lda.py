@@ -34,14 +34,20 @@ class Seen(InMemoryLoading):
     def __init__(self):
         super().__init__()
         self.samples = []
+        self.began = 0
+
+    def before_training_iteration(self, strategy, **kwargs):
+        super().before_training_iteration(strategy, **kwargs)
+        self.began += len(strategy.mb_y)
 
     def after_training_iteration(self, strategy, **kwargs):
         super().after_training_iteration(strategy, **kwargs)
+        assert self.began == len(self.samples) + len(strategy.mb_y)
         self.samples += zip(strategy.mb_x.double().numpy(), strategy.mb_y.tolist(), strategy.mb_task_id, strict=True)
 
 
-def trained(experiences=(0, 1, 2), **how):
-    benchmark = make_benchmark(DATA, STREAM, "class", "test", seed=0)
+def trained(experiences=(0, 1, 2), data=DATA, **how):
+    benchmark = make_benchmark(data, STREAM, "class", "test", seed=0)
     seen = Seen()
     strategy = InputStreamingLDA(
         model=SimpleMLP(CLASSES, VALUES),
@@ -101,14 +107,32 @@ def test_with_all_shrinkage_it_answers_with_the_nearest_mean():
         {y: torch.tensor(np.mean([x for x, of, _ in seen if of == y], axis=0)).float() for y in range(CLASSES)}
     )
     assert torch.equal(scores(strategy, DATA.test_x).argmax(1), nearest(DATA.test_x).argmax(1))
+    assert (strategy.Sigma == 1).all(), "as it began"
 
 
-@pytest.mark.parametrize(("experiences", "met"), [([0], {0, 1}), ([0, 2], {0, 1, 4, 5})])
+def test_a_class_of_one_sample_is_answered():
+    x = DATA.test_x[[int((DATA.test_y == label).nonzero()[0]) for label in range(CLASSES)]]
+    strategy, _ = trained(data=ImageData(x, torch.arange(CLASSES), x, torch.arange(CLASSES)), shrinkage=1.0)
+    assert scores(strategy, x).argmax(1).tolist() == list(range(CLASSES))
+
+
+def test_what_is_learned_from_has_no_part_in_what_is_kept():
+    strategy, _ = trained(shrinkage=1e-2)
+    strategy.fit(DATA.test_x.clone().requires_grad_(), DATA.test_y)
+    assert not (strategy.muK.requires_grad)
+    assert not (strategy.Sigma.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("experiences", "met"), [([0], {0, 1}), ([0, 2], {0, 1, 4, 5}), ([0, 0, 2, 2, 0], {0, 1, 4, 5})]
+)
 def test_a_class_that_has_not_been_met_is_never_answered(experiences, met):
     strategy, _ = trained(experiences, shrinkage=1.0, streaming_covariance=False)
     found = scores(strategy, DATA.test_x)
     assert found.shape == (len(DATA.test_x), CLASSES)
     assert set(found.argmax(1).tolist()) == met
+    for label in set(range(CLASSES)) - met:
+        torch.testing.assert_close(found[:, label], found[:, sorted(met)].amin(1) - 1)
 
 
 def test_it_refuses_a_head_a_task():

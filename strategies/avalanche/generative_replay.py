@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.evaluation.metrics import loss_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import MultiTaskModule
-from avalanche.models.generator import MlpVAE, VAE_loss
+from avalanche.models.generator import MlpVAE
 from avalanche.training import GenerativeReplay, VAETraining
 from avalanche.training.plugins import EvaluationPlugin, GenerativeReplayPlugin
 from torch import Tensor, nn
@@ -65,9 +64,8 @@ def avalanche_generative_replay(
     generator = VAETraining(
         model=vae,
         optimizer=torch.optim.Adam(vae.parameters(), lr=learning_rate, weight_decay=weight_decay),
-        criterion=VAE_loss,
         plugins=[GenerativeReplayPlugin(replay_size=replay_size)],
-        evaluator=EvaluationPlugin(loss_metrics(epoch=True), loggers=[BaseLogger()]),
+        evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
         train_epochs=generator_epochs,
         **{key: template[key] for key in ("train_mb_size", "eval_mb_size", "device")},
     )

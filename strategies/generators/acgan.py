@@ -158,7 +158,6 @@ class ACGAN(NetworkGenerator):
     def begin(self, classes: list[int]) -> None:
         """Before an experience with these classes."""
         self.check_minibatch(len(classes))
-        self.train()
         self.grow(classes[-1] + 1)
         self.learning = classes
         self.generator_optimizer, self.critic_optimizer = (
@@ -369,7 +368,7 @@ class ConditionalBatchNorm(nn.Module):
         for name, value in (("scale", 1.0), ("shift", 0.0)):
             table = getattr(self, name)
             new = table.new_full((classes - len(table), table.shape[1]), value)
-            setattr(self, name, nn.Parameter(torch.cat([table.detach(), new])))
+            setattr(self, name, nn.Parameter(torch.cat([table, new])))
 
 
 class ConditionalNetwork(nn.Module):

@@ -313,7 +313,6 @@ class TrainedGenerator(NetworkGenerator):
         at_least_one(epochs=epochs)
         one_of(Schedule, schedule=schedule)
         self.epochs = epochs
-        self._done = 0
         self.learning_rate = learning_rate
         self.schedule = schedule
         super().__init__(images, batch_size, seed)
