@@ -178,7 +178,7 @@ class ReplayPlugin(KeepsNothingWithin, SupervisedPlugin):
 
     def state_dict(self) -> State:
         """Returns the buffer: of every experience, the columns of what is kept."""
-        return {"kept": list(self._kept)}
+        return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""

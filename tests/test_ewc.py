@@ -249,10 +249,11 @@ def test_the_importance_of_what_is_frozen_decays_as_all_others_do():
 
 
 def test_a_penalty_that_sgd_cannot_follow_is_said_by_name():
-    with pytest.warns(UserWarning, match=r"EWCPlugin: in parameter group 0, learning rate 0.05 x penalty curvature .* "
-                      r"exceeds 2 for '\w.*': SGD steps on the penalty will diverge"):  # fmt: skip
-        with suppress(ValueError):  # it does diverge
-            learn(mlp(), stream([[0, 1]] * 2), EWCPlugin(1e6))
+    said = (
+        r"EWCPlugin: in parameter group 0, learning rate 0.05 x penalty curvature .* exceeds 2 for '\w.*': SGD steps on"
+    )
+    with pytest.warns(UserWarning, match=f"{said} the penalty will diverge"), suppress(ValueError):  # it does diverge
+        learn(mlp(), stream([[0, 1]] * 2), EWCPlugin(1e6))
 
 
 @pytest.mark.parametrize(
