@@ -443,6 +443,11 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
     train(network(outputs), dataset, criterion, MASPlugin(1.0))  # reads no density
 
 
+def test_a_criterion_of_no_known_density_is_refused_of_flat_outputs_too():
+    with pytest.raises(ValueError, match=r"the criterion \(L1Loss\) is none whose density is known"):
+        train(network(1, nn.Flatten(0)), data_of(numbers(1)[:, 0]), nn.L1Loss(), EWCPlugin(1.0))
+
+
 class Reconstruction(SupervisedTemplate):
     def criterion(self):
         return functional.mse_loss(self.mb_output, self.mb_x)

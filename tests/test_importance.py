@@ -389,6 +389,15 @@ def test_the_statistics_of_several_signals_add_up(problem, statistic):
     assert_same(found, expected)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="came with torch 2.6")
+def test_layers_within_what_was_compiled_and_run_have_their_rules():
+    body = torch.compile(nn.Sequential(nn.Linear(16, 5), nn.ReLU()), backend="eager")
+    model, x = nn.Sequential(nn.Flatten(), body, nn.Linear(5, CLASSES)), torch.randn(2, 1, 4, 4)
+    model.eval()(x).sum().backward()
+    with evaluation_mode(model):
+        assert not gradient_plan.plan(model, Minibatch(x, None, 0, 0)).rest
+
+
 def test_what_is_drawn_within_is_drawn_again_afterwards():
     def drawn():
         return torch.rand(1).item(), random.random(), np.random.rand()  # noqa: NPY002

@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
 from engrams.strategies.baselines import L2Plugin
 from engrams.strategies.importance import diagonal_fisher, mas_importance
+from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from tests.test_ewc import joint_least_squares, learn, mlp, quiet, stream
 
 PLUGINS = {
@@ -489,10 +490,18 @@ def test_the_ends_of_the_ranges_are_allowed():
     assert plugin.consolidated == 2
 
 
-@pytest.mark.parametrize("make", [lambda: EWCPlugin(-1), lambda: MASPlugin(-1), lambda: L2Plugin(-1)])
-def test_a_negative_lambda_is_named_as_it_was_given(make):
-    with pytest.raises(ValueError, match=r"(ewc|mas|l2)_lambda must be at least 0; got -1$"):
-        make()
+class OnesOwn(QuadraticPenaltyPlugin):
+    def importance(self, strategy):
+        return {name: torch.ones_like(p) for name, p in strategy.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(EWCPlugin, "ewc_lambda"), (MASPlugin, "mas_lambda"), (L2Plugin, "l2_lambda"), (OnesOwn, "coefficient")],
+)
+def test_a_negative_lambda_is_named_as_it_was_given(make, name):
+    with pytest.raises(ValueError, match=f"^{name} must be at least 0; got -1$"):
+        make(-1)
 
 
 @pytest.mark.parametrize("value", ["10", None, float("inf"), float("nan"), torch.ones(2)])
