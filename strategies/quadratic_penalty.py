@@ -290,7 +290,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             warnings.warn(
                 f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({names}) do not begin this "
                 f"experience with the values that they are held to (largest difference: {max(changed.values()):.3g}); "
-                f"they are pulled back to these. What is meant to begin afresh, delete from the plugin's importances "
+                f"they are pulled back to these. What is meant to be learned anew, delete from the plugin's importances "
                 f"and anchors",
                 stacklevel=3,
             )

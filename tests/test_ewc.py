@@ -252,7 +252,10 @@ def test_a_penalty_that_sgd_cannot_follow_is_said_by_name():
     said = (
         r"EWCPlugin: in parameter group 0, learning rate 0.05 x penalty curvature .* exceeds 2 for '\w.*': SGD steps on"
     )
-    with pytest.warns(UserWarning, match=f"{said} the penalty will diverge"), suppress(ValueError):  # it does diverge
+    with (
+        pytest.warns(UserWarning, match=f"{said} on the penalty will diverge"),
+        suppress(ValueError),
+    ):  # it does diverge
         learn(mlp(), stream([[0, 1]] * 2), EWCPlugin(1e6))
 
 
