@@ -290,8 +290,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             warnings.warn(
                 f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({names}) do not begin this "
                 f"experience with the values that they are held to (largest difference: {max(changed.values()):.3g}); "
-                f"they are pulled back to these. What is meant to be learned anew, delete from the plugin's importances "
-                f"and anchors",
+                f"they are pulled back to these. What is meant to be learned anew, delete from the plugin's "
+                f"importances and anchors",
                 stacklevel=3,
             )
 
