@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable
 from typing import Any, get_args
 
 
 def at_least_one(**settings: int | None) -> None:
-    """Refuses what is below 1; None stands for no value."""
+    """Refuses what is no whole number (1.0 and True are none), or below 1; None stands for no value."""
     for name, value in settings.items():
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        try:
+            whole = not isinstance(value, bool) and operator.index(value)
+        except TypeError:
+            whole = False
+        if whole is False:
+            raise ValueError(f"{name} must be a whole number; got {value!r}")
+        if whole < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
 
 
-def not_negative(**settings: float) -> None:
-    """Refuses what is below 0, or not a number."""
+def finite(**settings: float) -> None:
+    """Refuses what is no number, not a number (NaN), or infinite."""
     for name, value in settings.items():
-        if not value >= 0:
+        try:
+            number = math.isfinite(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several
+            number = False
+        if not number:
+            raise ValueError(f"{name} must be a finite number; got {value!r}")
+
+
+def not_negative(**settings: float) -> None:
+    """Refuses what is below 0, or no finite number."""
+    finite(**settings)
+    for name, value in settings.items():
+        if value < 0:
             raise ValueError(f"{name} must be at least 0; got {value}")
 
 

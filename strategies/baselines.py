@@ -34,7 +34,7 @@ class L2Plugin(QuadraticPenaltyPlugin):
         l2_lambda: float,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
     ):
         """
@@ -51,7 +51,8 @@ class L2Plugin(QuadraticPenaltyPlugin):
 
     def importance(self, strategy) -> dict[str, Tensor]:
         """1 for every parameter that the last step gave a gradient to."""
-        return {name: torch.ones_like(p) for name, p in named_parameters(strategy.model).items() if p.grad is not None}
+        parameters = named_parameters(strategy.model)
+        return {name: torch.ones_like(p) for name, p in parameters.items() if p.grad is not None and p.numel()}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances.update(importances)
@@ -179,7 +180,7 @@ class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
 
     def state_dict(self) -> State:
         """Returns the buffer: of every experience, the columns of what is kept."""
-        return {"kept": list(self._kept)}
+        return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""

@@ -249,12 +249,12 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def load_state_dict_within(self, state: State) -> None:
         super().load_state_dict_within(state)
         if self._task_classes and not state["learns"]:
-            self._task_classes.pairs = state["task_classes"]
+            self._task_classes.pairs = list(state["task_classes"])
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self._past = [Met(*met) for met in state["past"]]
         if self._task_classes:
-            self._task_classes.pairs = state["task_classes"]
+            self._task_classes.pairs = list(state["task_classes"])
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()

@@ -25,7 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.strategies.arguments import not_negative
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
     Likelihood,
@@ -98,7 +98,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         weigh_by_samples: bool = False,
         normalise: bool = False,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -131,9 +131,10 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             num_workers: processes that load the data for the Fisher; None: as many as ``strategy.train`` was given.
 
         Raises:
-            ValueError: an argument outside its range; before the first experience is trained, what cannot work with
-                this strategy (a criterion that is not known, outputs that do not fit it, a network in which a sample
-                has no gradient of its own); after an experience, parameters or importances that are not finite.
+            ValueError: an argument outside its range; before an experience is trained whose criterion or network has
+                not been met, what cannot work with them (a criterion that is not known, outputs that do not fit it, a
+                network in which a sample has no gradient of its own); after an experience, parameters or importances
+                that are not finite.
         """
         not_negative(ewc_lambda=ewc_lambda)
         super().__init__(
@@ -147,6 +148,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         if normalise and weigh_by_samples:
             raise ValueError("normalise makes experiences count alike, weigh_by_samples does not: choose one of them")
         check_fisher_options(fisher, fisher_samples, likelihood or "categorical", noise_std)
+        at_least_one(batch_size=batch_size)
         self.ewc_lambda = ewc_lambda
         self.fisher: Fisher = fisher
         self.fisher_samples = fisher_samples
@@ -179,8 +181,6 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        if self._checked:
-            self._likelihood(strategy)  # of another criterion than before, too, is known before it is trained with
         self._present_samples = self._samples_to_come(strategy.experience)
 
     def _samples_to_come(self, experience) -> int:
@@ -204,7 +204,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
-            if likelihood == "categorical" and (self.likelihood is None or likelihood == likelihood_of(criterion)):
+            if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):
                 refuse_unnormalised(_name_of(criterion), loss, outputs)
             elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
                 fitting(y, outputs)  # the classes might be in another dimension

@@ -190,5 +190,5 @@ def same(found: Tensor, expected: Tensor, lowest: torch.dtype) -> bool:
 
 
 def largest(values: Tensor) -> float:
-    """The largest absolute value; NaN, which is told of where it is measured, is none."""
-    return values.abs().nan_to_num().max().item()
+    """The largest absolute value, 0 of none; NaN, which is told of where it is measured, is none."""
+    return values.abs().nan_to_num().max().item() if values.numel() else 0.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from engrams.strategies.arguments import one_of
+from engrams.strategies.arguments import at_least_one, finite, one_of
 from engrams.strategies.choices import Fisher, MASVariant
 from engrams.strategies.densities import Likelihood, density, fitting, with_zeros
 from engrams.strategies.general_gradients import outputs_of
@@ -166,8 +166,8 @@ def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: st
     """Raise a ValueError that names the first option out of its range."""
     one_of(Fisher, fisher=fisher)
     one_of(Likelihood, likelihood=likelihood)
-    if fisher_samples is not None and fisher_samples < 1:
-        raise ValueError(f"fisher_samples must be at least 1, or None for all; got {fisher_samples}")
+    at_least_one(fisher_samples=fisher_samples)
+    finite(noise_std=noise_std)
     if not noise_std > 0:
         raise ValueError(f"noise_std must be greater than 0; got {noise_std}")
 

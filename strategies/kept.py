@@ -7,7 +7,8 @@ as torch's modules and optimisers have them::
     def load_state_dict(self, state) -> None: ...
 
 A state is made of tensors, numbers, texts, None, and lists and dictionaries of these: it is read back without running
-anybody's code. It is asked for between two experiences. One that remembers nothing says so by :class:`KeepsNothing`.
+anybody's code. It is asked for between two experiences, and belongs to whoever asked: what goes on in the plugin, or in
+one that it was loaded into, changes nothing of it. One that remembers nothing says so by :class:`KeepsNothing`.
 
 A long experience can be gone on with from its middle, too, where all say what has changed since it began::
 
@@ -22,6 +23,7 @@ optimiser, :class:`KeepsNothingWithin` says so. One that does not say it costs n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from avalanche.training import GEM, Naive
@@ -84,7 +86,7 @@ def state_of(part: object) -> State:
     """
     if hasattr(part, "state_dict"):
         return part.state_dict()
-    return {name: getattr(part, name) for name in _attributes(part)}
+    return {name: deepcopy(getattr(part, name)) for name in _attributes(part)}
 
 
 def restore(part: object, state: State) -> None:
@@ -97,7 +99,7 @@ def restore(part: object, state: State) -> None:
         part.load_state_dict(state)
     else:
         for name in _attributes(part):
-            setattr(part, name, state[name])
+            setattr(part, name, deepcopy(state[name]))
 
 
 def state_within(part: object) -> State:

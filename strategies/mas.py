@@ -10,12 +10,13 @@ with theta* the parameters at the end of the last experience and Omega summed ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engrams.strategies.arguments import not_negative
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import check_mas_variant, mas_importance
 from engrams.strategies.kept import State
@@ -49,7 +50,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         importance_data: Dataset | AvalancheDataset | Sequence | None = None,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -78,6 +79,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         not_negative(mas_lambda=mas_lambda)
         super().__init__(mas_lambda, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
         check_mas_variant(variant)
+        at_least_one(batch_size=batch_size)
         _refuse_what_is_no_dataset(importance_data)
         self.mas_lambda = mas_lambda
         self.variant: MASVariant = variant
@@ -89,11 +91,11 @@ class MASPlugin(QuadraticPenaltyPlugin):
 
     def state_dict(self) -> State:
         """As every quadratic penalty's; and what :meth:`observe` adds to."""
-        return super().state_dict() | {"latest": self._latest, "latest_samples": self._latest_samples}
+        return super().state_dict() | {"latest": deepcopy(self._latest), "latest_samples": self._latest_samples}
 
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
-        self._latest, self._latest_samples = state["latest"], state["latest_samples"]
+        self._latest, self._latest_samples = deepcopy(state["latest"]), state["latest_samples"]
 
     def importance(self, strategy) -> ByName:
         """Omega of the experience just learned."""

@@ -168,8 +168,11 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns the parameters that require a gradient, by name. Frozen parameters and buffers have no importance."""
-    return {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+    """Returns the parameters that require a gradient, by name. Frozen parameters and buffers have no importance.
+
+    Nor has one without entries: prototypes of which there are none yet.
+    """
+    return {name: p for name, p in named_parameters(model).items() if p.requires_grad and (is_lazy(p) or p.numel())}
 
 
 def below(module_name: str, attribute: str) -> str:

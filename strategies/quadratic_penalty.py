@@ -7,10 +7,12 @@ EWC, MAS and L2 differ in what they call important; what is done with it is the 
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from fnmatch import fnmatch
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +21,9 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.hooks import RemovableHandle
 
-from engrams.strategies.arguments import not_negative, one_of
+from engrams.strategies.arguments import at_least_one, finite, not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
@@ -30,6 +33,9 @@ from engrams.strategies.steps import steps_told
 Consolidation = Literal["separate", "corrected", "online"]
 ByName = dict[str, Tensor]
 Excluded = Sequence[str | type[nn.Module]]
+
+SPARSE = (nn.Embedding, nn.EmbeddingBag)
+"""Modules whose gradient may be sparse."""
 
 OTHERWISE = ", or give consolidate_every, the number of samples after which to consolidate"
 
@@ -47,8 +53,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     An anchor belongs to a parameter of one model, not to a name. A model that is compiled, made parallel or wrapped in
     another keeps its anchors, and so does a layer that grew with its old units first. A layer that was exchanged for a
-    fresh one has none, and a warning names it. Used for a second strategy, the plugin goes on if the model is the
-    one that it left, and otherwise starts afresh, with a warning.
+    fresh one has none, and a warning names it. One whose values were changed in place since the last experience (set
+    back to those of its best epoch, initialised afresh), or are not those of the state that was loaded, is held to the
+    old ones, and a warning says so. Used for a second strategy, the plugin goes on if the model is the one that it
+    left, and otherwise starts afresh, with a warning.
 
     An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what
     is measured is the data of all of them.
@@ -67,7 +75,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         gamma: float = 1.0,
         *,
         penalty_step: PenaltyStep = "gradient",
-        exclude: Excluded = (),
+        exclude: Excluded | None = (),
         consolidate_every: int | None = None,
     ):
         """
@@ -76,16 +84,18 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             consolidation: how the penalties of several experiences combine.
                 ``separate``: one penalty an experience, each around its own optimum (Kirkpatrick et al. 2017).
                 ``corrected``: one penalty around the *latest* optimum, its importances the sum of all (Huszár 2017).
-                ``online``: the same, the running sum decayed by ``gamma`` (Schwarz et al. 2018).
+                ``online``: the same, the running sum decayed by ``gamma`` (Schwarz et al. 2018); also of what is
+                frozen in an experience, whose importance to it is 0.
             gamma: decay of ``online``, in [0, 1]; the other two leave it at 1.
             penalty_step: ``gradient``: the penalty is part of the loss. ``proximal``: it is left out of the loss, and
                 after every step of the optimiser theta <- (theta + h anchor) / (1 + h), with h = learning rate x 2
                 coefficient x importance: the minimum of the penalty plus ||theta' - theta||^2 / (2 learning rate) (a
                 proximal step; Parikh & Boyd 2014, "Proximal Algorithms"). It is stable for every
-                coefficient. The learning rate is that of the parameter's group: an adaptive optimiser's rescaling of
-                its steps does not reach the penalty.
+                coefficient. Where gradients are accumulated over minibatches, it is one for all of them, too. The
+                learning rate is that of the parameter's group: an adaptive optimiser's rescaling of its steps does not
+                reach the penalty.
             exclude: what is not penalised: names of parameters or patterns of them (``"classifier.*"``, ``"*.bias"``),
-                and kinds of modules (``nn.BatchNorm2d``) with all that is below them.
+                and kinds of modules (``nn.BatchNorm2d``) with all that is below them. None: nothing.
             consolidate_every: for streams that hide where experiences end: consolidate at the end of the
                 (sub-)experience with which this many samples have come since the last time. None: where an experience
                 ends.
@@ -96,18 +106,21 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         super().__init__()
         not_negative(coefficient=coefficient)
         one_of(Consolidation, consolidation=consolidation)
+        finite(gamma=gamma)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1]; got {gamma}")
         if gamma != 1 and consolidation != "online":
             raise ValueError(f"gamma decays consolidation='online' only; got gamma={gamma} with {consolidation!r}")
         one_of(PenaltyStep, penalty_step=penalty_step)
-        if consolidate_every is not None and consolidate_every < 1:
-            raise ValueError(f"consolidate_every must be at least 1 sample, or None; got {consolidate_every}")
+        at_least_one(consolidate_every=consolidate_every)
         self.coefficient = coefficient
         self.consolidation = consolidation
         self.gamma = gamma
         self.penalty_step = penalty_step
-        self.exclude = [exclude] if isinstance(exclude, str | type) else list(exclude)
+        self.exclude = [exclude] if isinstance(exclude, str | type) else list(exclude or ())
+        for excluded in self.exclude:
+            if not isinstance(excluded, str) and not (isinstance(excluded, type) and issubclass(excluded, nn.Module)):
+                raise ValueError(f"exclude must be names of parameters and kinds of modules; got {excluded!r}")
         self.consolidate_every = consolidate_every
         self._strategy: weakref.ref | None = None
         self._start_afresh()
@@ -121,21 +134,24 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._pieces = Pieces()
-        self._checked = False
+        self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
+        self._listening: RemovableHandle | None = None  # to the optimiser's steps, during an update
+        self._rate_looked_at = 0.0  # the highest learning rate since the last consolidation
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_strategy": None}  # a weak reference cannot be pickled
+        # None of these can be pickled: a weak reference, a hook, a criterion that is a function.
+        return {**self.__dict__, "_strategy": None, "_listening": None, "_checked": None}
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them."""
-        return {"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated}
+        return deepcopy({"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated})
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state, with a model of the same parameter names."""
         self._start_afresh()
         self._strategy = None
-        self.importances, self.anchors = state["importances"], state["anchors"]
+        self.importances, self.anchors = deepcopy((state["importances"], state["anchors"]))
         self.consolidated = state["consolidated"]
 
     @abstractmethod
@@ -143,7 +159,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         """How important each parameter was to the experience just learned: name -> non-negative tensor."""
 
     def check(self, strategy) -> None:
-        """Raises a ValueError for what cannot work, before the first experience of a strategy is trained."""
+        """Raises a ValueError for what cannot work, before the first experience of a strategy is trained.
+
+        And before any other for which the criterion or the network's modules (their names or kinds) have changed.
+        """
 
     def penalty(self, model: nn.Module) -> Tensor:
         """The penalty at the model's present parameters, a scalar that carries gradients.
@@ -162,28 +181,42 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._since = []
+        begins = not self._since
         self._since.append(_data_of(strategy))
-        if not trainable_parameters(strategy.model):
-            raise ValueError(
-                f"{type(self).__name__} cannot work here, and nothing was trained: no parameter of the network "
-                f"requires a gradient"
-            )
-        if not self._checked and not any(is_lazy(p) for p in strategy.model.parameters()):
+        self._refuse_nothing_to_hold(strategy.model)
+        self._refuse_sparse_gradients(strategy.optimizer, strategy.model)
+        if self._checked != _what_is_checked(strategy) and not any(is_lazy(p) for p in strategy.model.parameters()):
             with steps_told(None):  # a run that goes on from a checkpoint is checked anew
                 self._refuse_what_cannot_work(strategy)
-            self._checked = True
+            self._checked = _what_is_checked(strategy)
         # Matched once an experience: heads and units are added before it begins, never inside it.
         self._terms, lost = self._matched(strategy.model)
         if lost:
             self._give_up(lost, named_parameters(strategy.model))
+        if begins and self.consolidated:
+            self._warn_of_other_values(named_parameters(strategy.model))
 
     def before_backward(self, strategy, **kwargs):
         if self._terms and self.penalty_step == "gradient":
             strategy.loss = strategy.loss + self._penalty(self._terms)
 
-    def after_update(self, strategy, **kwargs):
+    def before_update(self, strategy, **kwargs):
+        if self._terms and self.penalty_step == "gradient":
+            self._warn_if_unstable(strategy.optimizer, strategy.model)
+        # An update may be no step of the optimiser: a strategy that accumulates gradients makes one in several.
+        self._listen_no_more()
         if self._terms and self.penalty_step == "proximal":
-            self._proximal_step(strategy.optimizer)
+            self._listening = strategy.optimizer.register_step_post_hook(
+                lambda optimizer, *of_the_step: self._proximal_step(optimizer)
+            )
+
+    def after_update(self, strategy, **kwargs):
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
+        if self._listening is not None:
+            self._listening.remove()
+            self._listening = None
 
     def after_training_exp(self, strategy, **kwargs):
         if not self._ends_here(strategy.experience):
@@ -213,8 +246,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._owners.update({name: parameters[name] for name in importances})
         self.consolidated += 1
         self._since = []
-        if self.penalty_step == "gradient":
-            self._warn_if_unstable(strategy.optimizer, strategy.model)
+        self._rate_looked_at = 0.0
 
     # --- whose anchors, of what data ------------------------------------------------------------------------------
 
@@ -227,7 +259,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if not self._owners:
             return
         _, lost = self._matched(strategy.model)
-        as_left = not lost and (copied or self._is_as_left(named_parameters(strategy.model)))
+        as_left = not lost and (copied or not self._changed(named_parameters(strategy.model)))
         if not as_left:
             warnings.warn(
                 f"{type(self).__name__} was made for another strategy, and this one's model is not the one that it "
@@ -236,15 +268,31 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 stacklevel=2,
             )
             self._start_afresh()
-        self._checked = False
+        self._checked = None
         self._since = []
 
-    def _is_as_left(self, parameters: dict[str, nn.Parameter]) -> bool:
-        latest = self.anchors[-1] if self.consolidation == "separate" else self.anchors
-        return all(
-            torch.equal(_first(parameters[name].detach(), anchor), anchor.to(parameters[name]))
-            for name, anchor in latest.items()
-        )
+    def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
+        """The largest change of every held parameter that is not as it was at the latest anchor."""
+        importances, anchors = self._pairs()[-1]
+        now = {name: _first(parameters[name].detach(), anchors[name]) for name in importances}
+        then = {name: anchors[name].to(values) for name, values in now.items()}
+        return {
+            name: (values - then[name]).abs().max().item()
+            for name, values in now.items()
+            if not torch.equal(values, then[name])
+        }
+
+    def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
+        changed = self._changed(parameters)
+        if changed:
+            names = ", ".join(map(repr, list(changed)[:3])) + (", ..." if len(changed) > 3 else "")
+            warnings.warn(
+                f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({names}) do not begin this "
+                f"experience with the values that they are held to (largest difference: {max(changed.values()):.3g}); "
+                f"they are pulled back to these. What is meant to be learned anew, delete from the plugin's "
+                f"importances and anchors",
+                stacklevel=3,
+            )
 
     def _ends_here(self, experience) -> bool:
         """Whether an experience ends with this one, which may be a part of it."""
@@ -270,9 +318,34 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             "num_workers": self._num_workers if num_workers is None else num_workers,
         }
 
+    def _refuse_nothing_to_hold(self, model: nn.Module) -> None:
+        trainable = trainable_parameters(model).keys()
+        if trainable <= self._left_out(model):
+            what = (
+                "exclude leaves out every parameter of the network that requires a gradient: there is nothing to hold"
+                if trainable
+                else "no parameter of the network requires a gradient"
+            )
+            raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}")
+
+    def _refuse_sparse_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        """The penalty's gradient is dense: SparseAdam takes none, and no momentum of sparse ones can be added to it."""
+        of_modules = {id(m.weight) for m in model.modules() if isinstance(m, SPARSE) and m.sparse}
+        sparse = [name for name, p in trainable_parameters(model).items() if id(p) in of_modules]
+        held = [name for name in sparse if name not in self._left_out(model)]
+        if not held or self.penalty_step == "proximal":
+            return
+        adam = isinstance(optimizer, torch.optim.SparseAdam)
+        if adam or any(group.get("momentum") for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(self).__name__} cannot work here, and nothing was trained: {held[0]!r} has sparse gradients "
+                f"(sparse=True), to which {type(optimizer).__name__}{'' if adam else ' with momentum'} cannot add the "
+                f"penalty's, which are dense. Take penalty_step='proximal', or sparse=False"
+            )
+
     def _refuse_what_cannot_work(self, strategy) -> None:
         with same_random_numbers():
-            self._left_out(strategy.model, refuse_unused=True)
+            self._left_out(strategy.model, refuse_unused=self._checked is None)  # it may be gone later
             try:
                 self.check(strategy)
             except Exception as error:
@@ -309,7 +382,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             self.importances.append(importances)
             self.anchors.append(anchors)
             return
-        # Schwarz et al. 2018: F*_t = gamma F*_{t-1} + F_t; gamma = 1 is Huszár's sum.
+        # Schwarz et al. 2018: F*_t = gamma F*_{t-1} + F_t; gamma = 1 is Huszár's sum. What is frozen now has F_t = 0.
+        for name in self.importances.keys() - importances.keys():
+            self.importances[name] = self.gamma * self.importances[name]
         for name, importance in importances.items():
             if name in self.importances:
                 importance = importance + self.gamma * _grown(self.importances[name].to(importance), importance)
@@ -408,7 +483,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         gone = [name for name in lost if name not in parameters]
         said = []
         if exchanged:
-            said.append(f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised")
+            said.append(
+                f"{', '.join(map(repr, exchanged))}: exchanged for a fresh one, which is not penalised (earlier "
+                f"weights of the same network are held if they are loaded into it: load_state_dict)"
+            )
         if gone:
             said.append(
                 f"{', '.join(map(repr, gone))}: not in the model any more (removed, or renamed and replaced, or "
@@ -420,12 +498,17 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         """Warn where gradient steps on the penalty overshoot ever further.
 
         They do once learning rate x curvature exceeds 2 (1 + m), with momentum m (Nesterov's: divided by 1 + 2 m).
-        That bound is SGD's; adaptive optimisers rescale their steps and are left alone.
+        That bound is SGD's; adaptive optimisers rescale their steps and are left alone. It is looked at in the first
+        step, and where the learning rate has risen since: what a scheduler leaves behind says nothing of what comes.
         """
         if not isinstance(optimizer, torch.optim.SGD):
             return
+        rate = max(float(group["lr"]) for group in optimizer.param_groups)
+        if rate <= self._rate_looked_at:
+            return
+        self._rate_looked_at = rate
         curvature: dict[int, Tensor] = {}
-        for parameter, importance, _ in self._matched(model)[0]:
+        for parameter, importance, _ in self._terms:
             curvature[id(parameter)] = curvature.get(id(parameter), 0) + 2 * self._scale * importance
         names = {id(p): name for name, p in named_parameters(model).items()}
         for index, group in enumerate(optimizer.param_groups):
@@ -434,6 +517,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             steps = {id(p): group["lr"] * curvature[id(p)].max().item() for p in group["params"] if id(p) in curvature}
             worst = max(steps, key=steps.__getitem__, default=None)
             if worst is not None and steps[worst] > limit:
+                self._rate_looked_at = math.inf  # once is enough
                 warnings.warn(
                     f"{type(self).__name__}: in parameter group {index}, learning rate {group['lr']:g} x penalty "
                     f"curvature {steps[worst] / group['lr']:.3g} = {steps[worst]:.3g} exceeds {limit:g} for "
@@ -461,6 +545,12 @@ class _WeightedSquare(torch.autograd.Function):
             parameter, importance, anchor = ctx.saved_tensors
             return importance * (parameter - anchor) * (2 * upstream), None, None
         return ctx.weighted * (2 * upstream), None, None
+
+
+def _what_is_checked(strategy) -> tuple:
+    """Tells two situations apart that have to be checked each by itself."""
+    modules = tuple((name, type(module)) for name, module in strategy.model.named_modules())
+    return getattr(strategy, "_criterion", None), modules
 
 
 def _data_of(strategy) -> Dataset:

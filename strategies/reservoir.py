@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -34,11 +35,11 @@ class Reservoir:
 
     def state_dict(self) -> State:
         """Returns what is kept, and how many samples went by."""
-        return {"seen": self.seen, "kept": self.columns}
+        return {"seen": self.seen, "kept": deepcopy(self.columns)}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self.seen, self.columns = state["seen"], dict(state["kept"])
+        self.seen, self.columns = state["seen"], deepcopy(state["kept"])
 
     def draw(self, count: int, device: torch.device, where: Tensor | None = None) -> dict[str, Tensor]:
         """Returns ``count`` different samples, or all if there are fewer, column by column.

@@ -62,6 +62,7 @@ TESTS = (
     "gaussian",
     "generators",
     "importance",
+    "kept",
     "layer_gradients",
     "mas",
     "mergan",

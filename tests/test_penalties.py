@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import re
 import warnings
 from collections import UserDict
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
@@ -61,7 +63,8 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     plugin, experiences = PLUGINS[kind](), stream([[0, 1, 2], [0, 1]])
     strategy = learn(Net(3), [experiences[0]], plugin)
     strategy.model.fc = nn.Linear(5, classes)
-    with pytest.warns(UserWarning, match="Plugin: 'fc.weight', 'fc.bias': exchanged for .*, which is not penalised$"):
+    said = r"Plugin: 'fc.weight', 'fc.bias': exchanged for .*, which is not penalised \(earlier .*: load_state_dict\)$"
+    with pytest.warns(UserWarning, match=said):
         plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     with torch.no_grad():
         strategy.model.fc.weight.add_(3.0)
@@ -80,6 +83,52 @@ def at_the_start_of(strategy, experience):
     """The strategy as it is at the start of an experience."""
     strategy.experience = experience
     return strategy
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_forgotten(kind, loaded):
+    """A head that was initialised afresh in place, or put into a network whose plugin was loaded."""
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    strategy = learn(Net(), experiences[:1], plugin)
+    with torch.no_grad():
+        strategy.model.fc.bias[0] -= 0.75
+    if loaded:
+        state, plugin = plugin.state_dict(), PLUGINS[kind]()
+        plugin.load_state_dict(state)
+    kept = copy.deepcopy(plugin.state_dict())
+    with pytest.warns(UserWarning, match=r"1 of 4 parameters \('fc.bias'\) do not begin .* difference: 0.75\); they"):
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    assert plugin.penalty(strategy.model) > 0
+    plugin.load_state_dict(kept)
+    for of_name in plugin.importances if kind == "ewc-separate" else [plugin.importances]:
+        del of_name["fc.bias"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(do not begin|exchanged|afresh)")
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    assert plugin.penalty(strategy.model) == 0
+
+
+def test_the_best_epochs_weights_are_told_of_whether_they_are_loaded_or_another_network():
+    """In place they are held to what the experience ended with; a copy with other values is taken for a fresh one."""
+    experiences = stream([[0, 1]] * 2)
+    for copied, message in ((False, "4 of 4 parameters .* do not begin"), (True, "exchanged .* load_state_dict")):
+        plugin, model = EWCPlugin(1.0), Net()
+        earlier = copy.deepcopy(model)
+        strategy = learn(model, experiences[:1], plugin)
+        if copied:
+            strategy.model = earlier
+        else:
+            model.load_state_dict(earlier.state_dict())
+        with pytest.warns(UserWarning, match=message):
+            plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+        assert len(plugin._terms) == (0 if copied else 4)
+
+
+def test_the_pieces_of_an_experience_begin_as_they_like():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*do not begin")
+        learn(Net(), online(8), EWCPlugin(1.0), EWCPlugin(1.0, consolidate_every=20))
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
@@ -417,7 +466,18 @@ def test_importance_data_that_does_not_fit_is_refused_before_training(data, mess
     ("options", "message"),
     [
         ({"penalty_step": "implicit"}, "penalty_step must be one of gradient, proximal; got 'implicit'"),
-        ({"consolidate_every": 0}, "consolidate_every must be at least 1 sample, or None; got 0"),
+        ({"consolidate_every": 0}, "consolidate_every must be at least 1; got 0"),
+        ({"consolidate_every": 1e2}, "consolidate_every must be a whole number; got 100.0"),
+        ({"fisher_samples": 1e2}, "fisher_samples must be a whole number; got 100.0"),
+        ({"fisher_samples": "10"}, "fisher_samples must be a whole number; got '10'"),
+        ({"fisher_samples": True}, "fisher_samples must be a whole number; got True"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 32.0}, "batch_size must be a whole number; got 32.0"),
+        ({"gamma": "1"}, "gamma must be a finite number; got '1'"),
+        ({"gamma": float("nan")}, "gamma must be a finite number; got nan"),
+        ({"noise_std": float("inf")}, "noise_std must be a finite number; got inf"),
+        ({"exclude": [3]}, "exclude must be names of parameters and kinds of modules; got 3"),
+        ({"exclude": [int]}, "exclude must be names of parameters and kinds of modules; got <class 'int'>"),
     ],
 )
 def test_an_option_out_of_its_range_is_named(options, message):
@@ -443,6 +503,20 @@ class OnesOwn(QuadraticPenaltyPlugin):
 def test_a_negative_lambda_is_named_as_it_was_given(make, name):
     with pytest.raises(ValueError, match=f"^{name} must be at least 0; got -1$"):
         make(-1)
+
+
+@pytest.mark.parametrize("value", ["10", None, float("inf"), float("nan"), torch.ones(2)])
+def test_a_lambda_that_is_no_finite_number_is_named_as_it_was_given(value):
+    for make, name in ((EWCPlugin, "ewc"), (MASPlugin, "mas"), (L2Plugin, "l2")):
+        with pytest.raises(ValueError, match=rf"^{name}_lambda must be a finite number; got {re.escape(repr(value))}$"):
+            make(value)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    plugin = EWCPlugin(torch.tensor(2.0), fisher_samples=np.int64(9), consolidate_every=torch.tensor(8), exclude=None)
+    learn(Net(), stream([[0, 1]]), plugin)
+    assert plugin.consolidated == 1
+    assert MASPlugin(np.float32(1), batch_size=np.int32(4), exclude=None).exclude == []
 
 
 @pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched", None])
@@ -477,6 +551,61 @@ def test_parameters_that_are_no_numbers_any_more_are_named(kind):
     with pytest.raises(ValueError, match=r"the parameter 'fc.bias' is not finite .* training has diverged"):
         learn(Net(), stream([[0, 1]]), Diverge(), plugin)
     assert not plugin.importances
+
+
+def batch_norm_by_the_batch(strategy):
+    strategy.model = nn.Sequential(strategy.model, nn.BatchNorm1d(2, track_running_stats=False))
+
+
+def of_log_probabilities(strategy):
+    strategy._criterion = nn.NLLLoss()
+
+
+@pytest.mark.parametrize("likelihood", [None, "categorical"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (batch_norm_by_the_batch, "'1' is a BatchNorm1d without running statistics"),
+        (of_log_probabilities, r"the criterion \(NLLLoss\) needs log-probabilities"),
+    ],
+)
+def test_what_is_changed_between_experiences_is_checked_as_in_the_first(change, message, likelihood):
+    experiences = stream([[0, 1]] * 2)
+    strategy = learn(Net(), experiences[:1], EWCPlugin(1.0, likelihood=likelihood))
+    change(strategy)
+    before = copy.deepcopy(strategy.model.state_dict())
+    with pytest.raises(ValueError, match=f"cannot work here, and nothing was trained: {message}"):
+        strategy.train(experiences[1])
+    assert all(torch.equal(value, before[name]) for name, value in strategy.model.state_dict().items())
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 2, sparse=True)
+
+    def forward(self, x):
+        return self.words(x.abs().mul(3).long().clamp(max=8)).mean(1)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "batched"])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.SparseAdam, torch.optim.SGD, partial(torch.optim.SGD, momentum=0.5), torch.optim.Adagrad]
+)
+def test_sparse_gradients_are_refused_where_the_penaltys_cannot_be_added_and_taken_everywhere_else(optimizer, fisher):
+    experiences = stream([[0, 1]] * 2)
+    for step in ("gradient", "proximal"):
+        model, plugin = Words(), EWCPlugin(1.0, fisher=fisher, penalty_step=step)
+        strategy = learn(model, [], plugin)
+        strategy.optimizer = optimizer(model.parameters(), lr=0.1)
+        if step == "gradient" and optimizer not in (torch.optim.SGD, torch.optim.Adagrad):
+            with pytest.raises(ValueError, match=r"'words.weight' has sparse gradients .* penalty_step='proximal', or"):
+                strategy.train(experiences[0])
+            assert not strategy.optimizer.state
+        else:
+            for experience in experiences:
+                strategy.train(experience)
+            assert plugin.consolidated == 2
 
 
 # --- what samples are made of -----------------------------------------------------------------------------------------
@@ -954,6 +1083,35 @@ def test_what_takes_long_suggests_fewer_samples(monkeypatch):
         mas_importance(Net(), TensorDataset(torch.randn(9, 6)))
 
 
+class Prototypes(Net):
+    """Of which there are none at first, and a head that is still without units."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.more = nn.Parameter(torch.zeros(0, 5)), nn.Linear(5, 0)
+
+    def forward(self, x):
+        hidden = self.body(x).relu() + self.pool.sum(0)
+        return self.fc(hidden) + self.more(hidden).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [*PLUGINS, "ewc-batched"])
+def test_a_parameter_without_entries_does_no_harm_and_one_that_has_got_some_is_new(kind):
+    plugin = {**PLUGINS, "ewc-batched": lambda: EWCPlugin(1.0, fisher="batched", batch_size=8)}[kind]()
+    experiences = stream([[0, 1]] * 2)
+    model = Prototypes()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(vectorise|exchanged|not in the model)")
+        strategy = learn(model, experiences[:1], plugin)
+        whole = anchors_of(plugin).keys()
+        assert whole == {"body.weight", "body.bias", "fc.weight", "fc.bias"}
+        model.pool = nn.Parameter(torch.randn(2, 5))
+        strategy.optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        assert plugin.penalty(model) == 0
+        strategy.train(experiences[1])
+    assert anchors_of(plugin).keys() == whole | {"pool"}
+
+
 # --- the penalty's derivatives and steps ------------------------------------------------------------------------------
 
 
@@ -987,6 +1145,8 @@ def test_a_proximal_step_minimises_the_penalty_and_the_way_to_it_and_is_stable(l
     plugin.anchors = {n: torch.randn_like(p) for n, p in strategy.model.named_parameters()}
     plugin._terms, _ = plugin._matched(strategy.model)
     start = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+    plugin.before_update(strategy)
+    strategy.optimizer.step()  # without gradients
     plugin.after_update(strategy)
     lr = strategy.optimizer.param_groups[0]["lr"]
     for name, p in strategy.model.named_parameters():
@@ -1049,6 +1209,42 @@ def test_a_small_proximal_penalty_ends_where_the_gradients_does():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+class Accumulating(SupervisedTemplate):
+    """A step of the optimiser every ``every`` minibatches."""
+
+    every = 1
+
+    def optimizer_step(self):
+        if not (self.clock.train_exp_iterations + 1) % self.every:
+            self.optimizer.step()
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_there_is_a_proximal_step_for_every_step_of_the_optimiser_and_none_besides(every):
+    """With no loss, a displacement shrinks by 1 / (1 + h) a step; whatever optimiser and plugin went on with it."""
+    model, plugin = Net().double(), L2Plugin(1.0, penalty_step="proximal")
+    x = torch.randn(32, 6, dtype=torch.double)
+    experience = benchmark_from_datasets(train=[make_avalanche_dataset(TensorDataset(x, x))]).train_stream[0]
+
+    def train():
+        strategy = Accumulating(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5), criterion=lambda f, y: 0 * f.sum(),
+            train_mb_size=4, plugins=[plugin], evaluator=quiet(),
+        )  # fmt: skip
+        strategy.every = every
+        strategy.train(experience)
+        assert not strategy.optimizer._optimizer_step_post_hooks
+
+    train()
+    for _ in range(2):
+        model, plugin = pickle.loads(pickle.dumps((model, plugin)))
+        anchor = model.fc.bias.detach().clone()
+        with torch.no_grad():
+            model.fc.bias += 1
+        train()
+        torch.testing.assert_close(model.fc.bias.detach(), anchor + 1.5 ** -(8 // every))
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
@@ -1108,14 +1304,6 @@ def test_a_fisher_of_zero_is_not_normalised():
     assert all(torch.equal(f, torch.zeros_like(f)) for f in plugin.importances.values())
 
 
-def test_where_all_is_left_out_nothing_is_penalised_and_nothing_said():
-    plugin = EWCPlugin(1.0, normalise=True, exclude="*")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*EWCPlugin")
-        model = learn(Net(), stream([[0, 1]] * 2), plugin).model
-    assert plugin.penalty(model).item() == 0
-
-
 @pytest.mark.parametrize("kind", PLUGINS)
 @pytest.mark.parametrize(
     ("exclude", "left"),
@@ -1136,6 +1324,19 @@ def test_parameters_are_left_out_by_name_or_kind(kind, exclude, left):
 def test_what_is_to_be_left_out_and_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"exclude='head.\*' is no parameter of the model; it has body.weight"):
         learn(Net(), stream([[0, 1]]), EWCPlugin(1.0, exclude="head.*"))
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+@pytest.mark.parametrize(
+    ("exclude", "freeze"), [("*", False), (nn.Module, False), ([nn.Linear], False), ("fc.*", True)]
+)
+def test_where_nothing_is_left_to_hold_it_is_refused_before_training(kind, exclude, freeze):
+    model = Net()
+    model.body.requires_grad_(not freeze)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"nothing was trained: exclude leaves out every parameter .* nothing to hold"):
+        learn(model, stream([[0, 1]]), PLUGINS[kind](exclude=exclude))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_importance_goes_on_on_unlabelled_data_in_deployment():

@@ -8,6 +8,7 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset, make_avalanche_dataset
 from avalanche.training import Naive
+from avalanche.training.plugins import LRSchedulerPlugin
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -60,10 +61,41 @@ def test_the_warning_comes_exactly_where_sgd_on_the_penalty_diverges(momentum, n
         )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            strategy.train(stream([[0, 1]])[0])
+            for experience in stream([[0, 1]] * 2):
+                strategy.train(experience)
         warned = [str(one.message) for one in caught if "SGD steps on the penalty will diverge" in str(one.message)]
         assert len(warned) == (factor > 1), (bound, factor)
         assert factor < 1 or f"for {worst!r}" in warned[0]
+
+
+@pytest.mark.parametrize("first", ["penalty", "scheduler"])
+def test_the_rate_that_is_warned_of_is_that_of_the_steps_to_come(first):
+    """A rate that fell by 100 begins at the top again; one that rises is looked at when it has risen."""
+    experiences = stream([[0, 1]] * 2)
+
+    def told(coefficient, schedule):
+        model, plugin = mlp(), L2Plugin(coefficient)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        scheduler = LRSchedulerPlugin(
+            torch.optim.lr_scheduler.LambdaLR(optimizer, schedule), step_granularity="iteration", reset_lr=True
+        )
+        strategy = Naive(
+            model=model, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), train_mb_size=10,
+            plugins=[plugin, scheduler] if first == "penalty" else [scheduler, plugin], evaluator=quiet(),
+        )  # fmt: skip
+        found = []
+        for experience in experiences:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                strategy.train(experience)
+            found.append(sum("will diverge" in str(one.message) for one in caught))
+        return found
+
+    # Curvature is lambda, so that rates above 2 / lambda diverge; four minibatches an experience.
+    assert told(2.5, lambda step: 0.1 ** (step % 4)) == [0, 1]
+    assert told(2.5, lambda step: (0.1, 0.5, 0.9, 1.0)[step % 4]) == [0, 1]
+    assert told(1.9, lambda step: 0.1 ** (step % 4)) == [0, 0]
+    assert told(1.9, lambda step: (0.1, 0.5, 0.9, 1.0)[step % 4]) == [0, 0]
 
 
 # --- the data and the mode that are measured in -----------------------------------------------------------------------
