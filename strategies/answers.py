@@ -16,8 +16,6 @@ from engrams.strategies.minibatches import same_random_numbers
 Criterion = Callable[[Tensor, Tensor], Tensor]
 SAMPLES = 3
 """On which a criterion is asked what it takes."""
-NO_LABEL = -100
-"""An ``ignore_index`` that none of the labels is."""
 
 
 class Answers:
@@ -74,7 +72,7 @@ def _takes_one_logit(criterion: Criterion, some: Tensor, classes: Tensor) -> boo
     for label, sign in ((0, 1), (1, -1)):
         labels = torch.full((SAMPLES,), label).to(classes)
         loss = lambda outputs, labels=labels: criterion(outputs, labels)  # noqa: E731
-        if likelihood_by_gradient(loss, some, labels, NO_LABEL) != "bernoulli":
+        if likelihood_by_gradient(loss, some) != "bernoulli":
             return False
         at = some.clone().requires_grad_()
         with torch.enable_grad():
