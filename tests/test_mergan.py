@@ -673,7 +673,7 @@ def test_memory_replay_keeps_old_classes(kind):
         ),
         (lambda: memory(gan(), new_scholar=lambda t: None), "one that replays by itself has no past then"),
         (lambda: gan(JointReplayGAN, past_weight=-1.0), "past_weight must be at least 0"),
-        (lambda: gan(ReplayAlignmentGAN, ra_lambda=float("nan")), "ra_lambda must be at least 0"),
+        (lambda: gan(ReplayAlignmentGAN, ra_lambda=float("nan")), "ra_lambda must be a finite number"),
         (lambda: gan(ReplayAlignmentGAN, replay_batch_size=0), "replay_batch_size must be at least 1"),
     ],
 )
