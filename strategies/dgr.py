@@ -161,7 +161,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         if self._answers or self._past or self.r == 1 or self.replay_labels == "asked":
             return
         tasks = self._heads.known[:1].expand(SAMPLES).to(self.device)
-        with same_random_numbers(), torch.no_grad(), step_of("replay", SAMPLES):
+        with same_random_numbers(), torch.no_grad():
             solver = deepcopy(self.model).eval()
             outputs = self._outputs(solver, self._heads, images[:SAMPLES], tasks[: len(images)])
         self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)

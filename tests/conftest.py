@@ -26,8 +26,8 @@ os.environ["COLUMNS"] = "200"
 
 
 def pytest_xdist_auto_num_workers(config) -> int:
-    """Two more than there are processors: half of the time of many a test is spent waiting for other processes."""
-    return min((os.cpu_count() or 1) + 2, 4)
+    """One more than there are processors: half of the time of many a test is spent waiting for other processes."""
+    return min((os.cpu_count() or 1) + 1, 4)
 
 
 SLOWEST = ("runs", "places", "wandb_commands", "generation", "wandb", "chaos", "search", "stopping", "checkpoints")

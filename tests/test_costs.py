@@ -87,7 +87,9 @@ def test_one_step_of_each_kind_stands_for_all(monkeypatch, strategy, settings, k
     assert set(found.costs.operations) == kinds
     assert all(found.costs.operations.values())
     assert len(every) == FIRST
-    assert found.costs.all_operations == sum(every)
+    # Before anything is trained, generative replay asks its solver about three samples: no step, and not counted.
+    asked = 3 * 2 * sum(LAYERS) if "replay" in kinds else 0
+    assert found.costs.all_operations == sum(every) - asked
 
 
 def test_a_step_within_another_is_taken_off_it():
