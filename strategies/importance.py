@@ -215,7 +215,7 @@ def mas_importance(
         ValueError: an unknown ``variant`` or an empty dataset; for ``local``, a layer that is not linear,
             convolutional, a ReLU or without weights of its own (pooling, dropout, flattening), named in the message.
     """
-    check_mas_variant(variant)
+    one_of(MASVariant, variant=variant)
     _refuse_empty(dataset)
     model = unwrapped(model)
     measured = Measurement(
@@ -237,11 +237,6 @@ def mas_importance(
 def squared_norm(outputs: Tensor, batch: Minibatch) -> tuple[Tensor, int]:
     """The signal of ||f||^2: d ||f||^2 / d f, and how many samples count: all. Labels are not read."""
     return (2 * outputs).reshape(1, len(outputs), -1), len(outputs)
-
-
-def check_mas_variant(variant: str) -> None:
-    """Raise a ValueError if there is no such variant."""
-    one_of(MASVariant, variant=variant)
 
 
 def refuse_what_is_no_data_set(data: object, name: str = "the data set") -> None:

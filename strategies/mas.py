@@ -16,9 +16,9 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from engrams.strategies.arguments import at_least_one, not_negative
+from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.choices import MASVariant, PenaltyStep
-from engrams.strategies.importance import check_mas_variant, mas_importance
+from engrams.strategies.importance import mas_importance
 from engrams.strategies.kept import State
 from engrams.strategies.minibatches import asked
 from engrams.strategies.quadratic_penalty import (
@@ -78,7 +78,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         """
         not_negative(mas_lambda=mas_lambda)
         super().__init__(mas_lambda, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
-        check_mas_variant(variant)
+        one_of(MASVariant, variant=variant)
         at_least_one(batch_size=batch_size)
         _refuse_what_is_no_dataset(importance_data)
         self.mas_lambda = mas_lambda

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engrams.strategies.arguments import at_least_one
+from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.contract import ROUND
 from engrams.strategies.generators.generator import SAMPLES_AT_ONCE, ImageSpec, NetworkGenerator, Sampler
 from engrams.strategies.generators.wgan_gp import (
@@ -268,8 +268,7 @@ class ACGAN(NetworkGenerator):
         Raises:
             ValueError: n below 0, or nothing has been learned.
         """
-        if n < 0:
-            raise ValueError(f"n must be at least 0; got {n}")
+        not_negative(n=n)
         x, labels = self._labelled(n)
         return self.as_given(x), labels
 

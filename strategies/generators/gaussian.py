@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engrams.strategies.arguments import at_least_one, one_of
+from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.choices import Covariance
 from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler
 
@@ -138,8 +138,7 @@ class ClassGaussians(Generator):
         Raises:
             ValueError: n below 0, or nothing has been learned.
         """
-        if n < 0:
-            raise ValueError(f"n must be at least 0; got {n}")
+        not_negative(n=n)
         if not self.known:
             raise ValueError("images must have been learned before any can be made")
         if self._factor is None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from engrams.strategies.arguments import at_least_one, one_of
+from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.contract import Schedule
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
@@ -262,8 +262,7 @@ class NetworkGenerator(Generator):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        if n < 0:
-            raise ValueError(f"n must be at least 0; got {n}")
+        not_negative(n=n)
         was_training = self.training
         self.eval()
         sizes = [SAMPLES_AT_ONCE] * (n // SAMPLES_AT_ONCE) + [n % SAMPLES_AT_ONCE] * bool(n % SAMPLES_AT_ONCE)

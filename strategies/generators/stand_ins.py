@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engrams.strategies.arguments import not_negative
 from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
 
 
@@ -84,6 +85,5 @@ class NoiseImages(Generator):
 
     def sample(self, n: int) -> Tensor:
         """``n`` images of noise; they may leave [low, high]."""
-        if n < 0:
-            raise ValueError(f"n must be at least 0; got {n}")
+        not_negative(n=n)
         return self.mean + self.std * self.normal(n, *self.shape).to(self.mean)
