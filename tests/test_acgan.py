@@ -201,7 +201,7 @@ def test_new_classes_change_nothing_about_those_that_there_are():
     (score, logits), (old_score, old_logits) = generator.critic(x), before.critic(x)
     assert torch.equal(score, old_score)
     assert score.shape == (40,)
-    assert torch.allclose(logits[:, :2], old_logits)
+    torch.testing.assert_close(logits[:, :2], old_logits)  # a wider product may be summed in another order
     assert logits.shape == (40, 5)
 
 
