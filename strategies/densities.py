@@ -30,7 +30,7 @@ class LogDensity(Protocol):
         """Raises a ValueError if the network's outputs are none of this density."""
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The signal d log p(y_n | x_n) / d f_n."""
+        """The signal d log p(y_n | x_n) / d f_n; y holds labels that count, see ``answered``."""
 
     def draw(self, outputs: Tensor) -> Tensor:
         """One y from p(y | x_n) for each n."""
@@ -66,11 +66,7 @@ class Categorical:
         if y.is_floating_point():  # probabilities of the classes: d sum_c y_c log p_c / d f
             y = _like(y, outputs)
             return y - p * y.sum(1, keepdim=True)
-        y = fitting(y, outputs).long()
-        ignored = y == self.ignore_index
-        if ignored.any():
-            return (_one_hot(y.masked_fill(ignored, 0), p) - p).masked_fill(ignored.unsqueeze(1), 0)
-        return _one_hot(y, p) - p
+        return functional.one_hot(fitting(y, outputs).long(), p.shape[1]).movedim(-1, 1) - p
 
     def draw(self, outputs: Tensor) -> Tensor:
         # Outputs that are not finite draw something, and their score says so.
@@ -183,10 +179,6 @@ def fitting(y: Tensor, outputs: Tensor) -> Tensor:
     if y.numel() != outputs[:, 0].numel():
         raise ValueError(f"labels of shape {tuple(y.shape)} do not fit outputs of shape {tuple(outputs.shape)}")
     return y.reshape(outputs[:, 0].shape)
-
-
-def _one_hot(y: Tensor, p: Tensor) -> Tensor:
-    return functional.one_hot(y, p.shape[1]).movedim(-1, 1)
 
 
 def _one_by_one(weights: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from engrams.strategies import EWCPlugin, MASPlugin
-from engrams.strategies.densities import density, likelihood_of
+from engrams.strategies.densities import counted, density, likelihood_of
 from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
 
@@ -551,6 +551,27 @@ def test_a_density_is_known_in_half_precision_too(dtype):
     for criterion, y in ((focal, LABELS), (nn.L1Loss(), of_numbers), (nn.HuberLoss(delta=30), of_numbers)):
         with pytest.raises(ValueError, match="is none whose density is known"):
             train(network(3).to(dtype), TensorDataset(x, y), criterion, EWCPlugin(1.0))
+
+
+def test_what_a_criterion_of_one_precision_counts_is_found_too():
+    """Somebody's kernel may take half precision alone; one that fails in every precision ends in its own error."""
+    y = torch.tensor([0, 1, 255, 2])
+
+    def of_half(f):
+        if f.dtype != torch.float16:
+            raise TypeError("half precision only")
+        return functional.cross_entropy(f, y, ignore_index=255)
+
+    def broken(f):
+        raise TypeError("of no precision")
+
+    outputs = torch.randn(4, 3).half()
+    answers = counted(of_half, outputs, "categorical")
+    assert answers.shape == (4, 1)
+    assert answers.flatten().tolist() == [True, True, False, True]
+    for one in (outputs, outputs.float()):
+        with pytest.raises(TypeError, match="of no precision"):
+            counted(broken, one, "categorical")
 
 
 def test_the_density_is_found_once_and_again_for_another_criterion():
