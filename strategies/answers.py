@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from engrams.strategies.choices import ReplayLabels
 from engrams.strategies.densities import likelihood_by_gradient
-from engrams.strategies.minibatches import same_random_numbers
+from engrams.strategies.undisturbed import same_random_numbers
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 SAMPLES = 3

@@ -13,7 +13,7 @@ from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
-from engrams.strategies.minibatches import named_parameters
+from engrams.strategies.networks import named_parameters
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import minibatch_of
+from engrams.strategies.networks import minibatch_of
 from engrams.strategies.rehearsal import RehearsalPlugin
 from engrams.strategies.reservoir import Reservoir
 

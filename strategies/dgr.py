@@ -19,9 +19,10 @@ from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplat
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import minibatch_of, same_random_numbers
+from engrams.strategies.networks import minibatch_of
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
+from engrams.strategies.undisturbed import same_random_numbers
 
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""

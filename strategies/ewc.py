@@ -41,15 +41,8 @@ from engrams.strategies.densities import (
 )
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.importance import check_fisher_options, diagonal_fisher, refuse_too_many
-from engrams.strategies.minibatches import (
-    AskedThroughStrategy,
-    Minibatch,
-    asked,
-    evaluation_mode,
-    minibatches,
-    same_random_numbers,
-    wide,
-)
+from engrams.strategies.minibatches import Minibatch, minibatches, wide
+from engrams.strategies.networks import AskedThroughStrategy, asked
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,
@@ -57,6 +50,7 @@ from engrams.strategies.quadratic_penalty import (
     QuadraticPenaltyPlugin,
     first_samples,
 )
+from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 
 class EWCPlugin(QuadraticPenaltyPlugin):

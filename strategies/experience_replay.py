@@ -21,7 +21,7 @@ from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import DrawsFrom, JoinedBy
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import minibatch_of
+from engrams.strategies.networks import minibatch_of
 from engrams.strategies.rehearsal import RehearsalPlugin
 from engrams.strategies.reservoir import Reservoir
 

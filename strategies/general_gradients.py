@@ -16,17 +16,9 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
-from engrams.strategies.minibatches import (
-    Inputs,
-    Minibatch,
-    arguments,
-    attributes_kept,
-    below,
-    forward,
-    part,
-    rows,
-    wide,
-)
+from engrams.strategies.minibatches import Inputs, Minibatch, arguments, forward, part, rows, wide
+from engrams.strategies.networks import below
+from engrams.strategies.undisturbed import attributes_kept
 
 NUMBERS_AT_ONCE = 2**24
 """Per-sample gradient entries that are written out at once."""

@@ -15,16 +15,9 @@ from torch import Tensor, nn
 
 from engrams.strategies.general_gradients import can_vectorise, gradients_of, largest, outputs_of, same
 from engrams.strategies.layer_gradients import Run, gradients, has_rule, recorded
-from engrams.strategies.minibatches import (
-    Inputs,
-    Minibatch,
-    Whole,
-    below,
-    part,
-    rows,
-    same_random_numbers,
-    trainable_parameters,
-)
+from engrams.strategies.minibatches import Inputs, Minibatch, Whole, part, rows
+from engrams.strategies.networks import below, trainable_parameters
+from engrams.strategies.undisturbed import same_random_numbers
 
 Signals = Callable[[Tensor, Minibatch], tuple[Tensor, int]]
 """(outputs [N, ...], their minibatch) -> what is pulled back through the network, [terms, N, K]: outputs as rows; and

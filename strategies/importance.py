@@ -20,16 +20,8 @@ from engrams.strategies.densities import Likelihood, density, fitting, with_zero
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.gradient_plan import plan
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
-from engrams.strategies.minibatches import (
-    Minibatch,
-    chosen_samples,
-    evaluation_mode,
-    rows,
-    trainable_parameters,
-    unwrapped,
-    wide,
-    without_tf32,
-)
+from engrams.strategies.minibatches import Minibatch, chosen_samples, rows, wide
+from engrams.strategies.networks import trainable_parameters, unwrapped
 from engrams.strategies.per_sample_gradients import (
     SAMPLES_AT_ONCE,
     Measurement,
@@ -38,6 +30,7 @@ from engrams.strategies.per_sample_gradients import (
     zeros,
 )
 from engrams.strategies.steps import step_of
+from engrams.strategies.undisturbed import evaluation_mode, without_tf32
 
 MOST_OUTPUTS = 4096
 """Of a sample, for the exact Fisher: a signal for each of as many outputs is 64 MiB."""

@@ -20,7 +20,7 @@ from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import mas_importance
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import asked
+from engrams.strategies.networks import asked
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,

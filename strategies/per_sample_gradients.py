@@ -27,15 +27,10 @@ from engrams.strategies.layer_gradients import (
     add_products,
     recorded,
 )
-from engrams.strategies.minibatches import (
-    Minibatch,
-    minibatches,
-    rows,
-    same_random_numbers,
-    trainable_parameters,
-    wide,
-)
+from engrams.strategies.minibatches import Minibatch, minibatches, rows, wide
+from engrams.strategies.networks import trainable_parameters
 from engrams.strategies.steps import step_of
+from engrams.strategies.undisturbed import same_random_numbers
 
 SAMPLES_AT_ONCE = 1000
 """Samples in one forward pass, at most. The result does not depend on it."""

@@ -27,8 +27,9 @@ from engrams.strategies.arguments import at_least_one, finite, not_negative, one
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
-from engrams.strategies.minibatches import named_parameters, same_random_numbers, trainable_parameters
+from engrams.strategies.networks import named_parameters, trainable_parameters
 from engrams.strategies.steps import steps_told
+from engrams.strategies.undisturbed import same_random_numbers
 
 Consolidation = Literal["separate", "corrected", "online"]
 ByName = dict[str, Tensor]

@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, gradient_plan, layer_gradients, per_sample_gradients
 from engrams.strategies.importance import diagonal_fisher, mas_importance, refuse_too_many
-from engrams.strategies.minibatches import Minibatch, evaluation_mode, same_random_numbers
+from engrams.strategies.minibatches import Minibatch
 from engrams.strategies.per_sample_gradients import Measurement, mean_over_samples
+from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 SAMPLES, CLASSES = 12, 4
 

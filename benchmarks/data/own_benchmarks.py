@@ -26,8 +26,8 @@ from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
 from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge, ProtocolError
-from engrams.strategies.minibatches import same_random_numbers
 from engrams.strategies.references import BadReference, resolve
+from engrams.strategies.undisturbed import same_random_numbers
 
 
 def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge: Judge, seed: int) -> CLScenario:

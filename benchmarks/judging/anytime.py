@@ -16,7 +16,7 @@ from engrams.benchmarks.judging.masked import classes_asked, only
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.reports.anytime import Anytime, Prequential, measures
 from engrams.strategies.kept import State
-from engrams.strategies.minibatches import evaluation_mode
+from engrams.strategies.undisturbed import evaluation_mode
 
 SEED = 0
 """Of which test samples are looked at: the same in every run."""

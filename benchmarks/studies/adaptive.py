@@ -36,7 +36,8 @@ from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from engrams.strategies import catalogue
 from engrams.strategies.mas import MASPlugin
-from engrams.strategies.minibatches import evaluation_mode, forward
+from engrams.strategies.minibatches import forward
+from engrams.strategies.undisturbed import evaluation_mode
 
 NO_LABEL = -1
 

@@ -21,8 +21,8 @@ from engrams.benchmarks.protocols.schema import (
     ReducedResNet18,
     WideResNet,
 )
-from engrams.strategies.minibatches import evaluation_mode
 from engrams.strategies.references import BadReference, resolve
+from engrams.strategies.undisturbed import evaluation_mode
 
 
 def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.Module:
