@@ -344,22 +344,27 @@ class OfParts(nn.Module):
         self.linear, self.shift = nn.Linear(16, CLASSES), nn.Parameter(torch.ones(16))
 
     def forward(self, inputs):
-        assert isinstance(inputs["kind"], str)
+        assert isinstance(inputs["kind"], str | float)
         return self.linear((inputs["x"].flatten(1) - self.shift).tanh() * inputs["scale"])
 
 
 class Parts(TensorDataset):
+    kind: str | float
+
     def collate_fn(self, samples):
         x, y = (torch.stack(column) for column in zip(*samples, strict=True))
-        return {"x": x, "scale": torch.tensor(2.0), "kind": "of whatever kind"}, y
+        return {"kind": self.kind, "scale": torch.tensor(2.0), "x": x}, y
 
 
-def test_what_is_the_same_for_all_samples_is_no_samples_own():
+@pytest.mark.parametrize("kind", ["of whatever kind", 3.0])
+def test_what_is_the_same_for_all_samples_is_no_samples_own(kind):
     torch.manual_seed(0)
     model, x = OfParts(), torch.randn(SAMPLES, 2, 2, 4)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="torch cannot vectorise")
-        found = mas_importance(model, Parts(x, torch.arange(SAMPLES)))
+        parts = Parts(x, torch.arange(SAMPLES))
+        parts.kind = kind
+        found = mas_importance(model, parts)
     expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for one in x:
         model.zero_grad()
