@@ -689,6 +689,13 @@ def test_that_log_probabilities_are_needed_is_known_whatever_is_ignored():
         train(network(3), data_of(y), OwnNLL(), EWCPlugin(1.0))
 
 
+def test_a_term_of_somebodys_own_beside_a_cross_entropy_is_no_want_of_log_probabilities():
+    """The loss changes when the outputs are normalised, but it is not linear in them; the density is said."""
+    plugin, model = EWCPlugin(1.0, likelihood="categorical"), network(3)
+    train(model, data_of(LABELS), lambda f, y: functional.cross_entropy(f, y) + 10 * f.square().mean(), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS)))
+
+
 def test_importances_that_are_all_zero_are_warned_of_by_name():
     model = network(3)
     nn.init.zeros_(model[2].weight)
