@@ -116,6 +116,8 @@ def test_a_class_of_one_sample_and_constant_values_are_no_trouble():
     assert (x == 0.5).all()
     assert (labels == 7).all()
     assert [len(part) for part in generator.sample_labelled(0)] == [0, 0]
+    with pytest.raises(ValueError, match="n must be at least 0; got -1"):
+        generator.sample_labelled(-1)
     assert generator.sample(0).shape == (0, 1, 2, 2)
 
 

@@ -1012,6 +1012,28 @@ def test_samples_that_are_not_made_of_tensors_are_measured_as_their_collation_gi
             torch.testing.assert_close(of[name], value)
 
 
+class SpokenButTheFirst(Spoken):
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x, y if i else 255
+
+
+def test_the_density_of_samples_that_are_not_made_of_tensors_is_known_by_several():
+    """The first one's label may be one that the criterion leaves out."""
+    torch.manual_seed(0)
+    model, data, plugin = Heads(), SpokenButTheFirst(), EWCPlugin(1.0)
+    data.collate_fn = partial(collated, "a dict")
+    strategy = Collating(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), evaluator=quiet(), plugins=[plugin],
+        criterion=lambda f, y: functional.cross_entropy(f, y, ignore_index=255),
+    )  # fmt: skip
+    strategy.train(benchmark_from_datasets(train=[make_avalanche_dataset(data)]).train_stream[0])
+    labelled = torch.utils.data.Subset(data, range(1, 10))
+    labelled.collate_fn = data.collate_fn  # type: ignore[attr-defined]
+    for name, value in diagonal_fisher(model, labelled).items():
+        torch.testing.assert_close(plugin.importances[name], value)
+
+
 # --- memory and loading -----------------------------------------------------------------------------------------------
 
 
