@@ -146,6 +146,15 @@ def test_what_computes_otherwise_has_no_rule(layer):
 # --- how much is held at once -----------------------------------------------------------------------------------------
 
 
+def test_a_layer_runs_unrecorded_afterwards():
+    layer = nn.Linear(3, 2)
+    with layer_gradients.recorded({"first": layer}) as runs:
+        layer(torch.zeros(4, 3))
+    layer(torch.zeros(4, 3))
+    assert [len(of_layer) for of_layer in runs.values()] == [1]
+    assert not layer._forward_hooks
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "numbers"),
     [

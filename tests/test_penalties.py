@@ -962,6 +962,7 @@ FORMS = {
     "an object": lambda values, languages: Spoke(torch.stack(values), languages),
     "an array": lambda values, languages: {"values": torch.stack(values).numpy(), "language": languages},
     "lists": lambda values, languages: {"values": values, "language": languages},
+    "a tuple": lambda values, languages: (torch.stack(values), languages),
 }
 
 
@@ -971,7 +972,9 @@ class Heads(nn.Module):
         self.body, self.heads = nn.Linear(6, 5), nn.ModuleDict({name: nn.Linear(5, 2) for name in ("en", "de")})
 
     def forward(self, x):
-        values, languages = (x.values, x.language) if isinstance(x, Spoke) else (x["values"], x["language"])
+        if isinstance(x, Spoke):
+            x = vars(x)
+        values, languages = x if isinstance(x, tuple) else (x["values"], x["language"])
         rows = zip(list(values), languages, strict=True)
         return torch.stack([self.heads[name](self.body(torch.as_tensor(row)).relu()) for row, name in rows])
 
