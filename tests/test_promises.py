@@ -6,12 +6,18 @@ import math
 
 import pytest
 import torch
+from avalanche.models import IncrementalClassifier
 from torch import nn
 
-from engrams.strategies import MeRGAN
+from engrams.strategies import EWCPlugin, MASPlugin, MeRGAN
+from engrams.strategies.avalanche.streaming_lda import InputStreamingLDA
+from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.generators.acgan import ConditionalBatchNorm
 from engrams.strategies.generators.ewc_gan import EWCGAN
 from engrams.strategies.generators.generator import Generator, TrainedGenerator
+from engrams.strategies.heads import MASKED
+from engrams.strategies.importance import diagonal_fisher, mas_importance
 from engrams.strategies.mergan import JointReplayGAN, ReplayAlignmentGAN
 
 IMAGES = ImageSpec((1, 8, 8), low=-0.5, high=2.5)
@@ -370,12 +376,56 @@ def test_noise_is_standard_normal_before_anything_was_learned():
         (ReplayAlignmentGAN, {"ra_lambda": 1e-3}),
         (EWCGAN, {"fisher_samples": 6400}),
         (MeRGAN, {"images_per_class": 6400, "classifier": None}),
+        # Huszar 2018: nothing is forgotten; a standard normal target.
+        (
+            EWCPlugin,
+            {
+                "consolidation": "corrected",
+                "fisher": "exact",
+                "gamma": 1.0,
+                "noise_std": 1.0,
+                "penalty_step": "gradient",
+            }
+            | {"weigh_by_samples": False, "normalise": False, "exclude": (), "consolidate_every": None},
+        ),
+        (MASPlugin, {"variant": "global", "penalty_step": "gradient", "exclude": (), "consolidate_every": None}),
+        (DERPlugin, {"beta": 0.0, "batch_size_mem": None}),
+        (ConditionalBatchNorm, {"eps": nn.BatchNorm2d(1).eps}),
+        (InputStreamingLDA, {"streaming_covariance": True}),
     ],
 )
 def test_what_is_not_said_is_the_papers(kind, expected):
     signatures = [inspect.signature(one.__dict__["__init__"]) for one in kind.__mro__ if "__init__" in one.__dict__]
     defaults = {name: p.default for signature in reversed(signatures) for name, p in signature.parameters.items()}
     assert {name: defaults[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("measure", [diagonal_fisher, mas_importance])
+def test_what_an_importance_does_where_nothing_is_said_is_what_torch_does(measure):
+    expected = {
+        "fisher": "exact", "likelihood": "categorical", "noise_std": 1.0, "variant": "global", "num_workers": 0,
+        "ignore_index": nn.CrossEntropyLoss().ignore_index, "batch_size": 32, "samples_at_once": None, "counted": None,
+        "fisher_samples": None,
+    }  # fmt: skip
+    parameters = inspect.signature(measure).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    assert defaults == {name: expected[name] for name in defaults}
+
+
+def test_what_is_no_answer_is_masked_as_avalanches_heads_mask_it():
+    assert IncrementalClassifier(1).mask_value == MASKED
+
+
+def test_a_critics_slope_is_that_of_the_public_code():
+    for generator in (WGANGP(IMAGES, 1, seed=0), ACGAN(ImageSpec((1, 8, 8)), 1, seed=0)):
+        slopes = {one.negative_slope for one in generator.critic.modules() if isinstance(one, nn.LeakyReLU)}
+        assert slopes <= {0.2}
+        assert slopes or isinstance(generator, ACGAN)
+
+
+def test_images_are_sampled_without_gradients():
+    for generator in (VAE(IMAGES, 1, seed=0), WGANGP(IMAGES, 1, seed=0)):
+        assert not generator.sample(3).requires_grad
 
 
 @pytest.mark.parametrize("kind", [Generator, VAE, WGANGP, ACGAN, PastImages, NoiseImages, ClassGaussians])
