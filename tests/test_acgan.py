@@ -50,6 +50,13 @@ def random_norm(classes):
     return norm
 
 
+def test_batch_norm_begins_as_torchs():
+    x, labels = torch.randn(2, 5, 3, 4, 4), torch.arange(10).view(2, 5) % 2
+    made = ConditionalBatchNorm(3, 2)(x, labels)
+    for batch, expected in zip(made, x, strict=True):
+        torch.testing.assert_close(batch, nn.BatchNorm2d(3)(expected))
+
+
 def test_batch_norm_grows_by_classes_that_neither_scale_nor_shift():
     norm = random_norm(classes=2)
     before = weights(norm)

@@ -390,6 +390,7 @@ def test_noise_is_standard_normal_before_anything_was_learned():
         ),
         (MASPlugin, {"variant": "global", "penalty_step": "gradient", "exclude": (), "consolidate_every": None}),
         (DERPlugin, {"beta": 0.0, "batch_size_mem": None}),
+        (ClassGaussians, {"covariance": "shared", "shrinkage": 0.1, "rank": None}),
         (ConditionalBatchNorm, {"eps": nn.BatchNorm2d(1).eps}),
         (InputStreamingLDA, {"streaming_covariance": True}),
     ],
