@@ -5,6 +5,7 @@ from itertools import repeat
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from engrams.strategies.generators import ACGAN, ImageSpec, acgan
