@@ -806,6 +806,9 @@ def test_a_criterion_with_a_state_is_asked_in_a_copy(fisher):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
 
 
+SOFTMAX = functools.partial(torch.softmax, dim=1)  # no module, which would run as one of the layers
+
+
 class ByMode(nn.Sequential):
     """Something else in eval mode; with dropout that no module shows."""
 
@@ -819,15 +822,20 @@ class ByMode(nn.Sequential):
 
 
 @pytest.mark.parametrize(
-    ("in_eval", "drop", "criterion", "y"),
+    ("in_eval", "drop", "bias", "criterion", "y"),
     [
-        (nn.Softmax(1), 0.0, nn.CrossEntropyLoss(), LABELS),
-        (nn.Softmax(1), 0.5, nn.CrossEntropyLoss(), LABELS),
-        (torch.sigmoid, 0.0, nn.BCEWithLogitsLoss(), numbers(3).round()),
+        (SOFTMAX, 0.0, 0.0, nn.CrossEntropyLoss(), LABELS),
+        (SOFTMAX, 0.0, 10.0, nn.CrossEntropyLoss(), LABELS),
+        (SOFTMAX, 0.5, 0.0, nn.CrossEntropyLoss(), LABELS),
+        (torch.sigmoid, 0.0, 0.0, nn.BCEWithLogitsLoss(), numbers(3).round()),
     ],
-    ids=["softmax", "softmax and dropout", "sigmoid"],
+    ids=["softmax", "softmax of what is above 1", "softmax and dropout", "sigmoid"],
 )
-def test_logits_in_training_and_probabilities_in_eval_mode_are_refused(in_eval, drop, criterion, y):
+def test_logits_in_training_and_probabilities_in_eval_mode_are_refused(in_eval, drop, bias, criterion, y):
+    model = ByMode(in_eval, drop)
+    with torch.no_grad():
+        model[2].bias += bias
     with pytest.raises(ValueError, match="nothing was trained: the network gives logits in training and their prob"):
-        train(ByMode(in_eval, drop), data_of(y), criterion, EWCPlugin(1.0))
-    assert train(ByMode(lambda f: f.clamp(0.1, 0.9), drop), data_of(y), criterion, EWCPlugin(1.0))  # other numbers
+        train(model, data_of(y), criterion, EWCPlugin(1.0))
+    for other in (lambda f: f.clamp(0.1, 0.9), lambda f: torch.cat([in_eval(f)[:, :1], f[:, 1:]], 1)):
+        assert train(ByMode(other, drop), data_of(y), criterion, EWCPlugin(1.0))

@@ -217,6 +217,13 @@ def test_with_r_of_one_the_scholar_is_naive_training_to_the_bit():
         assert torch.equal(p, q[1]), name
 
 
+def test_with_r_of_one_nothing_is_asked_of_a_solver():
+    """Not which labels its criterion takes, either: none will be made."""
+    strategy = scholar(growing_mlp(), r=1, replay_labels="soft", epochs=1)
+    strategy._criterion = nn.MultiMarginLoss()
+    learn(strategy, stream([[0, 1], [2, 3]]))
+
+
 def test_below_one_it_is_not():
     experiences = stream([[0, 1], [2, 3]])
     torch.manual_seed(3)

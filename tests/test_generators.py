@@ -244,6 +244,7 @@ def test_past_images_that_start_afresh_keep_the_past_they_are_shown():
         (lambda: VAE((1, 8, 8), epochs=1), r"made for an ImageSpec.* got \(1, 8, 8\)"),
         (lambda: VAE(ImageSpec((1, 8, 8), "0", "1"), epochs=1), "numbers or tensors for low and high.* low='0'"),
         (lambda: MAKE["vae"]().sample(-1), "n must be"),
+        (lambda: NoiseImages(SPEC, 0).sample(-1), "n must be at least 0; got -1"),
         (lambda: PastImages(SPEC, seed=0).sample(3), "images must have been learned"),
         (lambda: list(MAKE["vae"]().learn(images(), r=0.5)), "1 where there is no replay"),
         (lambda: list(MAKE["vae"]().learn(images(), images, r=0.0)), r"r must be in \(0, 1\]"),

@@ -1015,6 +1015,23 @@ def test_samples_that_are_not_made_of_tensors_are_measured_as_their_collation_gi
             torch.testing.assert_close(of[name], value)
 
 
+class Wrapped(Spoken):
+    """Its inputs are a tuple of one."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (x,), y
+
+
+def test_a_collation_may_make_more_inputs_than_a_sample_has():
+    torch.manual_seed(0)
+    model, data, wrapped = Heads(), Spoken(), Wrapped()
+    data.collate_fn = partial(collated, "a tuple")
+    wrapped.collate_fn = lambda samples: collated("a tuple", [(x, y) for (x,), y in samples])
+    for name, value in mas_importance(model, data).items():
+        torch.testing.assert_close(mas_importance(model, wrapped)[name], value)
+
+
 class SpokenButTheFirst(Spoken):
     def __getitem__(self, i):
         x, y = super().__getitem__(i)
