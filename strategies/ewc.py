@@ -195,7 +195,6 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
         _refuse_logits_in_training_alone(strategy, self.data_since(strategy), likelihood)
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
-            density(likelihood).refuse(outputs)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
             if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):

@@ -700,6 +700,12 @@ def test_a_cross_entropy_that_keeps_its_normaliser_near_1_has_no_want_of_log_pro
     assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS)))
 
 
+def test_where_the_density_is_said_what_somebodys_loss_leaves_out_counts():
+    plugin, model = EWCPlugin(1.0, likelihood="categorical"), network(3)
+    train(model, data_of(LABELS), lambda f, y: focal(f[y != 1], y[y != 1]), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS)))
+
+
 def test_importances_that_are_all_zero_are_warned_of_by_name():
     model = network(3)
     nn.init.zeros_(model[2].weight)

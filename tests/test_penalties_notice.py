@@ -242,23 +242,24 @@ class Recorder:
 
 def test_what_a_network_or_its_hooks_collect_is_as_it_was():
     torch.manual_seed(0)
-    recorder, within, store = Recorder(), [], SimpleNamespace(outputs=[])
+    recorder, within, said, store = Recorder(), [], [], SimpleNamespace(outputs=[])
     model, data = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), TensorDataset(torch.randn(9, 3))
     model.kept = []
     model[0].register_forward_hook(recorder.record)
     model[1].register_forward_hook(lambda module, inputs, output: store.outputs.append(output))
+    model[1].register_forward_hook(lambda module, inputs, output, default=said: default.append(output))
     model[2].register_forward_pre_hook(lambda module, inputs: within.append(inputs))
     model[2].register_forward_hook(lambda module, inputs, output: model.kept.append(output))
     model(data.tensors[0])
 
     def everything():
-        lists = (within, model.kept, store.outputs)
+        lists = (within, model.kept, said, store.outputs)
         return [dict(ACTIVATIONS), list(ACTIVATIONS["all"]), set(recorder.seen), *map(list, lists)]
 
     collected = everything()
     for measure in (diagonal_fisher, mas_importance):
         measure(model, data)
-        assert [len(one) for one in everything()] == [len(one) for one in collected] == [2, 1, 1, 1, 1, 1]
+        assert [len(one) for one in everything()] == [len(one) for one in collected] == [2, 1, 1, 1, 1, 1, 1]
 
 
 # --- local MAS --------------------------------------------------------------------------------------------------------
