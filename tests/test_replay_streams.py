@@ -517,6 +517,17 @@ def test_no_label_is_read_off_what_is_no_answer(outputs, message):
         Answers("hard", outputs, torch.zeros(5, dtype=torch.long), functional.mse_loss)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_logit_is_known_under_a_weight_for_each_of_two_classes_in_any_precision(dtype):
+    weights = torch.tensor([1.0, 3.0], dtype=dtype)
+
+    def criterion(logit, y):
+        assert logit.dtype == dtype
+        return functional.binary_cross_entropy_with_logits(logit.flatten(), y.to(dtype), weights[y])
+
+    assert Answers("hard", torch.zeros(5, 1, dtype=dtype), torch.zeros(5, dtype=torch.long), criterion).one_logit
+
+
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_a_criterion_is_asked_aside(labels):
     """Neither what it remembers nor what it draws is noticed by the training."""
