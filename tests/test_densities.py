@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
-from engrams.strategies import EWCPlugin, MASPlugin
+from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
 from engrams.strategies.densities import counted, density, likelihood_of
 from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
@@ -704,6 +704,13 @@ def test_where_the_density_is_said_what_somebodys_loss_leaves_out_counts():
     plugin, model = EWCPlugin(1.0, likelihood="categorical"), network(3)
     train(model, data_of(LABELS), lambda f, y: focal(f[y != 1], y[y != 1]), plugin)
     assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS)))
+
+
+def test_what_somebodys_loss_leaves_out_is_left_out_of_every_part_of_a_minibatch(monkeypatch):
+    monkeypatch.setattr(per_sample_gradients, "NUMBERS_AT_ONCE", 5 * 3**2)
+    plugin, model = EWCPlugin(1.0), network(3)
+    train(model, data_of(LABELS), lambda f, y: functional.cross_entropy(f, y, ignore_index=1), plugin)
+    assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS), ignore_index=1))
 
 
 def test_importances_that_are_all_zero_are_warned_of_by_name():
