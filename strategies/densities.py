@@ -66,7 +66,13 @@ class Categorical:
         if y.is_floating_point():  # probabilities of the classes: d sum_c y_c log p_c / d f
             y = _like(y, outputs)
             return y - p * y.sum(1, keepdim=True)
-        return functional.one_hot(fitting(y, outputs).long(), p.shape[1]).movedim(-1, 1) - p
+        y = fitting(y, outputs).long()
+        if ((y < 0) | (y >= p.shape[1])).any():
+            raise ValueError(
+                f"labels must be classes, 0 to {p.shape[1] - 1} for {p.shape[1]} outputs, or left out by the loss; got "
+                f"{y.min().item()} to {y.max().item()}"
+            )
+        return functional.one_hot(y, p.shape[1]).movedim(-1, 1) - p
 
     def draw(self, outputs: Tensor) -> Tensor:
         # Outputs that are not finite draw something, and their score says so.

@@ -193,7 +193,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
-        _refuse_logits_in_training_alone(strategy, self.data_since(strategy), likelihood)
+        _refuse_logits_in_training_alone(strategy, self.data_since(strategy), likelihood)  # and outputs of other forms
         with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
             if self.fisher == "exact":
                 refuse_too_many(outputs)

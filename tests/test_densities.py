@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
-from engrams.strategies.densities import counted, density, likelihood_of
+from engrams.strategies.densities import counted, density, likelihood_by_gradient, likelihood_of
 from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
 
@@ -159,12 +159,23 @@ def test_a_sample_without_a_label_is_none_in_any_fisher(fisher):
     assert not any(value.any() for value in none.values())
 
 
-def test_sampled_without_some_labels_is_exact_over_many_samples():
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_sampled_without_some_labels_is_exact_over_many_samples(ignored):
+    """Where what is ignored is a class, it is drawn as the others are for the samples that have a label."""
     model, (x, y) = network(3), data_of(torch.arange(SAMPLES) % 3).tensors
-    dataset = TensorDataset(x, torch.where(y == 1, -100, y))
+    dataset = TensorDataset(x, torch.where(y == 1, ignored, y))
     torch.manual_seed(0)
-    many = diagonal_fisher(model, ConcatDataset([dataset] * 600), "sampled")
+    many = diagonal_fisher(model, ConcatDataset([dataset] * 600), "sampled", ignore_index=ignored)
     assert_same(many, diagonal_fisher(model, TensorDataset(x[y != 1], y[y != 1])), rtol=0.15)
+
+
+@pytest.mark.parametrize("label", [-100, 3])
+@pytest.mark.parametrize("fisher", ["empirical", "batched"])
+def test_a_label_that_counts_and_is_no_class_is_named(fisher, label):
+    """Of a criterion of one's own that reads it as some class."""
+    data = data_of(torch.where(torch.arange(SAMPLES) < SAMPLES - 1, torch.arange(SAMPLES) % 3, label))
+    with pytest.raises(ValueError, match=rf"labels must be classes, 0 to 2 for 3 outputs, .*; got .*{label}"):
+        diagonal_fisher(network(3), data, fisher, counted=lambda outputs, batch: None)
 
 
 class Times(nn.Module):
@@ -551,6 +562,14 @@ def test_a_density_is_known_in_half_precision_too(dtype):
     for criterion, y in ((focal, LABELS), (nn.L1Loss(), of_numbers), (nn.HuberLoss(delta=30), of_numbers)):
         with pytest.raises(ValueError, match="is none whose density is known"):
             train(network(3).to(dtype), TensorDataset(x, y), criterion, EWCPlugin(1.0))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 16, 16), (3, 21, 32, 32)])
+def test_a_cross_entropy_of_many_positions_is_known(shape):
+    """The gradients of most of them are next to nothing."""
+    torch.manual_seed(0)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]))
+    assert likelihood_by_gradient(lambda f: functional.cross_entropy(f, y), torch.randn(shape)) == "categorical"
 
 
 def test_what_a_criterion_of_one_precision_counts_is_found_too():

@@ -748,11 +748,24 @@ class LabelsLast(SupervisedTemplate):
         return self.mbatch[2]
 
 
-def test_the_columns_are_those_that_the_strategy_says():
+class AllColumns(LabelsLast):
+    """It says of every column what it is."""
+
+    @property
+    def mb_x(self):
+        return self.mbatch[0]
+
+    @property
+    def mb_task_id(self):
+        return torch.zeros_like(self.mbatch[2])
+
+
+@pytest.mark.parametrize("kind", [LabelsLast, AllColumns])
+def test_the_columns_are_those_that_the_strategy_says(kind):
     torch.manual_seed(0)
     x, y, other = torch.randn(20, 6), torch.arange(20) % 2, torch.randn(20)
     model, plugin = Net(), EWCPlugin(1.0, fisher="empirical")
-    strategy = LabelsLast(
+    strategy = kind(
         model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), criterion=nn.CrossEntropyLoss(),
         train_mb_size=8, plugins=[plugin], evaluator=quiet(),
     )  # fmt: skip

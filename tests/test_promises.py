@@ -376,7 +376,7 @@ def test_noise_is_standard_normal_before_anything_was_learned():
         (ReplayAlignmentGAN, {"ra_lambda": 1e-3}),
         (EWCGAN, {"fisher_samples": 6400}),
         (MeRGAN, {"images_per_class": 6400, "classifier": None}),
-        # Huszar 2018: nothing is forgotten; a standard normal target.
+        # Huszár 2017: nothing is forgotten; a standard normal target.
         (
             EWCPlugin,
             {
@@ -401,16 +401,21 @@ def test_what_is_not_said_is_the_papers(kind, expected):
     assert {name: defaults[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("measure", [diagonal_fisher, mas_importance])
-def test_what_an_importance_does_where_nothing_is_said_is_what_torch_does(measure):
-    expected = {
-        "fisher": "exact", "likelihood": "categorical", "noise_std": 1.0, "variant": "global", "num_workers": 0,
-        "ignore_index": nn.CrossEntropyLoss().ignore_index, "batch_size": 32, "samples_at_once": None, "counted": None,
-        "fisher_samples": None,
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (
+            diagonal_fisher,
+            {"fisher": "exact", "fisher_samples": None, "likelihood": "categorical", "noise_std": 1.0, "counted": None}
+            | {"ignore_index": nn.CrossEntropyLoss().ignore_index},
+        ),
+        (mas_importance, {"variant": "global"}),
+    ],
+)
+def test_what_an_importance_is_where_nothing_is_said(measure, expected):
+    loading = {"batch_size": 32, "samples_at_once": None, "num_workers": 0}
     parameters = inspect.signature(measure).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    assert defaults == {name: expected[name] for name in defaults}
+    assert {one.name: one.default for one in parameters if one.default is not one.empty} == expected | loading
 
 
 def test_what_is_no_answer_is_masked_as_avalanches_heads_mask_it():
@@ -418,10 +423,9 @@ def test_what_is_no_answer_is_masked_as_avalanches_heads_mask_it():
 
 
 def test_a_critics_slope_is_that_of_the_public_code():
-    for generator in (WGANGP(IMAGES, 1, seed=0), ACGAN(ImageSpec((1, 8, 8)), 1, seed=0)):
-        slopes = {one.negative_slope for one in generator.critic.modules() if isinstance(one, nn.LeakyReLU)}
-        assert slopes <= {0.2}
-        assert slopes or isinstance(generator, ACGAN)
+    slopes = [one.negative_slope for one in WGANGP(IMAGES, 1, seed=0).critic.modules() if isinstance(one, nn.LeakyReLU)]
+    assert slopes
+    assert set(slopes) == {0.2}
 
 
 def test_images_are_sampled_without_gradients():
