@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engrams.strategies.minibatches import wide
+from engrams.strategies.precision import wide
 
 Likelihood = Literal["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"]
 

@@ -41,8 +41,9 @@ from engrams.strategies.densities import (
 )
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.importance import check_fisher_options, diagonal_fisher, refuse_too_many
-from engrams.strategies.minibatches import Minibatch, minibatches, wide
+from engrams.strategies.minibatches import Minibatch, minibatches
 from engrams.strategies.networks import AskedThroughStrategy, asked
+from engrams.strategies.precision import wide
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Consolidation,

@@ -16,8 +16,9 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
-from engrams.strategies.minibatches import Inputs, Minibatch, arguments, forward, part, rows, wide
+from engrams.strategies.minibatches import Inputs, Minibatch, arguments, forward, part, rows
 from engrams.strategies.networks import below
+from engrams.strategies.precision import wide
 from engrams.strategies.undisturbed import attributes_kept
 
 NUMBERS_AT_ONCE = 2**24

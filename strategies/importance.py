@@ -20,7 +20,7 @@ from engrams.strategies.densities import Likelihood, density, fitting, with_zero
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.gradient_plan import plan
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
-from engrams.strategies.minibatches import Minibatch, chosen_samples, rows, wide
+from engrams.strategies.minibatches import Minibatch, chosen_samples, rows
 from engrams.strategies.networks import trainable_parameters, unwrapped
 from engrams.strategies.per_sample_gradients import (
     SAMPLES_AT_ONCE,
@@ -29,8 +29,9 @@ from engrams.strategies.per_sample_gradients import (
     mean_over_samples,
     zeros,
 )
+from engrams.strategies.precision import wide, without_tf32
 from engrams.strategies.steps import step_of
-from engrams.strategies.undisturbed import evaluation_mode, without_tf32
+from engrams.strategies.undisturbed import evaluation_mode
 
 MOST_OUTPUTS = 4096
 """Of a sample, for the exact Fisher: a signal for each of as many outputs is 64 MiB."""

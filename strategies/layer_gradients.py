@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from engrams.strategies.minibatches import wide
+from engrams.strategies.precision import wide
 
 NUMBERS_WRITTEN_OUT = 2**21
 """Per-sample gradient entries (and unfolded patches) held at once: 8 MiB of float32, which a processor's cache holds.

@@ -184,11 +184,3 @@ def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
     if type(model).forward is MultiTaskModule.forward:
         return (inputs, task)
     return (inputs, torch.full((size,), task, device=next(model.parameters()).device))
-
-
-def wide(numbers: Tensor) -> Tensor:
-    """Returns floating-point numbers in float32 at least, others as they are.
-
-    In bfloat16 a sum of equal terms stops growing at the 256th, and in float16 the square of 1e-4 is 0.
-    """
-    return numbers.float() if numbers.is_floating_point() and numbers.dtype.itemsize < 4 else numbers

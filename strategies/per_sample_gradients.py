@@ -27,8 +27,9 @@ from engrams.strategies.layer_gradients import (
     add_products,
     recorded,
 )
-from engrams.strategies.minibatches import Minibatch, minibatches, rows, wide
+from engrams.strategies.minibatches import Minibatch, minibatches, rows
 from engrams.strategies.networks import trainable_parameters
+from engrams.strategies.precision import wide
 from engrams.strategies.steps import step_of
 from engrams.strategies.undisturbed import same_random_numbers
 

@@ -129,20 +129,6 @@ def _within_reach(hook: Any) -> list[Any]:
 
 
 @contextmanager
-def without_tf32() -> Iterator[None]:
-    """A GPU's convolutions have all of float32 within, not the 10 bits that PyTorch lets them have.
-
-    With TF32 a gradient is off by about 1e-3, by another error in a batch than alone: then no layer's rule is found to
-    hold, and the samples are measured one after another.
-    """
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    ):
-        yield
-
-
-@contextmanager
 def same_random_numbers() -> Iterator[None]:
     """What is drawn within (by torch, NumPy or Python) is drawn again afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (what transformations draw from)
