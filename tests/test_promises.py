@@ -385,8 +385,11 @@ def test_noise_is_standard_normal_before_anything_was_learned():
                 "gamma": 1.0,
                 "noise_std": 1.0,
                 "penalty_step": "gradient",
-            }
-            | {"weigh_by_samples": False, "normalise": False, "exclude": (), "consolidate_every": None},
+                "weigh_by_samples": False,
+                "normalise": False,
+                "exclude": (),
+                "consolidate_every": None,
+            },
         ),
         (MASPlugin, {"variant": "global", "penalty_step": "gradient", "exclude": (), "consolidate_every": None}),
         (DERPlugin, {"beta": 0.0, "batch_size_mem": None}),
