@@ -65,6 +65,12 @@ CATALOGUE: dict[str, Listed] = {
         counterpart="avalanche-mas",
     ),
     "mas-local": Listed("mas", "MAS, its local (Hebbian) form: products of activations, layer by layer"),
+    "chaudhry2019-ewc": Listed(
+        "chaudhry2019", "EWC as the code of Chaudhry et al. 2019 has it: a moving average of squares along the training"
+    ),
+    "chaudhry2019-mas": Listed(
+        "chaudhry2019", "MAS as the code of Chaudhry et al. 2019 has it: Omega of the latest experience alone"
+    ),
     "replay": Listed(
         "baselines",
         "rehearsal of a small buffer, as many old samples as new ones in every step",

@@ -388,7 +388,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             self.importances[name] = self.gamma * self.importances[name]
         for name, importance in importances.items():
             if name in self.importances:
-                importance = importance + self.gamma * _grown(self.importances[name].to(importance), importance)
+                importance = importance + self.gamma * grown(self.importances[name].to(importance), importance)
             self.importances[name] = importance
         self.anchors.update(anchors)
 
@@ -436,7 +436,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def _terms_of(self, parameters: dict[str, nn.Parameter], lost: list[str]) -> list[Term]:
         return [
-            Term(p, _grown(importance.to(p), p), _grown(anchors[name].to(p), p))
+            Term(p, grown(importance.to(p), p), grown(anchors[name].to(p), p))
             for importances, anchors in self._pairs()
             for name, importance in importances.items()
             if name not in lost
@@ -582,8 +582,8 @@ def _first(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor[tuple(slice(0, size) for size in like.shape)]
 
 
-def _grown(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` padded with zeros to the shape of ``like``: units added since have importance 0."""
+def grown(tensor: Tensor, like: Tensor) -> Tensor:
+    """Returns ``tensor`` padded with zeros to the shape of ``like``: units added since have importance 0."""
     if tensor.shape == like.shape:
         return tensor
     if not _may_grow(tensor, like):

@@ -1,0 +1,135 @@
+"""What the public code of Chaudhry et al. 2019 computes under the names of EWC and MAS: neither paper's.
+
+facebookresearch/agem, ``model/model.py`` and ``conv_split_cifar.py``, commit 4542149. Both penalties are
+lambda sum_i I_i (theta_i - theta*_i)^2, without EWC's 1/2, around the parameters at the end of the last experience;
+what differs from the papers is the importance I. They are here to be compared with, beside the figures that this code
+gave (arXiv:1812.00420): for work of your own take :class:`EWCPlugin` and :class:`MASPlugin`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from engrams.strategies.arguments import at_least_one, not_negative
+from engrams.strategies.kept import State
+from engrams.strategies.mas import MASPlugin
+from engrams.strategies.networks import trainable_parameters
+from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin, grown
+
+FRESH = 0.9
+"""The share of the latest steps in the running Fisher (``FISHER_EMA_DECAY``)."""
+
+
+class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
+    """EWC whose Fisher is a moving average along the training.
+
+    The squares of the loss's gradients g (of a minibatch's mean, in training mode, with the true labels) are summed over
+    n steps, and then
+
+        F <- 0.1 F + 0.9 (1/n) sum g^2
+
+    from F = 0 at the very beginning, and never reset: of an experience, 0.1^k is left after k more such updates. At the
+    end of an experience the importance is F, shifted and scaled so that it is 0 and 1 at its least and its largest value
+    in the whole network; it replaces the one before.
+    """
+
+    def __init__(self, ewc_lambda: float, every: int = 50):
+        """
+        Args:
+            ewc_lambda: lambda above, >= 0.
+            every: n above, in steps (``FISHER_UPDATE_AFTER``); counted anew in every experience, at whose end what has
+                been summed since the last update is dropped.
+
+        Raises:
+            ValueError: an argument outside its range; after an experience, parameters or importances that are not
+                finite.
+        """
+        not_negative(ewc_lambda=ewc_lambda)
+        super().__init__(ewc_lambda)
+        at_least_one(every=every)
+        self.every = every
+
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self._running: ByName = {}
+        self._learning: dict[str, nn.Parameter] = {}
+        self._begin_sum()
+
+    def _begin_sum(self) -> None:
+        self._summed: ByName = {}
+        self._steps = 0
+
+    def before_training_exp(self, strategy, **kwargs):
+        super().before_training_exp(strategy, **kwargs)
+        self._learning = trainable_parameters(strategy.model)
+        self._running = {name: grown(f, self._learning[name]) for name, f in self._running.items()}
+        self._begin_sum()
+
+    @torch.no_grad()
+    def after_backward(self, strategy, **kwargs):
+        self._steps += 1
+        if self._steps % self.every == 0:  # before this step's own gradient is added
+            self._update()
+        pull = {id(p): 2 * self._scale * importance * (p - anchor) for p, importance, anchor in self._terms}
+        for name, p in self._learning.items():
+            if p.grad is not None:
+                square = (p.grad - pull.get(id(p), 0)) ** 2  # the penalty has a part in the gradient
+                self._summed[name] = self._summed.get(name, 0) + square
+
+    def _update(self) -> None:
+        for name in self._running.keys() | self._summed.keys():
+            old, new = self._running.get(name, 0), self._summed.get(name, 0)
+            self._running[name] = (1 - FRESH) * old + FRESH / self.every * new
+        self._summed = {}
+
+    def importance(self, strategy) -> ByName:
+        """The running Fisher, its least value in the network taken to 0 and its largest to 1."""
+        if not self._running:
+            return {}
+        least = min(fisher.min() for fisher in self._running.values())
+        width = max(fisher.max() for fisher in self._running.values()) - least
+        return {name: (fisher - least) / width.clamp_min(1e-32) for name, fisher in self._running.items()}
+
+    def consolidate(self, importances: ByName, anchors: ByName) -> None:
+        self.importances, self.anchors = importances, anchors
+
+    def state_dict(self) -> State:
+        """As every quadratic penalty's, and the running Fisher."""
+        return super().state_dict() | {"running": deepcopy(self._running)}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        self._running = deepcopy(state["running"])
+
+    def state_dict_within(self) -> State:
+        """The running Fisher, what has been summed for it since, and the steps of the experience."""
+        return deepcopy({"running": self._running, "summed": self._summed, "steps": self._steps})
+
+    def load_state_dict_within(self, state: State) -> None:
+        """Goes on from the middle of an experience."""
+        self._running, self._summed = deepcopy((state["running"], state["summed"]))
+        self._steps = state["steps"]
+
+
+class ChaudhryMASPlugin(MASPlugin):
+    """MAS whose Omega is that of the latest experience alone, measured on minibatches.
+
+    (1/N) sum over minibatches of | d sum_k ||F(x_k)||_2^2 / d theta |, as the ``batched`` :func:`mas_importance`; what
+    earlier experiences left is overwritten.
+    """
+
+    def __init__(self, mas_lambda: float):
+        """
+        Args:
+            mas_lambda: lambda above, >= 0.
+
+        Raises:
+            ValueError: as :class:`MASPlugin`.
+        """
+        super().__init__(mas_lambda, "batched")
+
+    def consolidate(self, importances: ByName, anchors: ByName) -> None:
+        self.importances, self.anchors = importances, anchors

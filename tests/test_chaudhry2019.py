@@ -1,0 +1,147 @@
+"""EWC and MAS as the code of Chaudhry et al. 2019 has them, against plain loops that follow that code line by line."""
+
+import copy
+
+import pytest
+import torch
+from avalanche.models import IncrementalClassifier, as_multitask
+from avalanche.training.plugins import SupervisedPlugin
+from torch.nn.functional import cross_entropy
+
+from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin, ChaudhryMASPlugin
+from engrams.strategies.kept import restore_within, state_within
+from tests.test_ewc import learn, mlp, stream
+
+RATE = 0.05  # of ``learn``
+
+
+class Minibatches(SupervisedPlugin):
+    """Keeps what was trained on, an experience at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def before_training_exp(self, strategy, **kwargs):
+        self.seen.append([])
+
+    def before_forward(self, strategy, **kwargs):
+        self.seen[-1].append((strategy.mb_x.clone(), strategy.mb_y.clone()))
+
+
+def step(weights, loss, penalty):
+    gradients = torch.autograd.grad(loss + penalty, weights)
+    with torch.no_grad():
+        for w, g in zip(weights, gradients, strict=True):
+            w -= RATE * g
+
+
+def pulled(weights, stars, importances, strength):
+    return strength * sum(
+        ((w - star) ** 2 * f).sum() for w, star, f in zip(weights, stars, importances, strict=True)
+    )
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_ewc_is_what_the_released_code_computes(every):
+    strength, met = 2.0, Minibatches()
+    start = mlp(4)
+    plain = copy.deepcopy(start)
+    plugin = ChaudhryEWCPlugin(strength, every)
+    learn(start, stream([[0, 1], [2, 3], [0, 1]]), met, plugin)
+
+    weights = list(plain.parameters())
+    running, summed, normalised, stars = ([torch.zeros_like(w) for w in weights] for _ in range(4))
+    for minibatches in met.seen:
+        for iteration, (x, y) in enumerate(minibatches):
+            if (iteration + 1) % every == 0:
+                running = [0.1 * r + 0.9 * s / every for r, s in zip(running, summed, strict=True)]
+                summed = [torch.zeros_like(w) for w in weights]
+            loss = cross_entropy(plain(x), y)
+            gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+            summed = [s + g**2 for s, g in zip(summed, gradients, strict=True)]
+            step(weights, loss, pulled(weights, stars, normalised, strength))
+        low, high = min(r.min() for r in running), max(r.max() for r in running)
+        normalised = [(r - low) / (high - low) for r in running]
+        summed, stars = ([torch.zeros_like(w) for w in weights], [w.detach().clone() for w in weights])
+
+    for (name, w), f in zip(plain.named_parameters(), normalised, strict=True):
+        torch.testing.assert_close(dict(start.named_parameters())[name], w)
+        torch.testing.assert_close(plugin.importances[name], f, rtol=1e-4, atol=1e-6)
+    assert max(f.max() for f in plugin.importances.values()) == 1
+    assert min(f.min() for f in plugin.importances.values()) == 0
+
+
+def test_mas_is_what_the_released_code_computes():
+    strength, met = 2.0, Minibatches()
+    start = mlp(4)
+    plain = copy.deepcopy(start)
+    plugin = ChaudhryMASPlugin(strength)
+    experiences = list(stream([[0, 1], [2, 3], [0, 1]]))
+    learn(start, experiences, met, plugin)
+
+    weights = list(plain.parameters())
+    omega, stars = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    for minibatches, experience in zip(met.seen, experiences, strict=True):
+        for x, y in minibatches:
+            step(weights, cross_entropy(plain(x), y), pulled(weights, stars, omega, strength))
+        images = torch.stack([sample[0] for sample in experience.dataset])
+        omega = [torch.zeros_like(w) for w in weights]
+        for ten in images.split(10):
+            gradients = torch.autograd.grad((plain(ten) ** 2).sum(), weights)
+            omega = [o + g.abs() / len(images) for o, g in zip(omega, gradients, strict=True)]
+        stars = [w.detach().clone() for w in weights]
+
+    for (name, w), o in zip(plain.named_parameters(), omega, strict=True):
+        torch.testing.assert_close(dict(start.named_parameters())[name], w)
+        torch.testing.assert_close(plugin.importances[name], o)
+
+
+def test_of_an_old_head_a_tenth_is_left_after_each_update():
+    """Five updates an experience of 250 steps and ``every`` 50, so that 1e-5 is left of what came before."""
+    plugin = ChaudhryEWCPlugin(1.0, every=4)
+    experiences = stream([[0, 1]] * 3, task_incremental=True)
+    strategy = learn(as_multitask(mlp(), "classifier"), experiences[:2], plugin)
+    before = {name: f for name, f in plugin.state_dict()["running"].items() if "classifiers.0" in name}
+    assert before
+    strategy.train(experiences[2])  # two epochs of four minibatches: two updates
+    for name, f in before.items():
+        torch.testing.assert_close(plugin.state_dict()["running"][name], 0.1**2 * f)
+
+
+def test_it_goes_on_from_the_middle_of_an_experience():
+    class Exchange(SupervisedPlugin):
+        """Puts a plugin that was given the other's state in its place, once, after three steps."""
+
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 3 and strategy.clock.train_exp_counter == 1:
+                fresh = ChaudhryEWCPlugin(1.0, every=2)
+                fresh.load_state_dict(plugins[0].state_dict())
+                fresh.before_training_exp(strategy)
+                restore_within(fresh, state_within(plugins[0]))
+                strategy.plugins[strategy.plugins.index(plugins[0])] = fresh
+                plugins.append(fresh)
+
+    found = []
+    for more in ([], [Exchange()]):
+        torch.manual_seed(1)
+        plugins = [ChaudhryEWCPlugin(1.0, every=2)]
+        learn(mlp(), stream([[0, 1]] * 3), plugins[0], *more)
+        found.append(plugins[-1].importances)
+    assert len(plugins) == 2
+    for name, f in found[0].items():
+        assert torch.equal(f, found[1][name])
+
+
+def test_units_that_are_added_begin_with_nothing():
+    model = mlp()
+    model.classifier = IncrementalClassifier(model.classifier.in_features, 2)
+    plugin = ChaudhryEWCPlugin(1.0, every=2)
+    learn(model, stream([[0, 1], [2, 3]]), plugin)
+    assert plugin.importances["classifier.classifier.weight"].shape == model.classifier.classifier.weight.shape
+
+
+@pytest.mark.parametrize("arguments", [{"ewc_lambda": -1.0}, {"ewc_lambda": 1.0, "every": 0}])
+def test_arguments_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="must be"):
+        ChaudhryEWCPlugin(**arguments)
