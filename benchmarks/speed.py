@@ -35,7 +35,7 @@ from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import Images, PermutedStream
 from engrams.benchmarks.speed_resnet import EpochClock, one_pass, one_thread
-from engrams.benchmarks.training.learn import benchmark_of, make_strategy
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.networks import ReducedResNet
 from engrams.reports.render import Sheet
 from engrams.reports.wandb.sending import Sending

@@ -30,7 +30,7 @@ from torchvision.transforms.functional import to_pil_image
 from engrams.benchmarks.data.images import ImageData, as_float
 from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.training.learn import make_strategy
+from engrams.benchmarks.training.build import make_strategy
 from engrams.benchmarks.training.networks import ReducedResNet
 
 PROTOCOL = "split-cifar100/class"

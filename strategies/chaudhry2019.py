@@ -26,14 +26,14 @@ FRESH = 0.9
 class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
     """EWC whose Fisher is a moving average along the training.
 
-    The squares of the loss's gradients g (of a minibatch's mean, in training mode, with the true labels) are summed over
-    n steps, and then
+    The squares of the loss's gradients g (of a minibatch's mean, in training mode, with the true labels) are summed
+    over n steps, and then
 
         F <- 0.1 F + 0.9 (1/n) sum g^2
 
-    from F = 0 at the very beginning, and never reset: of an experience, 0.1^k is left after k more such updates. At the
-    end of an experience the importance is F, shifted and scaled so that it is 0 and 1 at its least and its largest value
-    in the whole network; it replaces the one before.
+    from F = 0 at the very beginning, and never reset: of an experience, 0.1^k is left after k more such updates. At
+    the end of an experience the importance is F, shifted and scaled so that it is 0 and 1 at its least and its largest
+    value in the whole network; it replaces the one before.
     """
 
     def __init__(self, ewc_lambda: float, every: int = 50):
@@ -81,7 +81,7 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
 
     def _update(self) -> None:
         for name in self._running.keys() | self._summed.keys():
-            old, new = self._running.get(name, 0), self._summed.get(name, 0)
+            old, new = (kept.get(name, torch.zeros(())) for kept in (self._running, self._summed))
             self._running[name] = (1 - FRESH) * old + FRESH / self.every * new
         self._summed = {}
 

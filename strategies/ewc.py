@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from avalanche.training.templates.problem_type import SupervisedProblem
@@ -194,8 +194,10 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
-        _refuse_logits_in_training_alone(strategy, self.data_since(strategy), likelihood)  # and outputs of other forms
-        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
+        with _three_samples(strategy, self.data_since(strategy)) as three:
+            loss, outputs, y, _ = three
+            density(likelihood).refuse(outputs)
+            _refuse_logits_in_training_alone(likelihood, three)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
             if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):
@@ -260,7 +262,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
         """What the strategy's own loss does on three samples."""
-        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y):
+        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y, _):
             found = likelihood_by_gradient(loss, outputs)
             if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
                 refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
@@ -275,37 +277,52 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             return found
 
 
+class _ThreeSamples(NamedTuple):
+    """What is known of the first samples before anything is trained."""
+
+    loss: Callable[[Tensor], Tensor]
+    """The strategy's, as a function of outputs."""
+    outputs: Tensor
+    y: Tensor
+    """Their labels; empty where there are none."""
+    in_training: Callable[[], Tensor | None]
+    """Asks the network once more, as it is in training but for dropout and batch norm; None if that gives no
+    outputs."""
+
+
 @contextmanager
-def _three_samples(strategy, data: Dataset) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]]:
-    """Within: the strategy's loss as a function of outputs, the outputs, and the labels, of the first three samples."""
+def _three_samples(strategy, data: Dataset) -> Iterator[_ThreeSamples]:
+    """Within: the network in eval mode, and what is known of the first three samples."""
     model = AskedThroughStrategy(strategy)
+    by_mode = [m for m in strategy.model.modules() if m.training and not type(m).__module__.startswith("torch.nn.")]
     with same_random_numbers(), evaluation_mode(model):
         batch = next(minibatches(model, first_samples(data), 3, whole=True))
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
-        yield partial(model.loss, batch.columns), outputs.detach(), torch.empty(0) if batch.y is None else batch.y
+
+        def in_training() -> Tensor | None:
+            for module in by_mode:
+                module.training = True
+            try:
+                return outputs_of(model, batch.inputs, batch.task)[0].detach()
+            except Exception:  # whatever it raises: in training it gives something else than outputs
+                return None
+            finally:
+                for module in by_mode:
+                    module.training = False
+
+        y = torch.empty(0) if batch.y is None else batch.y
+        yield _ThreeSamples(partial(model.loss, batch.columns), outputs.detach(), y, in_training)
 
 
-def _refuse_logits_in_training_alone(strategy, data: Dataset, likelihood: Likelihood) -> None:
+def _refuse_logits_in_training_alone(likelihood: Likelihood, three: _ThreeSamples) -> None:
     """Raises a ValueError if the network gives logits in training and their probabilities in eval mode.
 
     A softmax of the softmax is another density than the one that is trained. Dropout and batch norm stay as they are in
     eval mode, so that nothing but what the network itself does by ``self.training`` makes a difference.
     """
-    if likelihood not in ("categorical", "bernoulli"):
+    if likelihood not in ("categorical", "bernoulli") or (in_training := three.in_training()) is None:
         return
-    model = AskedThroughStrategy(strategy)
-    by_mode = [m for m in strategy.model.modules() if m.training and not type(m).__module__.startswith("torch.nn.")]
-    with same_random_numbers(), evaluation_mode(strategy.model), torch.no_grad():
-        batch = next(minibatches(model, first_samples(data), 3, whole=True))
-        outputs, _ = outputs_of(model, batch.inputs, batch.task)
-        density(likelihood).refuse(outputs)
-        for module in by_mode:
-            module.training = True
-        try:
-            in_training, _ = outputs_of(model, batch.inputs, batch.task)
-        except Exception:  # whatever it raises: in training it gives something else than outputs
-            return
-    outputs, in_training = wide(outputs), wide(in_training)
+    outputs, in_training = wide(three.outputs), wide(in_training)
     if likelihood == "categorical":  # which dropout in a function, not a module, does not hide
         other = (outputs - in_training).abs().max() > 1e-2
         found = other and (outputs >= 0).all() and (outputs.sum(1) - 1).abs().max() < 1e-2

@@ -7,7 +7,8 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.training.learn import benchmark_of, learn, make_strategy
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
+from engrams.benchmarks.training.learn import learn
 from engrams.reports import pages, store
 from engrams.reports.anytime import measures
 

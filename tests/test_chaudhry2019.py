@@ -37,9 +37,7 @@ def step(weights, loss, penalty):
 
 
 def pulled(weights, stars, importances, strength):
-    return strength * sum(
-        ((w - star) ** 2 * f).sum() for w, star, f in zip(weights, stars, importances, strict=True)
-    )
+    return strength * sum(((w - star) ** 2 * f).sum() for w, star, f in zip(weights, stars, importances, strict=True))
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -18,7 +18,7 @@ from engrams.benchmarks.judging.generation import SHOWN, GenerationObserver
 from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
 from engrams.benchmarks.judging.quality import features_of, frechet_distance
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.training.learn import make_strategy
+from engrams.benchmarks.training.build import make_strategy
 from engrams.reports import store
 from engrams.reports.pages import generation
 from engrams.strategies.generators import ACGAN, ImageSpec

@@ -31,8 +31,9 @@ from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ReducedResNet18
 from engrams.benchmarks.runs import Run
+from engrams.benchmarks.training.build import make_strategy
 from engrams.benchmarks.training.checkpoint import INTERVAL, SHARE
-from engrams.benchmarks.training.learn import learn, make_strategy
+from engrams.benchmarks.training.learn import learn
 from engrams.reports import store
 from engrams.reports.matrix import METRICS, metrics
 from engrams.strategies import catalogue
@@ -271,7 +272,7 @@ def test_avalanches_evaluator_is_asked_in_evaluation_only(monkeypatch):
     quiet = learn(run, "cpu", [], _quiet)
     assert "after_eval" in asked
     assert not {name for name in asked if "training" in name}
-    monkeypatch.setattr("engrams.benchmarks.training.learn.SilentInTraining", EvaluationPlugin)
+    monkeypatch.setattr("engrams.benchmarks.training.build.SilentInTraining", EvaluationPlugin)
     assert learn(run, "cpu", [], _quiet).accuracy_matrix == quiet.accuracy_matrix
     assert "after_training_iteration" in asked
 

@@ -124,7 +124,7 @@ def test_the_test_stream_is_not_even_built(tiny, monkeypatch):
         data.append(images)
         return built[-1]
 
-    monkeypatch.setattr("engrams.benchmarks.training.learn.make_benchmark", watch)
+    monkeypatch.setattr("engrams.benchmarks.training.build.make_benchmark", watch)
     trial = search.Trial(l2_run(tiny), tiny.parent, {})
     assert search._try_out(trial, lambda epochs: None, "cpu", False).acc[-1] > 0
     assert [set(benchmark.streams) for benchmark in built] == [{"train", "validation"}]

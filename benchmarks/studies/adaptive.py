@@ -28,7 +28,7 @@ from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies.sweeps import StudyError, Subsets
-from engrams.benchmarks.training.learn import benchmark_of, make_strategy
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.watch import Diverged, watch
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results

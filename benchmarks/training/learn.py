@@ -11,26 +11,20 @@ from typing import Protocol as Structural
 
 import numpy as np
 import torch
-from avalanche.benchmarks import CLExperience, CLScenario
-from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.logging import BaseLogger
+from avalanche.benchmarks import CLExperience
 from avalanche.models import MultiHeadClassifier
 from avalanche.training.determinism.rng_manager import RNGManager
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from avalanche.training.templates import SupervisedTemplate
 from numpy.typing import NDArray
 from torch import nn
 
-from engrams.benchmarks.data.loading import InMemoryLoading
-from engrams.benchmarks.data.own_benchmarks import own_benchmark
-from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.judging.anytime import AnytimePlugin, PrequentialPlugin
 from engrams.benchmarks.judging.masked import TaskMaskPlugin
 from engrams.benchmarks.judging.predictions import PredictionsPlugin
-from engrams.benchmarks.protocols.schema import Judging, ProtocolError
+from engrams.benchmarks.protocols.schema import Judging
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training import stopping
-from engrams.benchmarks.training.augment import Augmentation
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.checkpoint import (
     Checkpoints,
     Within,
@@ -39,16 +33,12 @@ from engrams.benchmarks.training.checkpoint import (
     restore_strategy,
 )
 from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
-from engrams.benchmarks.training.networks import make_network
-from engrams.benchmarks.training.precision import train_in_bfloat16
-from engrams.benchmarks.training.schedule import Decay
 from engrams.benchmarks.training.watch import watch
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.matrix import accuracy_row
 from engrams.reports.predictions import Predictions
-from engrams.strategies.generators import ImageSpec
-from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
+from engrams.strategies.kept import State
 from engrams.strategies.steps import steps_told
 
 EVALUATION_BATCH = 1000
@@ -121,135 +111,160 @@ def learn(
         Diverged: the loss or a parameter is no finite number any more.
         ProtocolError: the strategy cannot be built on this stream.
     """
-    protocol = run.protocol
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
-    memory = PeakMemory(device)
-    clock = Stopwatch(kept["seconds"] if kept else 0.0, kept["processor_seconds"] if kept else 0.0)
-    benchmark = benchmark_of(run, stream_from_disk)
-    learned, judged = benchmark.train_stream[: run.first], benchmark.streams[run.judge][: run.first]
-    strategy = make_strategy(run, benchmark, device, [], classifier)
-    operations = count_operations(strategy)
-    if protocol.masks_tasks:
-        strategy.plugins.append(TaskMaskPlugin())
-    strategy.plugins.append(predictions := PredictionsPlugin())
-    of_epochs = [watcher for watcher in watchers if isinstance(watcher, EpochWatcher)]
+    learning = _Learning(run, device, watchers, report, stream_from_disk, classifier, kept)
+    if run.strategy.whole_stream_at_once:
+        return learning.of_the_whole_stream_at_once()
+    return learning.of_one_experience_after_another(checkpoints, kept)
 
-    def epoch_done(epoch: int, losses: dict[str, float]) -> None:
-        with clock.paused():
-            for watcher in of_epochs:
-                watcher.after_epoch(epoch, losses)
 
-    done = kept["epochs"] if kept else 0
+class _Learning:
+    """A run while it is learned: its streams, its strategy, what watches it, and what has come out so far."""
 
-    def told(epochs: int) -> None:
-        nonlocal done
-        done = epochs
-        report(epochs)
+    def __init__(
+        self,
+        run: Run,
+        device: str,
+        watchers: Sequence[Watcher],
+        report: Callable[[int], None],
+        stream_from_disk: bool,
+        classifier: nn.Module | None,
+        kept: State | None,
+    ):
+        self.run = run
+        self.watchers = watchers
+        self.memory = PeakMemory(device)
+        self.clock = Stopwatch(kept["seconds"] if kept else 0.0, kept["processor_seconds"] if kept else 0.0)
+        benchmark = benchmark_of(run, stream_from_disk)
+        self.learned = benchmark.train_stream[: run.first]
+        self.judged = benchmark.streams[run.judge][: run.first]
+        self.strategy = make_strategy(run, benchmark, device, [], classifier)
+        self.operations = count_operations(self.strategy)
+        if run.protocol.masks_tasks:
+            self.strategy.plugins.append(TaskMaskPlugin())
+        self.predictions = PredictionsPlugin()
+        self.strategy.plugins.append(self.predictions)
+        self.matrix: list[list[float]] = kept["matrix"] if kept else []
+        self.at_initialisation: list[float] = kept["at_initialisation"] if kept else []
+        self.epochs = kept["epochs"] if kept else 0
+        self.report = report
+        watch(self.strategy, self._epochs_done, self._epoch_done, self.epochs)
 
-    watch(strategy, told, epoch_done, done)
-    matrix: list[list[float]] = kept["matrix"] if kept else []
-    at_initialisation: list[float] = []
+    def _epochs_done(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.report(epochs)
 
-    def look() -> None:
-        asked = [
-            not matrix or place <= len(matrix) or may_have_changed(strategy.model, experience)
-            for place, experience in enumerate(judged)
-        ]
-        row = iter(accuracy_row(strategy.eval(list(compress(judged, asked)))))
-        matrix.append([next(row) if ask else at_initialisation[place] for place, ask in enumerate(asked)])
-        seen: dict[str, Any] = {"seconds": clock.seconds}
-        with clock.paused():
-            for watcher in watchers:
-                watcher.after_experience(strategy, matrix, seen)
+    def _epoch_done(self, epoch: int, losses: dict[str, float]) -> None:
+        with self.clock.paused():
+            for watcher in self.watchers:
+                if isinstance(watcher, EpochWatcher):
+                    watcher.after_epoch(epoch, losses)
 
-    def train(experiences: CLExperience | Sequence[CLExperience], **how: bool) -> None:
-        with steps_told(operations.counting):
-            try:
-                strategy.train(experiences, **how)
-            finally:
-                operations.end()
+    def of_the_whole_stream_at_once(self) -> Learned:
+        """Returns what comes out where all experiences are learned together."""
+        self._train(self.learned)
+        self._look()
+        return Learned(self.matrix, [], self.clock.seconds, self._costs(), self.predictions.result(False))
 
-    def costs() -> Costs:
-        return Costs(
-            processor_seconds=clock.processor_seconds,
-            peak_memory=memory.bytes(),
-            bytes=bytes_of(strategy),
-            operations=operations.operations,
-            steps=operations.steps,
+    def of_one_experience_after_another(self, checkpoints: Checkpoints | None, kept: State | None) -> Learned:
+        """Returns what comes out of the stream as a continual learner meets it."""
+        anytime, prequential = self._while_it_learns()
+        if kept is None:
+            self.at_initialisation = accuracy_row(self.strategy.eval(self.judged))
+        if anytime:
+            self.strategy.plugins.append(anytime)
+        if prequential:
+            self.strategy.plugins.insert(0, prequential)
+        within = self._within(checkpoints, kept)
+        if kept:
+            self._restore(kept)
+        with stopping.heeded() if checkpoints else nullcontext():
+            for experience in self.learned[len(self.matrix) :]:
+                if within:
+                    within.begin(self.strategy)
+                self._train(experience, reset_optimizer_state=self.run.training.reset_optimizer)
+                self._look()
+                if checkpoints and len(self.matrix) < len(self.learned):
+                    with self.clock.paused():
+                        checkpoints.offer(lambda: {**self._so_far(), **before_experience(self.strategy)})
+        return Learned(
+            self.matrix,
+            self.at_initialisation,
+            self.clock.seconds,
+            self._costs(),
+            self.predictions.result(True),
+            anytime.result() if anytime else None,
+            prequential.result() if prequential else None,
         )
 
-    if run.strategy.whole_stream_at_once:
-        train(learned)
-        look()
-        return Learned(matrix, [], clock.seconds, costs(), predictions.result(False))
-    of_watchers: dict[str, Any] = {type(one).__name__: one for one in watchers if hasattr(one, "state_dict")}
-    judging = protocol.judging or Judging()
-    anytime = AnytimePlugin(judged, judging, clock.paused, protocol.masks_tasks) if judging.every else None
-    prequential = (
-        PrequentialPlugin(judging.window, clock.paused, run.training.iterations_per_batch, protocol.masks_tasks)
-        if judging.prequential
-        else None
-    )
-    if kept is None:
-        at_initialisation = accuracy_row(strategy.eval(judged))
-    if anytime:
-        strategy.plugins.append(anytime)
-    if prequential:
-        strategy.plugins.insert(0, prequential)
+    def _train(self, experiences: CLExperience | Sequence[CLExperience], **how: bool) -> None:
+        with steps_told(self.operations.counting):
+            try:
+                self.strategy.train(experiences, **how)
+            finally:
+                self.operations.end()
 
-    def so_far() -> State:
+    def _look(self) -> None:
+        """Evaluates on every experience whose answers may be others than before, and shows it to the watchers."""
+        asked = [
+            not self.matrix or place <= len(self.matrix) or may_have_changed(self.strategy.model, experience)
+            for place, experience in enumerate(self.judged)
+        ]
+        row = iter(accuracy_row(self.strategy.eval(list(compress(self.judged, asked)))))
+        self.matrix.append([next(row) if ask else self.at_initialisation[place] for place, ask in enumerate(asked)])
+        seen: dict[str, Any] = {"seconds": self.clock.seconds}
+        with self.clock.paused():
+            for watcher in self.watchers:
+                watcher.after_experience(self.strategy, self.matrix, seen)
+
+    def _while_it_learns(self) -> tuple[AnytimePlugin | None, PrequentialPlugin | None]:
+        """Returns what judges within an experience, as far as the protocol's ``[judging]`` asks for it."""
+        judging, masks = self.run.protocol.judging or Judging(), self.run.protocol.masks_tasks
+        repeats = self.run.training.iterations_per_batch
+        return (
+            AnytimePlugin(self.judged, judging, self.clock.paused, masks) if judging.every else None,
+            PrequentialPlugin(judging.window, self.clock.paused, repeats, masks) if judging.prequential else None,
+        )
+
+    def _costs(self) -> Costs:
+        return Costs(
+            processor_seconds=self.clock.processor_seconds,
+            peak_memory=self.memory.bytes(),
+            bytes=bytes_of(self.strategy),
+            operations=self.operations.operations,
+            steps=self.operations.steps,
+        )
+
+    # --- what a checkpoint has ------------------------------------------------------------------------------------
+
+    def _within(self, checkpoints: Checkpoints | None, kept: State | None) -> Within | None:
+        """Returns what offers checkpoints within an experience, added to the strategy."""
+        if checkpoints is None:
+            return None
+        within = Within(checkpoints, self._so_far, self.clock.paused, kept.get("within") if kept else None)
+        self.strategy.plugins.append(within)
+        return within
+
+    def _so_far(self) -> State:
         return {
-            "matrix": matrix,
-            "at_initialisation": at_initialisation,
-            "seconds": clock.seconds,
-            "processor_seconds": clock.processor_seconds,
-            "epochs": done,
-            "watchers": {name: watcher.state_dict() for name, watcher in of_watchers.items()},
+            "matrix": self.matrix,
+            "at_initialisation": self.at_initialisation,
+            "seconds": self.clock.seconds,
+            "processor_seconds": self.clock.processor_seconds,
+            "epochs": self.epochs,
+            "watchers": {name: watcher.state_dict() for name, watcher in self._watchers_that_keep().items()},
         }
 
-    within = Within(checkpoints, so_far, clock.paused, kept.get("within") if kept else None) if checkpoints else None
-    if within:
-        strategy.plugins.append(within)
-    if kept:
-        at_initialisation = kept["at_initialisation"]
-        restore_strategy(strategy, kept["strategy"], learned[: len(matrix)], judged)
-        for name in of_watchers.keys() & kept["watchers"].keys():  # whether there is one of W&B, this command says
-            of_watchers[name].load_state_dict(kept["watchers"][name])
+    def _restore(self, kept: State) -> None:
+        restore_strategy(self.strategy, kept["strategy"], self.learned[: len(self.matrix)], self.judged)
+        watchers = self._watchers_that_keep()
+        for name in watchers.keys() & kept["watchers"].keys():  # whether there is one of W&B, this command says
+            watchers[name].load_state_dict(kept["watchers"][name])
         restore_random(kept["random"])
 
-    with stopping.heeded() if checkpoints else nullcontext():
-        for experience in learned[len(matrix) :]:
-            if within:
-                within.begin(strategy)
-            train(experience, reset_optimizer_state=run.training.reset_optimizer)
-            look()
-            if checkpoints and len(matrix) < len(learned):
-                with clock.paused():
-                    checkpoints.offer(lambda: {**so_far(), **before_experience(strategy)})
-    return Learned(
-        matrix,
-        at_initialisation,
-        clock.seconds,
-        costs(),
-        predictions.result(True),
-        anytime.result() if anytime else None,
-        prequential.result() if prequential else None,
-    )
-
-
-def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
-    """Returns the streams of a run.
-
-    Raises:
-        DataError, ProtocolError: the data are not here or not as they have to be; see ``make_benchmark`` and
-            ``own_benchmark``.
-    """
-    protocol, stream = run.protocol, run.protocol.stream
-    if stream.kind == "benchmark":
-        return own_benchmark(protocol.dataset, stream, protocol.learned_as, run.judge, run.seed)
-    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
-    return make_benchmark(data, stream, protocol.learned_as, run.judge, run.seed)
+    def _watchers_that_keep(self) -> dict[str, Any]:
+        return {type(one).__name__: one for one in self.watchers if hasattr(one, "state_dict")}
 
 
 def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
@@ -296,93 +311,3 @@ class Stopwatch:
 
 def _clocks() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
-
-
-def make_strategy(
-    run: Run,
-    benchmark: CLScenario,
-    device: str,
-    plugins: Sequence[SupervisedPlugin],
-    classifier: nn.Module | None = None,
-) -> SupervisedTemplate:
-    """Returns the Avalanche strategy of a run, ready to be trained on the benchmark's train stream."""
-    training = run.training
-    budget = run.budget
-    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
-    if training.augments and len(shape) != 3:
-        which = "horizontal_flips" if training.horizontal_flips else "random_crops"
-        raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
-    model = make_network(run.protocol.network, run.protocol.learned_as, benchmark)
-    # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
-    optimizer: torch.optim.Optimizer
-    if training.optimizer == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
-    else:
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True
-        )
-    decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
-    augmentation: list[Augmentation] = []
-    if training.augments:
-        flips, crops, black = training.horizontal_flips, training.random_crops, bounds(shape, run.protocol.images)[0]
-        augmentation.append(Augmentation(flips, crops, training.augmented, black, run.seed))
-    in_order = run.protocol.stream.boundaries == "gradual"
-    loading = InMemoryLoading(run.seed, training.iterations_per_batch, in_order)
-    template: dict[str, Any] = {
-        "model": model,
-        "optimizer": optimizer,
-        "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": training.batch_size,
-        "train_epochs": training.epochs,
-        "eval_mb_size": EVALUATION_BATCH,
-        "device": torch.device(device),
-        "plugins": [loading, *augmentation, *decay, *plugins],
-        "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
-    }
-    entry = run.strategy
-    if entry.needs_images:
-        if run.protocol.stream.kind == "benchmark" and "mean" not in run.protocol.images.model_fields_set:
-            raise ProtocolError(
-                f"{run.protocol.name}: {entry.name} makes images and must know what black and white are in this "
-                f"benchmark: say by images.mean and images.std how it normalises (0 and 1 if it does not)"
-            )
-        template |= {"images": ImageSpec(shape, *bounds(shape, run.protocol.images)), "seed": run.seed}
-    if entry.has_gan:
-        met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
-        classes = 1 + max(map(max, met))
-        template |= {"gan": run.protocol.gan, "classes": classes}
-    if run.protocol.generation and classifier:
-        template |= {
-            "classifier": classifier,
-            "images_per_class": run.protocol.generation.images_per_class,
-        }
-    try:
-        if run.protocol.generation and entry.generate:
-            strategy = entry.generate(run.hyperparameters, template)
-        else:
-            strategy = entry.make(run.hyperparameters, template)
-        if entry.has_gan:  # now, not where the experience comes that it cannot learn
-            strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, met)))
-    except ValueError as error:  # it cannot be done on this stream
-        raise ProtocolError(f"{run.protocol.name}: {entry.name}: {error}") from error
-    if training.iterations_per_batch > 1 and strategy.optimizer is None:
-        raise ProtocolError(f"{run.protocol.name}: {entry.name} takes no steps: training.iterations_per_batch is 1")
-    for plugin in augmentation:
-        strategy.plugins.insert(0, plugin.new)
-    if training.precision == "bf16":
-        if run.protocol.generation:
-            raise ProtocolError(f"{run.protocol.name}: training.precision is for what classifies; GANs need float32")
-        train_in_bfloat16(strategy)
-    return strategy
-
-
-class SilentInTraining(KeepsNothing, KeepsNothingWithin, EvaluationPlugin):
-    """Avalanche's, asked in evaluation only.
-
-    A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the
-    experience each time, it takes a sixth of a small network's training.
-    """
-
-    def _update_metrics_and_loggers(self, strategy: SupervisedTemplate, callback: str) -> None:
-        if not strategy.is_training:
-            super()._update_metrics_and_loggers(strategy, callback)

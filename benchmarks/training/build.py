@@ -1,0 +1,148 @@
+"""What a run needs, made: its benchmark and its strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from avalanche.benchmarks import CLScenario
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.logging import BaseLogger
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+
+from engrams.benchmarks.data.loading import InMemoryLoading
+from engrams.benchmarks.data.own_benchmarks import own_benchmark
+from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
+from engrams.benchmarks.protocols.schema import ProtocolError, Training
+from engrams.benchmarks.runs import Run
+from engrams.benchmarks.training.augment import Augmentation
+from engrams.benchmarks.training.networks import make_network
+from engrams.benchmarks.training.precision import train_in_bfloat16
+from engrams.benchmarks.training.schedule import Decay
+from engrams.strategies.generators import ImageSpec
+from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin
+
+EVALUATION_BATCH = 1000
+
+
+def benchmark_of(run: Run, stream_from_disk: bool = False) -> CLScenario:
+    """Returns the streams of a run.
+
+    Raises:
+        DataError, ProtocolError: the data are not here or not as they have to be; see ``make_benchmark`` and
+            ``own_benchmark``.
+    """
+    protocol, stream = run.protocol, run.protocol.stream
+    if stream.kind == "benchmark":
+        return own_benchmark(protocol.dataset, stream, protocol.learned_as, run.judge, run.seed)
+    data = prepared(protocol.dataset, protocol.images, stream_from_disk, by_minibatch=True)
+    return make_benchmark(data, stream, protocol.learned_as, run.judge, run.seed)
+
+
+def make_strategy(
+    run: Run,
+    benchmark: CLScenario,
+    device: str,
+    plugins: Sequence[SupervisedPlugin],
+    classifier: nn.Module | None = None,
+) -> SupervisedTemplate:
+    """Returns the Avalanche strategy of a run, ready to be trained on the benchmark's train stream.
+
+    Args:
+        run: what to do.
+        benchmark: its own, of :func:`benchmark_of`.
+        device: torch's name of the device to train on.
+        plugins: go before the strategy's own.
+        classifier: of real images, which judges where a generator is judged.
+
+    Raises:
+        ProtocolError: the strategy cannot be built on this stream.
+    """
+    entry, protocol, training = run.strategy, run.protocol, run.training
+    shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
+    augmentation = _augmentation(run, shape)
+    model = make_network(protocol.network, protocol.learned_as, benchmark)
+    budget = run.budget
+    decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
+    in_order = protocol.stream.boundaries == "gradual"
+    loading = InMemoryLoading(run.seed, training.iterations_per_batch, in_order)
+    template: dict[str, Any] = {
+        "model": model,
+        "optimizer": _optimizer(training, model),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": training.batch_size,
+        "train_epochs": training.epochs,
+        "eval_mb_size": EVALUATION_BATCH,
+        "device": torch.device(device),
+        "plugins": [loading, *augmentation, *decay, *plugins],
+        "evaluator": SilentInTraining(accuracy_metrics(experience=True), loggers=[BaseLogger()]),
+    }
+    if entry.needs_images:
+        template |= {"images": _images(run, shape), "seed": run.seed}
+    if entry.has_gan:
+        classes_met = [experience.classes_in_this_experience for experience in benchmark.train_stream]
+        classes = 1 + max(map(max, classes_met))
+        template |= {"gan": protocol.gan, "classes": classes}
+    if protocol.generation and classifier:
+        template |= {"classifier": classifier, "images_per_class": protocol.generation.images_per_class}
+    generates = protocol.generation and entry.generate
+    try:
+        strategy = (entry.generate if generates else entry.make)(run.hyperparameters, template)
+        if entry.has_gan:  # now, not where the experience comes that it cannot learn
+            strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, classes_met)))
+    except ValueError as error:  # it cannot be done on this stream
+        raise ProtocolError(f"{protocol.name}: {entry.name}: {error}") from error
+    if training.iterations_per_batch > 1 and strategy.optimizer is None:
+        raise ProtocolError(f"{protocol.name}: {entry.name} takes no steps: training.iterations_per_batch is 1")
+    for plugin in augmentation:
+        strategy.plugins.insert(0, plugin.new)
+    if training.precision == "bf16":
+        if protocol.generation:
+            raise ProtocolError(f"{protocol.name}: training.precision is for what classifies; GANs need float32")
+        train_in_bfloat16(strategy)
+    return strategy
+
+
+def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    # fused: the same update in one pass over memory; on a CPU the default Adam costs as much as the network.
+    if training.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
+    return torch.optim.SGD(model.parameters(), lr=training.learning_rate, momentum=training.momentum, fused=True)
+
+
+def _augmentation(run: Run, shape: tuple[int, ...]) -> list[Augmentation]:
+    """Returns what the protocol asks for: one, or none."""
+    training = run.training
+    if not training.augments:
+        return []
+    if len(shape) != 3:
+        which = "horizontal_flips" if training.horizontal_flips else "random_crops"
+        raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
+    black = bounds(shape, run.protocol.images)[0]
+    return [Augmentation(training.horizontal_flips, training.random_crops, training.augmented, black, run.seed)]
+
+
+def _images(run: Run, shape: tuple[int, ...]) -> ImageSpec:
+    """Returns what a strategy that makes images must know of them."""
+    protocol = run.protocol
+    if protocol.stream.kind == "benchmark" and "mean" not in protocol.images.model_fields_set:
+        raise ProtocolError(
+            f"{protocol.name}: {run.strategy.name} makes images and must know what black and white are in this "
+            f"benchmark: say by images.mean and images.std how it normalises (0 and 1 if it does not)"
+        )
+    return ImageSpec(shape, *bounds(shape, protocol.images))
+
+
+class SilentInTraining(KeepsNothing, KeepsNothingWithin, EvaluationPlugin):
+    """Avalanche's, asked in evaluation only.
+
+    A run measures and logs nothing while it trains. Asked all the same, eight times a step, with a copy of the
+    experience each time, it takes a sixth of a small network's training.
+    """
+
+    def _update_metrics_and_loggers(self, strategy: SupervisedTemplate, callback: str) -> None:
+        if not strategy.is_training:
+            super()._update_metrics_and_loggers(strategy, callback)
