@@ -31,8 +31,8 @@ def always(monkeypatch):
     monkeypatch.setenv(SHARE, "inf")
 
 
-def small(name, strategy, seed=0, gan_steps=20, **training):
-    """A run of a second: two epochs of each of four experiences, a few steps of a GAN."""
+def small(name, strategy, seed=0, gan_steps=10, **training):
+    """A run of a second: two epochs of each of three experiences, a few steps of a GAN."""
     entry = registry.get(name, {"training.epochs": 2, **{f"training.{key}": value for key, value in training.items()}})
     if entry.gan:
         entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": gan_steps, "width": 4})})
@@ -40,7 +40,7 @@ def small(name, strategy, seed=0, gan_steps=20, **training):
         entry = entry.model_copy(update={"generation": entry.generation.model_copy(update={"images_per_class": 50})})
     keys = run_of(entry, strategy).strategy.hyperparameters.model_fields
     run = run_of(entry, strategy, seed, {key: value for key, value in QUICK.items() if key in keys})
-    return replace(run, first=4)
+    return replace(run, first=3)
 
 
 def cut_short(run, out, after, wandb_mode="disabled"):
@@ -103,11 +103,11 @@ def test_what_goes_on_equals_what_was_never_cut_short(folders, name, strategy):
     assert whole.complete, whole.reason
     out = tmp_path / "cut"
     per_experience = run.epochs
-    cut_short(run, out, after=2 * per_experience + 1)
+    cut_short(run, out, after=per_experience + 1)
     assert (run.folder(out) / FILE).exists()
-    cut_short(run, out, after=3 * per_experience + 1)  # and once more, from what the second has kept
+    cut_short(run, out, after=2 * per_experience + 1)  # and once more, from what the second has kept
     again, rest = counted(run, out)
-    assert rest == epochs[3 * per_experience :], "it went on from there"
+    assert rest == epochs[2 * per_experience :], "it went on from there"
     assert_equal(run, again, whole, tmp_path)
 
 

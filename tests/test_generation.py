@@ -214,7 +214,7 @@ def test_the_frechet_distance_is_that_of_two_normals(classifier):
 
 
 def test_the_table_says_how_real_it_is(elsewhere):
-    run(elsewhere, "gan-joint")
+    run(elsewhere, "gan-joint", **QUICK["gan-joint"])
     done = engrams("table", elsewhere, "--format", "md")
     table = done.stdout.split("**generate-digits: what is generated**")[1]
     assert "| gan-joint " in table

@@ -224,6 +224,17 @@ def test_results_are_kept_and_the_rest_is_done(halves, monkeypatch, tmp_path):
     assert results.read(tmp_path / "halves.json").outcomes == whole.outcomes, "the same to the bit"
 
 
+def test_a_sweep_may_be_judged_on_validation_data(tmp_path):
+    path = tmp_path / "studies.toml"
+    path.write_text(SWEEP.replace("references", 'judge = "validation"\nreferences'))
+    for file, judge in ((path, "validation"), (listing.FILE, "test")):
+        sweep = studies.read(file)["small" if file == path else "fisher"]
+        points = studies.points_of("small", sweep)
+        assert {run.judge for point in points for run in point.runs} == {judge}
+        assert all(run.deciding()["judge"] == judge for point in points for run in point.runs)
+        assert f"on the {judge} data" in studies.curves_of(sweep, points, {}).legend
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

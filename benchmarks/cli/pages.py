@@ -100,7 +100,7 @@ def _studies(folder: Path, damaged: list[RecordError]) -> Iterator[StudyPage]:
                 continue
             found = sweeps.curves_of(study, points, records)
             curves_figure(found).savefig(figure, metadata={"Software": None})
-            yield StudyPage(name, [curves.sheet(found)], curves.LEGEND, figure, study.source, study.finding)
+            yield StudyPage(name, [curves.sheet(found)], found.legend, figure, study.source, study.finding)
         elif outcomes := adaptive.recorded(name, study, folder):
             adaptive_figure(outcomes).savefig(figure, metadata={"Software": None})
             yield StudyPage(name, results.sheets(outcomes), results.LEGEND, figure, study.source, study.finding)

@@ -280,7 +280,7 @@ def _sweep(
     elif not (records := sweeps.recorded(points, out, damaged)):
         raise RecordError(f"there are no records of this study in {out}; leave out --only-draw to run it")
     found = sweeps.curves_of(sweep, points, records)
-    show([curves.sheet(found)], curves.LEGEND, wide)
+    show([curves.sheet(found)], found.legend, wide)
     if any(record.complete for record in records.values()):
         draw(curves_figure(found), out / f"{name}.png")
     display.say_afterwards()

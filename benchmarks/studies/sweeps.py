@@ -23,7 +23,7 @@ from engrams.benchmarks.jobs.suite import finished, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.registry import read_toml
-from engrams.benchmarks.protocols.schema import Positive, ProtocolError, Table, first_problem
+from engrams.benchmarks.protocols.schema import Judge, Positive, ProtocolError, Table, first_problem
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
 from engrams.reports.errors import UserError
@@ -56,7 +56,11 @@ class Line(Table):
 
 
 class Sweep(Table):
-    """A strategy's ACC against one of its hyperparameters; ``references``: strategies shown as levels."""
+    """A strategy's ACC against one of its hyperparameters.
+
+    ``references``: strategies shown as levels. ``judge``: on ``validation`` data nothing is learned of the test data,
+    and where a stream has experiences for choosing alone, these are what is learned.
+    """
 
     kind: Literal["sweep"]
     title: str
@@ -66,6 +70,7 @@ class Sweep(Table):
     hyperparameter: str
     grid: Grid
     lines: Annotated[list[Line], Field(min_length=1)]
+    judge: Judge = "test"
     references: list[str] = Field(default_factory=list)
     source: str
     finding: str = ""
@@ -165,7 +170,7 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
             raise StudyError(f"{listing.FILE}: {name}: {label}: {error}") from error
         variant = ",".join(f"{key}={value}" for key, value in values.items())
         runs = [
-            Run(protocol, strategies[strategy], s, hyperparameters, variant=variant)
+            Run(protocol, strategies[strategy], s, hyperparameters, sweep.judge, variant)
             for s in range(seeds or sweep.seeds)
         ]
         return Asked(label, x, runs)
@@ -223,4 +228,5 @@ def curves_of(sweep: Sweep, points: Sequence[Asked], records: dict[Run, Record])
         hyperparameter=sweep.hyperparameter,
         curves=[Curve(label, found) for label, found in lines.items()],
         references={asked.label: point(asked) for asked in points if asked.x is None},
+        judged_on=sweep.judge,
     )

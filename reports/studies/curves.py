@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.text import Text
 
 from engrams.reports.estimates import Estimate
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
-
-LEGEND = (
-    "ACC in percent, mean ± 95% confidence interval over seeds, on the test data; in bold the highest mean of each "
-    "line. Nothing is chosen by these numbers."
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,20 @@ class Curves:
     curves: list[Curve]
     references: dict[str, Point]
     """Strategies without this hyperparameter: levels to compare with."""
+    judged_on: Literal["test", "validation"] = "test"
+
+    @property
+    def legend(self) -> str:
+        """What is said below the table."""
+        chosen = (
+            "Nothing is chosen by these numbers."
+            if self.judged_on == "test"
+            else "They are for choosing by, no results."
+        )
+        return (
+            f"ACC in percent, mean ± 95% confidence interval over seeds, on the {self.judged_on} data; in bold the "
+            f"highest mean of each line. {chosen}"
+        )
 
 
 def sheet(found: Curves) -> Sheet:
