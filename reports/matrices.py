@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from engrams.reports.errors import near_or
 from engrams.reports.figures import draw_accuracy_matrix
 from engrams.reports.store import RecordError, Records
 
@@ -50,8 +50,7 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
             ("strategy", strategies, {one.row for one in there}),
         ):
             if absent := next((name for name in wanted if name not in known), None):
-                near = get_close_matches(absent, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known)) or 'none'}"
+                hint = near_or(f"there are {', '.join(sorted(known)) or 'none'}", absent, known)
                 raise RecordError(f"there is no complete record of the {what} {absent!r}; {hint}")
         raise RecordError("there is no complete record of what is asked for")
 

@@ -86,6 +86,9 @@ def test_records_hold_what_is_promised(small_run):
     assert raw["environment"]["versions"]["torch"]
 
 
+NOT_THE_PROTOCOLS = {"chaudhry2019-ewc": {"ewc_lambda": 10.0, "every": 5}, "chaudhry2019-mas": {"mas_lambda": 0.1}}
+
+
 @pytest.mark.parametrize("name", ["split-digits/task", "split-digits/class"])
 @pytest.mark.parametrize("strategy", CATALOGUE)
 def test_every_strategy_runs(tmp_path, monkeypatch, name, strategy):
@@ -105,6 +108,7 @@ def test_every_strategy_runs(tmp_path, monkeypatch, name, strategy):
         pytest.skip("refused; test_generation.py has it")
     brief = dict.fromkeys(("generator_epochs", "vae_epochs"), 2) | {"epochs": 1}
     brief = {key: value for key, value in brief.items() if key in found.hyperparameters.model_fields}
+    brief |= NOT_THE_PROTOCOLS.get(strategy, {})
     run = replace(run_of(entry, strategy, 0, brief), first=3)
     epochs = []
     record = execute(run, tmp_path, "cpu", "disabled", epochs.append)

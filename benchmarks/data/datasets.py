@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -32,6 +31,7 @@ from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
 from engrams.benchmarks.data.names import FEATURES, NPZ, OFFLINE, DataError, is_own
 from engrams.benchmarks.data.own import load_own
 from engrams.benchmarks.data.parquet import ParquetImages
+from engrams.reports.errors import near_or
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def load(name: str, from_disk: bool = False) -> ImageData:
     if name == SUPERCLASSES:
         return _by_superclass(load("cifar100", from_disk))
     if name not in SOURCES:
-        near = get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(NAMES)}"
+        hint = near_or(f"there are {', '.join(NAMES)}", name, NAMES)
         raise DataError(
             f"no data set is called {name!r}; {hint} (features of one: features:name; one's own: npz:path, "
             f"folder:path, parquet:path, module:function or file.py:function)"

@@ -11,7 +11,6 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +25,7 @@ from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
 from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge, ProtocolError
+from engrams.reports.errors import near_or
 from engrams.strategies.references import BadReference, resolve
 from engrams.strategies.undisturbed import same_random_numbers
 
@@ -96,8 +96,7 @@ def _made(reference: str, arguments: str, seed: int) -> Any:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     for name in given:
         if takes and name not in takes and not takes_any:
-            near = get_close_matches(name, takes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(takes) or 'none'}"
+            hint = near_or(f"it takes {', '.join(takes) or 'none'}", name, takes)
             raise ProtocolError(f"stream.arguments.{name}: {reference} takes no such argument; {hint}")
     try:
         with same_random_numbers():
@@ -113,8 +112,7 @@ def _function(reference: str) -> Callable[..., Any]:
         found = getattr(classic, name, None)
         if not inspect.isfunction(found):
             known = [name for name, value in vars(classic).items() if name[0].isupper() and inspect.isfunction(value)]
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+            hint = near_or(f"there are {', '.join(sorted(known))}", name, known)
             raise ProtocolError(f"benchmark: no benchmark of Avalanche's is called {name!r}; {hint}")
         return found
     try:

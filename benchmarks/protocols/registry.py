@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from engrams.benchmarks.protocols.schema import (
     flattened,
     set_below,
 )
+from engrams.reports.errors import near_or
 from engrams.strategies import catalogue, references
 from engrams.strategies.catalogue import CATALOGUE, registered
 from engrams.strategies.references import BadReference
@@ -177,9 +177,8 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
         problem = first_problem(error)
         key = problem.partition(":")[0]
         if key in changed:
-            near = get_close_matches(key, flattened(content).keys() - changed.keys(), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near and "unknown key" in problem else ""
-            raise ProtocolError(f"--set {problem}{hint}") from error
+            hint = near_or("", key, flattened(content).keys() - changed.keys()) if "unknown key" in problem else ""
+            raise ProtocolError(f"--set {problem}{hint and f'; {hint}'}") from error
         raise ProtocolError(f"{path}: {problem}") from error
     _check_strategies(path, file.strategies)
     _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of")
