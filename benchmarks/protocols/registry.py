@@ -340,14 +340,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_sources(path: Path, file: ProtocolFile) -> None:
-    """Every number has a source, an entry for its dotted key or for a table above it; and every source a number."""
-    numbers = list(_numbers(file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)))
-    for key in numbers:
+    """Every number has a source, an entry for its dotted key or for a table above it; and every source a setting."""
+    settings = file.model_dump(mode="json", include=set(NUMBERED), exclude_unset=True)
+    for key in _numbers(settings):
         if not any(key == source or key.startswith(f"{source}.") for source in file.sources):
             raise ProtocolError(f"{path}: {key} has no source; say in [sources] where the number comes from")
     for source in file.sources:
-        if not any(key == source or key.startswith(f"{source}.") for key in [*numbers, *NAMED]):
-            raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such number in this file")
+        if not any(key == source or key.startswith(f"{source}.") for key in [*flattened(settings), *NAMED]):
+            raise ProtocolError(f"{path}: sources.{source}: unknown key: there is no such setting in this file")
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[str]:
