@@ -1,4 +1,4 @@
-"""What the public code of Chaudhry et al. 2019 computes under the names of EWC and MAS: neither paper's.
+"""Shows what the public code of Chaudhry et al. 2019 computes under the names of EWC and MAS: neither paper's.
 
 facebookresearch/agem, ``model/model.py`` and ``conv_split_cifar.py``, commit 4542149. Both penalties are
 lambda sum_i I_i (theta_i - theta*_i)^2, without EWC's 1/2, around the parameters at the end of the last experience;
@@ -9,31 +9,36 @@ gave (arXiv:1812.00420): for work of your own take :class:`EWCPlugin` and :class
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
 from engrams.strategies.mas import MASPlugin
-from engrams.strategies.networks import trainable_parameters
+from engrams.strategies.networks import named_parameters, trainable_parameters
 from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin, grown
 
 FRESH = 0.9
 """The share of the latest steps in the running Fisher (``FISHER_EMA_DECAY``)."""
+MAS_BATCH = 10
+"""Samples in a minibatch of the measurement, whatever those of the training (``task_updates``)."""
 
 
 class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
-    """EWC whose Fisher is a moving average along the training.
+    """This is EWC with a Fisher that is a moving average along the training.
 
     The squares of the loss's gradients g (of a minibatch's mean, in training mode, with the true labels) are summed
     over n steps, and then
 
         F <- 0.1 F + 0.9 (1/n) sum g^2
 
-    from F = 0 at the very beginning, and never reset: of an experience, 0.1^k is left after k more such updates. At
-    the end of an experience the importance is F, shifted and scaled so that it is 0 and 1 at its least and its largest
-    value in the whole network; it replaces the one before.
+    from F = 0 at the very beginning, and never reset: of an experience, 0.1^k is left after k more such updates. An
+    update comes before the gradient of its own step is added, so that the first sum of an experience has n - 1
+    gradients. At the end of an experience the importance is F, shifted and scaled so that it is 0 and 1 at its least
+    and its largest value in the whole network; it replaces the one before.
     """
 
     def __init__(self, ewc_lambda: float, every: int = 50):
@@ -62,16 +67,26 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
         self._summed: ByName = {}
         self._steps = 0
 
+    def _by_name(self) -> list[dict[str, Any]]:
+        return [*super()._by_name(), self._running]  # it goes where the anchors go, under another name or away
+
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
         self._learning = trainable_parameters(strategy.model)
-        self._running = {name: grown(f, self._learning[name]) for name, f in self._running.items()}
-        self._begin_sum()
+        fresh = {name: torch.zeros_like(p) for name, p in self._learning.items() if not is_lazy(p)}
+        parameters = named_parameters(strategy.model)
+        self._running = fresh | {
+            name: grown(fisher.to(parameters[name]), parameters[name])
+            for name, fisher in self._running.items()
+            if name in parameters
+        }
+        if len(self._since) == 1:  # not in a later piece of the same experience
+            self._begin_sum()
 
     @torch.no_grad()
     def after_backward(self, strategy, **kwargs):
         self._steps += 1
-        if self._steps % self.every == 0:  # before this step's own gradient is added
+        if self._steps % self.every == 0:
             self._update()
         pull = {id(p): 2 * self._scale * importance * (p - anchor) for p, importance, anchor in self._terms}
         for name, p in self._learning.items():
@@ -80,24 +95,27 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
                 self._summed[name] = self._summed.get(name, 0) + square
 
     def _update(self) -> None:
-        for name in self._running.keys() | self._summed.keys():
+        for name in {**self._running, **self._summed}:
             old, new = (kept.get(name, torch.zeros(())) for kept in (self._running, self._summed))
             self._running[name] = (1 - FRESH) * old + FRESH / self.every * new
         self._summed = {}
 
     def importance(self, strategy) -> ByName:
-        """The running Fisher, its least value in the network taken to 0 and its largest to 1."""
-        if not self._running:
-            return {}
-        least = min(fisher.min() for fisher in self._running.values())
-        width = max(fisher.max() for fisher in self._running.values()) - least
-        return {name: (fisher - least) / width.clamp_min(1e-32) for name, fisher in self._running.items()}
+        """Returns the running Fisher, its least value in the network taken to 0 and its largest to 1."""
+        for name, fisher in self._running.items():
+            if not fisher.isfinite().all():
+                raise ValueError(
+                    f"{type(self).__name__}: the running Fisher of {name!r} is not finite: lower the learning rate"
+                )
+        least = min(fisher.min().item() for fisher in self._running.values())
+        width = max(fisher.max().item() for fisher in self._running.values()) - least
+        return {name: (fisher - least) / max(width, 1e-32) for name, fisher in self._running.items()}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances, self.anchors = importances, anchors
 
     def state_dict(self) -> State:
-        """As every quadratic penalty's, and the running Fisher."""
+        """Returns every quadratic penalty's, and the running Fisher."""
         return super().state_dict() | {"running": deepcopy(self._running)}
 
     def load_state_dict(self, state: State) -> None:
@@ -105,20 +123,29 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
         self._running = deepcopy(state["running"])
 
     def state_dict_within(self) -> State:
-        """The running Fisher, what has been summed for it since, and the steps of the experience."""
+        """Returns the running Fisher, what has been summed for it since, and the steps of the experience."""
         return deepcopy({"running": self._running, "summed": self._summed, "steps": self._steps})
 
     def load_state_dict_within(self, state: State) -> None:
         """Goes on from the middle of an experience."""
-        self._running, self._summed = deepcopy((state["running"], state["summed"]))
+        self._running, self._summed = self._placed(state["running"]), self._placed(state["summed"])
         self._steps = state["steps"]
+
+    def _placed(self, kept: ByName) -> ByName:
+        """Returns copies, each where its parameter is."""
+        return {name: _like(values, self._learning.get(name)) for name, values in kept.items()}
+
+
+def _like(values: Tensor, parameter: nn.Parameter | None) -> Tensor:
+    return values.clone() if parameter is None else values.to(parameter, copy=True)
 
 
 class ChaudhryMASPlugin(MASPlugin):
-    """MAS whose Omega is that of the latest experience alone, measured on minibatches.
+    """This is MAS with the Omega of the latest experience alone, measured on minibatches of ten.
 
     (1/N) sum over minibatches of | d sum_k ||F(x_k)||_2^2 / d theta |, as the ``batched`` :func:`mas_importance`; what
-    earlier experiences left is overwritten.
+    earlier experiences left is overwritten. Where ten does not divide N, that function counts the last minibatch as a
+    whole one, and the source leaves it out.
     """
 
     def __init__(self, mas_lambda: float):
@@ -129,7 +156,7 @@ class ChaudhryMASPlugin(MASPlugin):
         Raises:
             ValueError: as :class:`MASPlugin`.
         """
-        super().__init__(mas_lambda, "batched")
+        super().__init__(mas_lambda, "batched", batch_size=MAS_BATCH)
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances, self.anchors = importances, anchors

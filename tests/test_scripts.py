@@ -15,21 +15,21 @@ SCRIPTS = {
 }
 FOLDER = Path(__file__).parent / "scripts"
 PROGRAMS = """
-import os, runpy, sys, traceback
+import os, runpy, signal, sys, traceback
 import avalanche.training  # takes longer than any of them: once for all
 
 for script, said in zip(sys.argv[1::2], sys.argv[2::2]):
     if not os.fork():
         out = os.open(said, os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1), os.dup2(out, 2)
-        sys.argv, code = [script], 0
+        sys.argv, sys.path[0] = [script], os.path.dirname(script)
+        signal.alarm(300)  # a script that hangs ends, and is named
         try:
             runpy.run_path(script, run_name="__main__")
         except BaseException:
             traceback.print_exc()
-            code = 1
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+            sys.exit(1)
+        sys.exit()
     _, status = os.wait()
     print(os.path.basename(script), os.waitstatus_to_exitcode(status), flush=True)
 """

@@ -3,7 +3,8 @@
 A *sweep* shows a strategy's accuracy against one of its hyperparameters, one line each for several ways of doing it.
 What runs under which protocol and how it is recorded is that of any run; only where the records lie differs: below
 the strategy, each point of the figure has a folder named by its hyperparameters, so that two studies that share a
-folder can only meet where they ask for the same run. (A study of *subsets* is in ``adaptive.py``.)
+folder can only meet where they ask for the same run, if those of one protocol are all judged on the same data. (A
+study of *subsets* is in ``adaptive.py``.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run needs, made: its benchmark and its strategy."""
+"""Makes what a run needs: its benchmark and its strategy."""
 
 from __future__ import annotations
 

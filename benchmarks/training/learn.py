@@ -41,8 +41,6 @@ from engrams.reports.predictions import Predictions
 from engrams.strategies.kept import State
 from engrams.strategies.steps import steps_told
 
-EVALUATION_BATCH = 1000
-
 
 class Watcher(Structural):
     """Sees a run while it learns. What it takes is not counted among the run's seconds."""
@@ -114,13 +112,16 @@ def learn(
     torch.use_deterministic_algorithms(True)
     RNGManager.set_random_seeds(run.seed)
     learning = _Learning(run, device, watchers, report, stream_from_disk, classifier, kept)
-    if run.strategy.whole_stream_at_once:
-        return learning.of_the_whole_stream_at_once()
-    return learning.of_one_experience_after_another(checkpoints, kept)
+    try:
+        if run.strategy.whole_stream_at_once:
+            return learning.of_the_whole_stream_at_once()
+        return learning.of_one_experience_after_another(checkpoints, kept)
+    finally:
+        del learning.strategy  # whose plugins hold what learns: else the network stays until garbage is collected
 
 
 class _Learning:
-    """A run while it is learned: its streams, its strategy, what watches it, and what has come out so far."""
+    """Holds a run while it is learned: its streams, its strategy, what watches it, and what has come out so far."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ def curves_figure(found: Curves) -> Figure:
             labels.append(label)
     axes.set_ylim(*_limits(found))
     axes.set_xlabel(found.hyperparameter)
-    axes.set_ylabel("ACC (%), mean and 95% interval")
+    axes.set_ylabel(f"ACC (%) on {found.judged_on} data, mean and 95% interval")
     axes.set_title(found.title, fontsize="medium")
     axes.grid(color="0.9")
     axes.legend(handles, labels, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -1,4 +1,4 @@
-"""EWC and MAS of Chaudhry et al. 2019's public code."""
+"""Lists EWC and MAS of Chaudhry et al. 2019's public code."""
 
 from __future__ import annotations
 
