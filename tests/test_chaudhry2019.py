@@ -12,23 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin, ChaudhryMASPlugin
 from engrams.strategies.kept import restore_within, state_within
+from tests.test_baselines import Watch
 from tests.test_ewc import learn, mlp, stream
 
 RATE = 0.05  # of ``learn``
-
-
-class Minibatches(SupervisedPlugin):
-    """Keeps what was trained on, an experience at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def before_training_exp(self, strategy, **kwargs):
-        self.seen.append([])
-
-    def before_forward(self, strategy, **kwargs):
-        self.seen[-1].append((strategy.mb_x.clone(), strategy.mb_y.clone()))
 
 
 def step(weights, loss, penalty):
@@ -42,28 +29,34 @@ def pulled(weights, stars, importances, strength):
     return strength * sum(((w - star) ** 2 * f).sum() for w, star, f in zip(weights, stars, importances, strict=True))
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_ewc_is_what_the_released_code_computes(every):
-    strength, met = 2.0, Minibatches()
-    start = mlp(4)
-    plain = copy.deepcopy(start)
-    plugin = ChaudhryEWCPlugin(strength, every)
-    learn(start, stream([[0, 1], [2, 3], [0, 1]]), met, plugin)
-
+def released_ewc(plain, seen, strength, every, loss_of):
+    """Trains a network as that code does; returns the importances, in the order of its parameters."""
     weights = list(plain.parameters())
     running, summed, normalised, stars = ([torch.zeros_like(w) for w in weights] for _ in range(4))
-    for minibatches in met.seen:
-        for iteration, (x, y) in enumerate(minibatches):
+    for experience, minibatches in enumerate(seen):
+        for iteration, (x, y, *_) in enumerate(minibatches):
             if (iteration + 1) % every == 0:
                 running = [0.1 * r + 0.9 * s / every for r, s in zip(running, summed, strict=True)]
                 summed = [torch.zeros_like(w) for w in weights]
-            loss = cross_entropy(plain(x), y)
+            loss = loss_of(experience, x, y)
             gradients = torch.autograd.grad(loss, weights, retain_graph=True)
             summed = [s + g**2 for s, g in zip(summed, gradients, strict=True)]
             step(weights, loss, pulled(weights, stars, normalised, strength))
         low, high = min(r.min() for r in running), max(r.max() for r in running)
         normalised = [(r - low) / (high - low) for r in running]
         summed, stars = ([torch.zeros_like(w) for w in weights], [w.detach().clone() for w in weights])
+    return normalised
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_ewc_is_what_the_released_code_computes(every):
+    strength, met = 2.0, Watch()
+    start = mlp(4)
+    plain = copy.deepcopy(start)
+    plugin = ChaudhryEWCPlugin(strength, every)
+    learn(start, stream([[0, 1], [2, 3], [0, 1]]), met, plugin)
+
+    normalised = released_ewc(plain, met.seen, strength, every, lambda experience, x, y: cross_entropy(plain(x), y))
 
     for (name, w), f in zip(plain.named_parameters(), normalised, strict=True):
         torch.testing.assert_close(dict(start.named_parameters())[name], w)
@@ -73,7 +66,7 @@ def test_ewc_is_what_the_released_code_computes(every):
 
 
 def test_mas_is_what_the_released_code_computes():
-    strength, met = 2.0, Minibatches()
+    strength, met = 2.0, Watch()
     start = mlp(4)
     plain = copy.deepcopy(start)
     plugin = ChaudhryMASPlugin(strength)
@@ -83,7 +76,7 @@ def test_mas_is_what_the_released_code_computes():
     weights = list(plain.parameters())
     omega, stars = ([torch.zeros_like(w) for w in weights] for _ in range(2))
     for minibatches, experience in zip(met.seen, experiences, strict=True):
-        for x, y in minibatches:
+        for x, y, *_ in minibatches:
             step(weights, cross_entropy(plain(x), y), pulled(weights, stars, omega, strength))
         images = torch.stack([sample[0] for sample in experience.dataset])
         omega = [torch.zeros_like(w) for w in weights]
@@ -136,7 +129,7 @@ def test_it_goes_on_from_the_middle_of_an_experience():
 def test_a_head_a_task_is_the_released_codes_masked_layer():
     """With batch norm, whose parameters are held too; two outputs are of no task."""
     torch.manual_seed(5)
-    tasks, met, heads = 3, Minibatches(), {}
+    tasks, met, heads = 3, Watch(), {}
     body = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU())
 
     class Network(nn.Module):
@@ -164,23 +157,13 @@ def test_a_head_a_task_is_the_released_codes_masked_layer():
         for task, (weight, bias) in heads.items():
             plain.classifier.weight[2 * task : 2 * task + 2] = weight
             plain.classifier.bias[2 * task : 2 * task + 2] = bias
-    weights = list(plain.parameters())
-    running, summed, normalised, stars = ([torch.zeros_like(w) for w in weights] for _ in range(4))
-    for task, minibatches in enumerate(met.seen):
+
+    def masked(task, x, y):
         mask = torch.full((2 * tasks + 2,), -1e32)
         mask[2 * task : 2 * task + 2] = 0
-        for iteration, (x, y) in enumerate(minibatches):
-            if (iteration + 1) % 3 == 0:
-                running = [0.1 * r + 0.9 * s / 3 for r, s in zip(running, summed, strict=True)]
-                summed = [torch.zeros_like(w) for w in weights]
-            loss = cross_entropy(plain(x) + mask, y + 2 * task)
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True)
-            summed = [s + g**2 for s, g in zip(summed, gradients, strict=True)]
-            step(weights, loss, pulled(weights, stars, normalised, 2.0))
-        low, high = min(r.min() for r in running), max(r.max() for r in running)
-        normalised = [(r - low) / (high - low) for r in running]
-        summed, stars = ([torch.zeros_like(w) for w in weights], [w.detach().clone() for w in weights])
+        return cross_entropy(plain(x) + mask, y + 2 * task)
 
+    normalised = released_ewc(plain, met.seen, 2.0, 3, masked)
     found, fisher = dict(ours.named_parameters()), dict(zip(dict(plain.named_parameters()), normalised, strict=True))
     for name, w in plain.named_parameters():
         for task in range(tasks):
