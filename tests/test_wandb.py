@@ -300,6 +300,21 @@ def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_
         assert found.state == "finished"
 
 
+def test_a_sender_that_hangs_ends_with_wandbs_own_process(service, tmp_path, monkeypatch):
+    monkeypatch.setattr(sending, "AT_MOST", 1.0)
+
+    def hang(runs):
+        deadline = time.monotonic() + 60
+        while not _wandb_processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert _wandb_processes()
+        runs._sender.process.send_signal(signal.SIGSTOP)
+
+    screen = suite(tmp_path / "runs", [SOLVER], then=hang)
+    assert not _wandb_processes()
+    assert f"W&B: not sent: {SOLVER}: the service did not take it in time" in screen.text
+
+
 def _wandb_processes():
     listed = (" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
     return [line for line in listed if "wandb-core" in line and tempfile.gettempdir() in line]

@@ -28,7 +28,7 @@ from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import page
 from engrams.reports.wandb.journal import FOLDER, PICTURE, Reader, read_record
 from engrams.reports.wandb.service import Service, ServiceError
-from engrams.reports.wandb.settings import Address
+from engrams.reports.wandb.settings import Address, kill_children
 
 LOOKS_EVERY = 0.3
 """Seconds between two looks at a journal."""
@@ -556,15 +556,11 @@ def _end_service(at_most: float) -> None:
     if "wandb" not in sys.modules:
         return
     import wandb
-    from wandb.sdk import wandb_setup
 
     ending = threading.Thread(target=wandb.teardown, daemon=True)
-    connection = wandb_setup.singleton()._connection
     ending.start()
     ending.join(at_most)
-    if ending.is_alive() and connection and connection._proc:
-        connection._proc._process.kill()
-        connection._proc._process.wait()
+    kill_children(os.getpid())
 
 
 if __name__ == "__main__":

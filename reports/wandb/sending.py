@@ -19,7 +19,7 @@ from engrams.reports.errors import UserError
 from engrams.reports.store import paths_below
 from engrams.reports.wandb.journal import FILE, FOLDER, Reader
 from engrams.reports.wandb.service import Service, ServiceError
-from engrams.reports.wandb.settings import NO_KEY, WandBMode, WandBSettings, environment, scratch
+from engrams.reports.wandb.settings import NO_KEY, WandBMode, WandBSettings, environment, kill_children, scratch
 
 AT_MOST = 28.0
 """Seconds that what is still to be sent is waited for after the last run; with what it takes to end, 30."""
@@ -153,6 +153,7 @@ class Sending:
         try:
             self.process.wait(max(2.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            kill_children(self.process.pid)
             self.process.kill()
             self.process.wait()
         self._listener.join(1.0)

@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 WandBMode = Literal["online", "offline", "disabled"]
 PROJECT = "engrams"
@@ -140,6 +142,14 @@ def environment(folder: Path) -> dict[str, str]:
     theirs = {key: value for key, value in os.environ.items() if key not in ("WANDB_SERVICE", "WANDB_RESUME")}
     ours = dict.fromkeys(("TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), str(folder))
     return theirs | ours | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "WANDB_SILENT": "true"}
+
+
+def kill_children(pid: int) -> None:
+    """Kills what a process that imported wandb has begun: it would go on trying to send for as long as it takes."""
+    with suppress(psutil.NoSuchProcess):
+        for begun in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                begun.kill()
 
 
 def _is_alive(pid: int) -> bool:
