@@ -19,6 +19,7 @@ torch.set_num_threads(1)  # small networks; and as the suite runs them, so that 
 # A test may stand in another folder when it starts a process; what is imported there is what is imported here.
 if "PYTHONPATH" in os.environ:
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start a hundred processes
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"
@@ -30,7 +31,10 @@ def pytest_xdist_auto_num_workers(config) -> int:
     return min((os.cpu_count() or 1) + 1, 4)
 
 
-SLOWEST = ("runs", "places", "wandb_commands", "generation", "wandb", "chaos", "search", "stopping", "checkpoints")
+SLOWEST = (
+    *("runs", "places", "wandb_commands", "generation", "wandb", "chaos", "search", "stopping", "checkpoints"),
+    *("documents", "package", "penalties_everywhere", "terminal"),
+)
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -29,11 +29,22 @@ RECORDS = ROOT / "reports" / "results" / "records"
 STUDIES = ROOT / "reports" / "results" / "studies"
 
 
+@pytest.fixture(scope="module")
+def printed():
+    """What was printed: a command of which several tests look at the lines is run once."""
+    return {}
+
+
 @pytest.fixture
-def terminal(monkeypatch):
+def terminal(monkeypatch, printed):
     """Runs the command line as in a terminal of some width, or piped (None); returns the lines that it prints."""
 
     def run(width, *arguments):
+        if (width, arguments) not in printed:
+            printed[width, arguments] = lines_of(width, arguments)
+        return printed[width, arguments]
+
+    def lines_of(width, arguments):
         with monkeypatch.context() as patched:
             patched.setattr(Console, "is_terminal", width is not None)
             patched.setattr(shown.console, "width", width or 80)
@@ -74,7 +85,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_table_is_wider_than_the_terminal_and_nothing_is_cut(terminal, monkeypatch, tmp_path, command, width):
     arguments, headings = COMMANDS[command]
@@ -94,7 +105,7 @@ def test_a_plan_names_every_run(terminal):
         assert any(line.startswith(f"split-digits/task {name}") and "to be run" in line for line in lines)
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [80, 160])
 def test_a_table_keeps_what_it_is_about(terminal, width):
     lines = terminal(width, "table", RECORDS)
     comparisons = [above for above in heading_lines(lines) if "ACC" in above]
@@ -105,7 +116,7 @@ def test_a_table_keeps_what_it_is_about(terminal, width):
     assert any("avalanche-generative-replay-large" in line for line in lines), "no name is broken"
 
 
-@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("width", [80, 160])
 def test_a_board_keeps_method_strategy_and_verdict(terminal, width):
     above = heading_lines(terminal(width, "parity", RECORDS))
     boards = [heading for heading in above if "verdict" in heading]
