@@ -12,7 +12,7 @@ WHEELS ?=
 
 STUDIES := reports/results/studies
 
-.PHONY: help wheels bench bench-mnist report study gallery docs speed readme verify test cluster test-lowest test-newest \
+.PHONY: help wheels bench bench-mnist report study gallery docs speed readme verify test test-slow cluster test-lowest test-newest \
   mutants chaos lint clean
 
 help:
@@ -27,7 +27,8 @@ help:
 	@echo "make speed        what loading, penalties, importances, logging, generative replay and a GAN cost, as ratios"
 	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
-	@echo "make test         the tests"
+	@echo "make test         the tests that take seconds, in ten minutes"
+	@echo "make test-slow    the others: what starts queues, clusters, commands that are killed, sites, environments"
 	@echo "make cluster      twenty runs in a SLURM queue and twenty on a Ray cluster, both on this machine, and meddled with"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"
@@ -79,8 +80,10 @@ readme: $(READY)
 verify: $(READY)
 	$(BIN)/python -m benchmarks verify reports/results/records --rerun 10
 
-test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+test: WHICH := not slow
+test-slow: WHICH := slow
+test test-slow: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m "$(WHICH)"
 
 cluster: $(READY)
 	ENGRAMS_CLUSTER_RUNS=20 $(BIN)/python -m pytest tests/test_places.py

@@ -32,8 +32,8 @@ def pytest_xdist_auto_num_workers(config) -> int:
 
 
 SLOWEST = (
-    *("runs", "places", "wandb_commands", "generation", "wandb", "chaos", "search", "stopping", "checkpoints"),
-    *("documents", "package", "penalties_everywhere", "terminal"),
+    *("runs", "wandb", "generation", "checkpoints", "documents", "penalties_everywhere", "terminal"),
+    *("places", "wandb_commands", "chaos", "search", "stopping", "package"),
 )
 
 

@@ -2,7 +2,11 @@
 
 import random
 
+import pytest
+
 from tests import chaos
+
+pytestmark = pytest.mark.slow
 
 
 def test_five_kills_lose_nothing(tmp_path):

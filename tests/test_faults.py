@@ -16,6 +16,8 @@ from engrams.reports import store
 from engrams.reports.wandb.settings import DISABLED
 from tests.test_runs import engrams as here
 
+pytestmark = pytest.mark.slow
+
 RUN = ("run", "split-digits/class", "--seeds", "1", "--workers", "1", "--wandb", "disabled", "--experiences", "2")
 
 

@@ -20,6 +20,8 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.jobs.processes import start_server
 from tests.test_runs import engrams
 
+pytestmark = pytest.mark.slow
+
 NETWORK = "shufflenet_v2_x0_5"
 NAME = f"digits-{NETWORK}-32-first150"
 

@@ -12,6 +12,8 @@ from engrams.benchmarks.gallery import __main__ as gallery
 from engrams.benchmarks.gallery import generators, huszar, importances, matrix, rosenbrock
 from engrams.reports.store import read_records
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "reports" / "results" / "records"
 COMMITTED = ROOT / "reports" / "results" / "gallery"

@@ -30,6 +30,8 @@ from engrams.reports import store
 from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from tests.slurm import Slurm, why_not
 
+pytestmark = pytest.mark.slow
+
 MANY = int(os.environ.get("ENGRAMS_CLUSTER_RUNS", "4"))
 EPOCHS = {"training.epochs": 2}
 

@@ -13,6 +13,8 @@ import pytest
 
 from engrams.benchmarks.jobs.processes import ProcessError, in_processes
 
+pytestmark = pytest.mark.slow
+
 
 def job(name, **about):
     return SimpleNamespace(name=name, **about)

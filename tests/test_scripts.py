@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {
     "ewc_on_digits.py": ["consolidated 5"],
     "online_stream.py": ["consolidated 3 3"],  # and each 45 samples or more of 180, in steps of 10

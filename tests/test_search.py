@@ -19,6 +19,8 @@ from engrams.benchmarks.studies import search
 from engrams.strategies import catalogue
 from tests.test_runs import engrams
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = """
 title = "five experiences of two digits, a second a run"

@@ -15,7 +15,10 @@ from sphinx.cmd.build import main
 ROOT = Path(__file__).parent.parent
 SITE = Path("reports", "site")
 BROWSER = shutil.which("chromium-headless-shell")
-pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # Sphinx's, of MyST
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),  # Sphinx's, of MyST
+]
 needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no chromium-headless-shell here (Debian's package)")
 
 

@@ -19,6 +19,8 @@ from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE
 from engrams.reports import store
 from tests.test_runs import engrams
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"training.epochs": 60}
 COMMAND = ["run", "split-digits/task", "naive", "--set", "training.epochs=60", "--experiences", "2", "--seeds", "1"]

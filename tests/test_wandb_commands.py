@@ -24,7 +24,7 @@ from tests.test_runs import engrams
 from tests.wandb_runs import RECORDS, SOLVER, Screen, arrived, online, record_in, rows, table_of
 from tests.wandb_service import ENTITY
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 
 
 SOLVERS = """
