@@ -138,6 +138,30 @@ def test_a_perceptron_may_begin_as_glorot_and_bengio_say():
     assert "initialisation" not in MLP(hidden_size=3, hidden_layers=1).model_dump()
 
 
+def test_a_reduced_resnet_may_begin_as_that_of_chaudhry_et_al():
+    torch.manual_seed(0)
+    usual, wide = (
+        make_network(
+            ReducedResNet18(kind="resnet18-reduced", width=20, initialisation=name),
+            "domain",
+            benchmark_of(3, 32, "domain"),
+        )
+        for name in ("pytorch", "chaudhry2019")
+    )
+    convolutions = [
+        (layer, other)
+        for layer, other in zip(wide.modules(), usual.modules(), strict=True)
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 3
+    ]
+    assert {layer.kernel_size for layer, _ in convolutions} == {(3, 3), (1, 1)}
+    for layer, other in convolutions:
+        side, _ = layer.kernel_size
+        bound = (side * layer.in_channels) ** -0.5
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert (layer.weight.std() / other.weight.std()).item() == pytest.approx(side**0.5, rel=0.05)
+    assert "initialisation" not in ReducedResNet18(kind="resnet18-reduced", width=20).model_dump()
+
+
 def test_importances_of_a_convolutional_network_take_the_short_cut():
     torch.manual_seed(0)
     model = ConvolutionalNetwork(SMALL, torch.Size((3, 8, 8)), 2)

@@ -275,10 +275,15 @@ class ReducedResNet18(AnyNetwork):
 
     ``width``: channels of the first stage; the others have two, four and eight times as many. 20 in the source; 64
     makes it the whole ResNet-18 that Buzzega et al. 2020 have for such images.
+    ``initialisation``: ``pytorch``: of ``nn.Conv2d``; ``chaudhry2019``: k x k convolutions have weights even between
+    plus and minus 1 / sqrt(k * inputs), for 3x3 sqrt(3) times as wide (facebookresearch/agem, utils/resnet_utils.py).
+    Behind every convolution there is a batch norm, so that wider weights learn more slowly, and forget less.
     """
 
+    later = AnyNetwork.later | {"initialisation"}
     kind: Literal["resnet18-reduced"]
     width: Positive
+    initialisation: Literal["pytorch", "chaudhry2019"] = "pytorch"
 
 
 class WideResNet(AnyNetwork):
