@@ -1,9 +1,9 @@
 """Shows what the public code of Chaudhry et al. 2019 computes under the names of EWC and MAS: neither paper's.
 
-facebookresearch/agem, ``model/model.py`` and ``conv_split_cifar.py``, commit 4542149. Both penalties are
-lambda sum_i I_i (theta_i - theta*_i)^2, without EWC's 1/2, around the parameters at the end of the last experience;
-what differs from the papers is the importance I. They are here to be compared with, beside the figures that this code
-gave (arXiv:1812.00420): for work of your own take :class:`EWCPlugin` and :class:`MASPlugin`.
+facebookresearch/agem, ``model/model.py``, ``conv_split_cifar.py`` and ``fc_permute_mnist.py``, commit 4542149. Both
+penalties are lambda sum_i I_i (theta_i - theta*_i)^2, without EWC's 1/2, around the parameters at the end of the last
+experience; what differs from the papers is the importance I. They are here to be compared with, beside the figures that
+this code gave (arXiv:1812.00420): for work of your own take :class:`EWCPlugin` and :class:`MASPlugin`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # small networks; and as the suite runs them, so that 
 # A test may stand in another folder when it starts a process; what is imported there is what is imported here.
 if "PYTHONPATH" in os.environ:
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, os.environ["PYTHONPATH"].split(os.pathsep)))
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start a hundred processes
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of a hundred processes compiles all again
 # Command lines that the tests start have no terminal, no W&B account and no colour.
 os.environ.pop("WANDB_API_KEY", None)
 os.environ["NO_COLOR"] = "1"

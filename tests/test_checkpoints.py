@@ -73,7 +73,7 @@ KEPT = [
     ("split-digits/task", "frozen"),
     ("split-digits/task", "avalanche-gem"),
     ("split-digits/class", "dgr"),
-    ("split-digits/task", "dgr-vae"),  # as all scholars but the GANs are kept
+    ("split-digits/task", "dgr-vae"),  # for every scholar without a GAN; WITHIN has the others
     ("split-digits/class", "ewc+replay"),
     ("generate-digits", "mergan-ra"),
 ]

@@ -277,7 +277,7 @@ class ReducedResNet18(AnyNetwork):
     makes it the whole ResNet-18 that Buzzega et al. 2020 have for such images.
     ``initialisation``: ``pytorch``: of ``nn.Conv2d``; ``chaudhry2019``: k x k convolutions have weights even between
     plus and minus 1 / sqrt(k * inputs), for 3x3 sqrt(3) times as wide (facebookresearch/agem, utils/resnet_utils.py).
-    Behind every convolution there is a batch norm, so that wider weights learn more slowly, and forget less.
+    The batch norm behind takes the size of weights out again, so that a step turns these a third as far.
     """
 
     later = AnyNetwork.later | {"initialisation"}

@@ -221,7 +221,8 @@ class ReducedResNet(nn.Module):
     """The ResNet-18 for images of 32x32 of Lopez-Paz & Ranzato 2017 (facebookresearch/GradientEpisodicMemory).
 
     A convolution 3x3, four stages of two residual blocks, of which the last three halve the image, a mean over what is
-    left of it; batch norm after every convolution, no max-pooling. Initialised as PyTorch does.
+    left of it; batch norm after every convolution, no max-pooling. Initialised as PyTorch does, unless a protocol says
+    otherwise.
     """
 
     def __init__(self, channels: int, width: int, classes: int):

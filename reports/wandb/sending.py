@@ -153,6 +153,7 @@ class Sending:
         try:
             self.process.wait(max(2.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGSTOP)  # so that it begins no other meanwhile
             kill_children(self.process.pid)
             self.process.kill()
             self.process.wait()

@@ -1,7 +1,8 @@
 """Where W&B keeps the runs: what an option says, else W&B's own variables and settings file, else ours.
 
-What W&B's own settings say, wandb is asked in a process of its own: to import it leaves folders in the temporary
-directory of a process that is killed, and takes a second.
+Also what a process that imports wandb is given, and what it leaves behind. What W&B's own settings say, wandb is asked
+in a process of its own: to import it leaves folders in the temporary directory of a process that is killed, and takes a
+second.
 """
 
 from __future__ import annotations
@@ -146,10 +147,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 def kill_children(pid: int) -> None:
     """Kills what a process that imported wandb has begun: it would go on trying to send for as long as it takes."""
-    with suppress(psutil.NoSuchProcess):
-        for begun in psutil.Process(pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                begun.kill()
+    begun = psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+    for process in begun:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(begun, timeout=1)
 
 
 def _is_alive(pid: int) -> bool:
