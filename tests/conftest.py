@@ -32,8 +32,8 @@ def pytest_xdist_auto_num_workers(config) -> int:
 
 
 SLOWEST = (
-    *("runs", "wandb", "generation", "checkpoints", "documents", "penalties_everywhere", "terminal"),
-    *("places", "wandb_commands", "chaos", "search", "stopping", "package"),
+    *("runs", "documents", "penalties_everywhere", "terminal", "datasets", "records"),
+    *("places", "wandb_commands", "wandb", "checkpoints", "generation", "chaos", "search", "stopping", "package"),
 )
 
 

@@ -23,6 +23,8 @@ from engrams.reports.wandb.journal import Reader
 from engrams.strategies.contract import Strategy
 from engrams.strategies.generators import acgan
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"generator_epochs": 2, "mem_size": 40, "fisher_samples": 64}
 
 

@@ -26,6 +26,8 @@ from engrams.strategies.mergan import MeRGAN
 from tests.test_runs import engrams
 from tests.test_tables import record
 
+pytestmark = pytest.mark.slow
+
 DIGITS = protocol.get("generate-digits")
 SMALL = DIGITS.model_copy(
     update={

@@ -48,7 +48,7 @@ from tests.wandb_runs import (
 )
 from tests.wandb_service import ENTITY, KEY
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 
 
 @pytest.fixture(scope="module")
