@@ -242,11 +242,17 @@ def _permuted(
     orders = [torch.arange(pixels)]
     orders += [torch.randperm(pixels, generator=generator) for _ in drawn[1:]]
 
+    @lru_cache(maxsize=1)  # of the same places in every experience, unless each draws its own
+    def taken(places: Tensor) -> Tensor:
+        assert not isinstance(x, ImagesOnDisk)
+        return x[places]
+
     def permuted(places: Tensor, order: Tensor) -> Tensor | ImagesOnDisk:
         if isinstance(x, ImagesOnDisk):
             return x.take(places).map(lambda image: image.flatten()[order].view_as(image))
-        its = x[places]  # prepared all, each by its own permutation
-        return its.flatten(1)[:, order].view_as(its)
+        its = taken(places)
+        columns = its.flatten(1).numpy().take(order.numpy(), axis=1)  # torch's own takes four times as long
+        return torch.from_numpy(columns).view_as(its)
 
     return [
         TensorClassificationDataset.from_tensors(permuted(places, order), y[places], task_label=0)
