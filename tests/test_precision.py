@@ -1,5 +1,6 @@
 """Training in bfloat16: what is rounded and what is not, and that a record says so."""
 
+import pytest
 import torch
 from avalanche.models import SimpleMLP
 from avalanche.training.plugins import SupervisedPlugin
@@ -59,12 +60,15 @@ def test_training_is_rounded_and_evaluation_is_not():
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_a_run_learns_as_well_and_its_record_says_how(tmp_path):
-    records = {}
+@pytest.mark.parametrize(("name", "strategy"), [("class", "replay"), ("task", "replay"), ("task", "ewc")])
+def test_a_run_learns_as_well_and_its_record_says_how(tmp_path, name, strategy):
+    """With a head a task, too: what is replayed has others than what is new."""
+    records = []
     for settings in ({}, {"training.precision": "bf16"}):
-        (run,) = plan("split-digits/class", ["replay"], [0], settings)
-        records[run.variant] = execute(run, tmp_path, "cpu", "disabled", lambda epochs: None)
-    plain, rounded = records[""], records["training.precision=bf16"]
+        (run,) = plan(f"split-digits/{name}", [strategy], [0], settings | {"training.epochs": 3})
+        records.append(execute(run, tmp_path, "cpu", "disabled", lambda epochs: None))
+    plain, rounded = records
+    assert rounded.complete, rounded.reason
     assert rounded.hyperparameters["training"]["precision"] == "bf16"
     assert "precision" not in plain.hyperparameters["training"], "as records have it that were made before"
     assert rounded.accuracy_matrix != plain.accuracy_matrix

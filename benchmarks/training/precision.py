@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 
 import torch
+from avalanche.models import MultiTaskModule
 from avalanche.training.templates import SupervisedTemplate
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def train_in_bfloat16(strategy: SupervisedTemplate) -> None:
@@ -24,7 +27,22 @@ def train_in_bfloat16(strategy: SupervisedTemplate) -> None:
     def in_bfloat16(self: SupervisedTemplate) -> Tensor:
         if not self.is_training:
             return forward()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16), _heads_answer_in_float32(self.model):
             return forward().float()
 
     strategy.forward = MethodType(in_bfloat16, strategy)
+
+
+@contextmanager
+def _heads_answer_in_float32(model: nn.Module) -> Iterator[None]:
+    """Avalanche puts the answers of the heads of a minibatch into a tensor of float32, which takes no others."""
+    if not isinstance(model, MultiTaskModule):
+        yield
+        return
+    of_one_task = model.forward_single_task
+    # In its own dictionary: what is set on Avalanche's MultiTaskDecorator is set on the network within.
+    vars(model)["forward_single_task"] = lambda x, task_label: of_one_task(x, task_label).float()
+    try:
+        yield
+    finally:
+        del vars(model)["forward_single_task"]
