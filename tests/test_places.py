@@ -29,6 +29,7 @@ from engrams.benchmarks.training import checkpoint
 from engrams.reports import store
 from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from tests.slurm import Slurm, why_not
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -94,13 +95,6 @@ def queue_here(tmp_path_factory):
         one for one in psutil.process_iter(["name", "cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or ())
     ]
     assert not left, "nothing of the cluster goes on"
-
-
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_here, here, shown, tmp_path):

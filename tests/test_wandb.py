@@ -25,6 +25,7 @@ from engrams.reports.wandb import dashboards, page, read, sending, settings
 from engrams.reports.wandb import service as services
 from engrams.reports.wandb.sender import Job, Orders, Sender
 from engrams.reports.wandb.settings import WandBSettings, resolve
+from tests.waiting import until
 from tests.wandb_runs import (
     GENERATOR,
     JOINT,
@@ -191,9 +192,7 @@ def test_a_run_begun_again_is_not_taken_for_what_it_said_before(service, tmp_pat
         runs.advanced(SOLVER, 0)
         time.sleep(3)  # the sender has looked
         learned(record, out / SOLVER, upto=3, ended=False)
-        deadline = time.monotonic() + 30
-        while not any(len(rows(found)) == 3 for found in service.pages.values()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: any(len(rows(found)) == 2 for found in service.pages.values()), 30)  # the third is held back
         learned(record, out / SOLVER)
         runs.over(SOLVER)
     found = page_of(service, SOLVER)
@@ -286,7 +285,7 @@ def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_
     assert f"W&B: not sent: {SOLVER}: " in screen.text
     assert f"W&B: not sent: {JOINT}: " in screen.text
     assert f"'engrams upload {out}' sends what was not sent later" in screen.text
-    assert _none_is_left()
+    until(lambda: not _wandb_processes(), 3)  # it was killed
     service.refuse = lambda what: None
     if failure == "dies":
         return
@@ -301,23 +300,12 @@ def test_a_sender_that_hangs_ends_with_wandbs_own_process(service, tmp_path, mon
     monkeypatch.setattr(sending, "AT_MOST", 1.0)
 
     def hang(runs):
-        deadline = time.monotonic() + 60
-        while not _wandb_processes() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert _wandb_processes()
+        until(_wandb_processes, 60)
         runs._sender.process.send_signal(signal.SIGSTOP)
 
     screen = suite(tmp_path / "runs", [SOLVER], then=hang)
-    assert _none_is_left()
+    until(lambda: not _wandb_processes(), 3)  # it was killed
     assert f"W&B: not sent: {SOLVER}: the service did not take it in time" in screen.text
-
-
-def _none_is_left():
-    """Whether wandb's own process has ended with the sender, or does in a moment: it was killed."""
-    deadline = time.monotonic() + 3
-    while _wandb_processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not _wandb_processes()
 
 
 def _wandb_processes():
@@ -369,9 +357,7 @@ def test_an_interrupt_ends_the_pages(service, tmp_path):
         with told(out) as (_, runs):
             runs.advanced(SOLVER, 0)
             learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=2, ended=False)
-            deadline = time.monotonic() + 50
-            while not any(rows(found) for found in service.pages.values()) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            until(lambda: any(rows(found) for found in service.pages.values()), 50)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -387,9 +373,7 @@ def test_stop_run_on_a_page_is_an_interrupt(service, tmp_path):
         with told(out, screen=screen) as (_, runs):
             runs.advanced(SOLVER, 0)
             learned(store.read(RECORDS / SOLVER / "record.json"), out / SOLVER, upto=1, ended=False)
-            deadline = time.monotonic() + 50
-            while not service.pages and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until(lambda: service.pages, 50)
             page_of(service, SOLVER).stopped = True
             time.sleep(60)
 
@@ -481,9 +465,7 @@ def test_statistics_of_the_system_are_taken_of_a_run_that_goes_on(service, tmp_p
     with told(tmp_path) as (_, runs):
         runs.advanced(SOLVER, 0)
         learned(store.read(RECORDS / SOLVER / "record.json"), tmp_path / SOLVER, upto=1, ended=False)
-        deadline = time.monotonic() + 50
-        while not (service.pages and page_of(service, SOLVER).events) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: service.pages and page_of(service, SOLVER).events, 50)
         runs.over(SOLVER)
     found = page_of(service, SOLVER)
     assert any("system.proc.memory.rssMB" in event for event in found.events)
@@ -594,13 +576,9 @@ with told(out) as (_, runs):
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", script]) as process:
-        deadline = time.monotonic() + 50
-        while not any(found.history for found in service.pages.values()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        until(lambda: any(found.history for found in service.pages.values()), 50)
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while page_of(service, SOLVER).exit_code is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: page_of(service, SOLVER).exit_code is not None, 30)
     assert page_of(service, SOLVER).exit_code == 130
     suite(tmp_path / "runs", [SOLVER])
     assert len(rows(page_of(service, SOLVER))) == 5
