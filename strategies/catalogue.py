@@ -122,6 +122,9 @@ CATALOGUE: dict[str, Listed] = {
         AVALANCHE,
         "Avalanche's synaptic intelligence (Zenke et al. 2017), mended where it has no effect on a CPU",
     ),
+    "avalanche-rwalk": Listed(
+        AVALANCHE, "Avalanche's Riemannian walk (Chaudhry et al. 2018), mended where batch norm does not learn"
+    ),
     "avalanche-lwf": Listed(AVALANCHE, "Avalanche's learning without forgetting (Li & Hoiem 2016)"),
     "avalanche-gem": Listed(AVALANCHE, "Avalanche's gradient episodic memory (Lopez-Paz & Ranzato 2017)"),
     "avalanche-agem": Listed(AVALANCHE, "Avalanche's averaged GEM (Chaudhry et al. 2019)"),
@@ -133,6 +136,10 @@ CATALOGUE: dict[str, Listed] = {
     "avalanche-mir": Listed(
         AVALANCHE,
         "Avalanche's replay of what a step would harm most (Aljundi et al. 2019), mended where it replays too little",
+    ),
+    "avalanche-icarl": Listed(
+        AVALANCHE,
+        "Avalanche's iCaRL (Rebuffi et al. 2017), mended where it answers classes that it has not met",
     ),
     "avalanche-replay": Listed(AVALANCHE, "Avalanche's replay of a small buffer"),
     "avalanche-replay-large": Listed(AVALANCHE, "the same with a larger buffer"),

@@ -6,11 +6,22 @@ from avalanche.benchmarks import benchmark_from_datasets, with_task_labels
 from avalanche.benchmarks.utils import AvalancheDataset, TransformGroups, as_classification_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.models import as_multitask
-from avalanche.training.plugins import MASPlugin, MIRPlugin, SupervisedPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import (
+    MASPlugin,
+    MIRPlugin,
+    RWalkPlugin,
+    SupervisedPlugin,
+    SynapticIntelligencePlugin,
+)
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from engrams.strategies.avalanche.faults import WorkingMASPlugin, WorkingMIRPlugin, WorkingSynapticIntelligencePlugin
+from engrams.strategies.avalanche.faults import (
+    WorkingMASPlugin,
+    WorkingMIRPlugin,
+    WorkingRWalkPlugin,
+    WorkingSynapticIntelligencePlugin,
+)
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from tests.test_ewc import learn, mlp, stream
 
@@ -368,3 +379,30 @@ def test_mas_goes_on_where_the_loss_is_zero(value):
     else:
         with pytest.raises(ValueError, match="Loss is not available"):
             learned(MASPlugin(1.0))
+
+
+# --- Avalanche's Riemannian walk --------------------------------------------------------------------------------------
+
+
+def test_a_riemannian_walk_goes_on_in_training_mode():
+    """As it is released it does not: when this fails, Avalanche is mended and our copy can go."""
+
+    def learned(*plugins):
+        torch.manual_seed(0)
+        model = mlp()
+        model.features = nn.Sequential(model.features, nn.BatchNorm1d(5), nn.Dropout(0.3))
+        learn(model, stream([[0, 1]] * 2), *plugins)
+        return torch.cat([value.flatten() for value in model.state_dict().values()])
+
+    naive = learned()
+    assert torch.equal(learned(WorkingRWalkPlugin(0.0, delta_t=2)), naive)
+    assert not torch.equal(learned(WorkingRWalkPlugin(1.0, delta_t=2)), naive), "there is a penalty"
+    released = mlp()
+    released.features = nn.Sequential(released.features, nn.BatchNorm1d(5))
+    learn(released, stream([[0, 1]] * 2), RWalkPlugin(0.0, delta_t=2))
+    assert not released.features[1].running_mean.any(), "it begins at zero"
+
+
+def test_a_riemannian_walk_without_a_score_is_refused():
+    with pytest.raises(ValueError, match=r"every 100 steps \(delta_t\); the first experience has none"):
+        learn(mlp(), stream([[0, 1]] * 2), WorkingRWalkPlugin(1.0, delta_t=100))

@@ -138,6 +138,9 @@ def test_a_perceptron_may_begin_as_glorot_and_bengio_say():
     assert "initialisation" not in MLP(hidden_size=3, hidden_layers=1).model_dump()
 
 
+RESNET = {"kind": "resnet18-reduced", "width": 20}
+
+
 def test_a_reduced_resnet_may_begin_as_that_of_chaudhry_et_al():
     torch.manual_seed(0)
     usual, wide = (
@@ -159,7 +162,17 @@ def test_a_reduced_resnet_may_begin_as_that_of_chaudhry_et_al():
         bound = (side * layer.in_channels) ** -0.5
         assert 0.98 * bound < layer.weight.abs().max() <= bound
         assert (layer.weight.std() / other.weight.std()).item() == pytest.approx(side**0.5, rel=0.05)
-    assert "initialisation" not in ReducedResNet18(kind="resnet18-reduced", width=20).model_dump()
+
+
+def test_what_batch_norm_adds_to_a_variance_is_the_protocols():
+    for network, eps in ((RESNET, 1e-5), (RESNET | {"batch_norm_eps": 0.5}, 0.5)):
+        made = make_network(ReducedResNet18(**network), "domain", benchmark_of(3, 32, "domain"))
+        norms = [layer for layer in made.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert {layer.eps for layer in norms} == {eps}
+        assert len(norms) == 20, "one for each convolution"
+    assert ReducedResNet18(**RESNET).model_dump().keys() == RESNET.keys(), "as records made before they could be set"
+
+
 
 
 def test_importances_of_a_convolutional_network_take_the_short_cut():

@@ -278,12 +278,14 @@ class ReducedResNet18(AnyNetwork):
     ``initialisation``: ``pytorch``: of ``nn.Conv2d``; ``chaudhry2019``: k x k convolutions have weights even between
     plus and minus 1 / sqrt(k * inputs), for 3x3 sqrt(3) times as wide (facebookresearch/agem, utils/resnet_utils.py).
     The batch norm behind takes the size of weights out again, so that a step turns these a third as far.
+    ``batch_norm_eps``: what batch norm adds to a variance; 1e-5 in PyTorch, 1e-3 in TensorFlow and there.
     """
 
-    later = AnyNetwork.later | {"initialisation"}
+    later = AnyNetwork.later | {"initialisation", "batch_norm_eps"}
     kind: Literal["resnet18-reduced"]
     width: Positive
     initialisation: Literal["pytorch", "chaudhry2019"] = "pytorch"
+    batch_norm_eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
 
 
 class WideResNet(AnyNetwork):

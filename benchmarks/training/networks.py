@@ -96,11 +96,12 @@ def _(network: CNN, shape, classes):
 def _(network: ReducedResNet18, shape, classes):
     _check_images("resnet18-reduced", shape, halvings=3)
     module = ReducedResNet(shape[0], network.width, classes)
-    if network.initialisation == "chaudhry2019":
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                bound = (layer.kernel_size[0] * layer.in_channels) ** -0.5
-                nn.init.uniform_(layer.weight, -bound, bound)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = network.batch_norm_eps
+        if isinstance(layer, nn.Conv2d) and network.initialisation == "chaudhry2019":
+            bound = (layer.kernel_size[0] * layer.in_channels) ** -0.5
+            nn.init.uniform_(layer.weight, -bound, bound)
     return module
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from avalanche.benchmarks.utils import concat_datasets
-from avalanche.training.plugins import MASPlugin, MIRPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import MASPlugin, MIRPlugin, RWalkPlugin, SynapticIntelligencePlugin
 from avalanche.training.plugins.mir import cycle
 from torch.utils.data import DataLoader
 
@@ -38,6 +38,34 @@ class WorkingMASPlugin(MASPlugin):
         if strategy.loss == 0:
             strategy.loss = strategy.loss + torch.finfo(strategy.loss.dtype).tiny
         super().before_backward(strategy, **kwargs)
+
+
+class WorkingRWalkPlugin(RWalkPlugin):
+    """Avalanche's Riemannian walk, which as it is released trains a network in evaluation mode.
+
+    It measures a minibatch's gradients in that mode before every step and leaves the network in it: no dropout, and
+    batch norm's statistics stay as they began. Here the step is taken in the mode that the network was in. An
+    experience of fewer steps than ``delta_t`` is refused where it is the first: it has no score, and Avalanche divides
+    by the largest.
+    """
+
+    def _update_grad(self, strategy):
+        training = {module: module.training for module in strategy.model.modules()}
+        super()._update_grad(strategy)
+        for module, mode in training.items():
+            module.training = mode
+
+    def after_training_exp(self, strategy, *args, **kwargs):
+        """
+        Raises:
+            ValueError: the first experience has no step after which the path is scored.
+        """
+        if self.exp_scores is None and not any((score.data > 0).any() for score in self.checkpoint_scores.values()):
+            raise ValueError(
+                f"Avalanche's Riemannian walk scores the path every {self.delta_t} steps (delta_t); the first "
+                f"experience has none that raises a score. Lower delta_t, or train for longer"
+            )
+        super().after_training_exp(strategy, *args, **kwargs)
 
 
 class WorkingMIRPlugin(MIRPlugin):

@@ -23,6 +23,7 @@ models = Later("avalanche.models")
 training = Later("avalanche.training")
 faults = Later("engrams.strategies.avalanche.faults")
 generative_replay = Later("engrams.strategies.avalanche.generative_replay")
+icarl = Later("engrams.strategies.avalanche.icarl")
 streaming_lda = Later("engrams.strategies.avalanche.streaming_lda")
 
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
@@ -46,6 +47,14 @@ class MASHyperparameters(Hyperparameters):
 class SIHyperparameters(Hyperparameters):
     si_lambda: Lambda
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class RWalkHyperparameters(Hyperparameters):
+    ewc_lambda: Lambda
+    ewc_alpha: Fraction = 0.9
+    """Of the latest minibatch's squared gradients in their moving average."""
+    delta_t: Positive = 10
+    """Steps after which the path is scored."""
 
 
 class LwFHyperparameters(Hyperparameters):
@@ -180,6 +189,11 @@ ENTRIES = {
         hyperparameters=SIHyperparameters,
         search={"si_lambda": LogUniform(1.0, 1e6)},
     ),
+    "avalanche-rwalk": Strategy(
+        plugin=lambda h: faults.WorkingRWalkPlugin(h.ewc_lambda, h.ewc_alpha, h.delta_t),
+        hyperparameters=RWalkHyperparameters,
+        search={"ewc_lambda": LogUniform(1e-3, 1e4)},
+    ),
     "avalanche-lwf": Strategy(
         build=lambda h, template: training.LwF(alpha=h.alpha, temperature=h.temperature, **template),
         hyperparameters=LwFHyperparameters,
@@ -208,6 +222,9 @@ ENTRIES = {
     "avalanche-mir": Strategy(
         plugin=lambda h: faults.WorkingMIRPlugin(h.batch_size_mem, h.mem_size, h.subsample),
         hyperparameters=MIRHyperparameters,
+    ),
+    "avalanche-icarl": Strategy(
+        build=lambda h, template: icarl.avalanche_icarl(h.mem_size, template), hyperparameters=ReplayHyperparameters
     ),
     "avalanche-replay": REPLAY,
     "avalanche-replay-large": REPLAY,
