@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
@@ -46,6 +46,13 @@ class Hyperparameters(BaseModel):
     """A strategy's own hyperparameters, checked; a field without a default must come from the protocol or the user."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+    """What came after the first records: left out of a record where it is as usual, as those have none."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {name: field.default for name, field in type(self).model_fields.items() if name in self.later}
+        return {name: value for name, value in serialize(self).items() if name not in usual or value != usual[name]}
 
     def settings(self) -> dict[str, Any]:
         """Returns them as a record has them: name -> a value of JSON's kinds."""
@@ -66,12 +73,8 @@ class LogUniform(NamedTuple):
 class PenaltyHyperparameters(Hyperparameters):
     """What every penalty takes in the catalogue."""
 
+    later = frozenset({"penalty_step"})
     penalty_step: PenaltyStep = "gradient"
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Records made before it could be set have none."""
-        return {key: value for key, value in serialize(self).items() if (key, value) != ("penalty_step", "gradient")}
 
 
 class GANSettings(Hyperparameters):

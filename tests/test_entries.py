@@ -17,7 +17,7 @@ from engrams.strategies import catalogue, choices
 from engrams.strategies.contract import ROUND, Budget
 
 WORDS = [word for name in vars(choices).values() for word in getattr(name, "__args__", ())]
-VALUES = [0.25, 0.5, 2, 3, (4,), (5, 6), (0.1, 0.2), (0.3, 0.4), "linear", "constant", *WORDS]
+VALUES = [False, True, 0.25, 0.5, 2, 3, (4,), (5, 6), (0.1, 0.2), (0.3, 0.4), "linear", "constant", *WORDS]
 """Of every kind that a hyperparameter can be of; those that it cannot be are refused by its type."""
 SET_BY_HAND = {"mergan-ra": {"ra_lambda": 1.0}}
 """What the protocol leaves open."""

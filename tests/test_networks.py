@@ -138,7 +138,7 @@ def test_a_perceptron_may_begin_as_glorot_and_bengio_say():
     assert "initialisation" not in MLP(hidden_size=3, hidden_layers=1).model_dump()
 
 
-RESNET = {"kind": "resnet18-reduced", "width": 20}
+REDUCED = {"kind": "resnet18-reduced", "width": 20}
 
 
 def test_a_reduced_resnet_may_begin_as_that_of_chaudhry_et_al():
@@ -165,14 +165,12 @@ def test_a_reduced_resnet_may_begin_as_that_of_chaudhry_et_al():
 
 
 def test_what_batch_norm_adds_to_a_variance_is_the_protocols():
-    for network, eps in ((RESNET, 1e-5), (RESNET | {"batch_norm_eps": 0.5}, 0.5)):
+    for network, eps in ((REDUCED, 1e-5), (REDUCED | {"batch_norm_eps": 0.5}, 0.5)):
         made = make_network(ReducedResNet18(**network), "domain", benchmark_of(3, 32, "domain"))
         norms = [layer for layer in made.modules() if isinstance(layer, nn.BatchNorm2d)]
         assert {layer.eps for layer in norms} == {eps}
         assert len(norms) == 20, "one for each convolution"
-    assert ReducedResNet18(**RESNET).model_dump().keys() == RESNET.keys(), "as records made before they could be set"
-
-
+    assert ReducedResNet18(**REDUCED).model_dump().keys() == REDUCED.keys(), "as records made before they could be set"
 
 
 def test_importances_of_a_convolutional_network_take_the_short_cut():

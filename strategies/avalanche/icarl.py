@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from avalanche.models import IncrementalClassifier, MultiTaskModule, NCMClassifier
 from avalanche.training import ICaRL
-from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.supervised.icarl import _ICaRLPlugin
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 CLASSIFIER = "classifier"
 
 
-def avalanche_icarl(mem_size: int, template: dict[str, Any]) -> ICaRL:
+def avalanche_icarl(mem_size: int, mirrored_means: bool, template: dict[str, Any]) -> ICaRL:
     """Returns Avalanche's iCaRL.
 
     A sigmoid a class is trained, with the old network's outputs for targets of the old classes; a buffer of exemplars,
@@ -24,14 +25,15 @@ def avalanche_icarl(mem_size: int, template: dict[str, Any]) -> ICaRL:
 
     Args:
         mem_size: images in the buffer, in equal parts for the classes met.
+        mirrored_means: a mean is of the exemplars' mirror images as well, as Avalanche has it and the paper's code for
+            natural images. Of digits it should not be.
         template: of Avalanche's template; the model's output layer is called ``classifier``. Its loss is not used:
             iCaRL has its own.
 
     Raises:
         ValueError: the model's classifier grows, or is one a task.
     """
-    model = template.pop("model")
-    template.pop("criterion")
+    model = template["model"]
     if any(isinstance(module, (MultiTaskModule, IncrementalClassifier)) for module in model.modules()):
         raise ValueError(
             "Avalanche's iCaRL compares outputs with those of the network before: it needs one classifier that does "
@@ -45,17 +47,24 @@ def avalanche_icarl(mem_size: int, template: dict[str, Any]) -> ICaRL:
         memory_size=mem_size,
         buffer_transform=None,
         fixed_memory=True,
-        **template | {"plugins": [*template["plugins"], ClassesInOrder()]},
+        **{name: value for name, value in template.items() if name not in ("model", "criterion")},
     )
-    strategy.model.eval_classifier = NearestMeanOfClassesMet(normalize=True)
+    strategy.model.eval_classifier = NearestMeanOfClassesMet()
+    place = next(n for n, plugin in enumerate(strategy.plugins) if isinstance(plugin, _ICaRLPlugin))
+    strategy.plugins[place] = ExemplarsPlugin(mem_size, mirrored_means)
     return strategy
 
 
-class ClassesInOrder(SupervisedPlugin):
-    """Gives every experience a benchmark that knows the order of its classes, which iCaRL asks for.
+class ExemplarsPlugin(_ICaRLPlugin):
+    """Avalanche's buffer of exemplars, for streams that do not know the order of their classes, and for digits.
 
-    Avalanche's class-incremental benchmarks know it, and are left alone; others do not.
+    Avalanche's class-incremental benchmarks know that order; for others it is taken from the stream. Means are the
+    same as Avalanche's to rounding, where they are mirrored.
     """
+
+    def __init__(self, mem_size: int, mirrored_means: bool):
+        super().__init__(mem_size)
+        self.mirrored_means = mirrored_means
 
     def before_training_exp(self, strategy, **kwargs):
         """
@@ -74,14 +83,30 @@ class ClassesInOrder(SupervisedPlugin):
             experience.benchmark = SimpleNamespace(
                 n_classes_per_exp=[len(some) for some in classes], classes_order=order
             )
+        super().before_training_exp(strategy, **kwargs)
+
+    @torch.no_grad()
+    def compute_class_means(self, strategy):
+        """Gives the classifier the mean of the normalised features of each class's exemplars, itself normalised."""
+        means = {}
+        for x, labels in zip(self.x_memory, self.y_memory, strict=True):
+            views = [x, x.flip(3)] if self.mirrored_means and x.dim() == 4 else [x]
+            features = [strategy.model.feature_extractor(view.to(strategy.device)) for view in views]
+            means[labels[0]] = normalize(normalize(torch.cat(features)).mean(dim=0), dim=0)
+        strategy.model.eval_classifier.replace_class_means_dict(means)
 
 
 class NearestMeanOfClassesMet(NCMClassifier):
     """Avalanche's classifier by the nearest mean, which as it is released may answer a class that it has not met.
 
     Such a class has a mean of zero, at a distance of 1 from every normalised vector of features: nearer than every mean
-    whose cosine with it is below 1/2.
+    whose cosine with it is below 1/2. The means are no part of the model's state: iCaRL loads the state of the network
+    after every experience into a copy, which fails where their number has grown.
     """
+
+    def __init__(self) -> None:
+        super().__init__(normalize=True)
+        self.register_buffer("class_means", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the negative distances [N, classes] of features [N, F]; minus infinity for classes not met."""

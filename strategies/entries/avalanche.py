@@ -45,8 +45,11 @@ class MASHyperparameters(Hyperparameters):
 
 
 class SIHyperparameters(Hyperparameters):
+    later = frozenset({"clip_to"})
     si_lambda: Lambda
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    clip_to: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
+    """The largest importance: Avalanche cuts them there, which the paper does not. 1e9 cuts none."""
 
 
 class RWalkHyperparameters(Hyperparameters):
@@ -74,6 +77,11 @@ class AGEMHyperparameters(Hyperparameters):
 
 class ReplayHyperparameters(Hyperparameters):
     mem_size: Positive
+
+
+class ICaRLHyperparameters(ReplayHyperparameters):
+    mirrored_means: bool = True
+    """A class's mean is of its exemplars' mirror images as well."""
 
 
 class DrawnReplayHyperparameters(ReplayHyperparameters):
@@ -185,7 +193,7 @@ ENTRIES = {
         search={"lambda_reg": LogUniform(1e-3, 1e6)},
     ),
     "avalanche-si": Strategy(
-        plugin=lambda h: faults.WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps),
+        plugin=lambda h: faults.WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps, h.clip_to),
         hyperparameters=SIHyperparameters,
         search={"si_lambda": LogUniform(1.0, 1e6)},
     ),
@@ -224,7 +232,8 @@ ENTRIES = {
         hyperparameters=MIRHyperparameters,
     ),
     "avalanche-icarl": Strategy(
-        build=lambda h, template: icarl.avalanche_icarl(h.mem_size, template), hyperparameters=ReplayHyperparameters
+        build=lambda h, template: icarl.avalanche_icarl(h.mem_size, h.mirrored_means, template),
+        hyperparameters=ICaRLHyperparameters,
     ),
     "avalanche-replay": REPLAY,
     "avalanche-replay-large": REPLAY,
