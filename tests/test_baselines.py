@@ -407,3 +407,35 @@ def test_a_riemannian_walk_goes_on_in_training_mode():
 def test_a_riemannian_walk_without_a_score_is_refused():
     with pytest.raises(ValueError, match=r"every 100 steps \(delta_t\); the first experience has none"):
         learn(mlp(), stream([[0, 1]] * 2), WorkingRWalkPlugin(1.0, delta_t=100))
+
+
+class Walk(SupervisedPlugin):
+    """Keeps the gradient and the parameters of every step, flat."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def before_update(self, strategy, **kwargs):
+        gradient = torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
+        self.steps.append([gradient, weights(strategy.model)])
+
+    def after_update(self, strategy, **kwargs):
+        self.steps[-1].append(weights(strategy.model))
+
+
+def test_a_riemannian_walk_scores_what_a_step_gains():
+    """Chaudhry et al. 2018, eqs. 6-8: the gain in loss over the distance in the metric of the Fisher's average."""
+    alpha, walk, plugin = 0.7, Walk(), WorkingRWalkPlugin(1.0, ewc_alpha=0.7, delta_t=1)
+    learn(mlp(), stream([[0, 1]])[:1], plugin, walk)
+    fisher = walk.steps[0][0].square()
+    score = torch.zeros_like(fisher)
+    for n, (gradient, before, after) in enumerate(walk.steps):
+        if n:
+            fisher = alpha * gradient.square() + (1 - alpha) * fisher
+        moved = after - before
+        score += -gradient * moved / (0.5 * fisher * moved.square() + torch.finfo(score.dtype).eps)
+    expected = fisher / fisher.max() + score.clamp(min=0) / score.max()
+    found = torch.cat([plugin.exp_penalties[name].data.flatten() for name in plugin.exp_penalties])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (found > 0.1).sum() > 3
