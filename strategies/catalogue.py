@@ -86,6 +86,7 @@ CATALOGUE: dict[str, Listed] = {
         counterpart="avalanche-der",
     ),
     "derpp": Listed("dark_replay", "DER++: the same, and the buffer's labels", counterpart="avalanche-derpp"),
+    "icarl": Listed("icarl", "iCaRL: exemplars, distillation, the nearest mean (Rebuffi et al. 2017)"),
     "dgr": Listed("dgr", "deep generative replay: a scholar of a WGAN-GP and a solver (Shin et al. 2017)"),
     "dgr-vae": Listed(
         "dgr", "deep generative replay with a variational autoencoder", counterpart="avalanche-generative-replay"
@@ -136,10 +137,6 @@ CATALOGUE: dict[str, Listed] = {
     "avalanche-mir": Listed(
         AVALANCHE,
         "Avalanche's replay of what a step would harm most (Aljundi et al. 2019), mended where it replays too little",
-    ),
-    "avalanche-icarl": Listed(
-        AVALANCHE,
-        "Avalanche's iCaRL (Rebuffi et al. 2017), mended where it answers classes that it has not met",
     ),
     "avalanche-replay": Listed(AVALANCHE, "Avalanche's replay of a small buffer"),
     "avalanche-replay-large": Listed(AVALANCHE, "the same with a larger buffer"),

@@ -47,7 +47,7 @@ class Hyperparameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     later: ClassVar[frozenset[str]] = frozenset()
-    """What came after the first records: left out of a record where it is as usual, as those have none."""
+    """Fields added later. A record leaves them out where they have their default, since older records lack them."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -283,15 +283,17 @@ def test_synaptic_intelligence_has_an_effect():
     assert torch.equal(learn_with([WorkingSynapticIntelligencePlugin(0.0)]), naive)
 
 
-@pytest.mark.parametrize("clip_to", [0.001, 1e9])
-def test_synaptic_intelligence_keeps_the_path_integral(clip_to):
+@pytest.mark.parametrize(("clip_to", "negatives"), [(0.001, True), (1e9, True), (1e9, False)])
+def test_synaptic_intelligence_keeps_the_path_integral(clip_to, negatives):
     """Zenke et al. 2017, eqs. 3-5: omega = - sum of gradient x step, over the squared distance, summed over tasks."""
-    plugin, path = WorkingSynapticIntelligencePlugin(0.0, eps=1e-3, clip_to=clip_to), Path()
+    plugin, path = WorkingSynapticIntelligencePlugin(0.0, 1e-3, clip_to, negatives), Path()
     model = learn(mlp(), stream([[0, 1]])[:1], plugin, path).model
     for name, p in model.named_parameters():
         expected = -path.integral[name] / ((p.detach() - path.start[name]).square() + 1e-3)
         found = plugin.ewc_data[1][name].data
-        torch.testing.assert_close(found, expected.flatten().clamp(max=clip_to), rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(
+            found, expected.flatten().clamp(None if negatives else 0, clip_to), rtol=1e-3, atol=1e-7
+        )
         assert torch.equal(plugin.ewc_data[0][name].data, p.detach().flatten())
 
 
@@ -439,3 +441,42 @@ def test_a_riemannian_walk_scores_what_a_step_gains():
     found = torch.cat([plugin.exp_penalties[name].data.flatten() for name in plugin.exp_penalties])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert (found > 0.1).sum() > 3
+
+
+def test_a_riemannian_walk_takes_heads_that_are_added():
+    """As it is released it does not: when this fails, Avalanche is mended and our copy can go."""
+
+    def learned(plugin):
+        torch.manual_seed(0)
+        experiences = stream([[0, 1]] * 3, task_incremental=True)
+        return weights(learn(as_multitask(mlp(), "classifier"), experiences, plugin).model)
+
+    with pytest.raises(KeyError, match=r"classifiers\.1"):
+        learned(RWalkPlugin(1.0, delta_t=2))
+    assert not torch.equal(learned(WorkingRWalkPlugin(1.0, delta_t=2)), learned(WorkingRWalkPlugin(0.0, delta_t=2)))
+
+
+def test_a_riemannian_walk_averages_the_scores_of_experiences():
+    own = []
+
+    class Listening(WorkingRWalkPlugin):
+        def after_training_exp(self, strategy, *args, **kwargs):
+            own.append({name: score.data.clone() for name, score in self.checkpoint_scores.items()})
+            super().after_training_exp(strategy, *args, **kwargs)
+
+    plugin = Listening(1.0, delta_t=3)
+    learn(mlp(), stream([[0, 1]] * 2), plugin)
+    first, second = own
+    assert all(score.any() for score in (*first.values(), *second.values()))
+    for name, score in plugin.exp_scores.items():
+        torch.testing.assert_close(score.data, (first[name] + second[name]) / 2)
+
+
+def test_a_riemannian_walk_without_a_gradient_is_refused():
+    class Flat(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter:
+                strategy._criterion = lambda outputs, y: outputs.sum() * 0
+
+    with pytest.raises(ValueError, match="the latest minibatches has no gradient"):
+        learn(mlp(), stream([[0, 1]] * 2), Flat(), WorkingRWalkPlugin(1.0, ewc_alpha=1.0, delta_t=2))

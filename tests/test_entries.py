@@ -68,7 +68,7 @@ def benchmark(protocol: str):
 
 def build_of(strategy: str) -> Callable[[Mapping[str, Any]], Any]:
     protocol = "split-digits/class" if catalogue.get(strategy).has_solver else "generate-digits"
-    changed = {"network.all_classes": True} if "der" in strategy or "icarl" in strategy else {}
+    changed = {"network.all_classes": True} if "der" in strategy else {}
 
     def build(hyperparameters: Mapping[str, Any]) -> Any:
         run = plan(protocol, [strategy], [0], {**changed, **hyperparameters})[0]

@@ -1,155 +1,222 @@
-"""Avalanche's iCaRL on streams that are not Avalanche's."""
+"""iCaRL against the algorithms of its paper."""
 
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
-from avalanche.models import IncrementalClassifier, NCMClassifier, SimpleMLP, as_multitask
-from avalanche.training.supervised.icarl import _ICaRLPlugin
+from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
 
-from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset
-from engrams.strategies.avalanche.icarl import NearestMeanOfClassesMet, avalanche_icarl
-from tests.test_ewc import labelled, quiet, stream
+from engrams.benchmarks.data.loading import TensorClassificationDataset
+from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.training.learn import learn as learn_run
+from engrams.strategies.icarl import NOT_MET, ICaRLPlugin, herded
+from tests.test_ewc import labelled, learn, mlp, stream
 
 MEMORY = 12
 
 
-def network(classes=6):
-    """Wide enough that no sample has features of zero alone, which have no direction."""
-    return SimpleMLP(num_classes=classes, input_size=6, hidden_size=50, hidden_layers=1, drop_rate=0)
+def samples(dataset):
+    return torch.stack([x for x, *_ in dataset])
 
 
-def learned(experiences, model=None, mem_size=MEMORY, mirrored_means=True):
+def rows(x):
+    return {tuple(row.flatten().tolist()) for row in x}
+
+
+def growing():
+    model = mlp()
+    model.classifier = IncrementalClassifier(5, 2)
+    return model
+
+
+def kept(plugin):
+    return {label: samples(data) for label, data in plugin._exemplars.items()}
+
+
+@pytest.mark.parametrize("model", [lambda: mlp(classes=6), growing])
+def test_the_class_of_the_nearest_mean_of_exemplars_is_answered(model):
+    experiences, plugin, answers = stream([[4, 1], [0, 5]]), ICaRLPlugin(MEMORY), Answers()
     torch.manual_seed(0)
-    model = model or network()
-    strategy = avalanche_icarl(
-        mem_size,
-        mirrored_means,
-        {
-            "model": model,
-            "optimizer": torch.optim.SGD(model.parameters(), lr=0.5),
-            "criterion": None,
-            "train_mb_size": 10,
-            "train_epochs": 2,
-            "eval_mb_size": 100,
-            "plugins": [InMemoryLoading()],
-            "evaluator": quiet(),
-        },
-    )
-    for experience in experiences:
-        strategy.train(experience)
-    strategy.model.eval()
-    return strategy
-
-
-def icarl(strategy):
-    (plugin,) = (one for one in strategy.plugins if hasattr(one, "x_memory"))
-    return plugin
-
-
-def samples(experience):
-    return torch.stack([x for x, *_ in experience.dataset])
-
-
-def test_the_class_of_the_nearest_mean_of_exemplars_is_answered():
-    experiences = stream([[4, 1], [0, 5]])
-    strategy = learned(experiences)
-    plugin, features = icarl(strategy), strategy.model.feature_extractor
-    buffer = {labels[0]: x for x, labels in zip(plugin.x_memory, plugin.y_memory, strict=True)}
+    strategy = learn(model(), experiences, plugin, answers)
+    buffer = kept(plugin)
     assert {label: len(x) for label, x in buffer.items()} == dict.fromkeys([1, 4, 0, 5], MEMORY // 4)
-    own = {tuple(row.tolist()) for experience in experiences for row in samples(experience)}
-    assert {tuple(row.tolist()) for x in buffer.values() for row in x} <= own
-    means = {
-        label: functional.normalize(functional.normalize(features(x)).mean(dim=0), dim=0) for label, x in buffer.items()
-    }
-    x = samples(experiences[0])
-    distances = {label: (functional.normalize(features(x)) - mean).norm(dim=1) for label, mean in means.items()}
-    labels = torch.tensor(list(distances))
-    expected = labels[torch.stack(list(distances.values())).argmin(dim=0)]
-    assert strategy.model(x).argmax(dim=1).tolist() == expected.tolist()
+    for experience in experiences:
+        for label in experience.classes_in_this_experience:
+            own = [x for x, y, *_ in experience.dataset if int(y) == label]
+            assert rows(buffer[label]) <= rows(own), "of its own class"
+    strategy.model.eval()
+
+    def direction(x):
+        return functional.normalize(strategy.model.features(x))
+
+    means = torch.stack([functional.normalize(direction(x).mean(dim=0), dim=0) for x in buffer.values()])
+    x = samples(experiences[0].dataset)
+    expected = torch.tensor(list(buffer))[(direction(x)[:, None] - means).norm(dim=2).argmin(dim=1)]
+    strategy.eval(experiences[0])
+    assert answers.outputs.argmax(dim=1).tolist() == expected.tolist()
     assert len(expected.unique()) > 1
+    assert (answers.outputs[:, [2, 3]] == NOT_MET).all(), "two classes that were not met"
 
 
-def test_exemplars_have_the_mean_of_their_class():
-    """Herding: the mean of those that it chooses comes nearer than that of as many at random."""
-    (experience,) = stream([[0, 1]], samples=400)
-    strategy = learned([experience], mem_size=20)
-    x, y = samples(experience), torch.tensor(list(experience.dataset.targets))
-    with torch.no_grad():
-        of_class = functional.normalize(strategy.model.feature_extractor(x[y == 0]))
-        chosen = functional.normalize(strategy.model.feature_extractor(icarl(strategy).x_memory[0]))
-    assert len(chosen) == 10
-    distance = (chosen.mean(dim=0) - of_class.mean(dim=0)).norm()
-    at_random = [(of_class[torch.randperm(200)[:10]].mean(dim=0) - of_class.mean(dim=0)).norm() for _ in range(20)]
-    assert distance < min(at_random)
+class Answers(SupervisedPlugin):
+    """Keeps the outputs of evaluation."""
+
+    outputs = torch.empty(0)
+
+    def after_eval_forward(self, strategy, **kwargs):
+        self.outputs = torch.cat([self.outputs, strategy.mb_output])
+
+
+def test_the_loss_compares_every_output_met_with_its_target():
+    plugin = ICaRLPlugin(MEMORY)
+    torch.manual_seed(0)
+    strategy = learn(mlp(classes=6), stream([[4, 1], [0, 5]]), plugin)
+    old = plugin._old
+    assert not old.training
+    assert all(torch.equal(p, q) for p, q in zip(old.parameters(), strategy.model.parameters(), strict=True))
+    plugin._classes = [3]  # a third experience
+    x, y = torch.randn(7, 6), torch.tensor([3, 3, 4, 0, 3, 1, 5])
+    outputs = torch.randn(7, 6, requires_grad=True)
+    loss = plugin.loss(outputs, y, x)
+    total, gradient = 0.0, torch.zeros(7, 6)
+    for n in range(7):
+        for label in (4, 1, 0, 5, 3):  # and not 2, which has not come
+            q = old(x[n : n + 1])[0, label].sigmoid() if label != 3 else float(y[n] == 3)
+            p = outputs[n, label].sigmoid()
+            total = total - (q * p.log() + (1 - q) * (1 - p).log()) / 35
+            gradient[n, label] = (p - q) / 35
+    torch.testing.assert_close(loss, total)
+    loss.backward()
+    torch.testing.assert_close(outputs.grad, gradient)
+
+
+class Loss(SupervisedPlugin):
+    """The loss, and what is left of the strategy's own."""
+
+    def __init__(self, plugin):
+        super().__init__()
+        self.plugin, self.found, self.seen = plugin, [], []
+
+    def before_backward(self, strategy, **kwargs):
+        self.found.append((strategy.loss.item(), self.plugin.loss(*outputs_of(strategy)).item()))
+        self.seen.append((strategy.experience.current_experience, {int(y) for y in strategy.mb_y}))
+
+
+def outputs_of(strategy):
+    return strategy.mb_output, strategy.mb_y, strategy.mb_x
+
+
+def test_the_loss_is_iCaRLs_and_exemplars_are_learned_with_every_experience():
+    plugin = ICaRLPlugin(MEMORY)
+    loss = Loss(plugin)
+    learn(mlp(classes=6), stream([[4, 1], [0, 5]]), plugin, loss)
+    for found, expected in loss.found:
+        assert found == pytest.approx(expected, abs=1e-6)
+    met = [set().union(*(labels for when, labels in loss.seen if when == t)) for t in (0, 1)]
+    assert met == [{1, 4}, {0, 1, 4, 5}]
+    steps = [sum(when == t for when, _ in loss.seen) for t in (0, 1)]
+    assert steps == [2 * 40 // 10, 2 * -(-(40 + MEMORY) // 10)], "each once in an epoch"
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 99])
+def test_herding_takes_what_brings_the_mean_nearest(count):
+    torch.manual_seed(3)
+    features = functional.normalize(torch.randn(30, 4).double())
+    features[5] = 0  # of a network whose units are all off
+    mean, chosen = features.mean(dim=0), []
+    for k in range(1, min(count, 30) + 1):
+        left = [n for n in range(30) if n not in chosen]
+        distances = [(mean - features[[*chosen, n]].sum(dim=0) / k).norm().item() for n in left]
+        chosen.append(left[min(range(len(left)), key=distances.__getitem__)])
+    assert herded(features, count) == chosen
+
+
+def test_the_first_exemplars_stay():
+    first, second = stream([[0, 1], [2, 3]])
+    plugin = ICaRLPlugin(MEMORY)
+    strategy = learn(mlp(classes=4), [first], plugin)
+    before = kept(plugin)
+    strategy.train(second)
+    for label in (0, 1):
+        assert len(before[label]) == MEMORY // 2
+        assert torch.equal(kept(plugin)[label], before[label][: MEMORY // 4])
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
 def test_a_mean_may_be_of_mirror_images_too(mirrored):
-    """With them it is Avalanche's own."""
-    images = [
-        TensorClassificationDataset.from_tensors(torch.randn(40, 1, 2, 3), torch.arange(40) % 2 + first, 0)
-        for first in (0, 2)
-    ]
-    experiences = labelled(benchmark_from_datasets(train=images)).train_stream
-    strategy = learned(experiences, mirrored_means=mirrored)
-    found = dict(strategy.model.eval_classifier.class_means_dict)
-    strategy.experience = experiences[1]  # which Avalanche asks for the number of classes
-    _ICaRLPlugin.compute_class_means(icarl(strategy), strategy)
-    own = strategy.model.eval_classifier.class_means_dict
-    assert found.keys() == own.keys() == {0, 1, 2, 3}
-    for label, mean in found.items():
-        assert torch.allclose(mean, own[label], atol=1e-6) == mirrored
-    for label, x in enumerate(icarl(strategy).x_memory):
-        features = functional.normalize(strategy.model.feature_extractor(x)).mean(dim=0)
-        assert torch.allclose(found[label], functional.normalize(features, dim=0), atol=1e-6) != mirrored
+    images = TensorClassificationDataset.from_tensors(torch.randn(40, 1, 2, 3), torch.arange(40) % 2, 0)
+    plugin = ICaRLPlugin(MEMORY, mirrored_means=mirrored)
+    model = SimpleMLP(num_classes=2, input_size=6, hidden_size=9, hidden_layers=1, drop_rate=0)
+    learn(model, labelled(benchmark_from_datasets(train=[images])).train_stream, plugin)
+    for label, x in kept(plugin).items():
+        views = [x, x[..., [2, 1, 0]]] if mirrored else [x]
+        features = functional.normalize(model.features(torch.cat(views).flatten(1))).mean(dim=0)
+        torch.testing.assert_close(plugin._means[label], functional.normalize(features, dim=0))
 
 
-def test_a_class_that_was_not_met_is_never_answered():
-    """As it is released it may be: when this fails, Avalanche is mended and our copy can go."""
-    x = torch.tensor([[-1.0, 0.2]])
-    means = {0: torch.zeros(2), 1: torch.tensor([1.0, 0.0])}
-    answered = {}
-    for kind in (NCMClassifier, NearestMeanOfClassesMet):
-        classifier = kind()
-        classifier.replace_class_means_dict(means)
-        answered[kind] = int(classifier(x).argmax())
-    assert answered == {NCMClassifier: 0, NearestMeanOfClassesMet: 1}
-    nothing = NearestMeanOfClassesMet()
-    nothing.replace_class_means_dict({0: torch.zeros(2), 1: torch.zeros(2)})
-    assert nothing(x).isfinite().all(), "before any class is met"
+def test_the_pieces_of_an_experience_are_one():
+    experiences = stream([[0, 1], [2, 3]])
+    whole, pieces = ICaRLPlugin(MEMORY), ICaRLPlugin(MEMORY)
+    torch.manual_seed(0)
+    strategy = learn(mlp(classes=4), experiences[:1], whole)
+    torch.manual_seed(0)
+    model = mlp(classes=4)
+    online = split_online_stream(experiences, 8, shuffle=False, access_task_boundaries=True)
+    learn(model, list(online)[:5], pieces)
+    assert {label: len(x) for label, x in kept(pieces).items()} == {0: MEMORY // 2, 1: MEMORY // 2}
+    assert not torch.equal(model.features[0].weight, strategy.model.features[0].weight)
+    learn(model, list(online), pieces)
+    assert kept(pieces).keys() == {0, 1, 2, 3}
 
 
-def test_avalanches_own_streams_come_out_as_ours():
-    data = TensorDataset(torch.randn(120, 6), torch.arange(120) % 6)
-    data.targets = data.tensors[1].tolist()
-    theirs = nc_benchmark(data, data, n_experiences=3, task_labels=False, fixed_class_order=[1, 3, 0, 4, 2, 5])
-    ours = [
-        TensorClassificationDataset.from_tensors(samples(one), torch.tensor(list(one.dataset.targets)), 0)
-        for one in theirs.train_stream
-    ]
-    found, expected = (
-        learned(stream).model
-        for stream in (labelled(benchmark_from_datasets(train=ours)).train_stream, theirs.train_stream)
-    )
-    x = samples(theirs.test_stream[0])
-    assert torch.equal(found(x), expected(x))
-    assert found(x).argmax(dim=1).unique().numel() > 1
+def test_one_plugin_begins_afresh_with_another_strategy():
+    plugin = ICaRLPlugin(MEMORY)
+    learn(mlp(), stream([[0, 1]]), plugin)
+    learn(mlp(), stream([[0, 1]]), plugin)
+    assert plugin._exemplars.keys() == {0, 1}
 
 
-def test_a_class_that_comes_back_is_refused():
+def test_what_it_cannot_learn_is_refused():
     with pytest.raises(ValueError, match="class 1 comes back"):
-        learned(stream([[0, 1], [2, 1]]))
+        learn(mlp(classes=3), stream([[0, 1], [2, 1]]), ICaRLPlugin(MEMORY))
+    with pytest.raises(ValueError, match=r"this network has one a task; .*network\.all_classes"):
+        learn(as_multitask(mlp(), "classifier"), stream([[0, 1]]), ICaRLPlugin(MEMORY))
+    with pytest.raises(ValueError, match="a buffer of 1 cannot hold an exemplar of each of 2 classes"):
+        learn(mlp(), stream([[0, 1]]), ICaRLPlugin(1))
+    with pytest.raises(ValueError, match="no layer 'head'; name its classifier"):
+        learn(mlp(), stream([[0, 1]]), ICaRLPlugin(MEMORY, classifier="head"))
+    with pytest.raises(ValueError, match="mem_size must be at least 1; got 0"):
+        ICaRLPlugin(0)
 
 
-def growing():
-    model = network(2)
-    model.classifier = IncrementalClassifier(50, 2)
-    return model
+def test_a_run_of_it_is_the_same_from_disk_and_from_memory():
+    run = plan("split-digits/class", ["icarl"], [0], {"mem_size": 40, "training.epochs": 2})[0]
+    memory, disk = (learn_run(run, "cpu", [], lambda epochs: None, stream_from_disk=place) for place in (False, True))
+    assert memory.accuracy_matrix == disk.accuracy_matrix
+    assert min(memory.accuracy_matrix[-1]) > 0.5
+    assert all(accuracy == 0 for row in (memory.accuracy_matrix[0],) for accuracy in row[1:]), "of classes not met"
 
 
-@pytest.mark.parametrize("model", [growing, lambda: as_multitask(network(2), "classifier")])
-def test_a_classifier_that_grows_or_is_one_a_task_is_refused(model):
-    with pytest.raises(ValueError, match=r"needs one classifier that does not grow.*network\.all_classes"):
-        learned(stream([[0, 1]]), model())
+def test_read_off_one_head_a_task_that_has_not_come_is_guessed():
+    settings = {"mem_size": 40, "training.epochs": 1, "network.all_classes": True}
+    run = plan("split-digits/task", ["icarl"], [0], settings)[0]
+    matrix = learn_run(run, "cpu", [], lambda epochs: None).accuracy_matrix
+    assert all(0.3 < accuracy < 0.7 for accuracy in matrix[0][1:])
+
+
+def test_it_joins_with_a_penalty():
+    settings = {"icarl.mem_size": 40, "l2.l2_lambda": 0.1, "training.epochs": 1}
+    run = plan("split-digits/class", ["icarl+l2"], [0], settings)[0]
+    assert learn_run(run, "cpu", [], lambda epochs: None).accuracy_matrix
+
+
+def test_its_network_may_be_any_with_a_classifier():
+    model = nn.Sequential()
+    model.body = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.2))
+    model.classifier = nn.Linear(5, 4)
+    strategy = learn(model, stream([[0, 1], [2, 3]]), ICaRLPlugin(MEMORY))
+    assert not strategy.model.classifier._forward_pre_hooks
+    strategy.eval(stream([[0, 1]]))
+    assert not strategy.model.classifier._forward_pre_hooks

@@ -6,6 +6,7 @@ import torch
 from avalanche.benchmarks.utils import concat_datasets
 from avalanche.training.plugins import MASPlugin, MIRPlugin, RWalkPlugin, SynapticIntelligencePlugin
 from avalanche.training.plugins.mir import cycle
+from avalanche.training.utils import copy_params_dict, zerolike_params_dict
 from torch.utils.data import DataLoader
 
 
@@ -17,19 +18,23 @@ class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
     what it keeps is copied. (Not reported upstream as far as we know; issue 824 asks for the plugin to be checked
     against the paper.)
 
-    It cuts importances at 0.001, far below what Zenke et al. 2017's equation 5 gives, so that most of those that matter
-    are alike, and a strength of the paper, or of other people's code, does next to nothing. Here one says where.
+    It cuts importances at 0.001, as AR1 does (Maltoni & Lomonaco 2019, arXiv:1806.08568), from which it comes. Zenke et
+    al. 2017 do not. Where most importances are larger, a strength from another code does next to nothing; ``clip_to``
+    sets the limit. And it keeps importances below 0, which drive a parameter away: a penalty without that limit may
+    diverge by them. ``negatives=False`` makes them 0.
     """
 
-    def __init__(self, si_lambda: float, eps: float = 1e-7, clip_to: float = 0.001):
+    def __init__(self, si_lambda: float, eps: float = 1e-7, clip_to: float = 0.001, negatives: bool = True):
         """
         Args:
             si_lambda: of half the squared distances; twice the c of Zenke et al. 2017.
             eps: the damping xi of equation 5.
             clip_to: the largest importance.
+            negatives: whether importances below 0 are kept.
         """
         super().__init__(si_lambda, eps)
         self.clip_to = clip_to
+        self.negatives = negatives
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
@@ -42,7 +47,8 @@ class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
     def after_training_exp(self, strategy, **kwargs):
         super().after_training_exp(strategy, **kwargs)
         for name, importance in self.ewc_data[1].items():
-            importance.data = (-self.syn_data["cum_trajectory"][name].data).clamp(max=self.clip_to)
+            path = -self.syn_data["cum_trajectory"][name].data
+            importance.data = path.clamp(None if self.negatives else 0, self.clip_to)
 
 
 class WorkingMASPlugin(MASPlugin):
@@ -62,10 +68,19 @@ class WorkingRWalkPlugin(RWalkPlugin):
     """Avalanche's Riemannian walk, which as it is released trains a network in evaluation mode.
 
     It measures a minibatch's gradients in that mode before every step and leaves the network in it: no dropout, and
-    batch norm's statistics stay as they began. Here the step is taken in the mode that the network was in. An
-    experience of fewer steps than ``delta_t`` is refused where it is the first: it has no score, and Avalanche divides
-    by the largest.
+    batch norm's statistics stay as they began. Here the step is taken in the mode that the network was in; the
+    gradients whose gain is scored are still those of evaluation mode. It also ends in a KeyError where a head is added
+    for a task (parameters that are new have no checkpoint); here they get one. A first experience without a score above
+    0 is refused, since Avalanche divides by the largest score. (None of it reported upstream as far as we know.)
     """
+
+    def before_training_exp(self, strategy, *args, **kwargs):
+        for kept, new in (
+            (self.checkpoint_loss, zerolike_params_dict(strategy.model)),
+            (self.checkpoint_scores, zerolike_params_dict(strategy.model)),
+            (self.checkpoint_params, copy_params_dict(strategy.model)),
+        ):
+            kept.update({name: entry for name, entry in new.items() if name not in kept})
 
     def _update_grad(self, strategy):
         training = {module: module.training for module in strategy.model.modules()}
@@ -76,12 +91,17 @@ class WorkingRWalkPlugin(RWalkPlugin):
     def after_training_exp(self, strategy, *args, **kwargs):
         """
         Raises:
-            ValueError: the first experience has no step after which the path is scored.
+            ValueError: no score is above 0, or no gradient is other than 0.
         """
-        if self.exp_scores is None and not any((score.data > 0).any() for score in self.checkpoint_scores.values()):
+        if self.exp_scores is None and not _any_above_zero(self.checkpoint_scores):
             raise ValueError(
                 f"Avalanche's Riemannian walk scores the path every {self.delta_t} steps (delta_t); the first "
                 f"experience has none that raises a score. Lower delta_t, or train for longer"
+            )
+        if not _any_above_zero(self.iter_importance or {}):
+            raise ValueError(
+                "Avalanche's Riemannian walk divides by the largest entry of its Fisher, and here all are 0: the loss "
+                "of the latest minibatches has no gradient. Train for fewer epochs"
             )
         super().after_training_exp(strategy, *args, **kwargs)
 
@@ -100,6 +120,10 @@ class WorkingMIRPlugin(MIRPlugin):
         self.replay_loader = None
         if len(buffer) > self.batch_size_mem:
             self.replay_loader = cycle(DataLoader(buffer, batch_size=self.subsample, shuffle=True))
+
+
+def _any_above_zero(values) -> bool:
+    return any(bool((entry.data > 0).any()) for entry in values.values())
 
 
 def _copy(kept) -> None:

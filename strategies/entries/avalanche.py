@@ -23,7 +23,6 @@ models = Later("avalanche.models")
 training = Later("avalanche.training")
 faults = Later("engrams.strategies.avalanche.faults")
 generative_replay = Later("engrams.strategies.avalanche.generative_replay")
-icarl = Later("engrams.strategies.avalanche.icarl")
 streaming_lda = Later("engrams.strategies.avalanche.streaming_lda")
 
 # Avalanche's penalty has no 1/2, and the squared gradient of a mean over B samples is about B times smaller than the
@@ -45,11 +44,13 @@ class MASHyperparameters(Hyperparameters):
 
 
 class SIHyperparameters(Hyperparameters):
-    later = frozenset({"clip_to"})
+    later = frozenset({"clip_to", "negatives"})
     si_lambda: Lambda
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     clip_to: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     """The largest importance: Avalanche cuts them there, which the paper does not. 1e9 cuts none."""
+    negatives: bool = True
+    """Importances below 0 are kept, as Avalanche has it."""
 
 
 class RWalkHyperparameters(Hyperparameters):
@@ -77,11 +78,6 @@ class AGEMHyperparameters(Hyperparameters):
 
 class ReplayHyperparameters(Hyperparameters):
     mem_size: Positive
-
-
-class ICaRLHyperparameters(ReplayHyperparameters):
-    mirrored_means: bool = True
-    """A class's mean is of its exemplars' mirror images as well."""
 
 
 class DrawnReplayHyperparameters(ReplayHyperparameters):
@@ -193,7 +189,7 @@ ENTRIES = {
         search={"lambda_reg": LogUniform(1e-3, 1e6)},
     ),
     "avalanche-si": Strategy(
-        plugin=lambda h: faults.WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps, h.clip_to),
+        plugin=lambda h: faults.WorkingSynapticIntelligencePlugin(h.si_lambda, h.eps, h.clip_to, h.negatives),
         hyperparameters=SIHyperparameters,
         search={"si_lambda": LogUniform(1.0, 1e6)},
     ),
@@ -230,10 +226,6 @@ ENTRIES = {
     "avalanche-mir": Strategy(
         plugin=lambda h: faults.WorkingMIRPlugin(h.batch_size_mem, h.mem_size, h.subsample),
         hyperparameters=MIRHyperparameters,
-    ),
-    "avalanche-icarl": Strategy(
-        build=lambda h, template: icarl.avalanche_icarl(h.mem_size, h.mirrored_means, template),
-        hyperparameters=ICaRLHyperparameters,
     ),
     "avalanche-replay": REPLAY,
     "avalanche-replay-large": REPLAY,

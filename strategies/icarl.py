@@ -1,0 +1,211 @@
+"""iCaRL: exemplars chosen by herding, distillation, and the nearest mean of exemplars (Rebuffi et al. 2017).
+
+arXiv:1611.07725. A network with features phi and an output for every class learns an experience together with a buffer
+of exemplars; each output is a sigmoid (algorithm 3). What is answered is not the largest output but the class whose
+exemplars' mean of phi is nearest (algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from copy import deepcopy
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.utils import concat_datasets
+from avalanche.models import MultiTaskModule, avalanche_forward
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engrams.strategies.arguments import at_least_one
+from engrams.strategies.experiences import Pieces, classes_of
+from engrams.strategies.minibatches import minibatches
+from engrams.strategies.undisturbed import evaluation_mode
+
+AT_ONCE = 500
+"""Samples in a minibatch where features are measured."""
+NOT_MET = -3.0
+"""The score of a class without exemplars: vectors of length 1 are at most 2 apart."""
+
+
+class ICaRLPlugin(SupervisedPlugin):
+    """This is iCaRL, under any Avalanche strategy whose network has one classifier for all classes.
+
+    The loss of the strategy is replaced: every output of a class met so far is compared with a target by binary
+    cross-entropy, and the loss is the mean over samples and outputs. The target is 1 or 0 for the classes of the
+    present experience. For earlier ones it is the sigmoid of what the network put out before the experience (in eval
+    mode). The exemplars are learned once in every epoch, like the samples of the experience.
+
+    In ``strategy.eval`` an output is minus the distance between the sample's features and a class's mean, both of
+    length 1. Who asks the network itself, within an experience, say, gets the outputs that are trained.
+    """
+
+    def __init__(self, mem_size: int, mirrored_means: bool = False, classifier: str = "classifier"):
+        """
+        Args:
+            mem_size: exemplars in the whole buffer; with t classes met each has mem_size // t, or all of its samples
+                where these are fewer.
+            mirrored_means: whether a class's mean is of its exemplars and of their mirror images [..., height, width],
+                as the authors' code has it for CIFAR-100. Where digits or letters are told apart it does harm.
+            classifier: name of the output layer, whose inputs are the features.
+
+        Raises:
+            ValueError: mem_size below 1. In an experience: the network has a head a task, or no such layer; a class of
+                an earlier experience comes back; there are more classes than the buffer has places.
+        """
+        super().__init__()
+        at_least_one(mem_size=mem_size)
+        self.mem_size = mem_size
+        self.mirrored_means = mirrored_means
+        self.classifier = classifier
+        self._forget()
+
+    def _forget(self) -> None:
+        self._exemplars: dict[int, AvalancheDataset] = {}
+        """Class -> its exemplars; the first ones have the mean that is nearest to that of the class."""
+        self._means: dict[int, Tensor] = {}
+        self._old: nn.Module | None = None
+        self._pieces = Pieces()
+        self._met: list[AvalancheDataset] = []
+
+    def before_training(self, strategy, **kwargs):
+        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
+            self._forget()
+
+    def after_train_dataset_adaptation(self, strategy, **kwargs):
+        if self._exemplars:
+            strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, *self._exemplars.values()])
+
+    def before_training_exp(self, strategy, **kwargs):
+        if any(isinstance(module, MultiTaskModule) for module in strategy.model.modules()):
+            raise ValueError(
+                "iCaRL has one classifier for all classes, and this network has one a task; a task-incremental "
+                "protocol has one with network.all_classes = true"
+            )
+        _layer(strategy.model, self.classifier)
+        if self._pieces.begin(strategy.experience):
+            self._met = []
+            self._classes = classes_of(getattr(strategy.experience, "origin_experience", strategy.experience))
+            if again := self._exemplars.keys() & set(self._classes):
+                raise ValueError(f"iCaRL learns a class in one experience alone; class {min(again)} comes back")
+
+    def before_backward(self, strategy, **kwargs):
+        own = self.loss(strategy.mb_output, strategy.mb_y, strategy.mb_x)
+        # The strategy's own loss leaves no gradient; what other plugins have added to it stays.
+        strategy.loss = strategy.loss - strategy.criterion() + own
+
+    def loss(self, outputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Returns the loss of a minibatch (algorithm 3), its mean over samples and classes met so far.
+
+        Args:
+            outputs: of the network that learns, before the sigmoid, [N, K].
+            y: labels, [N].
+            x: inputs, [N, ...], of which the network before this experience is asked.
+        """
+        targets = functional.one_hot(y, outputs.shape[1]).to(outputs.dtype)
+        if self._old is not None:
+            past = list(self._exemplars)
+            with torch.no_grad():
+                targets[:, past] = avalanche_forward(self._old, x, None)[:, past].sigmoid().to(outputs.dtype)
+        met = [*self._exemplars, *self._classes]
+        return functional.binary_cross_entropy_with_logits(outputs[:, met], targets[:, met])
+
+    def after_training_exp(self, strategy, **kwargs):
+        self._met.append(strategy.experience.dataset)
+        if not self._pieces.end(strategy.experience):
+            return
+        share = self.mem_size // (len(self._exemplars) + len(self._classes))
+        if not share:
+            raise ValueError(
+                f"a buffer of {self.mem_size} cannot hold an exemplar of each of "
+                f"{len(self._exemplars) + len(self._classes)} classes"
+            )
+        dataset = concat_datasets(self._met)
+        found = list(self._features(strategy.model, dataset))
+        features, labels = (torch.cat(parts) for parts in zip(*((f, y) for f, y in found), strict=True))
+        for label in self._classes:
+            (places,) = (labels == label).nonzero(as_tuple=True)
+            chosen = places[herded(features[places], share)]
+            self._exemplars[label] = dataset.subset(chosen.tolist())
+        self._exemplars = {label: kept.subset(range(min(share, len(kept)))) for label, kept in self._exemplars.items()}
+        self._means = {label: self._mean(strategy.model, kept) for label, kept in self._exemplars.items()}
+        self._old = deepcopy(strategy.model).eval().requires_grad_(False)
+        self._met = []
+
+    def _mean(self, model: nn.Module, exemplars: AvalancheDataset) -> Tensor:
+        views = [False, True] if self.mirrored_means else [False]
+        features = [f for mirrored in views for f, _ in self._features(model, exemplars, mirrored)]
+        return functional.normalize(torch.cat(features).mean(dim=0), dim=0)
+
+    @torch.no_grad()
+    def _features(self, model: nn.Module, dataset: Any, mirrored: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields features of length 1, [N, F], and labels [N], minibatch by minibatch, in the dataset's order."""
+        layer = _layer(model, self.classifier)
+        with evaluation_mode(model), torch.no_grad(), closing(_Inputs(layer)) as inputs:
+            for batch in minibatches(model, dataset.eval(), AT_ONCE):
+                avalanche_forward(model, batch.inputs.flip(-1) if mirrored else batch.inputs, None)
+                yield functional.normalize(inputs.latest.float()), batch.y
+
+    def before_eval_forward(self, strategy, **kwargs):
+        self._inputs = _Inputs(_layer(strategy.model, self.classifier)) if self._means else None
+
+    def after_eval_forward(self, strategy, **kwargs):
+        if self._inputs is not None:
+            self._inputs.close()
+            strategy.mb_output = self.scores(self._inputs.latest, strategy.mb_output.shape[1])
+
+    @torch.no_grad()
+    def scores(self, features: Tensor, classes: int) -> Tensor:
+        """Returns minus the distance to every class's mean (algorithm 1), -3 for classes not met, [N, classes].
+
+        Args:
+            features: inputs of the classifier, [N, F].
+            classes: how many outputs the network has.
+        """
+        means = torch.stack(list(self._means.values())).to(features.device)
+        scores = features.new_full((len(features), classes), NOT_MET, dtype=torch.float32)
+        scores[:, list(self._means)] = -torch.cdist(functional.normalize(features.float()), means)
+        return scores
+
+
+def herded(features: Tensor, count: int) -> list[int]:
+    """Returns the places of the samples whose mean follows that of all (algorithm 4), best first, each once.
+
+    The k-th is the one with which the mean of the first k comes nearest to the mean of all.
+
+    Args:
+        features: of one class, [N, F].
+        count: how many; N, if that is less.
+    """
+    mean, total = features.mean(dim=0), torch.zeros_like(features[0])
+    squares, left = features.square().sum(dim=1), torch.zeros(len(features), device=features.device)
+    chosen: list[int] = []
+    for k in range(1, min(count, len(features)) + 1):
+        # | mean - (total + f) / k |^2, but for what is the same for all: the smaller, the better.
+        distances = squares - 2 * features @ (k * mean - total) + left
+        chosen.append(int(distances.argmin()))
+        total = total + features[chosen[-1]]
+        left[chosen[-1]] = torch.inf
+    return chosen
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the model has no layer {name!r}; name its classifier") from error
+
+
+class _Inputs:
+    """Keeps what a layer was called with last, until it is closed."""
+
+    latest: Tensor
+
+    def __init__(self, layer: nn.Module):
+        self.close = layer.register_forward_pre_hook(self._keep).remove
+
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.latest = inputs[0].detach()
