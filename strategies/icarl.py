@@ -40,7 +40,7 @@ class ICaRLPlugin(SupervisedPlugin):
     mode). The exemplars are learned once in every epoch, like the samples of the experience.
 
     In ``strategy.eval`` an output is minus the distance between the sample's features and a class's mean, both of
-    length 1. Who asks the network itself, within an experience, say, gets the outputs that are trained.
+    length 1. The network itself goes on giving the outputs that are trained; a look within an experience sees those.
     """
 
     def __init__(self, mem_size: int, mirrored_means: bool = False, classifier: str = "classifier"):
