@@ -34,13 +34,15 @@ NOT_MET = -3.0
 class ICaRLPlugin(SupervisedPlugin):
     """This is iCaRL, under any Avalanche strategy whose network has one classifier for all classes.
 
-    The loss of the strategy is replaced: every output of a class met so far is compared with a target by binary
-    cross-entropy, and the loss is the mean over samples and outputs. The target is 1 or 0 for the classes of the
-    present experience. For earlier ones it is the sigmoid of what the network put out before the experience (in eval
-    mode). The exemplars are learned once in every epoch, like the samples of the experience.
+    It is trained by a loss of its own in place of the strategy's: every output of a class met so far is compared with a
+    target by binary cross-entropy, and the loss is the mean over samples and outputs. The target is 1 or 0 for the
+    classes of the present experience. For earlier ones it is the sigmoid of what the network put out before the
+    experience (in eval mode). The exemplars are part of what every epoch learns, where a stream comes in pieces of
+    every piece. (Avalanche's own loader shows the tasks of what it learns equally often; where samples have the task
+    labels of several experiences, exemplars come several times.)
 
-    In ``strategy.eval`` an output is minus the distance between the sample's features and a class's mean, both of
-    length 1. The network itself goes on giving the outputs that are trained; a look within an experience sees those.
+    In ``strategy.eval`` between two experiences an output is minus the distance between the sample's features and a
+    class's mean, both of length 1. Within an experience, and where the model is called directly, it is the trained one.
     """
 
     def __init__(self, mem_size: int, mirrored_means: bool = False, classifier: str = "classifier"):
@@ -53,8 +55,8 @@ class ICaRLPlugin(SupervisedPlugin):
             classifier: name of the output layer, whose inputs are the features.
 
         Raises:
-            ValueError: mem_size below 1. In an experience: the network has a head a task, or no such layer; a class of
-                an earlier experience comes back; there are more classes than the buffer has places.
+            ValueError: mem_size below 1. Before an experience: the network has a head a task, or no such layer; a
+                class of an earlier experience comes back; there are more classes than the buffer has places.
         """
         super().__init__()
         at_least_one(mem_size=mem_size)
@@ -70,6 +72,7 @@ class ICaRLPlugin(SupervisedPlugin):
         self._old: nn.Module | None = None
         self._pieces = Pieces()
         self._met: list[AvalancheDataset] = []
+        self._learns = False
 
     def before_training(self, strategy, **kwargs):
         if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
@@ -91,11 +94,17 @@ class ICaRLPlugin(SupervisedPlugin):
             self._classes = classes_of(getattr(strategy.experience, "origin_experience", strategy.experience))
             if again := self._exemplars.keys() & set(self._classes):
                 raise ValueError(f"iCaRL learns a class in one experience alone; class {min(again)} comes back")
+            classes = len(self._exemplars) + len(self._classes)
+            if self.mem_size < classes:
+                raise ValueError(f"a buffer of {self.mem_size} cannot hold an exemplar of each of {classes} classes")
+        self._learns = True
+
+    def after_forward(self, strategy, **kwargs):
+        self._criterion = strategy._criterion  # of the strategy, which other plugins may ask for before and after
+        strategy._criterion = lambda outputs, y: self.loss(outputs, y, strategy.mb_x)
 
     def before_backward(self, strategy, **kwargs):
-        own = self.loss(strategy.mb_output, strategy.mb_y, strategy.mb_x)
-        # The strategy's own loss leaves no gradient; what other plugins have added to it stays.
-        strategy.loss = strategy.loss - strategy.criterion() + own
+        strategy._criterion = self._criterion
 
     def loss(self, outputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Returns the loss of a minibatch (algorithm 3), its mean over samples and classes met so far.
@@ -118,29 +127,26 @@ class ICaRLPlugin(SupervisedPlugin):
         if not self._pieces.end(strategy.experience):
             return
         share = self.mem_size // (len(self._exemplars) + len(self._classes))
-        if not share:
-            raise ValueError(
-                f"a buffer of {self.mem_size} cannot hold an exemplar of each of "
-                f"{len(self._exemplars) + len(self._classes)} classes"
-            )
         dataset = concat_datasets(self._met)
-        found = list(self._features(strategy.model, dataset))
-        features, labels = (torch.cat(parts) for parts in zip(*((f, y) for f, y in found), strict=True))
+        found = self._features(strategy.model, dataset)
+        features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         for label in self._classes:
             (places,) = (labels == label).nonzero(as_tuple=True)
+            if not len(places):  # the experience names a class that its data lack
+                continue
             chosen = places[herded(features[places], share)]
             self._exemplars[label] = dataset.subset(chosen.tolist())
         self._exemplars = {label: kept.subset(range(min(share, len(kept)))) for label, kept in self._exemplars.items()}
         self._means = {label: self._mean(strategy.model, kept) for label, kept in self._exemplars.items()}
         self._old = deepcopy(strategy.model).eval().requires_grad_(False)
         self._met = []
+        self._learns = False
 
     def _mean(self, model: nn.Module, exemplars: AvalancheDataset) -> Tensor:
         views = [False, True] if self.mirrored_means else [False]
         features = [f for mirrored in views for f, _ in self._features(model, exemplars, mirrored)]
         return functional.normalize(torch.cat(features).mean(dim=0), dim=0)
 
-    @torch.no_grad()
     def _features(self, model: nn.Module, dataset: Any, mirrored: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields features of length 1, [N, F], and labels [N], minibatch by minibatch, in the dataset's order."""
         layer = _layer(model, self.classifier)
@@ -150,7 +156,8 @@ class ICaRLPlugin(SupervisedPlugin):
                 yield functional.normalize(inputs.latest.float()), batch.y
 
     def before_eval_forward(self, strategy, **kwargs):
-        self._inputs = _Inputs(_layer(strategy.model, self.classifier)) if self._means else None
+        answers = self._means and not self._learns and strategy.clock.train_exp_counter
+        self._inputs = _Inputs(_layer(strategy.model, self.classifier)) if answers else None
 
     def after_eval_forward(self, strategy, **kwargs):
         if self._inputs is not None:

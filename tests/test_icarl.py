@@ -93,7 +93,7 @@ def test_the_loss_compares_every_output_met_with_its_target():
 
 
 class Loss(SupervisedPlugin):
-    """The loss, and what is left of the strategy's own."""
+    """The loss of every step, and what iCaRL's is; the experience, and the classes in the minibatch."""
 
     def __init__(self, plugin):
         super().__init__()
@@ -220,3 +220,45 @@ def test_its_network_may_be_any_with_a_classifier():
     assert not strategy.model.classifier._forward_pre_hooks
     strategy.eval(stream([[0, 1]]))
     assert not strategy.model.classifier._forward_pre_hooks
+
+
+def test_within_an_experience_the_trained_outputs_are_judged():
+    experiences, answers = stream([[0, 1], [2, 3]]), Answers()
+    strategy = learn(mlp(classes=4), experiences[:1], ICaRLPlugin(MEMORY), answers)
+
+    class Look(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            strategy.eval(experiences[1])
+            strategy.experience = experiences[1]
+
+    strategy.plugins.append(Look())
+    strategy.train(experiences[1])
+    assert len(answers.outputs) == 2 * 40
+    assert (answers.outputs != NOT_MET).all()
+    strategy.eval(experiences[1])
+    assert (answers.outputs[80:] <= 0).all(), "distances, from now on"
+
+
+def test_the_strategys_own_criterion_has_no_part_in_training():
+    def learned(criterion, plugin):
+        torch.manual_seed(0)
+        model = mlp(classes=4)
+        strategy = learn(model, [], plugin)
+        strategy._criterion = criterion
+        for experience in stream([[0, 1], [2, 3]]):
+            strategy.train(experience)
+        assert strategy._criterion is criterion, "it is put back"
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([0.0, 0.0, 1.0, 1.0]))  # of some minibatches 0 / 0
+    usual = learned(nn.CrossEntropyLoss(), ICaRLPlugin(MEMORY))
+    assert usual.isfinite().all()
+    assert torch.equal(learned(weighted, ICaRLPlugin(MEMORY)), usual)
+
+
+def test_a_class_that_an_experience_only_names_is_left_out():
+    experiences = stream([[0, 1]])
+    experiences[0].classes_in_this_experience = [0, 1, 3]
+    plugin = ICaRLPlugin(MEMORY)
+    learn(mlp(classes=4), experiences, plugin)
+    assert kept(plugin).keys() == {0, 1}

@@ -18,10 +18,10 @@ class WorkingSynapticIntelligencePlugin(SynapticIntelligencePlugin):
     what it keeps is copied. (Not reported upstream as far as we know; issue 824 asks for the plugin to be checked
     against the paper.)
 
-    It cuts importances at 0.001, as AR1 does (Maltoni & Lomonaco 2019, arXiv:1806.08568), from which it comes. Zenke et
-    al. 2017 do not. Where most importances are larger, a strength from another code does next to nothing; ``clip_to``
-    sets the limit. And it keeps importances below 0, which drive a parameter away: a penalty without that limit may
-    diverge by them. ``negatives=False`` makes them 0.
+    It sets every importance above 0.001 to 0.001, as AR1 does (Maltoni & Lomonaco 2019, arXiv:1806.08568), from which
+    it comes. Zenke et al. 2017 do not. With the limit a strength from another code may have hardly any effect;
+    ``clip_to`` moves it. Importances below 0 have no limit. They push a parameter away from its old value, and with a
+    large strength training diverges; ``negatives=False`` makes them 0.
     """
 
     def __init__(self, si_lambda: float, eps: float = 1e-7, clip_to: float = 0.001, negatives: bool = True):
@@ -70,8 +70,9 @@ class WorkingRWalkPlugin(RWalkPlugin):
     It measures a minibatch's gradients in that mode before every step and leaves the network in it: no dropout, and
     batch norm's statistics stay as they began. Here the step is taken in the mode that the network was in; the
     gradients whose gain is scored are still those of evaluation mode. It also ends in a KeyError where a head is added
-    for a task (parameters that are new have no checkpoint); here they get one. A first experience without a score above
-    0 is refused, since Avalanche divides by the largest score. (None of it reported upstream as far as we know.)
+    for a task (parameters that are new have no checkpoint); here they get one. Such parameters are never penalised. A
+    first experience without a score above 0 is refused, since Avalanche divides by the largest score. (None of it
+    reported upstream as far as we know.)
     """
 
     def before_training_exp(self, strategy, *args, **kwargs):
