@@ -20,7 +20,7 @@ Avalanche, so that what only names strategies stays quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -42,6 +42,13 @@ Schedule = Literal["constant", "linear"]
 SolverSchedule = Literal["constant", "linear", "steps"]
 
 
+def without_usual(model: BaseModel, later: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record's values of a model without the fields, added ``later``, that have their default: older records
+    lack them."""
+    usual = {name: field.default for name, field in type(model).model_fields.items() if name in later}
+    return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+
+
 class Hyperparameters(BaseModel):
     """A strategy's own hyperparameters, checked; a field without a default must come from the protocol or the user."""
 
@@ -51,8 +58,7 @@ class Hyperparameters(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_what_is_usual(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual = {name: field.default for name, field in type(self).model_fields.items() if name in self.later}
-        return {name: value for name, value in serialize(self).items() if name not in usual or value != usual[name]}
+        return without_usual(self, self.later, serialize(self))
 
     def settings(self) -> dict[str, Any]:
         """Returns them as a record has them: name -> a value of JSON's kinds."""

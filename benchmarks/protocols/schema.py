@@ -35,6 +35,7 @@ from engrams.strategies.contract import (
     LearningRate,
     SolverSchedule,
     Strategy,
+    without_usual,
 )
 from engrams.strategies.references import BadReference
 
@@ -64,8 +65,7 @@ class GrownTable(Table):
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_used(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual = {key: field.default for key, field in type(self).model_fields.items() if key in self.later}
-        return {key: value for key, value in serialize(self).items() if usual.get(key, ...) != value}
+        return without_usual(self, self.later, serialize(self))
 
 
 def _one_or_several(value: Any) -> str:
