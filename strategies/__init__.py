@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from engrams.strategies.ewc import EWCPlugin
     from engrams.strategies.mas import MASPlugin
     from engrams.strategies.mergan import MeRGAN
+    from engrams.strategies.si import SIPlugin
 
 __all__ = [
     "Budget",
@@ -19,10 +20,17 @@ __all__ = [
     "LogUniform",
     "MASPlugin",
     "MeRGAN",
+    "SIPlugin",
     "Strategy",
 ]
 # Read when they are asked for: they import torch and Avalanche, which takes seconds.
-_METHODS = {"EWCPlugin": "ewc", "MASPlugin": "mas", "DeepGenerativeReplay": "dgr", "MeRGAN": "mergan"}
+_METHODS = {
+    "EWCPlugin": "ewc",
+    "MASPlugin": "mas",
+    "SIPlugin": "si",
+    "DeepGenerativeReplay": "dgr",
+    "MeRGAN": "mergan",
+}
 
 
 def __getattr__(name: str) -> Any:

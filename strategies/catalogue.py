@@ -65,6 +65,11 @@ CATALOGUE: dict[str, Listed] = {
         counterpart="avalanche-mas",
     ),
     "mas-local": Listed("mas", "MAS, its local (Hebbian) form: products of activations, layer by layer"),
+    "si": Listed(
+        "si",
+        "synaptic intelligence: importance from the path of training (Zenke et al. 2017)",
+        counterpart="avalanche-si",
+    ),
     "chaudhry2019-ewc": Listed(
         "chaudhry2019", "EWC as the code of Chaudhry et al. 2019 has it: a moving average of squares along the training"
     ),

@@ -12,14 +12,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
 from engrams.strategies.mas import MASPlugin
 from engrams.strategies.networks import named_parameters, trainable_parameters
-from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin, grown
+from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin, grown, placed
 
 FRESH = 0.9
 """The share of the latest steps in the running Fisher (``FISHER_EMA_DECAY``)."""
@@ -88,11 +88,8 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
         self._steps += 1
         if self._steps % self.every == 0:
             self._update()
-        pull = {id(p): 2 * self._scale * importance * (p - anchor) for p, importance, anchor in self._terms}
-        for name, p in self._learning.items():
-            if p.grad is not None:
-                square = (p.grad - pull.get(id(p), 0)) ** 2  # the penalty has a part in the gradient
-                self._summed[name] = self._summed.get(name, 0) + square
+        for name, gradient in self.loss_gradients(self._learning).items():
+            self._summed[name] = self._summed.get(name, 0) + gradient**2
 
     def _update(self) -> None:
         for name in {**self._running, **self._summed}:
@@ -128,16 +125,8 @@ class ChaudhryEWCPlugin(QuadraticPenaltyPlugin):
 
     def load_state_dict_within(self, state: State) -> None:
         """Goes on from the middle of an experience."""
-        self._running, self._summed = self._placed(state["running"]), self._placed(state["summed"])
+        self._running, self._summed = (placed(state[part], self._learning) for part in ("running", "summed"))
         self._steps = state["steps"]
-
-    def _placed(self, kept: ByName) -> ByName:
-        """Returns copies, each where its parameter is."""
-        return {name: _like(values, self._learning.get(name)) for name, values in kept.items()}
-
-
-def _like(values: Tensor, parameter: nn.Parameter | None) -> Tensor:
-    return values.clone() if parameter is None else values.to(parameter, copy=True)
 
 
 class ChaudhryMASPlugin(MASPlugin):

@@ -10,6 +10,7 @@ from typing import Literal
 PenaltyStep = Literal["gradient", "proximal"]
 Fisher = Literal["exact", "sampled", "empirical", "batched"]
 MASVariant = Literal["global", "local", "batched"]
+Clamped = Literal["sum", "experience"]
 DrawsFrom = Literal["all", "past"]
 JoinedBy = Literal["minibatch", "loss"]
 ReplayLabels = Literal["hard", "soft", "asked"]

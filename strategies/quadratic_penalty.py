@@ -406,6 +406,15 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return self._scale * total
 
     @torch.no_grad()
+    def loss_gradients(self, parameters: dict[str, nn.Parameter]) -> ByName:
+        """Returns copies of the gradients that a backward pass left, without this penalty's part in them."""
+        pull: dict[int, Tensor] = {}
+        for parameter, importance, anchor in self._terms if self.penalty_step == "gradient" else ():
+            of_this = 2 * self._scale * importance * (parameter - anchor)
+            pull[id(parameter)] = pull.get(id(parameter), 0) + of_this
+        return {name: p.grad.to_dense() - pull.get(id(p), 0) for name, p in parameters.items() if p.grad is not None}
+
+    @torch.no_grad()
     def _proximal_step(self, optimizer: torch.optim.Optimizer) -> None:
         """argmin_theta' scale sum_k importance_k (theta' - anchor_k)^2 + ||theta' - theta||^2 / (2 learning rate)."""
         rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
@@ -590,6 +599,19 @@ def grown(tensor: Tensor, like: Tensor) -> Tensor:
         raise ValueError(
             f"a parameter shrank from shape {tuple(tensor.shape)} to {tuple(like.shape)}; it may only grow"
         )
-    grown = tensor.new_zeros(like.shape)
-    _first(grown, tensor).copy_(tensor)
-    return grown
+    return with_first_units(tensor.new_zeros(like.shape), tensor)
+
+
+def with_first_units(values: Tensor, old: Tensor) -> Tensor:
+    """Returns a copy of ``values`` whose first units are the old ones."""
+    values = values.clone()
+    _first(values, old).copy_(old)
+    return values
+
+
+def placed(kept: ByName, parameters: dict[str, nn.Parameter]) -> ByName:
+    """Returns copies of what was kept by parameters' names, each where its parameter is."""
+    return {
+        name: values.to(parameters[name].device if name in parameters else values.device, copy=True)
+        for name, values in kept.items()
+    }

@@ -12,6 +12,7 @@ from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayP
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
 from engrams.strategies.kept import restore, state_of
+from engrams.strategies.si import SIPlugin
 from tests.test_ewc import learn, mlp, stream
 
 KEEPING = {
@@ -20,6 +21,7 @@ KEEPING = {
     "ewc-online": lambda: EWCPlugin(1.0, "online", gamma=0.5),
     "mas": lambda: MASPlugin(1.0),
     "l2": lambda: L2Plugin(1.0),
+    "si": lambda: SIPlugin(1.0),
     "frozen": FrozenBackbonePlugin,
     "replay": lambda: ReplayPlugin(10),
     "er": lambda: ExperienceReplayPlugin(10, draws_from="past"),

@@ -24,6 +24,7 @@ from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
 from engrams.strategies.baselines import L2Plugin
 from engrams.strategies.importance import diagonal_fisher, mas_importance
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
+from engrams.strategies.si import SIPlugin
 from tests.test_ewc import joint_least_squares, learn, mlp, quiet, stream
 
 PLUGINS = {
@@ -31,6 +32,7 @@ PLUGINS = {
     "ewc-separate": lambda **options: EWCPlugin(1.0, "separate", **options),
     "mas": lambda **options: MASPlugin(1.0, **options),
     "l2": lambda **options: L2Plugin(1.0, **options),
+    "si": lambda **options: SIPlugin(1.0, **options),
 }
 
 
