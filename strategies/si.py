@@ -14,12 +14,11 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from engrams.strategies.arguments import finite, not_negative, one_of
 from engrams.strategies.choices import Clamped, PenaltyStep
 from engrams.strategies.kept import State
-from engrams.strategies.networks import trainable_parameters
+from engrams.strategies.networks import named_parameters, trainable_parameters
 from engrams.strategies.precision import wide
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -82,7 +81,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
     def _start_afresh(self) -> None:
         super()._start_afresh()
         self._path: ByName = {}
-        """w of the present experience so far, of every parameter that is held."""
+        """w of the present experience so far, of every parameter that is trained."""
         self._start: ByName = {}
         """Parameter name -> its values when the present experience began."""
         self._learning: dict[str, nn.Parameter] = {}
@@ -93,12 +92,12 @@ class SIPlugin(QuadraticPenaltyPlugin):
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        left_out = self._left_out(strategy.model)
-        self._learning = {name: p for name, p in trainable_parameters(strategy.model).items() if name not in left_out}
+        self._learning = trainable_parameters(strategy.model)
         if len(self._since) == 1:  # not in a later piece of the same experience
             self._path, self._start = {}, {}
-        for name in self._start.keys() & self._learning.keys():  # units that came with this piece begin here
-            values = wide(self._learning[name].detach())
+        parameters = named_parameters(strategy.model)
+        for name in self._start.keys() & parameters.keys():  # units that came with this piece begin here
+            values = wide(parameters[name].detach())
             self._start[name] = with_first_units(values, self._start[name])
             self._path[name] = grown(self._path[name], values)
 
@@ -120,13 +119,11 @@ class SIPlugin(QuadraticPenaltyPlugin):
 
     def importance(self, strategy) -> ByName:
         """Returns every parameter's share of the experience just learned, w / (D^2 + xi); below 0 where it did harm."""
-        found = {}
-        for name, p in self._learning.items():
-            if name in self._path:
-                share = self._path[name] / ((wide(p.detach()) - self._start[name]) ** 2 + self.xi)
-                found[name] = share.clamp(min=0) if self.clamped == "experience" else share
-            elif not is_lazy(p):
-                found[name] = wide(torch.zeros_like(p.detach()))
+        parameters, found = named_parameters(strategy.model), {}
+        for name in (name for name in self._path if name in parameters):
+            way = wide(parameters[name].detach()) - self._start[name]
+            share = self._path[name] / (way**2 + self.xi)
+            found[name] = share.clamp(min=0) if self.clamped == "experience" else share
         return found
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:

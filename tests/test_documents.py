@@ -22,7 +22,7 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.reports import store
 from engrams.reports.publish import GENERATED
 from engrams.reports.store import read_records
-from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN
+from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MASPlugin, MeRGAN, SIPlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
@@ -133,6 +133,7 @@ def test_every_argument_stands_on_its_methods_page():
     described = {
         "ewc": [EWCPlugin],
         "mas": [MASPlugin],
+        "si": [SIPlugin],
         "dgr": [DeepGenerativeReplay, VAE, WGANGP],
         "mergan": [MeRGAN, ReplayAlignmentGAN, JointReplayGAN, ReplayingGAN, ACGAN],
         "dark_replay": [DERPlugin],

@@ -9,7 +9,7 @@ import torch
 from avalanche.models import IncrementalClassifier
 from torch import nn
 
-from engrams.strategies import EWCPlugin, MASPlugin, MeRGAN
+from engrams.strategies import EWCPlugin, MASPlugin, MeRGAN, SIPlugin
 from engrams.strategies.avalanche.streaming_lda import InputStreamingLDA
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, ClassGaussians, ImageSpec, NoiseImages, PastImages
@@ -392,6 +392,7 @@ def test_noise_is_standard_normal_before_anything_was_learned():
             },
         ),
         (MASPlugin, {"variant": "global", "penalty_step": "gradient", "exclude": (), "consolidate_every": None}),
+        (SIPlugin, {"xi": 0.1, "clamped": "sum", "penalty_step": "gradient", "exclude": (), "consolidate_every": None}),
         (DERPlugin, {"beta": 0.0, "batch_size_mem": None}),
         (ClassGaussians, {"covariance": "shared", "shrinkage": 0.1, "rank": None}),
         (ConditionalBatchNorm, {"eps": nn.BatchNorm2d(1).eps}),

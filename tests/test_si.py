@@ -250,6 +250,21 @@ def test_units_that_come_with_a_later_piece_begin_their_path_there():
     torch.testing.assert_close(plugin.importances["fc.weight"], share.relu(), rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_frozen_in_a_later_piece_keeps_its_path():
+    model, plugin, paths = Net(), SIPlugin(C, XI), []
+
+    class Freezes(SupervisedPlugin):
+        def before_training_exp(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1:
+                model.body.weight.requires_grad_(False)
+                paths.append(plugin.state_dict_within()["path"]["body.weight"])
+
+    start = model.body.weight.detach().clone()
+    learn(model, online(20, experiences=1), Freezes(), plugin)
+    share = paths[0] / ((model.body.weight.detach() - start) ** 2 + XI)
+    torch.testing.assert_close(plugin.importances["body.weight"], share.relu())
+
+
 def test_it_goes_on_from_the_middle_of_an_experience():
     class Exchange(SupervisedPlugin):
         """Puts a plugin that was given the other's state in its place, once, after three steps."""
