@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one
 from engrams.strategies.experiences import Pieces, classes_of
+from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
 from engrams.strategies.undisturbed import evaluation_mode
 
@@ -31,7 +32,16 @@ NOT_MET = -3.0
 """The score of a class without exemplars: vectors of length 1 are at most 2 apart."""
 
 
-class ICaRLPlugin(SupervisedPlugin):
+class Places(NamedTuple):
+    """Which samples of a stream are a class's exemplars."""
+
+    experience: int | None
+    """Its number in the stream; None where it came in pieces, which no stream has twice."""
+    samples: list[int]
+    """Their places in its data."""
+
+
+class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
     """This is iCaRL, under any Avalanche strategy whose network has one classifier for all classes.
 
     It is trained by a loss of its own in place of the strategy's: every output of a class met so far is compared with a
@@ -68,17 +78,52 @@ class ICaRLPlugin(SupervisedPlugin):
     def _forget(self) -> None:
         self._exemplars: dict[int, AvalancheDataset] = {}
         """Class -> its exemplars; the first ones have the mean that is nearest to that of the class."""
+        self._places: dict[int, Places] = {}
         self._means: dict[int, Tensor] = {}
         self._old: nn.Module | None = None
         self._pieces = Pieces()
         self._met: list[AvalancheDataset] = []
         self._learns = False
+        self._loaded: State | None = None
+        """The old network's state, from which this plugin goes on but has not begun to."""
+
+    def state_dict(self) -> State:
+        """Returns which samples of the stream are exemplars, their means, and the network's state at the latest end.
+
+        Raises:
+            Unkept: experiences came in pieces, or do not say where in a stream they are.
+        """
+        if any(places.experience is None for places in self._places.values()):
+            raise Unkept("iCaRL's exemplars are of experiences that cannot be found again")
+        old = self._loaded if self._old is None else self._old.state_dict()
+        return deepcopy(
+            {
+                "places": [[label, *places] for label, places in self._places.items()],
+                "means": [self._means[label] for label in self._places],
+                "old": old,
+            }
+        )
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state, in a stream that is the same as far as it has been learned."""
+        self._forget()
+        self._places = {label: Places(*places) for label, *places in deepcopy(state["places"])}
+        self._means = dict(zip(self._places, deepcopy(state["means"]), strict=True))
+        self._loaded = deepcopy(state["old"])
 
     def before_training(self, strategy, **kwargs):
-        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
+        if self._loaded is not None:
+            self._old = _frozen(strategy.model)
+            self._old.load_state_dict(self._loaded)
+        elif strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._forget()
 
     def after_train_dataset_adaptation(self, strategy, **kwargs):
+        if self._loaded is not None:
+            stream = strategy.experience.origin_stream
+            for label, (experience, samples) in self._places.items():
+                self._exemplars[label] = stream[experience].dataset.subset(samples)
+            self._loaded = None
         if self._exemplars:
             strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, *self._exemplars.values()])
 
@@ -128,17 +173,20 @@ class ICaRLPlugin(SupervisedPlugin):
             return
         share = self.mem_size // (len(self._exemplars) + len(self._classes))
         dataset = concat_datasets(self._met)
+        whole = not hasattr(strategy.experience, "origin_experience")
+        number = getattr(strategy.experience, "current_experience", None) if whole else None
         found = self._features(strategy.model, dataset)
         features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         for label in self._classes:
             (places,) = (labels == label).nonzero(as_tuple=True)
             if not len(places):  # the experience names a class that its data lack
                 continue
-            chosen = places[herded(features[places], share)]
-            self._exemplars[label] = dataset.subset(chosen.tolist())
+            chosen = places[herded(features[places], share)].tolist()
+            self._exemplars[label], self._places[label] = dataset.subset(chosen), Places(number, chosen)
         self._exemplars = {label: kept.subset(range(min(share, len(kept)))) for label, kept in self._exemplars.items()}
+        self._places = {label: Places(of, samples[:share]) for label, (of, samples) in self._places.items()}
         self._means = {label: self._mean(strategy.model, kept) for label, kept in self._exemplars.items()}
-        self._old = deepcopy(strategy.model).eval().requires_grad_(False)
+        self._old = _frozen(strategy.model)
         self._met = []
         self._learns = False
 
@@ -176,6 +224,10 @@ class ICaRLPlugin(SupervisedPlugin):
         scores = features.new_full((len(features), classes), NOT_MET, dtype=torch.float32)
         scores[:, list(self._means)] = -torch.cdist(functional.normalize(features.float()), means)
         return scores
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    return deepcopy(model).eval().requires_grad_(False)
 
 
 def herded(features: Tensor, count: int) -> list[int]:

@@ -12,7 +12,9 @@ from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.training.learn import learn as learn_run
 from engrams.strategies.icarl import NOT_MET, ICaRLPlugin, herded
+from engrams.strategies.kept import Unkept
 from tests.test_ewc import labelled, learn, mlp, stream
+from tests.test_kept import same
 
 MEMORY = 12
 
@@ -262,3 +264,37 @@ def test_a_class_that_an_experience_only_names_is_left_out():
     plugin = ICaRLPlugin(MEMORY)
     learn(mlp(classes=4), experiences, plugin)
     assert kept(plugin).keys() == {0, 1}
+
+
+def test_another_plugin_goes_on_from_a_state_to_the_bit():
+    ends = []
+    for exchanged in (False, True):
+        torch.manual_seed(0)
+        plugin, experiences = ICaRLPlugin(MEMORY), stream([[4, 1], [0, 5], [2, 3]])
+        strategy = learn(growing(), experiences[:1], plugin)
+        state = plugin.state_dict()
+        if exchanged:
+            fresh = ICaRLPlugin(MEMORY)
+            fresh.load_state_dict(state)
+            assert same(fresh.state_dict(), state)
+            strategy.plugins[strategy.plugins.index(plugin)] = plugin = fresh
+            strategy.clock.train_exp_counter = 0  # as in a script of its own
+        torch.manual_seed(1)
+        for experience in experiences[1:]:
+            strategy.train(experience)
+        ends.append((kept(plugin), strategy.model.state_dict()))
+    (buffer, model), (again, model_again) = ends
+    assert buffer.keys() == again.keys() == {0, 1, 2, 3, 4, 5}
+    assert all(torch.equal(buffer[label], again[label]) for label in buffer)
+    assert all(torch.equal(p, model_again[name]) for name, p in model.items())
+
+
+def test_exemplars_of_an_experience_in_pieces_cannot_be_kept():
+    parts = list(split_online_stream(stream([[0, 1]]), experience_size=15, access_task_boundaries=True))
+    for part in parts:
+        part.classes_in_this_experience = part.origin_experience.classes_in_this_experience
+    plugin = ICaRLPlugin(MEMORY)
+    learn(mlp(), parts, plugin)
+    assert kept(plugin).keys() == {0, 1}
+    with pytest.raises(Unkept, match="of experiences that cannot be found again"):
+        plugin.state_dict()
