@@ -1,6 +1,6 @@
 """A quadratic penalty that holds parameters near where earlier experiences left them.
 
-EWC, MAS and L2 differ in what they call important; what is done with it is the same, and lives here:
+EWC, MAS, SI and L2 differ in what they call important; what is done with it is the same, and lives here:
 
     L(theta) = L_new(theta) + coefficient * sum_i importance_i (theta_i - anchor_i)^2
 """
@@ -157,7 +157,10 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     @abstractmethod
     def importance(self, strategy) -> ByName:
-        """How important each parameter was to the experience just learned: name -> non-negative tensor."""
+        """How important each parameter was to the experience just learned: name -> tensor of its shape.
+
+        Not below 0, unless :meth:`consolidate` sees to it that what is held is not.
+        """
 
     def check(self, strategy) -> None:
         """Raises a ValueError for what cannot work, before the first experience of a strategy is trained.
@@ -206,10 +209,18 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             self._warn_if_unstable(strategy.optimizer, strategy.model)
         # An update may be no step of the optimiser: a strategy that accumulates gradients makes one in several.
         self._listen_no_more()
-        if self._terms and self.penalty_step == "proximal":
+        if self._listens():
             self._listening = strategy.optimizer.register_step_post_hook(
-                lambda optimizer, *of_the_step: self._proximal_step(optimizer)
+                lambda optimizer, *of_the_step: self._after_step(optimizer)
             )
+
+    def _listens(self) -> bool:
+        return bool(self._terms) and self.penalty_step == "proximal"
+
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follows every real step of the optimiser."""
+        if self._terms and self.penalty_step == "proximal":
+            self._proximal_step(optimizer)
 
     def after_update(self, strategy, **kwargs):
         self._listen_no_more()
@@ -234,7 +245,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         importances = self.importance(strategy)
         left_out = self._left_out(strategy.model)
         importances = {name: importance for name, importance in importances.items() if name not in left_out}
-        if importances and not any(importance.any() for importance in importances.values()):
+        if importances and not any((importance > 0).any() for importance in importances.values()):
             names = ", ".join(repr(name) for name in list(importances)[:3])
             warnings.warn(
                 f"{type(self).__name__}: every importance is 0 after experience {self.consolidated} ({names} and all "
@@ -406,13 +417,22 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return self._scale * total
 
     @torch.no_grad()
-    def loss_gradients(self, parameters: dict[str, nn.Parameter]) -> ByName:
-        """Returns copies of the gradients that a backward pass left, without this penalty's part in them."""
+    def loss_gradients(self, parameters: dict[str, nn.Parameter], factor: Tensor | float = 1.0) -> ByName:
+        """Returns copies of the loss's gradients, without this penalty's part in them; as far as there are any.
+
+        Args:
+            parameters: whose, after a backward pass.
+            factor: of the loss in what was passed back.
+        """
         pull: dict[int, Tensor] = {}
         for parameter, importance, anchor in self._terms if self.penalty_step == "gradient" else ():
             of_this = 2 * self._scale * importance * (parameter - anchor)
             pull[id(parameter)] = pull.get(id(parameter), 0) + of_this
-        return {name: p.grad.to_dense() - pull.get(id(p), 0) for name, p in parameters.items() if p.grad is not None}
+        return {
+            name: p.grad.to_dense() / factor - pull.get(id(p), 0)
+            for name, p in parameters.items()
+            if p.grad is not None
+        }
 
     @torch.no_grad()
     def _proximal_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -481,7 +501,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     def _continued(self, name: str, here: nn.Parameter) -> bool:
         owner = self._owners.get(name)
         if owner is not None:
-            return _continues(here, owner)
+            return continues(here, owner)
         return _may_grow(next(anchors[name] for _, anchors in self._pairs() if name in anchors), here)
 
     def _give_up(self, lost: list[str], parameters: dict[str, nn.Parameter]) -> None:
@@ -581,7 +601,7 @@ def _may_grow(old: Tensor, new: Tensor) -> bool:
     return old.dim() == new.dim() and all(before <= now for before, now in zip(old.shape, new.shape, strict=True))
 
 
-def _continues(new: Tensor, old: Tensor) -> bool:
+def continues(new: Tensor, old: Tensor) -> bool:
     """Whether the new parameter's first units are the old ones."""
     return _may_grow(old, new) and torch.equal(_first(new.detach(), old), old.detach().to(new))
 

@@ -4,12 +4,14 @@ Zenke, Poole & Ganguli 2017, "Continual Learning Through Synaptic Intelligence",
 
     L(theta) = L_n(theta) + c sum_k Omega_k (theta_k - theta*_k)^2,   Omega_k = sum_n w_k^n / ((D_k^n)^2 + xi)
 
-with theta* the parameters at the end of the last experience. D^n is how far a parameter went in experience n, and w^n
-what its movement lowered the loss by: the sum over steps of -g_k (theta_k after the step - theta_k before it).
+with theta* the parameters at the end of the last experience. D^n is a parameter's value at the end of experience n
+minus its value at the beginning. w^n says by how much its movement lowered the loss: the sum over steps of
+-g_k (theta_k after the step - theta_k before it), with g the gradient of L_n.
 """
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -18,29 +20,35 @@ from torch import Tensor, nn
 from engrams.strategies.arguments import finite, not_negative, one_of
 from engrams.strategies.choices import Clamped, PenaltyStep
 from engrams.strategies.kept import State
-from engrams.strategies.networks import named_parameters, trainable_parameters
+from engrams.strategies.networks import named_parameters
 from engrams.strategies.precision import wide
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
     QuadraticPenaltyPlugin,
+    continues,
     grown,
     placed,
     with_first_units,
 )
 
+ROUNDING = 1e-3
+"""The largest difference between a way and the sum of its steps, in proportion, that may be rounding."""
+
 
 class SIPlugin(QuadraticPenaltyPlugin):
-    """Synaptic intelligence for any Avalanche strategy.
+    """This is synaptic intelligence for any Avalanche strategy: it holds what has lowered the loss on its way.
 
     While an experience is trained, every parameter's share in the fall of the loss is summed up, step by step; at its
     end the share becomes importance, and from the next experience on c Omega (theta - theta*)^2 is added to the loss.
-    Nothing is measured besides, and no label or sample is looked at: what it takes is in the gradients that training
-    has anyway. Heads and units that are new start with importance 0.
+    It uses only the gradients of training: nothing is measured afterwards. Heads and units that are new start with
+    importance 0.
 
-    g is the gradient that the strategy's backward pass leaves, without this penalty's part in it (what other plugins
-    add to the loss is in it). Where gradients are accumulated over minibatches, take the proximal step: the penalty is
-    then in no gradient.
+    g is the gradient of the strategy's loss, as its backward pass leaves it, without this penalty's part in it; what
+    other plugins add to the loss is in it. The loss may be scaled (mixed precision), and gradients may be accumulated
+    over minibatches (g is then of their mean). A step that the strategy leaves out counts for nothing. List this plugin
+    before any that changes gradients after the backward pass (A-GEM, clipping). Where parameters are set to other
+    values within an experience (those of its best epoch), their path is not that of their way: a warning names them.
 
     Memory and time a step are O(parameters), however many experiences there have been.
     """
@@ -59,7 +67,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
         Args:
             c: c above, >= 0. (Avalanche's ``si_lambda`` is twice as large for the same penalty.)
             xi: the damping xi above, > 0. The authors' code has 0.1 for permuted MNIST, and 1e-3 for split streams.
-            clamped: what is set to 0 where it is below: ``sum``, the importance over all experiences so far (the
+            clamped: what is set to 0 where it is negative: ``sum``, the importance over all experiences so far (the
                 authors' code, pathint), or ``experience``, each one's own share in it (Chaudhry et al. 2019). The
                 equation has neither; with importances below 0 the penalty pushes a parameter away from its anchor.
             penalty_step: as :class:`QuadraticPenaltyPlugin`; the movement of a proximal step is part of the path.
@@ -67,7 +75,9 @@ class SIPlugin(QuadraticPenaltyPlugin):
             consolidate_every: as :class:`QuadraticPenaltyPlugin`.
 
         Raises:
-            ValueError: an argument outside its range; after an experience, parameters that are not finite.
+            ValueError: an argument outside its range. Before an experience: an optimiser that takes gradients within
+                its step (LBFGS), or what any quadratic penalty refuses. After it: parameters or importances that are
+                not finite.
         """
         not_negative(c=c)
         super().__init__(c, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
@@ -80,60 +90,113 @@ class SIPlugin(QuadraticPenaltyPlugin):
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
+        self._begin_path()
+        self._trained: dict[str, nn.Parameter] = {}
+        """All parameters of the network that are not excluded."""
+        self._stepping: list[tuple[str, Tensor, Tensor]] = []
+        """Name, gradient and value of each, after the latest backward pass."""
+        self._passed_back = torch.zeros(())
+        """A 0 that is added to the loss: its gradient is the loss's factor in all that has been passed back."""
+
+    def _begin_path(self) -> None:
         self._path: ByName = {}
-        """w of the present experience so far, of every parameter that is trained."""
+        """w of the present experience so far, of what has had a gradient in it."""
         self._start: ByName = {}
-        """Parameter name -> its values when the present experience began."""
-        self._learning: dict[str, nn.Parameter] = {}
-        self._stepping: list[tuple[str, Tensor, Tensor]] = []  # name, gradient, value before the step
+        """The values before the first gradient."""
+        self._way: ByName = {}
+        """The sum of all steps so far: D, unless something else has moved the parameter."""
 
     def _by_name(self) -> list[ByName]:
-        return [*super()._by_name(), self._path, self._start]  # they go where the anchors go
+        return [*super()._by_name(), self._path, self._start, self._way]  # they go where the anchors go
+
+    def check(self, strategy) -> None:
+        if isinstance(strategy.optimizer, torch.optim.LBFGS):
+            raise ValueError("LBFGS takes several gradients within one step, and the path needs each: take another")
 
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
-        self._learning = trainable_parameters(strategy.model)
+        left_out, before = self._left_out(strategy.model), self._trained
+        self._trained = {name: p for name, p in named_parameters(strategy.model).items() if name not in left_out}
         if len(self._since) == 1:  # not in a later piece of the same experience
-            self._path, self._start = {}, {}
-        parameters = named_parameters(strategy.model)
-        for name in self._start.keys() & parameters.keys():  # units that came with this piece begin here
-            values = wide(parameters[name].detach())
-            self._start[name] = with_first_units(values, self._start[name])
-            self._path[name] = grown(self._path[name], values)
+            self._begin_path()
+        for name in list(self._path):
+            p = self._trained.get(name)
+            if p is None or (name in before and p is not before[name] and not continues(p, before[name])):
+                for kept in (self._path, self._start, self._way):
+                    del kept[name]
+            elif p.shape != self._path[name].shape:  # units that came with this piece begin here
+                values = wide(p.detach())
+                self._path[name], self._way[name] = grown(self._path[name], values), grown(self._way[name], values)
+                self._start[name] = with_first_units(values, self._start[name])
+
+    def before_backward(self, strategy, **kwargs):
+        super().before_backward(strategy, **kwargs)
+        if not any(p.grad is not None and p.grad.any() for p in self._trained.values()):  # they have been cleared
+            self._passed_back = torch.zeros((), device=strategy.loss.device, requires_grad=True)
+        strategy.loss = strategy.loss + self._passed_back.to(strategy.loss.dtype)
 
     @torch.no_grad()
     def after_backward(self, strategy, **kwargs):
-        for name, p in self._learning.items():
-            if name not in self._start:  # a lazy layer has its parameters now
-                self._start[name] = wide(p.detach().clone())
-                self._path[name] = torch.zeros_like(self._start[name])
-        gradients = self.loss_gradients(self._learning)
-        self._stepping = [(name, wide(g), wide(self._learning[name].detach().clone())) for name, g in gradients.items()]
+        self._stepping = []
+        if self._passed_back.grad is None:  # what was passed back is not the strategy's loss
+            return
+        for name, gradient in self.loss_gradients(self._trained, self._passed_back.grad).items():
+            value = wide(self._trained[name].detach().clone())
+            self._stepping.append((name, wide(gradient), value))
+            if name not in self._path:
+                self._path[name], self._way[name] = torch.zeros_like(value), torch.zeros_like(value)
+                self._start[name] = value
+
+    def _listens(self) -> bool:
+        return True
 
     @torch.no_grad()
-    def after_update(self, strategy, **kwargs):
-        super().after_update(strategy, **kwargs)
-        for name, gradient, before in self._stepping:
-            self._path[name] -= gradient * (wide(self._learning[name].detach()) - before)
+    def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super()._after_step(optimizer)
+        for name, gradient, value in self._stepping:
+            step = wide(self._trained[name].detach()) - value
+            self._way[name] += step
+            self._path[name] -= gradient * step
         self._stepping = []
 
     def importance(self, strategy) -> ByName:
-        """Returns every parameter's share of the experience just learned, w / (D^2 + xi); below 0 where it did harm."""
-        parameters, found = named_parameters(strategy.model), {}
-        for name in (name for name in self._path if name in parameters):
+        """Returns every parameter's share of the experience just learned, negative where it has raised the loss.
+
+        w / (D^2 + xi), of what has had a gradient; with ``clamped="experience"`` not below 0.
+        """
+        if not self._path:
+            warnings.warn(
+                f"{type(self).__name__}: no step of the optimiser was seen in experience {self.consolidated}: nothing "
+                f"of it will be held. The strategy has to pass its loss back in its own training loop",
+                stacklevel=3,
+            )
+        parameters, found, moved = named_parameters(strategy.model), {}, []
+        for name in [name for name in self._path if name in parameters]:
             way = wide(parameters[name].detach()) - self._start[name]
-            share = self._path[name] / (way**2 + self.xi)
-            found[name] = share.clamp(min=0) if self.clamped == "experience" else share
-        return found
+            found[name] = self._path[name] / (way**2 + self.xi)
+            if not found[name].isfinite().all():
+                raise ValueError(f"{type(self).__name__}: the path of {name!r} is not finite: lower the learning rate")
+            if (way - self._way[name]).norm() > ROUNDING * self._way[name].norm():
+                moved.append(name)
+        if moved:
+            names = ", ".join(map(repr, moved[:3])) + (", ..." if len(moved) > 3 else "")
+            warnings.warn(
+                f"{type(self).__name__}: something else than the optimiser's steps has moved {len(moved)} of "
+                f"{len(found)} parameters ({names}) in experience {self.consolidated}; set back to their best epoch, "
+                f"they are held too firmly, since the steps after it are in their path as well",
+                stacklevel=3,
+            )
+        return {name: share.clamp(min=0) for name, share in found.items()} if self.clamped == "experience" else found
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         super().consolidate(importances, anchors)
         self.importances = {name: omega.clamp(min=0) for name, omega in self.importances.items()}
+        self._begin_path()
 
     def state_dict_within(self) -> State:
-        """Returns the path so far, and where it began."""
-        return deepcopy({"path": self._path, "start": self._start})
+        """Returns the path so far, where it began and how far it went."""
+        return deepcopy({"path": self._path, "start": self._start, "way": self._way})
 
     def load_state_dict_within(self, state: State) -> None:
         """Goes on from the middle of an experience."""
-        self._path, self._start = (placed(state[part], self._learning) for part in ("path", "start"))
+        self._path, self._start, self._way = (placed(state[part], self._trained) for part in ("path", "start", "way"))

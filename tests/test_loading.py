@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
@@ -14,6 +15,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 from torch.utils.data import DataLoader
 
+from engrams.benchmarks.data import loading
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
 from engrams.benchmarks.data.streams import labelled, make_benchmark
 from engrams.benchmarks.training.augment import Augmentation, cropped
@@ -154,6 +156,30 @@ def test_tensors_of_concatenations_and_subsets():
     batch = both.collate_fn(both.__getitems__([3, 0]))
     assert torch.equal(batch[0], x[[3, 0]])
     assert batch[2].tolist() == [1, 0]
+
+
+def test_a_buffer_of_many_subsets_is_copied_and_not_what_they_are_subsets_of(monkeypatch):
+    """Every subset has the whole data set below it, which Avalanche repeats where it joins them."""
+    whole = concat_datasets([TASKS.train_stream[0].dataset])
+    exemplars = [whole.subset(range(n, n + 20)).subset(range(10)) for n in range(0, 200, 20)]
+    joined = concat_datasets([TASKS.train_stream[1].dataset, *exemplars])
+    copied = []
+
+    def counted(column, places, of=loading._taken):
+        copied.append(len(places))
+        return of(column, places)
+
+    def counted_joined(several, of=loading._joined):
+        copied.append(sum(map(len, several)))
+        return of(several)
+
+    monkeypatch.setattr(loading, "_taken", counted)
+    monkeypatch.setattr(loading, "_joined", counted_joined)
+    x, y, tasks = tensors_of(joined)
+    assert torch.equal(x, torch.stack([sample[0] for sample in joined]))
+    assert y.tolist() == [int(sample[1]) for sample in joined]
+    assert tasks.tolist() == [sample[2] for sample in joined]
+    assert max(copied) == len(joined)
 
 
 def test_transformed_data_keep_avalanches_loader():

@@ -27,14 +27,14 @@ def batched(whole, size):
     return list(iter(lambda: list(islice(rest, size)), []))
 
 
-def by_hand(plain, seen, clamped, step, loss_of, xi=XI, uphill=None):
+def by_hand(plain, seen, clamped, step, loss_of, xi=XI, uphill=None, times=1):
     """Trains a network as the equations have it, one experience the wrong way; returns the importances by name."""
     weights = dict(plain.named_parameters())
     omega, stars = ({name: torch.zeros_like(w) for name, w in weights.items()} for _ in range(2))
     for experience, minibatches in enumerate(seen):
         start = {name: w.detach().clone() for name, w in weights.items()}
         path = {name: torch.zeros_like(w) for name, w in weights.items()}
-        way = -1 if experience == uphill else 1
+        way = times * (-1 if experience == uphill else 1)
         for x, y, *_ in minibatches:
             gradients = torch.autograd.grad(loss_of(experience, x, y), list(weights.values()), allow_unused=True)
             with torch.no_grad():
@@ -174,6 +174,8 @@ def test_several_heads_with_batch_norm():
 class EveryOther(SupervisedTemplate):
     """A step of the optimiser for two minibatches."""
 
+    steps = True
+
     def optimizer_step(self):
         self.steps = self.clock.train_exp_iterations % 2 == 1
         if self.steps:
@@ -181,36 +183,178 @@ class EveryOther(SupervisedTemplate):
 
     def make_optimizer(self, **kwargs):
         super().make_optimizer(**kwargs)
-        clear, self.steps = type(self.optimizer).zero_grad, True
-        self.optimizer.zero_grad = lambda: self.steps and clear(self.optimizer)
+        clear = type(self.optimizer).zero_grad
+        self.optimizer.zero_grad = lambda: self.steps and clear(self.optimizer, set_to_none=self.set_to_none)
 
 
-def test_gradients_that_are_accumulated_have_the_path_of_the_real_steps():
-    model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI, penalty_step="proximal")
-    plain = copy.deepcopy(model)
-    strategy = EveryOther(
+class Scaled(SupervisedTemplate):
+    """What mixed precision does: the loss is scaled up, and a step with an infinite gradient is left out."""
+
+    def make_optimizer(self, **kwargs):
+        super().make_optimizer(**kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+
+    def backward(self):
+        self.scaler.scale(self.loss).backward()
+
+    def optimizer_step(self):
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+
+def learned(template, model, experiences, *plugins, **options):
+    strategy = template(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=10,
-        plugins=[met, plugin],
+        plugins=list(plugins),
         evaluator=quiet(),
+        **options,
     )
-    for experience in stream([[0, 1], [2, 3]]):
+    for experience in experiences:
         strategy.train(experience)
-    pairs = [
-        [[torch.cat(column) for column in zip(*two, strict=True)] for two in batched(seen, 2)] for seen in met.seen
-    ]
-    omega = by_hand(plain, pairs, "sum", "proximal", lambda _, x, y: 2 * cross_entropy(plain(x), y))
+    return strategy
+
+
+def assert_held(plugin, omega):
     for name, importance in plugin.importances.items():
         torch.testing.assert_close(importance, omega[name], rtol=1e-4, atol=1e-6)
     assert max(importance.max() for importance in plugin.importances.values()) > 0.1
 
 
-@pytest.mark.parametrize("size", [7, 20])
-def test_an_experience_in_pieces_is_one_path(size):
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("step", ["gradient", "proximal"])
+def test_gradients_that_are_accumulated_have_the_path_of_the_real_steps(monkeypatch, step, set_to_none):
+    """Each lowers the mean loss of two minibatches, by twice the step that one would take."""
+    monkeypatch.setattr(EveryOther, "set_to_none", set_to_none, raising=False)
+    model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI, penalty_step=step)
+    plain = copy.deepcopy(model)
+    learned(EveryOther, model, stream([[0, 1], [2, 3]]), met, plugin)
+    pairs = [
+        [[torch.cat(column) for column in zip(*two, strict=True)] for two in batched(seen, 2)] for seen in met.seen
+    ]
+    assert_held(plugin, by_hand(plain, pairs, "sum", step, lambda _, x, y: cross_entropy(plain(x), y), times=2))
+
+
+@pytest.mark.parametrize("step", ["gradient", "proximal"])
+def test_a_loss_that_is_scaled_has_the_same_path(step):
+    model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI, penalty_step=step)
+    plain = copy.deepcopy(model)
+    learned(Scaled, model, stream([[0, 1], [2, 3]]), met, plugin)
+    assert_held(plugin, by_hand(plain, met.seen, "sum", step, lambda _, x, y: cross_entropy(plain(x), y)))
+
+
+def test_a_step_that_is_left_out_counts_for_nothing():
+    class Spoils(SupervisedPlugin):
+        """Makes a gradient infinite, in the second minibatch of each experience."""
+
+        def after_backward(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 1:
+                strategy.model.classifier.bias.grad[0] = torch.inf
+
+    model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI)
+    plain = copy.deepcopy(model)
+    learned(Scaled, model, stream([[0, 1], [2, 3]]), Spoils(), met, plugin)
+    seen = [[minibatch for n, minibatch in enumerate(minibatches) if n != 1] for minibatches in met.seen]
+    assert_held(plugin, by_hand(plain, seen, "sum", "gradient", lambda _, x, y: cross_entropy(plain(x), y)))
+
+
+OPTIMISERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=RATE, momentum=0.9, nesterov=True),
+    "decay": lambda p: torch.optim.SGD(p, lr=RATE, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_the_path_is_that_of_any_optimiser(optimiser):
+    """The loss's gradient times what the step really was; of one experience, in which nothing is held."""
+    model, plugin, path = mlp(), SIPlugin(C, XI), {}
+
+    class Sums(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            gradients = torch.autograd.grad(strategy.loss, list(model.parameters()), retain_graph=True)
+            values = [p.detach().clone() for p in model.parameters()]
+            self.before = dict(zip(dict(model.named_parameters()), zip(gradients, values, strict=True), strict=True))
+
+        def after_update(self, strategy, **kwargs):
+            for name, p in model.named_parameters():
+                gradient, value = self.before[name]
+                path[name] = path.get(name, 0) - gradient * (p.detach() - value)
+
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    strategy = learned(SupervisedTemplate, model, [], Sums(), plugin, train_epochs=2)
+    strategy.optimizer = OPTIMISERS[optimiser](model.parameters())
+    strategy.train(stream([[0, 1]])[0])
+    way = {name: p.detach() - start[name] for name, p in model.named_parameters()}
+    assert_held(plugin, {name: (path[name] / (way[name] ** 2 + XI)).relu() for name in path})
+
+
+def test_what_is_trained_later_in_an_experience_has_its_path_from_there():
+    class WarmsUp(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            strategy.model.body.requires_grad_(strategy.clock.train_exp_epochs > 0)
+
+    model, plugin = Net(), SIPlugin(C, XI)
+    learn(model, stream([[0, 1]]), WarmsUp(), plugin)
+    assert plugin.importances.keys() == dict(model.named_parameters()).keys()
+    assert plugin.importances["body.weight"].any()
+
+
+def test_parameters_that_are_set_back_are_named():
+    class BestEpoch(SupervisedPlugin):
+        """Goes back to the end of the first epoch."""
+
+        def after_training_epoch(self, strategy, **kwargs):
+            if strategy.clock.train_exp_epochs == 0:
+                self.best = copy.deepcopy(strategy.model.state_dict())
+            else:
+                strategy.model.load_state_dict(self.best)
+
+    with pytest.warns(
+        UserWarning, match=r"something else than .* moved 4 of 4 parameters \('body.weight', .* in exper"
+    ):
+        learn(Net(), stream([[0, 1]]), BestEpoch(), SIPlugin(C, XI))
+
+
+def test_an_experience_without_a_step_is_said_to_leave_nothing():
+    class Own(SupervisedTemplate):
+        """A loss of its own, which no plugin sees."""
+
+        def backward(self):
+            self.criterion().backward()
+
+    plugin = SIPlugin(C, XI)
+    with pytest.warns(UserWarning, match="no step of the optimiser was seen in experience 0: nothing"):
+        learned(Own, mlp(), stream([[0, 1]]), plugin)
+    assert plugin.importances == {}
+
+
+def test_an_optimiser_with_several_gradients_a_step_is_refused():
+    strategy = learned(SupervisedTemplate, mlp(), [], SIPlugin(C, XI))
+    strategy.optimizer = torch.optim.LBFGS(strategy.model.parameters())
+    with pytest.raises(ValueError, match="SIPlugin cannot work here, and nothing was trained: LBFGS takes several"):
+        strategy.train(stream([[0, 1]])[0])
+
+
+def test_a_path_that_is_not_finite_is_refused():
+    class Spoils(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            strategy.loss = strategy.loss + 0 * strategy.model.fc.bias.sum() * torch.inf
+
+        def before_update(self, strategy, **kwargs):
+            strategy.model.fc.bias.grad.zero_()
+
+    with pytest.raises(ValueError, match=r"the path of 'fc.bias' is not finite: lower the learning rate"):
+        learn(Net(), stream([[0, 1]]), SIPlugin(C, XI), Spoils())
+
+
+@pytest.mark.parametrize(("size", "every"), [(7, None), (20, None), (20, 40)])
+def test_an_experience_in_pieces_is_one_path(size, every):
     """D is of the whole of it: the shares of the pieces would sum up to more."""
-    model, met, plugin = Net(), Watch(), SIPlugin(C, 1e-3)
+    model, met, plugin = Net(), Watch(), SIPlugin(C, 1e-3, consolidate_every=every)
     plain = copy.deepcopy(model)
     learn(model, online(size), met, plugin)
     count = len(met.seen) // 2
@@ -248,6 +392,24 @@ def test_units_that_come_with_a_later_piece_begin_their_path_there():
     assert (path[2:] > 0).any()
     share = path / ((model.fc.weight.detach() - start) ** 2 + XI)
     torch.testing.assert_close(plugin.importances["fc.weight"], share.relu(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_layer_that_is_exchanged_within_an_experience_begins_afresh():
+    model, plugin = Net(), SIPlugin(C, XI)
+
+    class Exchanges(SupervisedPlugin):
+        def before_training_exp(self, strategy, **kwargs):
+            if strategy.clock.train_exp_counter == 1:
+                model.fc = nn.Linear(5, 2)
+                strategy.optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+                self.plain, self.met = copy.deepcopy(model), met.seen
+
+    exchanges, met = Exchanges(), Watch()
+    learn(model, online(20, experiences=1), exchanges, met, plugin)
+    omega = by_hand(
+        exchanges.plain, met.seen[1:], "sum", "gradient", lambda _, x, y: cross_entropy(exchanges.plain(x), y)
+    )
+    torch.testing.assert_close(plugin.importances["fc.weight"], omega["fc.weight"], rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_frozen_in_a_later_piece_keeps_its_path():
@@ -290,10 +452,15 @@ def test_it_goes_on_from_the_middle_of_an_experience():
 
 
 def test_what_is_excluded_or_frozen_has_no_path():
-    model, plugin = Net(), SIPlugin(C, XI, exclude="fc.*")
+    class Look(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            paths.append(plugin.state_dict_within()["path"].keys())
+
+    model, plugin, paths = Net(), SIPlugin(C, XI, exclude="fc.*"), []
     model.body.bias.requires_grad_(False)
-    learn(model, stream([[0, 1]]), plugin)
+    learn(model, stream([[0, 1]]), plugin, Look())
     assert plugin.importances.keys() == {"body.weight"}
+    assert paths == [{"body.weight"}] * 2
 
 
 def test_half_precision_is_summed_in_full():
@@ -301,9 +468,22 @@ def test_half_precision_is_summed_in_full():
         def forward(self, x):
             return super().forward(x.bfloat16())
 
-    plugin = SIPlugin(C, XI)
-    learn(Half().bfloat16(), stream([[0, 1]] * 2), plugin)
-    assert {importance.dtype for importance in plugin.importances.values()} == {torch.float32}
+    model, plugin, paths = Half().bfloat16(), SIPlugin(C, XI), []
+
+    class Sums(SupervisedPlugin):
+        """The steps of a layer, each as float64 has it."""
+
+        def before_update(self, strategy, **kwargs):
+            self.gradient, self.value = model.fc.weight.grad.double(), model.fc.weight.detach().double()
+
+        def after_update(self, strategy, **kwargs):
+            paths.append(-self.gradient * (model.fc.weight.detach().double() - self.value))
+
+    start = model.fc.weight.detach().double()
+    learn(model, stream([[0, 1]]), Sums(), plugin)
+    omega = sum(paths) / ((model.fc.weight.detach().double() - start) ** 2 + XI)
+    assert plugin.importances["fc.weight"].dtype == torch.float32
+    torch.testing.assert_close(plugin.importances["fc.weight"].double(), omega.relu(), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize(

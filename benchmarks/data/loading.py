@@ -334,22 +334,49 @@ def _as_index(indices) -> Tensor:
     return torch.as_tensor(list(indices))
 
 
-def _flat_columns(data: FlatData) -> tuple[Column, ...] | None:
+def _flat_columns(data: FlatData, places: Tensor | None = None) -> tuple[Column, ...] | None:
+    """Those of its samples at these places; of all by default.
+
+    Of what is below it only what is asked for is copied: a buffer of many subsets has the whole data set as many times.
+    """
     for groups in ("_transform_groups", "_frozen_transform_groups"):
         transforms = getattr(data, groups, None)
         if transforms is not None and transforms.transform_groups.get(transforms.current_group) is not None:
             return None
-    parts = []
-    for child in data._datasets:
-        columns = _flat_columns(child) if isinstance(child, FlatData) else _own_columns(child)
-        if columns is None:
-            return None
-        parts.append(columns)
-    joined = parts[0] if len(parts) == 1 else tuple(_joined(column) for column in zip(*parts, strict=True))
-    if data._indices is None:
-        return joined
-    indices = _as_index(data._indices)
-    return tuple(column.take(indices) if isinstance(column, PreparedLater) else column[indices] for column in joined)
+    if data._indices is not None:
+        own = _as_index(data._indices)
+        places = own if places is None else own[places]
+    parts = data._datasets
+    if len(parts) == 1:
+        return _part_columns(parts[0], places)
+    if places is None:
+        return _all_joined([_part_columns(part, None) for part in parts])
+    ends = torch.tensor([len(part) for part in parts]).cumsum(dim=0)
+    part_of = torch.bucketize(places, ends, right=True)
+    by_part = part_of.argsort(stable=True)
+    joined = _all_joined(
+        [
+            _part_columns(parts[part], places[by_part[part_of[by_part] == part]] - (ends[part - 1] if part else 0))
+            for part in part_of.unique().tolist() or [0]
+        ]
+    )
+    return joined and tuple(_taken(column, by_part.argsort()) for column in joined)
+
+
+def _part_columns(data: Dataset, places: Tensor | None) -> tuple[Column, ...] | None:
+    if isinstance(data, FlatData):
+        return _flat_columns(data, places)
+    columns = _own_columns(data)
+    return columns if columns is None or places is None else tuple(_taken(column, places) for column in columns)
+
+
+def _all_joined(parts: list[tuple[Column, ...] | None]) -> tuple[Column, ...] | None:
+    found = [part for part in parts if part is not None]
+    return tuple(_joined(column) for column in zip(*found, strict=True)) if len(found) == len(parts) else None
+
+
+def _taken(column: Column, indices: Tensor) -> Column:
+    return column.take(indices) if isinstance(column, PreparedLater) else column[indices]
 
 
 def _own_columns(data: Dataset) -> tuple[Column, ...] | None:
@@ -362,6 +389,8 @@ def _own_columns(data: Dataset) -> tuple[Column, ...] | None:
 
 
 def _joined(parts: tuple[Column, ...]) -> Column:
+    if len(parts) == 1:
+        return parts[0]
     if isinstance(parts[0], PreparedLater):
         return PreparedLater.joined(parts)  # type: ignore[arg-type]
     return torch.cat(parts)  # type: ignore[arg-type]
