@@ -140,7 +140,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
         self._stepping = []
         if self._passed_back.grad is None:  # what was passed back is not the strategy's loss
             return
-        for name, gradient in self.loss_gradients(self._trained, self._passed_back.grad).items():
+        gradients = self.loss_gradients(self._trained, self._passed_back.grad)
+        for name, gradient in ((name, gradient) for name, gradient in gradients.items() if gradient.numel()):
             value = wide(self._trained[name].detach().clone())
             self._stepping.append((name, wide(gradient), value))
             if name not in self._path:
