@@ -157,7 +157,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
         for name, gradient, value in self._stepping:
             step = wide(self._trained[name].detach()) - value
             self._way[name] += step
-            self._path[name] -= gradient * step
+            self._path[name].addcmul_(gradient, step, value=-1)
         self._stepping = []
 
     def importance(self, strategy) -> ByName:
