@@ -24,6 +24,7 @@ from engrams.strategies.arguments import at_least_one
 from engrams.strategies.experiences import Pieces, classes_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
+from engrams.strategies.quadratic_penalty import with_first_units
 from engrams.strategies.undisturbed import evaluation_mode
 
 AT_ONCE = 500
@@ -93,7 +94,7 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
         Raises:
             Unkept: experiences came in pieces, or do not say where in a stream they are.
         """
-        if any(places.experience is None for places in self._places.values()):
+        if self._met or any(places.experience is None for places in self._places.values()):
             raise Unkept("iCaRL's exemplars are of experiences that cannot be found again")
         old = self._loaded if self._old is None else self._old.state_dict()
         return deepcopy(
@@ -105,7 +106,11 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
         )
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from a state, in a stream that is the same as far as it has been learned."""
+        """Goes on from a state, in a stream that is the same as far as it has been learned.
+
+        Raises:
+            ValueError: before the next experience: the stream is another.
+        """
         self._forget()
         self._places = {label: Places(*places) for label, *places in deepcopy(state["places"])}
         self._means = dict(zip(self._places, deepcopy(state["means"]), strict=True))
@@ -114,15 +119,20 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
     def before_training(self, strategy, **kwargs):
         if self._loaded is not None:
             self._old = _frozen(strategy.model)
-            self._old.load_state_dict(self._loaded)
+            now = self._old.state_dict()  # with more units, perhaps
+            self._old.load_state_dict({name: with_first_units(now[name], old) for name, old in self._loaded.items()})
         elif strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
             self._forget()
 
     def after_train_dataset_adaptation(self, strategy, **kwargs):
         if self._loaded is not None:
-            stream = strategy.experience.origin_stream
+            asked, stream = {places.experience for places in self._places.values()}, strategy.experience.origin_stream
+            datasets = {one.current_experience: one.dataset for one in stream if one.current_experience in asked}
             for label, (experience, samples) in self._places.items():
-                self._exemplars[label] = stream[experience].dataset.subset(samples)
+                found = datasets[experience].subset(samples) if experience in datasets else []
+                if {int(y) for _, y, *_ in found} != {label}:
+                    raise ValueError(f"iCaRL's exemplars of class {label} are not where they were in the stream")
+                self._exemplars[label] = found
             self._loaded = None
         if self._exemplars:
             strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, *self._exemplars.values()])
@@ -204,7 +214,8 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
                 yield functional.normalize(inputs.latest.float()), batch.y
 
     def before_eval_forward(self, strategy, **kwargs):
-        answers = self._means and not self._learns and strategy.clock.train_exp_counter
+        begun = strategy.clock.train_exp_counter or self._loaded is not None
+        answers = self._means and not self._learns and begun
         self._inputs = _Inputs(_layer(strategy.model, self.classifier)) if answers else None
 
     def after_eval_forward(self, strategy, **kwargs):

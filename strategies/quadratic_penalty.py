@@ -28,6 +28,7 @@ from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.networks import named_parameters, trainable_parameters
+from engrams.strategies.precision import wide
 from engrams.strategies.steps import steps_told
 from engrams.strategies.undisturbed import same_random_numbers
 
@@ -429,7 +430,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             of_this = 2 * self._scale * importance * (parameter - anchor)
             pull[id(parameter)] = pull.get(id(parameter), 0) + of_this
         return {
-            name: p.grad.to_dense() / factor - pull.get(id(p), 0)
+            name: wide(p.grad.to_dense()) / factor - pull.get(id(p), 0)
             for name, p in parameters.items()
             if p.grad is not None
         }

@@ -45,10 +45,12 @@ class SIPlugin(QuadraticPenaltyPlugin):
     importance 0.
 
     g is the gradient of the strategy's loss, as its backward pass leaves it, without this penalty's part in it; what
-    other plugins add to the loss is in it. The loss may be scaled (mixed precision), and gradients may be accumulated
-    over minibatches (g is then of their mean). A step that the strategy leaves out counts for nothing. List this plugin
-    before any that changes gradients after the backward pass (A-GEM, clipping). Where parameters are set to other
-    values within an experience (those of its best epoch), their path is not that of their way: a warning names them.
+    other plugins before this one add to it is in it. The loss may be scaled as it is passed back (mixed precision), and
+    gradients may be accumulated over minibatches: g is then of the mean of their losses. A step that the strategy
+    leaves out counts for nothing. List this plugin before any that scales the loss, or changes gradients after the
+    backward pass (A-GEM, clipping); a strategy whose own ``backward`` changes them gives other importances. Where
+    parameters are set to other values within an experience (those of its best epoch), their path is not that of their
+    way: a warning names them.
 
     Memory and time a step are O(parameters), however many experiences there have been.
     """
@@ -95,8 +97,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
         """All parameters of the network that are not excluded."""
         self._stepping: list[tuple[str, Tensor, Tensor]] = []
         """Name, gradient and value of each, after the latest backward pass."""
-        self._passed_back = torch.zeros(())
-        """A 0 that is added to the loss: its gradient is the loss's factor in all that has been passed back."""
+        self._factor: Tensor | None = None
+        """Of the loss in all that the gradients are of: 1, unless it is scaled, or gradients are accumulated."""
 
     def _begin_path(self) -> None:
         self._path: ByName = {}
@@ -131,19 +133,25 @@ class SIPlugin(QuadraticPenaltyPlugin):
 
     def before_backward(self, strategy, **kwargs):
         super().before_backward(strategy, **kwargs)
-        if not any(p.grad is not None and p.grad.any() for p in self._trained.values()):  # they have been cleared
-            self._passed_back = torch.zeros((), device=strategy.loss.device, requires_grad=True)
-        strategy.loss = strategy.loss + self._passed_back.to(strategy.loss.dtype)
+        nothing = torch.zeros((), device=strategy.loss.device, requires_grad=True)
+        nothing.register_hook(lambda factor: self._passed_back(factor, strategy.optimizer))
+        strategy.loss = strategy.loss + nothing.to(strategy.loss.dtype)
+
+    def _passed_back(self, factor: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Learns a loss's factor as its backward pass begins: the gradients are still those of the passes before."""
+        gradients = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+        accumulated = self._factor is not None and any(gradient.any() for gradient in gradients)
+        self._factor = self._factor + factor if accumulated else factor  # type: ignore[operator]
 
     @torch.no_grad()
     def after_backward(self, strategy, **kwargs):
         self._stepping = []
-        if self._passed_back.grad is None:  # what was passed back is not the strategy's loss
+        if self._factor is None or not self._factor:  # what was passed back has nothing of the strategy's loss
             return
-        gradients = self.loss_gradients(self._trained, self._passed_back.grad)
+        gradients = self.loss_gradients(self._trained, self._factor)
         for name, gradient in ((name, gradient) for name, gradient in gradients.items() if gradient.numel()):
             value = wide(self._trained[name].detach().clone())
-            self._stepping.append((name, wide(gradient), value))
+            self._stepping.append((name, gradient, value))
             if name not in self._path:
                 self._path[name], self._way[name] = torch.zeros_like(value), torch.zeros_like(value)
                 self._start[name] = value
@@ -154,6 +162,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         super()._after_step(optimizer)
+        if getattr(optimizer, "found_inf", None):  # a fused one, under a GradScaler: it has left the step out
+            self._stepping = []
         for name, gradient, value in self._stepping:
             step = wide(self._trained[name].detach()) - value
             self._way[name] += step
@@ -165,10 +175,11 @@ class SIPlugin(QuadraticPenaltyPlugin):
 
         w / (D^2 + xi), of what has had a gradient; with ``clamped="experience"`` not below 0.
         """
+        self._stepping = []
         if not self._path:
             warnings.warn(
-                f"{type(self).__name__}: no step of the optimiser was seen in experience {self.consolidated}: nothing "
-                f"of it will be held. The strategy has to pass its loss back in its own training loop",
+                f"{type(self).__name__}: no gradient of the strategy's loss was seen in experience "
+                f"{self.consolidated}: nothing of it will be held",
                 stacklevel=3,
             )
         parameters, found, moved = named_parameters(strategy.model), {}, []
@@ -183,8 +194,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
             names = ", ".join(map(repr, moved[:3])) + (", ..." if len(moved) > 3 else "")
             warnings.warn(
                 f"{type(self).__name__}: something else than the optimiser's steps has moved {len(moved)} of "
-                f"{len(found)} parameters ({names}) in experience {self.consolidated}; set back to their best epoch, "
-                f"they are held too firmly, since the steps after it are in their path as well",
+                f"{len(found)} parameters ({names}) in experience {self.consolidated}: their importances are too "
+                f"large where they were set back to their best epoch, and too small where another optimiser moved them",
                 stacklevel=3,
             )
         return {name: share.clamp(min=0) for name, share in found.items()} if self.clamped == "experience" else found

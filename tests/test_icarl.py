@@ -1,8 +1,11 @@
 """iCaRL against the algorithms of its paper."""
 
+import copy
+
 import pytest
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, split_online_stream
+from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
@@ -298,3 +301,43 @@ def test_exemplars_of_an_experience_in_pieces_cannot_be_kept():
     assert kept(plugin).keys() == {0, 1}
     with pytest.raises(Unkept, match="of experiences that cannot be found again"):
         plugin.state_dict()
+
+
+def test_exemplars_are_looked_for_by_the_number_of_their_experience():
+    """A part of a stream has other places; and what is found has to be of the class."""
+    data = concat_datasets([experience.dataset for experience in stream([[4, 1], [0, 5], [2, 3]])])
+    order = [4, 1, 0, 5, 2, 3]
+    whole = nc_benchmark(data, data, n_experiences=3, task_labels=False, fixed_class_order=order).train_stream
+    first, second = whole[1:]  # their stream has two experiences
+    plugin, model = ICaRLPlugin(MEMORY), growing()
+    learn(model, [first], plugin)
+    before = kept(plugin)
+
+    def goes_on(experience):
+        loaded = ICaRLPlugin(MEMORY)
+        loaded.load_state_dict(plugin.state_dict())
+        learn(copy.deepcopy(model), [experience], loaded)
+        return loaded
+
+    loaded = goes_on(second)
+    assert loaded._exemplars.keys() == {0, 5, 2, 3}
+    assert all(rows(x) <= rows(before[label]) for label, x in kept(loaded).items() if label in before)
+    for other in (stream([[4, 1], [2, 3], [0, 5]])[1], stream([[2, 3]])[0]):
+        with pytest.raises(ValueError, match=r"iCaRL's exemplars of class \d are not where they were in the stream"):
+            goes_on(other)
+
+
+def test_a_state_that_was_loaded_answers_at_once():
+    """Also with a network that has got more units meanwhile."""
+    experiences, answers = stream([[0, 1], [2, 3]]), [Answers(), Answers()]
+    plugin, model = ICaRLPlugin(MEMORY), growing()
+    strategy = learn(model, experiences[:1], plugin, answers[0])
+    loaded = ICaRLPlugin(MEMORY)
+    loaded.load_state_dict(plugin.state_dict())
+    strategy.eval(experiences[1])
+    other = learn(model, [], loaded, answers[1])
+    other.eval(experiences[1])
+    assert torch.equal(answers[0].outputs, answers[1].outputs)
+    assert answers[0].outputs.shape[1] == 4
+    other.train(experiences[1])
+    assert loaded._exemplars.keys() == {0, 1, 2, 3}

@@ -245,7 +245,16 @@ def test_a_loss_that_is_scaled_has_the_same_path(step):
     assert_held(plugin, by_hand(plain, met.seen, "sum", step, lambda _, x, y: cross_entropy(plain(x), y)))
 
 
-def test_a_step_that_is_left_out_counts_for_nothing():
+class Fused(Scaled):
+    """By the optimiser itself, whose step is called all the same."""
+
+    def make_optimizer(self, **kwargs):
+        super().make_optimizer(**kwargs)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=RATE, fused=True)
+
+
+@pytest.mark.parametrize("template", [Scaled, Fused])
+def test_a_step_that_is_left_out_counts_for_nothing(template):
     class Spoils(SupervisedPlugin):
         """Makes a gradient infinite, in the second minibatch of each experience."""
 
@@ -255,9 +264,30 @@ def test_a_step_that_is_left_out_counts_for_nothing():
 
     model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI)
     plain = copy.deepcopy(model)
-    learned(Scaled, model, stream([[0, 1], [2, 3]]), Spoils(), met, plugin)
+    learned(template, model, stream([[0, 1], [2, 3]]), Spoils(), met, plugin)
     seen = [[minibatch for n, minibatch in enumerate(minibatches) if n != 1] for minibatches in met.seen]
     assert_held(plugin, by_hand(plain, seen, "sum", "gradient", lambda _, x, y: cross_entropy(plain(x), y)))
+
+
+class ClearsLate(SupervisedTemplate):
+    """Forgets old gradients right before the backward pass."""
+
+    def make_optimizer(self, **kwargs):
+        super().make_optimizer(**kwargs)
+        clear = type(self.optimizer).zero_grad
+        self.optimizer.zero_grad = lambda: None
+        self.clear = lambda: clear(self.optimizer)
+
+    def backward(self):
+        self.clear()
+        super().backward()
+
+
+def test_gradients_may_be_cleared_right_before_the_backward_pass():
+    model, met, plugin = mlp(4), Watch(), SIPlugin(C, XI)
+    plain = copy.deepcopy(model)
+    learned(ClearsLate, model, stream([[0, 1], [2, 3]]), met, plugin)
+    assert_held(plugin, by_hand(plain, met.seen, "sum", "gradient", lambda _, x, y: cross_entropy(plain(x), y)))
 
 
 OPTIMISERS = {
@@ -327,7 +357,7 @@ def test_an_experience_without_a_step_is_said_to_leave_nothing():
             self.criterion().backward()
 
     plugin = SIPlugin(C, XI)
-    with pytest.warns(UserWarning, match="no step of the optimiser was seen in experience 0: nothing"):
+    with pytest.warns(UserWarning, match="no gradient of the strategy's loss was seen in experience 0: nothing"):
         learned(Own, mlp(), stream([[0, 1]]), plugin)
     assert plugin.importances == {}
 

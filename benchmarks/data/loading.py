@@ -331,11 +331,11 @@ def _attribute_tensor(values) -> Tensor:
 
 
 def _as_index(indices) -> Tensor:
-    return torch.as_tensor(list(indices))
+    return torch.as_tensor(list(indices), dtype=torch.long)
 
 
 def _flat_columns(data: FlatData, places: Tensor | None = None) -> tuple[Column, ...] | None:
-    """Those of its samples at these places; of all by default.
+    """The columns of its samples at these places; of all by default.
 
     Of what is below it only what is asked for is copied: a buffer of many subsets has the whole data set as many times.
     """
@@ -354,13 +354,15 @@ def _flat_columns(data: FlatData, places: Tensor | None = None) -> tuple[Column,
     ends = torch.tensor([len(part) for part in parts]).cumsum(dim=0)
     part_of = torch.bucketize(places, ends, right=True)
     by_part = part_of.argsort(stable=True)
+    of_parts = places[by_part].split(part_of.bincount(minlength=len(parts)).tolist())
+    asked = [part for part, of_part in enumerate(of_parts) if len(of_part)] or [0]
     joined = _all_joined(
-        [
-            _part_columns(parts[part], places[by_part[part_of[by_part] == part]] - (ends[part - 1] if part else 0))
-            for part in part_of.unique().tolist() or [0]
-        ]
+        [_part_columns(parts[part], of_parts[part] - (ends[part - 1] if part else 0)) for part in asked]
     )
-    return joined and tuple(_taken(column, by_part.argsort()) for column in joined)
+    if joined is None or bool((part_of.diff() >= 0).all()):
+        return joined
+    back = by_part.argsort()
+    return tuple(_taken(column, back) for column in joined)
 
 
 def _part_columns(data: Dataset, places: Tensor | None) -> tuple[Column, ...] | None:
