@@ -167,7 +167,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
         for name, gradient, value in self._stepping:
             step = wide(self._trained[name].detach()) - value
             self._way[name] += step
-            self._path[name].addcmul_(gradient, step, value=-1)
+            self._path[name] -= gradient * step
         self._stepping = []
 
     def importance(self, strategy) -> ByName:
