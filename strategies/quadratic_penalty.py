@@ -160,7 +160,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     def importance(self, strategy) -> ByName:
         """How important each parameter was to the experience just learned: name -> tensor of its shape.
 
-        Not below 0, unless :meth:`consolidate` sees to it that what is held is not.
+        Not below 0, unless ``consolidate`` sees to it that what is held is not.
         """
 
     def check(self, strategy) -> None:

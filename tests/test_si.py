@@ -17,6 +17,8 @@ from tests.test_baselines import Watch
 from tests.test_ewc import learn, mlp, quiet, stream
 from tests.test_penalties import Net, online
 
+pytestmark = pytest.mark.filterwarnings("error:.*something else than the optimiser's steps")
+
 RATE = 0.05  # of ``learn``
 C, XI = 2.0, 0.01
 
