@@ -146,9 +146,11 @@ class SIPlugin(QuadraticPenaltyPlugin):
     @torch.no_grad()
     def after_backward(self, strategy, **kwargs):
         self._stepping = []
-        if self._factor is None or not self._factor:  # what was passed back has nothing of the strategy's loss
+        if self._factor is None:  # what was passed back has nothing of the strategy's loss
             return
-        gradients = self.loss_gradients(self._trained, self._factor)
+        # A loss that was multiplied by 0 has no gradient; found without waiting for a GPU.
+        factor = torch.where(self._factor == 0, torch.inf, self._factor)
+        gradients = self.loss_gradients(self._trained, factor)
         for name, gradient in ((name, gradient) for name, gradient in gradients.items() if gradient.numel()):
             value = wide(self._trained[name].detach().clone())
             self._stepping.append((name, gradient, value))

@@ -209,10 +209,9 @@ def learned(template, model, experiences, *plugins, **options):
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
         criterion=nn.CrossEntropyLoss(),
-        train_mb_size=10,
         plugins=list(plugins),
         evaluator=quiet(),
-        **options,
+        **{"train_mb_size": 10, **options},
     )
     for experience in experiences:
         strategy.train(experience)
@@ -269,6 +268,23 @@ def test_a_step_that_is_left_out_counts_for_nothing(template):
     learned(template, model, stream([[0, 1], [2, 3]]), Spoils(), met, plugin)
     seen = [[minibatch for n, minibatch in enumerate(minibatches) if n != 1] for minibatches in met.seen]
     assert_held(plugin, by_hand(plain, seen, "sum", "gradient", lambda _, x, y: cross_entropy(plain(x), y)))
+
+
+def test_a_loss_that_is_multiplied_by_nothing_has_no_path():
+    class WarmsUp(SupervisedPlugin):
+        """The loss counts from the second epoch on."""
+
+        def before_backward(self, strategy, **kwargs):
+            strategy.loss = strategy.loss * (strategy.clock.train_exp_epochs > 0)
+
+    found = []
+    for plugins, epochs in (([], 1), ([WarmsUp()], 2)):
+        torch.manual_seed(0)
+        model, plugin = mlp(), SIPlugin(C, XI)
+        learned(SupervisedTemplate, model, stream([[0, 1]]), plugin, *plugins, train_epochs=epochs, train_mb_size=40)
+        found.append(plugin.importances)
+    for name, importance in found[0].items():
+        torch.testing.assert_close(importance, found[1][name])
 
 
 class ClearsLate(SupervisedTemplate):
