@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
 from engrams.strategies.minibatches import Inputs, Minibatch, arguments, forward, part, rows
-from engrams.strategies.networks import below
+from engrams.strategies.networks import below, some_of
 from engrams.strategies.precision import wide
 from engrams.strategies.undisturbed import attributes_kept
 
@@ -163,7 +163,7 @@ def can_vectorise(
     gradients_of(outputs, list(rest.values()), torch.ones_like(outputs))
     if model not in _told_of:
         _told_of.add(model)
-        names = ", ".join(repr(name) for name in list(rest)[:3]) + (", ..." if len(rest) > 3 else "")
+        names = some_of(rest)
         warnings.warn(
             f"torch cannot vectorise this network ({reason}): the importance of {names} is measured one sample after "
             f"another, about {1000 * (time.perf_counter() - began):.2g} ms a sample and signal (the exact Fisher has a "

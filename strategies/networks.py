@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,6 +126,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Nor has one without entries: prototypes of which there are none yet.
     """
     return {name: p for name, p in named_parameters(model).items() if p.requires_grad and (is_lazy(p) or p.numel())}
+
+
+def some_of(names: Collection[str]) -> str:
+    """Returns the first three names, quoted, for a message."""
+    return ", ".join(map(repr, list(names)[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def below(module_name: str, attribute: str) -> str:

@@ -27,7 +27,7 @@ from engrams.strategies.arguments import at_least_one, finite, not_negative, one
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import KeepsNothingWithin, State
-from engrams.strategies.networks import named_parameters, trainable_parameters
+from engrams.strategies.networks import named_parameters, some_of, trainable_parameters
 from engrams.strategies.precision import wide
 from engrams.strategies.steps import steps_told
 from engrams.strategies.undisturbed import same_random_numbers
@@ -220,7 +220,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Follows every real step of the optimiser."""
-        if self._terms and self.penalty_step == "proximal":
+        if self.penalty_step == "proximal":
             self._proximal_step(optimizer)
 
     def after_update(self, strategy, **kwargs):
@@ -298,12 +298,11 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
         changed = self._changed(parameters)
         if changed:
-            names = ", ".join(map(repr, list(changed)[:3])) + (", ..." if len(changed) > 3 else "")
             warnings.warn(
-                f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({names}) do not begin this "
-                f"experience with the values that they are held to (largest difference: {max(changed.values()):.3g}); "
-                f"they are pulled back to these. What is meant to be learned anew, delete from the plugin's "
-                f"importances and anchors",
+                f"{type(self).__name__}: {len(changed)} of {len(parameters)} parameters ({some_of(changed)}) do not "
+                f"begin this experience with the values that they are held to (largest difference: "
+                f"{max(changed.values()):.3g}); they are pulled back to these. What is meant to be learned anew, "
+                f"delete from the plugin's importances and anchors",
                 stacklevel=3,
             )
 

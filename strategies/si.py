@@ -16,11 +16,12 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from engrams.strategies.arguments import finite, not_negative, one_of
 from engrams.strategies.choices import Clamped, PenaltyStep
 from engrams.strategies.kept import State
-from engrams.strategies.networks import named_parameters
+from engrams.strategies.networks import named_parameters, some_of
 from engrams.strategies.precision import wide
 from engrams.strategies.quadratic_penalty import (
     ByName,
@@ -95,8 +96,6 @@ class SIPlugin(QuadraticPenaltyPlugin):
         self._begin_path()
         self._trained: dict[str, nn.Parameter] = {}
         """All parameters of the network that are not excluded."""
-        self._stepping: list[tuple[str, Tensor, Tensor]] = []
-        """Name, gradient and value of each, after the latest backward pass."""
         self._factor: Tensor | None = None
         """Of the loss in all that the gradients are of: 1, unless it is scaled, or gradients are accumulated."""
 
@@ -107,6 +106,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
         """The values before the first gradient."""
         self._way: ByName = {}
         """The sum of all steps so far: D, unless something else has moved the parameter."""
+        self._stepping: list[tuple[str, Tensor, Tensor]] = []
+        """Name, gradient and value of each, after the latest backward pass."""
 
     def _by_name(self) -> list[ByName]:
         return [*super()._by_name(), self._path, self._start, self._way]  # they go where the anchors go
@@ -118,7 +119,11 @@ class SIPlugin(QuadraticPenaltyPlugin):
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
         left_out, before = self._left_out(strategy.model), self._trained
-        self._trained = {name: p for name, p in named_parameters(strategy.model).items() if name not in left_out}
+        self._trained = {
+            name: p
+            for name, p in named_parameters(strategy.model).items()
+            if name not in left_out and (is_lazy(p) or p.numel())
+        }
         if len(self._since) == 1:  # not in a later piece of the same experience
             self._begin_path()
         for name in list(self._path):
@@ -150,8 +155,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
             return
         # A loss that was multiplied by 0 has no gradient; found without waiting for a GPU.
         factor = torch.where(self._factor == 0, torch.inf, self._factor)
-        gradients = self.loss_gradients(self._trained, factor)
-        for name, gradient in ((name, gradient) for name, gradient in gradients.items() if gradient.numel()):
+        for name, gradient in self.loss_gradients(self._trained, factor).items():
             value = wide(self._trained[name].detach().clone())
             self._stepping.append((name, gradient, value))
             if name not in self._path:
@@ -164,20 +168,19 @@ class SIPlugin(QuadraticPenaltyPlugin):
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         super()._after_step(optimizer)
+        stepping, self._stepping = self._stepping, []
         if getattr(optimizer, "found_inf", None):  # a fused one, under a GradScaler: it has left the step out
-            self._stepping = []
-        for name, gradient, value in self._stepping:
+            return
+        for name, gradient, value in stepping:
             step = wide(self._trained[name].detach()) - value
             self._way[name] += step
             self._path[name] -= gradient * step
-        self._stepping = []
 
     def importance(self, strategy) -> ByName:
         """Returns every parameter's share of the experience just learned, negative where it has raised the loss.
 
         w / (D^2 + xi), of what has had a gradient; with ``clamped="experience"`` not below 0.
         """
-        self._stepping = []
         if not self._path:
             warnings.warn(
                 f"{type(self).__name__}: no gradient of the strategy's loss was seen in experience "
@@ -193,11 +196,11 @@ class SIPlugin(QuadraticPenaltyPlugin):
             if (way - self._way[name]).norm() > ROUNDING * self._way[name].norm():
                 moved.append(name)
         if moved:
-            names = ", ".join(map(repr, moved[:3])) + (", ..." if len(moved) > 3 else "")
             warnings.warn(
                 f"{type(self).__name__}: something else than the optimiser's steps has moved {len(moved)} of "
-                f"{len(found)} parameters ({names}) in experience {self.consolidated}: their importances are too "
-                f"large where they were set back to their best epoch, and too small where another optimiser moved them",
+                f"{len(found)} parameters ({some_of(moved)}) in experience {self.consolidated}: their importances are "
+                f"too large where they were set back to their best epoch, and too small where another optimiser moved "
+                f"them",
                 stacklevel=3,
             )
         return {name: share.clamp(min=0) for name, share in found.items()} if self.clamped == "experience" else found

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin, ChaudhryMASPlugin
-from engrams.strategies.kept import restore_within, state_within
 from tests.test_baselines import Watch
 from tests.test_ewc import learn, mlp, stream
 
@@ -100,30 +99,6 @@ def test_of_an_old_head_a_tenth_is_left_after_each_update():
     strategy.train(experiences[2])  # two epochs of four minibatches: two updates
     for name, f in before.items():
         torch.testing.assert_close(plugin.state_dict()["running"][name], 0.1**2 * f)
-
-
-def test_it_goes_on_from_the_middle_of_an_experience():
-    class Exchange(SupervisedPlugin):
-        """Puts a plugin that was given the other's state in its place, once, after three steps."""
-
-        def after_training_iteration(self, strategy, **kwargs):
-            if strategy.clock.train_exp_iterations == 3 and strategy.clock.train_exp_counter == 1:
-                fresh = ChaudhryEWCPlugin(1.0, every=2)
-                fresh.load_state_dict(plugins[0].state_dict())
-                fresh.before_training_exp(strategy)
-                restore_within(fresh, state_within(plugins[0]))
-                strategy.plugins[strategy.plugins.index(plugins[0])] = fresh
-                plugins.append(fresh)
-
-    found = []
-    for more in ([], [Exchange()]):
-        torch.manual_seed(1)
-        plugins = [ChaudhryEWCPlugin(1.0, every=2)]
-        learn(mlp(), stream([[0, 1]] * 3), plugins[0], *more)
-        found.append(plugins[-1].importances)
-    assert len(plugins) == 2
-    for name, f in found[0].items():
-        assert torch.equal(f, found[1][name])
 
 
 def test_a_head_a_task_is_the_released_codes_masked_layer():

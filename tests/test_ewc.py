@@ -110,15 +110,14 @@ def mlp(classes=2):
     return SimpleMLP(num_classes=classes, input_size=6, hidden_size=5, hidden_layers=1, drop_rate=0)
 
 
-def learn(model, experiences, *plugins):
-    strategy = SupervisedTemplate(
+def learn(model, experiences, *plugins, template=SupervisedTemplate, **options):
+    strategy = template(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.05),
         criterion=nn.CrossEntropyLoss(),
-        train_mb_size=10,
-        train_epochs=2,
         plugins=list(plugins),
         evaluator=quiet(),
+        **{"train_mb_size": 10, "train_epochs": 2, **options},
     )
     for experience in experiences:
         strategy.train(experience)

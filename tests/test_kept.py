@@ -4,14 +4,15 @@ import copy
 
 import pytest
 import torch
-from avalanche.training.plugins import GEMPlugin
+from avalanche.training.plugins import GEMPlugin, SupervisedPlugin
 from torch.utils._pytree import tree_leaves
 
 from engrams.strategies import EWCPlugin, MASPlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
+from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
-from engrams.strategies.kept import restore, state_of
+from engrams.strategies.kept import restore, restore_within, state_of, state_within
 from engrams.strategies.si import SIPlugin
 from tests.test_ewc import learn, mlp, stream
 
@@ -72,3 +73,29 @@ def test_tensors_of_a_state_are_copies(kind):
         tensor.zero_()
     assert same(state_of(plugin), before)
     assert same(state_of(loaded), before)
+
+
+@pytest.mark.filterwarnings("error:.*something else than the optimiser's steps")
+@pytest.mark.parametrize("make", [lambda: ChaudhryEWCPlugin(1.0, every=2), lambda: SIPlugin(2.0, 0.01)])
+def test_what_changes_within_an_experience_goes_on_from_its_middle(make):
+    class Exchange(SupervisedPlugin):
+        """Puts a plugin that was given the other's state in its place, once, after three steps."""
+
+        def after_training_iteration(self, strategy, **kwargs):
+            if strategy.clock.train_exp_iterations == 3 and strategy.clock.train_exp_counter == 1:
+                fresh = make()
+                fresh.load_state_dict(plugins[0].state_dict())
+                fresh.before_training_exp(strategy)
+                restore_within(fresh, state_within(plugins[0]))
+                strategy.plugins[strategy.plugins.index(plugins[0])] = fresh
+                plugins.append(fresh)
+
+    found = []
+    for more in ([], [Exchange()]):
+        torch.manual_seed(1)
+        plugins = [make()]
+        learn(mlp(), stream([[0, 1]] * 3), plugins[0], *more)
+        found.append(plugins[-1].importances)
+    assert len(plugins) == 2
+    for name, importance in found[0].items():
+        assert torch.equal(importance, found[1][name])

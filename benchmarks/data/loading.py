@@ -14,7 +14,8 @@ not depend on where the data lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
@@ -292,6 +293,7 @@ class TensorClassificationDataset(TaskAwareSupervisedClassificationDataset):
 
 Column = Tensor | PreparedLater
 """Equally long: what is indexed with a minibatch's indices."""
+Columns = tuple[Column, ...] | None
 
 
 def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
@@ -314,7 +316,7 @@ def columns_of(dataset: AvalancheDataset) -> tuple[Column, ...] | None:
     Returns:
         None where a sample is more than an index into them: a transformation, or data that is read from disk.
     """
-    columns = _flat_columns(dataset._flat_data)
+    columns = _columns_at(dataset._flat_data, None, _own_columns)
     if columns is None:
         return None
     attributes = [attribute for attribute in dataset._data_attributes.values() if attribute.use_in_getitem]
@@ -322,42 +324,47 @@ def columns_of(dataset: AvalancheDataset) -> tuple[Column, ...] | None:
 
 
 def _attribute_tensor(values) -> Tensor:
+    (column,) = _columns_at(values, None, _own_attribute)  # type: ignore[misc]
+    return column  # type: ignore[return-value]
+
+
+def _own_attribute(values) -> tuple[Tensor]:
     if isinstance(values, ConstantSequence):
-        return torch.full((len(values),), values[0])
-    if not isinstance(values, FlatData):
-        return torch.as_tensor(values)
-    joined = torch.cat([_attribute_tensor(child) for child in values._datasets])
-    return joined if values._indices is None else joined[_as_index(values._indices)]
+        return (torch.full((len(values),), values[0]),)
+    return (torch.as_tensor(values),)
 
 
 def _as_index(indices) -> Tensor:
     return torch.as_tensor(list(indices), dtype=torch.long)
 
 
-def _flat_columns(data: FlatData, places: Tensor | None = None) -> tuple[Column, ...] | None:
-    """The columns of its samples at these places; of all by default.
+def _columns_at(data, places: Tensor | None, own: Callable[[Any], Columns]) -> Columns:
+    """The columns of the samples at these places, or of all; ``own`` reads what has nothing below it.
 
-    Of what is below it only what is asked for is copied: a buffer of many subsets has the whole data set as many times.
+    Of what is below only what is asked for is copied: a buffer of many subsets has the whole data set as many times.
     """
+    if not isinstance(data, FlatData):
+        columns = own(data)
+        return columns if columns is None or places is None else tuple(_taken(column, places) for column in columns)
     for groups in ("_transform_groups", "_frozen_transform_groups"):
         transforms = getattr(data, groups, None)
         if transforms is not None and transforms.transform_groups.get(transforms.current_group) is not None:
             return None
     if data._indices is not None:
-        own = _as_index(data._indices)
-        places = own if places is None else own[places]
+        indices = _as_index(data._indices)
+        places = indices if places is None else indices[places]
     parts = data._datasets
     if len(parts) == 1:
-        return _part_columns(parts[0], places)
+        return _columns_at(parts[0], places, own)
     if places is None:
-        return _all_joined([_part_columns(part, None) for part in parts])
+        return _all_joined([_columns_at(part, None, own) for part in parts])
     ends = torch.tensor([len(part) for part in parts]).cumsum(dim=0)
     part_of = torch.bucketize(places, ends, right=True)
     by_part = part_of.argsort(stable=True)
     of_parts = places[by_part].split(part_of.bincount(minlength=len(parts)).tolist())
     asked = [part for part, of_part in enumerate(of_parts) if len(of_part)] or [0]
     joined = _all_joined(
-        [_part_columns(parts[part], of_parts[part] - (ends[part - 1] if part else 0)) for part in asked]
+        [_columns_at(parts[part], of_parts[part] - (ends[part - 1] if part else 0), own) for part in asked]
     )
     if joined is None or bool((part_of.diff() >= 0).all()):
         return joined
@@ -365,14 +372,7 @@ def _flat_columns(data: FlatData, places: Tensor | None = None) -> tuple[Column,
     return tuple(_taken(column, back) for column in joined)
 
 
-def _part_columns(data: Dataset, places: Tensor | None) -> tuple[Column, ...] | None:
-    if isinstance(data, FlatData):
-        return _flat_columns(data, places)
-    columns = _own_columns(data)
-    return columns if columns is None or places is None else tuple(_taken(column, places) for column in columns)
-
-
-def _all_joined(parts: list[tuple[Column, ...] | None]) -> tuple[Column, ...] | None:
+def _all_joined(parts: list[Columns]) -> Columns:
     found = [part for part in parts if part is not None]
     return tuple(_joined(column) for column in zip(*found, strict=True)) if len(found) == len(parts) else None
 
@@ -381,8 +381,8 @@ def _taken(column: Column, indices: Tensor) -> Column:
     return column.take(indices) if isinstance(column, PreparedLater) else column[indices]
 
 
-def _own_columns(data: Dataset) -> tuple[Column, ...] | None:
-    """Those of a data set that has no others below it."""
+def _own_columns(data: Dataset) -> Columns:
+    """Those of a data set that has no others below it, or None."""
     if isinstance(data, TensorDataset):
         return data.tensors
     if isinstance(data, StackDataset) and isinstance(data.datasets[0], PreparedLater):
