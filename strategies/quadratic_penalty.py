@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from engrams.strategies.arguments import at_least_one, finite, not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces
-from engrams.strategies.kept import KeepsNothingWithin, State
+from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.networks import named_parameters, some_of, trainable_parameters
 from engrams.strategies.precision import wide
 from engrams.strategies.steps import steps_told
@@ -135,6 +135,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._owners: dict[str, nn.Parameter] = {}  # whose anchors they are; a name alone says little
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
+        self._waits = False  # whether a piece has been learned since
         self._pieces = Pieces()
         self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
@@ -146,7 +147,19 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return {**self.__dict__, "_strategy": None, "_listening": None, "_checked": None}
 
     def state_dict(self) -> State:
-        """Returns what was learned of the experiences so far; asked for between two of them."""
+        """Returns what was learned of the experiences so far; asked for between two of them.
+
+        Raises:
+            Unkept: pieces of an experience, or fewer samples than ``consolidate_every``, wait for their consolidation,
+                which needs their data.
+        """
+        if self._waits:
+            raise Unkept(
+                f"{type(self).__name__} waits for the end of "
+                f"{'an experience' if self.consolidate_every is None else f'{self.consolidate_every} samples'}, and "
+                f"{sum(map(len, self._since))} samples of it are in no state: ask for it when they are "  # type: ignore[arg-type]
+                f"consolidated ('consolidated' counts how often)"
+            )
         return deepcopy({"importances": self.importances, "anchors": self.anchors, "consolidated": self.consolidated})
 
     def load_state_dict(self, state: State) -> None:
@@ -185,7 +198,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._meet(strategy)
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
-            self._since = []
+            self._nothing_waits()
         begins = not self._since
         self._since.append(_data_of(strategy))
         self._refuse_nothing_to_hold(strategy.model)
@@ -233,6 +246,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def after_training_exp(self, strategy, **kwargs):
         if not self._ends_here(strategy.experience):
+            self._waits = True
             return
         self._terms = []
         parameters = named_parameters(strategy.model)
@@ -258,7 +272,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self.consolidate(importances, anchors)
         self._owners.update({name: parameters[name] for name in importances})
         self.consolidated += 1
-        self._since = []
+        self._nothing_waits()
         self._rate_looked_at = 0.0
 
     # --- whose anchors, of what data ------------------------------------------------------------------------------
@@ -269,6 +283,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             return
         copied = self._strategy is None  # or loaded; or it is new
         self._strategy = weakref.ref(strategy)
+        self._checked = None
+        if not copied:
+            self._nothing_waits()
         if not self._owners:
             return
         _, lost = self._matched(strategy.model)
@@ -281,8 +298,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 stacklevel=2,
             )
             self._start_afresh()
-        self._checked = None
-        self._since = []
+
+    def _nothing_waits(self) -> None:
+        self._since, self._waits = [], False
 
     def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
         """The largest change of every held parameter that is not as it was at the latest anchor."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from avalanche.benchmarks import split_online_stream
 from avalanche.training.plugins import GEMPlugin, SupervisedPlugin
 from torch.utils._pytree import tree_leaves
 
@@ -12,7 +13,7 @@ from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayP
 from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
-from engrams.strategies.kept import restore, restore_within, state_of, state_within
+from engrams.strategies.kept import Unkept, restore, restore_within, state_of, state_within
 from engrams.strategies.si import SIPlugin
 from tests.test_ewc import learn, mlp, stream
 
@@ -99,3 +100,59 @@ def test_what_changes_within_an_experience_goes_on_from_its_middle(make):
     assert len(plugins) == 2
     for name, importance in found[0].items():
         assert torch.equal(importance, found[1][name])
+
+
+PENALTIES = {
+    "ewc": lambda: EWCPlugin(1.0),
+    "mas": lambda: MASPlugin(1.0),
+    "si": lambda: SIPlugin(1.0),
+    "chaudhry2019-ewc": lambda: ChaudhryEWCPlugin(1.0, every=2),
+}
+
+
+def in_pieces(classes):
+    """Three pieces of 10 samples an experience."""
+    return list(split_online_stream(stream(classes, samples=30), experience_size=10, access_task_boundaries=True))
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_no_state_is_given_away_that_lacks_pieces_already_learned(kind):
+    plugin = PENALTIES[kind]()
+    pieces = in_pieces([[0, 1]] * 2)
+    strategy = learn(mlp(), pieces[:1], plugin)
+    with pytest.raises(Unkept, match="waits for the end of an experience, and 10 samples of it are in no state"):
+        plugin.state_dict()
+    for piece in pieces[1:3]:
+        strategy.train(piece)
+    before = plugin.state_dict()
+    assert before["consolidated"] == 1
+    strategy.train(pieces[3])
+    strategy.train(pieces[4])
+    with pytest.raises(Unkept, match="20 samples"):
+        plugin.state_dict()
+    plugin.load_state_dict(before)
+    assert same(plugin.state_dict(), before)
+
+
+def test_no_state_is_given_away_that_lacks_samples_already_learned():
+    plugin = EWCPlugin(1.0, consolidate_every=45)
+    strategy = learn(mlp(), stream([[0, 1]], samples=30), plugin)
+    with pytest.raises(Unkept, match="waits for the end of 45 samples, and 30 samples of it"):
+        plugin.state_dict()
+    strategy.train(stream([[0, 1]], samples=30)[0])
+    assert plugin.state_dict()["consolidated"] == 1
+
+
+@pytest.mark.parametrize("kind", PENALTIES)
+def test_a_strategy_that_was_copied_between_two_pieces_goes_on_as_the_other(kind):
+    pieces = in_pieces([[0, 1]] * 2)
+    strategy = learn(mlp(), pieces[:4], PENALTIES[kind]())
+    copied = copy.deepcopy(strategy)
+    found = []
+    for one in (strategy, copied):
+        torch.manual_seed(1)
+        for piece in pieces[4:]:
+            one.train(piece)
+        found.append(one.plugins[0].state_dict())
+    assert found[0]["consolidated"] == 2
+    assert same(*found)
