@@ -76,6 +76,7 @@ CATALOGUE: dict[str, Listed] = {
     "chaudhry2019-mas": Listed(
         "chaudhry2019", "MAS as the code of Chaudhry et al. 2019 has it: Omega of the latest experience alone"
     ),
+    "pnn": Listed("pnn", "progressive networks: a new column for every task, the others frozen (Rusu et al. 2016)"),
     "replay": Listed(
         "baselines",
         "rehearsal of a small buffer, as many old samples as new ones in every step",

@@ -139,6 +139,10 @@ class Strategy:
     generate: Build | None = None
     """The same where it is a generator that is judged; None if it cannot be asked for a class. Its arguments also have
     ``classifier`` and ``images_per_class`` of :class:`JudgedByClassifier`."""
+    network: Callable[[Any, Callable[[], Any]], Any] | None = None
+    """Hyperparameters, and what makes the protocol's network with new random values each time (its output layer, an
+    nn.Linear called ``classifier``, with as many outputs as the largest label needs) -> the network that learns. None:
+    the protocol's, with the heads that its scenario calls for."""
     hyperparameters: type[Hyperparameters] = NoHyperparameters
     search: Mapping[str, LogUniform] = field(default_factory=dict)
     """Hyperparameter -> the range in which one is chosen on the validation stream."""
@@ -150,6 +154,8 @@ class Strategy:
     """It sees data that a continual learner would no longer have; tables keep it apart."""
     whole_stream_at_once: bool = False
     """It is trained once, on all experiences together."""
+    needs_task_labels: bool = False
+    """It must be told the task of every sample, in testing, too."""
     needs_images: bool = False
     """It makes images, and must know what they look like."""
     has_gan: bool = False

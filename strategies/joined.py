@@ -62,6 +62,8 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
     if base is not None:
         inherited = {
             "budget": lambda h, gan: base.budget(of_parts(h)[base.name], gan),
+            "network": base.network and (lambda h, network: base.network(of_parts(h)[base.name], network)),
+            "needs_task_labels": base.needs_task_labels,
             "needs_images": base.needs_images,
             "has_gan": base.has_gan,
         }

@@ -110,6 +110,8 @@ def test_every_strategy_runs(tmp_path, monkeypatch, name, strategy):
         pytest.skip("generates only; test_generation.py has it")
     if found.has_gan and entry.scenario != "class":
         pytest.skip("refused; test_generation.py has it")
+    if found.needs_task_labels and entry.scenario != "task":
+        pytest.skip("refused; test_pnn.py has it")
     brief = dict.fromkeys(("generator_epochs", "vae_epochs"), 2) | {"epochs": 1}
     brief = {key: value for key, value in brief.items() if key in found.hyperparameters.model_fields}
     brief |= NOT_THE_PROTOCOLS.get(strategy, {})

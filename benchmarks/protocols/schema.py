@@ -580,8 +580,8 @@ class Protocol(Table):
 
         Raises:
             ProtocolError: it has no solver, or no generator that can be asked for a class, where it is this that is
-                judged; it trains a conditional GAN of which the protocol says nothing, or whose classes do not tell
-                the protocol's experiences apart.
+                judged; it needs task labels where the learner gets none; it trains a conditional GAN of which the
+                protocol says nothing, or whose classes do not tell the protocol's experiences apart.
         """
         name = strategy.name
         if self.generation and strategy.generate is None:
@@ -591,6 +591,12 @@ class Protocol(Table):
             )
         if not self.generation and not strategy.has_solver:
             raise ProtocolError(f"{self.name}: {name} has not got a solver; it runs under the generate-* protocols")
+        if strategy.needs_task_labels and self.learned_as != "task":
+            without = " without network.all_classes" if self.masks_tasks else ""
+            raise ProtocolError(
+                f"{self.name}: {name} must be told the task of every sample, which this protocol does not tell; it "
+                f"runs in the scenario task{without}"
+            )
         if strategy.has_gan and self.gan is None:
             raise ProtocolError(f"{self.name}: {name} needs the settings of its GAN; add a table [gan]")
         if self.scenario == "task" and self.stream.boundaries == "gradual":  # Avalanche's heads mask by one of them

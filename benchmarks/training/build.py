@@ -19,7 +19,7 @@ from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
 from engrams.benchmarks.protocols.schema import ProtocolError, Training
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.augment import Augmentation
-from engrams.benchmarks.training.networks import make_network
+from engrams.benchmarks.training.networks import make_network, plain_network
 from engrams.benchmarks.training.precision import train_in_bfloat16
 from engrams.benchmarks.training.schedule import Decay
 from engrams.strategies.generators import ImageSpec
@@ -64,7 +64,7 @@ def make_strategy(
     entry, protocol, training = run.strategy, run.protocol, run.training
     shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     augmentation = _augmentation(run, shape)
-    model = make_network(protocol.network, protocol.learned_as, benchmark)
+    model = _network(run, benchmark)
     budget = run.budget
     decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
     in_order = protocol.stream.boundaries == "gradual"
@@ -104,6 +104,17 @@ def make_strategy(
             raise ProtocolError(f"{protocol.name}: training.precision is for what classifies; GANs need float32")
         train_in_bfloat16(strategy)
     return strategy
+
+
+def _network(run: Run, benchmark: CLScenario) -> nn.Module:
+    """Returns the network that learns: the protocol's, or what the strategy makes of such networks."""
+    protocol, own = run.protocol, run.strategy.network
+    if own is None:
+        return make_network(protocol.network, protocol.learned_as, benchmark)
+    try:
+        return own(run.hyperparameters, lambda: plain_network(protocol.network, benchmark))
+    except ValueError as error:
+        raise ProtocolError(f"{protocol.name}: {run.strategy.name}: {error}") from error
 
 
 def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:

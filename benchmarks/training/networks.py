@@ -42,18 +42,27 @@ def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.M
         ProtocolError: such a network cannot be made for inputs of this shape; one's own is not as
             :func:`own_network` wants it.
     """
+    if scenario == "domain" or (scenario == "class" and network.all_classes):
+        return plain_network(network, benchmark)
     first = benchmark.train_stream[0]
     classes = len(first.classes_in_this_experience)
-    fixed = scenario == "domain" or (scenario == "class" and network.all_classes)
-    if fixed:
-        classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
     module = _build(network, first.dataset[0][0].shape, classes)
     if scenario == "task":
         return as_multitask(module, "classifier")
-    if scenario == "class" and not fixed:
-        in_features = module.get_submodule("classifier").in_features
-        module.classifier = IncrementalClassifier(in_features, initial_out_features=classes)
+    in_features = module.get_submodule("classifier").in_features
+    module.classifier = IncrementalClassifier(in_features, initial_out_features=classes)
     return module
+
+
+def plain_network(network: Network, benchmark: CLScenario) -> nn.Module:
+    """Returns a network with one head, an nn.Linear called ``classifier``, whose size serves every experience.
+
+    Args:
+        network: the layers before it.
+        benchmark: as for :func:`make_network`, which says what is raised, too.
+    """
+    classes = 1 + max(max(experience.classes_in_this_experience) for experience in benchmark.train_stream)
+    return _build(network, benchmark.train_stream[0].dataset[0][0].shape, classes)
 
 
 @singledispatch

@@ -1,0 +1,284 @@
+"""Progressive neural networks.
+
+Rusu et al. 2016, "Progressive Neural Networks", arXiv:1606.04671, eq. 1:
+
+    h_i^(k) = f(W_i^(k) h_{i-1}^(k) + sum_{j<k} U_i^(k:j) h_{i-1}^(j))
+
+Column k of the network learns task k. The columns before it stay as they are, and help: layer i of column k sees their
+activations h_{i-1}^(j), too, through lateral connections U that it learns with its own weights W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+from engrams.strategies.experiences import Met, classes_of
+from engrams.strategies.heads import MASKED
+from engrams.strategies.undisturbed import evaluation_mode
+
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid)
+
+
+class ProgressiveNetwork(MultiTaskModule):
+    """This is a network that gets a new column for every task, for any Avalanche strategy in which it is the model.
+
+    A task is answered by its own column, so task labels are needed, in training and in testing. What it answers to an
+    old task never changes: old columns are frozen, batch norm included. A task that has not been learned is answered
+    with zeros. Where an experience has other classes than a column has outputs, the others are masked.
+
+    A column is a network of its own, with an output layer ``classifier`` behind an ``nn.Sequential`` called
+    ``features`` (maps are averaged over their positions in between). It is cut into layers W after every activation,
+    and after the last of the residual blocks (torchvision's ``BasicBlock``) of one size. A lateral connection U is
+    linear: a matrix between vectors; a convolution 1x1 between maps, with a stride where they get smaller; from maps to
+    a vector, a matrix behind the mean over positions. There is none from the input, which a column sees by itself.
+
+    Memory grows with the square of the number of tasks, the time of a step with their number.
+    """
+
+    def __init__(self, network: Callable[[], nn.Module]):
+        """
+        Args:
+            network: makes a column's network, with new random values each time; all with as many outputs as the largest
+                label of a task needs.
+
+        Raises:
+            ValueError: the network is not as described above; said here, or before the first experience. Before an
+                experience: it has several tasks, or one that an earlier experience had.
+        """
+        super().__init__()
+        self.network = network
+        self.tasks: list[int] = []
+        """Whose task each column is; the first column is there before its task is."""
+        first = network()
+        column = Column(first)
+        self.columns = nn.ModuleList([column])
+        self.outputs = self.max_class_label = column.outputs
+        self._first = [first]  # in a list, so that it is no module of this one: its layers are the column's
+
+    def adaptation(self, experience) -> None:
+        """Adds the column of an experience's task, before it is trained on."""
+        if not self.training:
+            return
+        task, *others = set(Met.of(experience).task_labels)
+        if others:
+            raise ValueError(f"a progressive network has one column a task; an experience has tasks {task}, {others}")
+        if task in self.tasks[:-1]:
+            raise ValueError(
+                f"a progressive network has learned task {task} before, and its column is frozen: every experience "
+                f"needs a task label of its own"
+            )
+        if task not in self.tasks:
+            self._add_column(task, experience.dataset[0][0])
+        self.known_train_tasks_labels.add(task)
+        classes = classes_of(experience)
+        if max(classes) >= self.outputs:
+            raise ValueError(f"an experience has class {max(classes)}; a column has {self.outputs} outputs")
+        self._made()[-1].active[classes] = True
+
+    def _made(self) -> list[Column]:
+        return list(self.columns)  # type: ignore[arg-type]
+
+    def _add_column(self, task: int, sample: Tensor) -> None:
+        """Makes a column with lateral connections from all others, and freezes those."""
+        device = self._adaptation_device
+        x = sample[None].to(device, torch.float32)
+        if self.tasks:
+            column = Column(self.network()).to(device).eval()
+            self.columns.requires_grad_(False).eval()
+            column.connect(_activations(x, self._made()), x)
+            self.columns.append(column.to(device))  # its connections, too
+            self.train()
+        else:
+            _refuse_other_forward(self._first[0], self._made()[0], x)
+        self.tasks.append(task)
+
+    def train(self, mode: bool = True) -> ProgressiveNetwork:
+        """Sets the mode of the latest column; the others stay in eval mode."""
+        super().train(mode)
+        for column in self.columns[:-1]:
+            column.eval()
+        return self
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Returns the outputs [N, outputs] of the task's column, those of classes that it has not got masked."""
+        if task_label not in self.tasks:
+            return x.new_zeros(len(x), self.outputs)
+        if x.dim() == 4 and x.device.type == "cpu":
+            x = x.contiguous(memory_format=torch.channels_last)
+        *before, column = self._made()[: self.tasks.index(task_label) + 1]
+        return column(x, _activations(x, before))[-1].masked_fill(~column.active, MASKED)
+
+
+def _activations(x: Tensor, columns: Sequence[Column]) -> list[list[Tensor]]:
+    """Returns h_0^(j) to h_L^(j) of every column."""
+    found: list[list[Tensor]] = []
+    for column in columns:
+        found.append(column(x, found))
+    return found
+
+
+class Column(nn.Module):
+    """One network, cut into layers, and its lateral connections from the columns before it."""
+
+    active: Tensor
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(_layers_of(network))
+        self.laterals = nn.ModuleList()
+        """Of all layers but the first; empty where there is no column before it."""
+        self.outputs: int = network.classifier.out_features  # type: ignore[assignment, union-attr]
+        self.register_buffer("active", torch.zeros(self.outputs, dtype=torch.bool))
+
+    def connect(self, before: Sequence[Sequence[Tensor]], x: Tensor) -> None:
+        """Makes lateral connections.
+
+        Args:
+            before: activations of all columns before it, for their shapes.
+            x: what they are the activations of.
+        """
+        shapes = [layer.before_activation(h).shape for layer, h in zip(self.layers, self(x, [])[:-1], strict=True)]  # type: ignore[operator]
+        self.laterals.extend(
+            Lateral([column[place].shape for column in before], shapes[place]) for place in range(1, len(shapes))
+        )
+
+    def forward(self, x: Tensor, before: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Returns h_0, which is x, to h_L, which are the outputs.
+
+        Args:
+            x: inputs [N, ...].
+            before: the same of every column before this one.
+        """
+        h = [x]
+        for place, layer in enumerate(self.layers):
+            lateral = self.laterals[place - 1]([column[place] for column in before]) if before and place else None
+            h.append(layer(h[-1], lateral))
+        return h
+
+
+class Layer(nn.Module):
+    """W_i, and the activation f behind it."""
+
+    def __init__(self, modules: Sequence[nn.Module], activation: nn.Module):
+        super().__init__()
+        self.before_activation = nn.Sequential(*modules)
+        self.activation = activation
+
+    def forward(self, h: Tensor, lateral: Tensor | None) -> Tensor:
+        """Returns f(W h + lateral)."""
+        weighted = self.before_activation(h)
+        return self.activation(weighted if lateral is None else weighted + lateral)
+
+
+class Lateral(nn.Module):
+    """sum_j U_i^(k:j) h_{i-1}^(j), as one matrix or convolution of all h side by side."""
+
+    def __init__(self, given: Sequence[torch.Size], wanted: torch.Size):
+        """
+        Args:
+            given: shapes of h_{i-1} of every column before.
+            wanted: the shape of W_i h_{i-1}.
+        """
+        super().__init__()
+        self.size = wanted[2:]
+
+        def connection(inputs: int) -> nn.Linear | nn.Conv2d:
+            if self.size:
+                return nn.Conv2d(inputs, wanted[1], kernel_size=1, bias=False)
+            return nn.Linear(inputs, wanted[1], bias=False)
+
+        inputs = [shape[1] for shape in given]
+        self.connection = connection(sum(inputs))
+        with torch.no_grad():  # each U begins as if it were alone
+            self.connection.weight.copy_(torch.cat([connection(one).weight for one in inputs], dim=1))
+
+    def forward(self, h: Sequence[Tensor]) -> Tensor:
+        """Returns the sum, of the shape of W h."""
+        joined = torch.cat(list(h), dim=1)
+        if joined.dim() == 4 and not self.size:
+            joined = _mean_over_positions(joined)
+        elif joined.shape[2:] != self.size:
+            joined = F.interpolate(joined, size=tuple(self.size), mode="nearest")  # what a stride leaves
+        return self.connection(joined)
+
+
+# --- a network, cut into layers ---------------------------------------------------------------------------------------
+
+
+class MeanOverPositions(nn.Module):
+    """Maps [N, channels, height, width] become vectors [N, channels]; vectors stay."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Returns vectors."""
+        return _mean_over_positions(h) if h.dim() == 4 else h
+
+
+def _mean_over_positions(h: Tensor) -> Tensor:
+    return h.mean(dim=(2, 3))
+
+
+class BeforeLastReLU(nn.Module):
+    """A residual block without the activation at its end."""
+
+    def __init__(self, block: BasicBlock):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns what the block would pass to its last ReLU."""
+        block = self.block
+        residual = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+        return residual + (x if block.downsample is None else block.downsample(x))
+
+
+def _layers_of(network: nn.Module) -> Iterator[Layer]:
+    """Cuts a network after its activations; the last layer ends with its classifier."""
+    features, classifier = getattr(network, "features", None), getattr(network, "classifier", None)
+    if not isinstance(features, nn.Sequential) or not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f"a progressive network takes a network with an nn.Sequential called features and an nn.Linear called "
+            f"classifier; {type(network).__name__} has none"
+        )
+    modules = list(_one_after_another(features))
+    begun: list[nn.Module] = [nn.Flatten()] if isinstance(modules[0], nn.Linear) else []
+    for module, following in zip(modules, [*modules[1:], None], strict=True):
+        if isinstance(module, ACTIVATIONS):
+            yield Layer(begun, module)
+            begun = []
+        elif isinstance(module, BasicBlock) and not _is_block_of_same_size(following):
+            yield Layer([*begun, BeforeLastReLU(module)], nn.ReLU(inplace=True))
+            begun = []
+        else:
+            begun.append(module)
+    yield Layer([*begun, MeanOverPositions(), classifier], nn.Identity())
+
+
+def _refuse_other_forward(network: nn.Module, column: Column, x: Tensor) -> None:
+    with evaluation_mode(network), torch.no_grad():
+        try:
+            same = torch.allclose(column(x, [])[-1], network(x), rtol=1e-4, atol=1e-5)
+        except RuntimeError:  # of shapes that do not fit
+            same = False
+    if not same:
+        raise ValueError(
+            f"a progressive network takes a network whose forward pass is its features, the mean over the positions "
+            f"that are left, and its classifier; that of {type(network).__name__} is another"
+        )
+
+
+def _one_after_another(sequential: nn.Sequential) -> Iterator[nn.Module]:
+    for module in sequential:
+        if isinstance(module, nn.Sequential):
+            yield from _one_after_another(module)
+        else:
+            yield module
+
+
+def _is_block_of_same_size(module: nn.Module | None) -> bool:
+    return isinstance(module, BasicBlock) and module.downsample is None
