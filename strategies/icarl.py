@@ -33,13 +33,20 @@ NOT_MET = -3.0
 """The score of a class without exemplars: vectors of length 1 are at most 2 apart."""
 
 
-class Places(NamedTuple):
-    """Which samples of a stream are a class's exemplars."""
+class Exemplars(NamedTuple):
+    """Those of one class; the first ones have the mean that is nearest to that of the class."""
 
+    samples: Any
+    """A data set of them; None where they were loaded from a state, and not yet found in the stream."""
     experience: int | None
-    """Its number in the stream; None where it came in pieces, which no stream has twice."""
-    samples: list[int]
-    """Their places in its data."""
+    """The number of their experience in the stream; None where it came in pieces, which no stream has twice."""
+    places: list[int]
+    """Theirs in the experience's data."""
+
+    def first(self, count: int) -> Exemplars:
+        """Returns so many of them, or all."""
+        places = self.places[:count]
+        return Exemplars(self.samples.subset(range(len(places))), self.experience, places)
 
 
 class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
@@ -77,9 +84,8 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
         self._forget()
 
     def _forget(self) -> None:
-        self._exemplars: dict[int, AvalancheDataset] = {}
-        """Class -> its exemplars; the first ones have the mean that is nearest to that of the class."""
-        self._places: dict[int, Places] = {}
+        self._exemplars: dict[int, Exemplars] = {}
+        """By class."""
         self._means: dict[int, Tensor] = {}
         self._old: nn.Module | None = None
         self._pieces = Pieces()
@@ -94,13 +100,13 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
         Raises:
             Unkept: experiences came in pieces, or do not say where in a stream they are.
         """
-        if self._met or any(places.experience is None for places in self._places.values()):
+        if self._met or any(exemplars.experience is None for exemplars in self._exemplars.values()):
             raise Unkept("iCaRL's exemplars are of experiences that cannot be found again")
         old = self._loaded if self._old is None else self._old.state_dict()
         return deepcopy(
             {
-                "places": [[label, *places] for label, places in self._places.items()],
-                "means": [self._means[label] for label in self._places],
+                "places": [[label, of, places] for label, (_, of, places) in self._exemplars.items()],
+                "means": [self._means[label] for label in self._exemplars],
                 "old": old,
             }
         )
@@ -112,8 +118,8 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
             ValueError: before the next experience: the stream is another.
         """
         self._forget()
-        self._places = {label: Places(*places) for label, *places in deepcopy(state["places"])}
-        self._means = dict(zip(self._places, deepcopy(state["means"]), strict=True))
+        self._exemplars = {label: Exemplars(None, of, places) for label, of, places in deepcopy(state["places"])}
+        self._means = dict(zip(self._exemplars, deepcopy(state["means"]), strict=True))
         self._loaded = deepcopy(state["old"])
 
     def before_training(self, strategy, **kwargs):
@@ -126,16 +132,17 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
 
     def after_train_dataset_adaptation(self, strategy, **kwargs):
         if self._loaded is not None:
-            asked, stream = {places.experience for places in self._places.values()}, strategy.experience.origin_stream
+            asked, stream = {one.experience for one in self._exemplars.values()}, strategy.experience.origin_stream
             datasets = {one.current_experience: one.dataset for one in stream if one.current_experience in asked}
-            for label, (experience, samples) in self._places.items():
-                found = datasets[experience].subset(samples) if experience in datasets else []
+            for label, (_, experience, places) in self._exemplars.items():
+                found = datasets[experience].subset(places) if experience in datasets else []
                 if {int(y) for _, y, *_ in found} != {label}:
                     raise ValueError(f"iCaRL's exemplars of class {label} are not where they were in the stream")
-                self._exemplars[label] = found
+                self._exemplars[label] = Exemplars(found, experience, places)
             self._loaded = None
         if self._exemplars:
-            strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, *self._exemplars.values()])
+            exemplars = [one.samples for one in self._exemplars.values()]
+            strategy.adapted_dataset = concat_datasets([strategy.adapted_dataset, *exemplars])
 
     def before_training_exp(self, strategy, **kwargs):
         if any(isinstance(module, MultiTaskModule) for module in strategy.model.modules()):
@@ -192,10 +199,9 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
             if not len(places):  # the experience names a class that its data lack
                 continue
             chosen = places[herded(features[places], share)].tolist()
-            self._exemplars[label], self._places[label] = dataset.subset(chosen), Places(number, chosen)
-        self._exemplars = {label: kept.subset(range(min(share, len(kept)))) for label, kept in self._exemplars.items()}
-        self._places = {label: Places(of, samples[:share]) for label, (of, samples) in self._places.items()}
-        self._means = {label: self._mean(strategy.model, kept) for label, kept in self._exemplars.items()}
+            self._exemplars[label] = Exemplars(dataset.subset(chosen), number, chosen)
+        self._exemplars = {label: exemplars.first(share) for label, exemplars in self._exemplars.items()}
+        self._means = {label: self._mean(strategy.model, one.samples) for label, one in self._exemplars.items()}
         self._old = _frozen(strategy.model)
         self._met = []
         self._learns = False

@@ -37,7 +37,7 @@ def growing():
 
 
 def kept(plugin):
-    return {label: samples(data) for label, data in plugin._exemplars.items()}
+    return {label: samples(exemplars.samples) for label, exemplars in plugin._exemplars.items()}
 
 
 @pytest.mark.parametrize("model", [lambda: mlp(classes=6), growing])
