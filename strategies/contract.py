@@ -178,6 +178,8 @@ class Strategy:
             raise ValueError("a strategy needs a plugin (plugin=...) or a way to build it (build=...)")
         if not (isinstance(self.hyperparameters, type) and issubclass(self.hyperparameters, Hyperparameters)):
             raise ValueError("hyperparameters must be a subclass of engrams.strategies.Hyperparameters")
+        if self.network is not None and self.build is None:
+            raise ValueError("a strategy that brings its own network needs a way to build it (build=...)")
         for key, space in self.search.items():
             if not isinstance(space, LogUniform):
                 raise ValueError(f"search[{key!r}] must be a LogUniform(low, high); got {space!r}")

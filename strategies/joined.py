@@ -63,7 +63,6 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
         inherited = {
             "budget": lambda h, gan: base.budget(of_parts(h)[base.name], gan),
             "network": base.network and (lambda h, network: base.network(of_parts(h)[base.name], network)),
-            "needs_task_labels": base.needs_task_labels,
             "needs_images": base.needs_images,
             "has_gan": base.has_gan,
         }
@@ -73,6 +72,7 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
         hyperparameters=create_model("JoinedHyperparameters", __base__=Hyperparameters, **fields),
         search={f"{part.name}.{key}": space for part in parts for key, space in part.search.items()},
         upper_bound=any(part.upper_bound for part in parts),
+        needs_task_labels=any(part.needs_task_labels for part in parts),
         parts=tuple(parts),
         name="+".join(names),
         reference="+".join(part.reference for part in parts),

@@ -5,11 +5,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from engrams.benchmarks import load_protocol, run
 from engrams.benchmarks.cli.options import OptionError, seeds_of
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import UserError, read_records, store
 from engrams.strategies import catalogue
 from tests.test_runs import engrams
@@ -55,6 +57,10 @@ BROKEN = """
 from engrams.strategies import Strategy
 no_range = Strategy(plugin=lambda h: None, search={"step": (0.1, 1.0)})
 """
+NO_BUILD = """
+from engrams.strategies import Strategy
+no_build = Strategy(plugin=lambda h: None, network=lambda h, network: network())
+"""
 
 
 @pytest.fixture
@@ -62,6 +68,7 @@ def mine(tmp_path, monkeypatch):
     """A folder with a strategy in it, in which the command line is called."""
     (tmp_path / "mine.py").write_text(STRATEGY)
     (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "no_build.py").write_text(NO_BUILD)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -123,6 +130,7 @@ def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
         ("mine.py:a_number", "this is int, and should be an engrams.strategies.Strategy"),
         ("yours.py:decay", "there is no file"),
         ("broken.py:no_range", "search['step'] must be a LogUniform(low, high); got (0.1, 1.0)"),
+        ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
         ("ewc+rplay", "no strategy is called 'rplay'; did you mean 'replay'?"),
@@ -226,6 +234,48 @@ def test_hyperparameters_may_be_nested_and_be_called_as_a_table_of_a_protocol(mi
     joined = {f"nested:nested.{key}": value for key, value in own.items()} | {"l2.l2_lambda": 1.0}
     (one,) = plan("split-digits/class", ["nested.py:nested+l2"], [0], joined)
     assert one.hyperparameters.settings()["nested:nested"] == {"buffer": {"size": 3}, "network": "large"}
+
+
+OWN_NETWORK = """
+from avalanche.training.templates import SupervisedTemplate
+from torch import nn
+from engrams.strategies import Hyperparameters, Strategy
+
+class Experts(Hyperparameters):
+    experts: int = 2
+
+class Mean(nn.Module):
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, x):
+        return sum(network(x) for network in self.networks) / len(self.networks)
+
+experts = Strategy(
+    hyperparameters=Experts,
+    network=lambda h, network: Mean([network() for _ in range(h.experts)]),
+    build=lambda h, template: SupervisedTemplate(**template),
+)
+"""
+
+
+def test_a_strategy_may_bring_its_own_network_and_be_joined(mine):
+    """Made of the protocol's, as often as it likes, each with values of its own."""
+    (mine / "experts.py").write_text(OWN_NETWORK)
+    for name, settings in (
+        ("experts.py:experts", {"experts": 3}),
+        ("ewc+experts.py:experts", {"experts:experts.experts": 3, "ewc.ewc_lambda": 1.0}),
+    ):
+        (one,) = plan("split-digits/class", [name], [0], settings)
+        strategy = make_strategy(one, benchmark_of(one), "cpu", [])
+        first, second, _ = strategy.model.networks
+        assert first.classifier.out_features == 10
+        assert not torch.equal(first.classifier.weight, second.classifier.weight)
+        assert len(list(strategy.optimizer.param_groups[0]["params"])) == len([*first.parameters()]) * 3
+    done = engrams("run", "split-digits/class", "experts.py:experts", *QUICK, "--out", "runs")
+    assert done.returncode == 0, done.stderr
+    assert only_record("runs").complete
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------
