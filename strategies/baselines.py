@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import PenaltyStep
-from engrams.strategies.experiences import Pieces
+from engrams.strategies.experiences import Pieces, trained_on
 from engrams.strategies.kept import KeepsNothingWithin, State
-from engrams.strategies.networks import named_parameters
+from engrams.strategies.networks import named_parameters, unwrapped
+from engrams.strategies.one_strategy import OfOneStrategy
 from engrams.strategies.quadratic_penalty import (
     ByName,
     Excluded,
     QuadraticPenaltyPlugin,
+    strength,
 )
 from engrams.strategies.rehearsal import RehearsalPlugin
 
@@ -47,19 +50,53 @@ class L2Plugin(QuadraticPenaltyPlugin):
         """
         not_negative(l2_lambda=l2_lambda)
         super().__init__(l2_lambda / 2, penalty_step=penalty_step, exclude=exclude, consolidate_every=consolidate_every)
-        self.l2_lambda = l2_lambda
+
+    l2_lambda = strength("l2_lambda", 1 / 2)
+
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self._learned: set[str] = set()
+        """Names of what has had a gradient in the present experience."""
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def before_training_exp(self, strategy, **kwargs):
+        super().before_training_exp(strategy, **kwargs)
+        self._parameters = named_parameters(strategy.model)
+
+    def after_backward(self, strategy, **kwargs):
+        self._learned.update(_with_gradient(self._parameters))
 
     def importance(self, strategy) -> dict[str, Tensor]:
-        """1 for every parameter that the last step gave a gradient to."""
+        """Returns 1 for every parameter that has had a gradient in the experience."""
         parameters = named_parameters(strategy.model)
-        return {name: torch.ones_like(p) for name, p in parameters.items() if p.grad is not None and p.numel()}
+        learned = self._learned | set(_with_gradient(parameters))  # of a loop that does not tell
+        if not learned:
+            warnings.warn(
+                f"{type(self).__name__}: no gradient was seen in experience {self.consolidated}: nothing of it will be "
+                f"held",
+                stacklevel=3,
+            )
+        return {name: torch.ones_like(p) for name, p in parameters.items() if name in learned}
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
         self.importances.update(importances)
         self.anchors.update(anchors)
+        self._learned = set()
+
+    def state_dict_within(self) -> State:
+        """Returns what has had a gradient so far."""
+        return {"learned": sorted(self._learned)}
+
+    def load_state_dict_within(self, state: State) -> None:
+        """Goes on from the middle of an experience."""
+        self._learned = set(state["learned"])
 
 
-class FrozenBackbonePlugin(KeepsNothingWithin, SupervisedPlugin):
+def _with_gradient(parameters: dict[str, nn.Parameter]) -> list[str]:
+    return [name for name, p in parameters.items() if p.grad is not None and p.numel()]
+
+
+class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     """Learn everything in the first experience, and only the classifier from the second on.
 
     What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either. What
@@ -76,23 +113,28 @@ class FrozenBackbonePlugin(KeepsNothingWithin, SupervisedPlugin):
         """
         super().__init__()
         self.classifier = classifier
+        self._forget()
+
+    def _forget(self) -> None:
         self._pieces = Pieces()
         self._freezes = False
 
+    def _holds(self) -> bool:
+        return self._freezes
+
     def before_training_exp(self, strategy, **kwargs):
-        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
-            self._freezes = False
+        self._meet(strategy)
         self._pieces.begin(strategy.experience)
-        names = [name for name, _ in strategy.model.named_parameters()]
-        if not any(self._learns(name) for name in names):
+        parameters = named_parameters(strategy.model)
+        if not any(self._learns(name) for name in parameters):
             raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
-        for name, parameter in strategy.model.named_parameters():
+        for name, parameter in parameters.items():
             if self._freezes and not self._learns(name):
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
     def before_training_epoch(self, strategy, **kwargs):
-        for name, module in strategy.model.named_modules():
+        for name, module in unwrapped(strategy.model).named_modules():
             if self._freezes and not self._learns(f"{name}.") and any(True for _ in module.buffers(recurse=False)):
                 module.training = False  # this one alone: the classifier may lie below it
 
@@ -105,13 +147,14 @@ class FrozenBackbonePlugin(KeepsNothingWithin, SupervisedPlugin):
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
+        self._with = None
         self._freezes = state["freezes"]
 
     def _learns(self, name: str) -> bool:
         return name.startswith(f"{self.classifier}.")
 
 
-class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
+class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
     """Rehearsal of a small buffer of past samples, under any Avalanche strategy.
 
     Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at
@@ -141,9 +184,11 @@ class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
         self._pieces = Pieces()
         self._met: list[Any] = []
 
+    def _holds(self) -> bool:
+        return bool(self._kept)
+
     def before_training_exp(self, strategy, **kwargs):
-        if strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
-            self._forget()
+        self._meet(strategy)
         if self._pieces.begin(strategy.experience):
             self._met = []
         self._keep([[column.to(strategy.device) for column in kept] for kept in self._kept])  # they may be loaded
@@ -158,7 +203,7 @@ class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
         self.put_behind(strategy, [column[order] for column in self._buffer])
 
     def after_training_exp(self, strategy, **kwargs):
-        self._met.append(strategy.experience.dataset.eval())
+        self._met.append(trained_on(strategy).eval())
         if not self._pieces.end(strategy.experience):
             return
         dataset: ConcatDataset = ConcatDataset(self._met)
@@ -184,4 +229,5 @@ class ReplayPlugin(KeepsNothingWithin, RehearsalPlugin):
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
+        self._with = None
         self._keep(state["kept"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplat
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
-from engrams.strategies.networks import minibatch_of
+from engrams.strategies.networks import copy_of, minibatch_of
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
 from engrams.strategies.undisturbed import same_random_numbers
@@ -163,7 +162,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
             return
         tasks = self._heads.known[:1].expand(SAMPLES).to(self.device)
         with same_random_numbers(), torch.no_grad():
-            solver = deepcopy(self.model).eval()
+            solver = copy_of(self.model).eval()
             outputs = self._outputs(solver, self._heads, images[:SAMPLES], tasks[: len(images)])
         self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)
 
@@ -235,7 +234,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._become_previous()
 
     def _become_previous(self) -> None:
-        solver = deepcopy(self.model).eval().requires_grad_(False)
+        solver = copy_of(self.model).eval().requires_grad_(False)
         self.previous = Scholar(self.generator.frozen_copy(), solver)
 
     def state_dict(self) -> State:

@@ -50,6 +50,7 @@ from engrams.strategies.quadratic_penalty import (
     Excluded,
     QuadraticPenaltyPlugin,
     first_samples,
+    strength,
 )
 from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
@@ -144,7 +145,6 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             raise ValueError("normalise makes experiences count alike, weigh_by_samples does not: choose one of them")
         check_fisher_options(fisher, fisher_samples, likelihood or "categorical", noise_std)
         at_least_one(batch_size=batch_size)
-        self.ewc_lambda = ewc_lambda
         self.fisher: Fisher = fisher
         self.fisher_samples = fisher_samples
         self.likelihood = likelihood
@@ -155,6 +155,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         self.num_workers = num_workers
         self._present_samples = 1
         self._found: tuple[object, Likelihood, bool] | None = None
+
+    ewc_lambda = strength("ewc_lambda", 1 / 2)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_found": None}  # a criterion that is a function may not be pickled

@@ -67,3 +67,9 @@ def classes_of(experience: Any) -> list[int]:
     if targets is None:
         targets = (label for _, label, *_ in experience.dataset)
     return sorted({int(label) for label in getattr(targets, "uniques", targets)})
+
+
+def trained_on(strategy: Any) -> Any:
+    """Returns an experience's data, or what a strategy's ``train_dataset_adaptation`` makes of them to train on."""
+    adapted = getattr(strategy, "adapted_dataset", None)
+    return strategy.experience.dataset if adapted is None else adapted

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.benchmarks.utils.utils import concat_datasets
-from avalanche.models import MultiTaskModule, avalanche_forward
+from avalanche.models import MultiTaskModule
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +24,8 @@ from engrams.strategies.arguments import at_least_one
 from engrams.strategies.experiences import Pieces, classes_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
+from engrams.strategies.networks import AskedThroughStrategy, copy_of, unwrapped
+from engrams.strategies.one_strategy import OfOneStrategy
 from engrams.strategies.quadratic_penalty import with_first_units
 from engrams.strategies.undisturbed import evaluation_mode
 
@@ -49,7 +51,7 @@ class Exemplars(NamedTuple):
         return Exemplars(self.samples.subset(range(len(places))), self.experience, places)
 
 
-class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
+class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     """This is iCaRL, under any Avalanche strategy whose network has one classifier for all classes.
 
     It is trained by a loss of its own in place of the strategy's: every output of a class met so far is compared with a
@@ -90,9 +92,14 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
         self._old: nn.Module | None = None
         self._pieces = Pieces()
         self._met: list[AvalancheDataset] = []
+        self._new: Any = None
+        """What the strategy trains on, but for exemplars."""
         self._learns = False
         self._loaded: State | None = None
         """The old network's state, from which this plugin goes on but has not begun to."""
+
+    def _holds(self) -> bool:
+        return bool(self._exemplars)
 
     def state_dict(self) -> State:
         """Returns which samples of the stream are exemplars, their means, and the network's state at the latest end.
@@ -118,19 +125,20 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
             ValueError: before the next experience: the stream is another.
         """
         self._forget()
+        self._with = None
         self._exemplars = {label: Exemplars(None, of, places) for label, of, places in deepcopy(state["places"])}
         self._means = dict(zip(self._exemplars, deepcopy(state["means"]), strict=True))
         self._loaded = deepcopy(state["old"])
 
     def before_training(self, strategy, **kwargs):
+        self._meet(strategy)
         if self._loaded is not None:
             self._old = _frozen(strategy.model)
             now = self._old.state_dict()  # with more units, perhaps
             self._old.load_state_dict({name: with_first_units(now[name], old) for name, old in self._loaded.items()})
-        elif strategy.clock.train_exp_counter == 0:  # of another strategy than before, perhaps
-            self._forget()
 
     def after_train_dataset_adaptation(self, strategy, **kwargs):
+        self._new = strategy.adapted_dataset
         if self._loaded is not None:
             asked, stream = {one.experience for one in self._exemplars.values()}, strategy.experience.origin_stream
             datasets = {one.current_experience: one.dataset for one in stream if one.current_experience in asked}
@@ -159,40 +167,57 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
             classes = len(self._exemplars) + len(self._classes)
             if self.mem_size < classes:
                 raise ValueError(f"a buffer of {self.mem_size} cannot hold an exemplar of each of {classes} classes")
+        known = {*self._exemplars, *self._classes}
+        if others := {int(label) for label in getattr(self._new.targets, "uniques", ())} - known:
+            raise ValueError(
+                f"iCaRL learns one experience after another; here are samples of class {min(others)}, which the "
+                f"experience does not have (JointTraining learns all experiences at once)"
+            )
         self._learns = True
 
     def after_forward(self, strategy, **kwargs):
         self._criterion = strategy._criterion  # of the strategy, which other plugins may ask for before and after
-        strategy._criterion = lambda outputs, y: self.loss(outputs, y, strategy.mb_x)
+        strategy._criterion = lambda outputs, y: self.loss(outputs, y, self._past(strategy))
 
     def before_backward(self, strategy, **kwargs):
         strategy._criterion = self._criterion
 
-    def loss(self, outputs: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _past(self, strategy) -> Tensor | None:
+        """Returns what the network before this experience answers to the strategy's minibatch; None where none was."""
+        if self._old is None:
+            return None
+        model, strategy.model = strategy.model, self._old
+        try:
+            return strategy.forward()
+        finally:
+            strategy.model = model
+
+    def loss(self, outputs: Tensor, y: Tensor, past: Tensor | None = None) -> Tensor:
         """Returns the loss of a minibatch (algorithm 3), its mean over samples and classes met so far.
 
         Args:
             outputs: of the network that learns, before the sigmoid, [N, K].
             y: labels, [N].
-            x: inputs, [N, ...], of which the network before this experience is asked.
+            past: of the network before this experience, [N, K or fewer]; None where there was none.
         """
-        targets = functional.one_hot(y, outputs.shape[1]).to(outputs.dtype)
-        if self._old is not None:
-            past = list(self._exemplars)
-            with torch.no_grad():
-                targets[:, past] = avalanche_forward(self._old, x, None)[:, past].sigmoid().to(outputs.dtype)
+        targets = functional.one_hot(y.long(), outputs.shape[1]).to(outputs.dtype)
+        if past is not None:
+            old = list(self._exemplars)
+            targets[:, old] = past[:, old].sigmoid().to(outputs.dtype)
         met = [*self._exemplars, *self._classes]
         return functional.binary_cross_entropy_with_logits(outputs[:, met], targets[:, met])
 
     def after_training_exp(self, strategy, **kwargs):
-        self._met.append(strategy.experience.dataset)
+        self._met.append(self._new)
         if not self._pieces.end(strategy.experience):
             return
         share = self.mem_size // (len(self._exemplars) + len(self._classes))
         dataset = concat_datasets(self._met)
         whole = not hasattr(strategy.experience, "origin_experience")
+        whole = whole and len(dataset) == len(strategy.experience.dataset)  # not what it was adapted to
         number = getattr(strategy.experience, "current_experience", None) if whole else None
-        found = self._features(strategy.model, dataset)
+        found = self._features(strategy, dataset)
         features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         for label in self._classes:
             (places,) = (labels == label).nonzero(as_tuple=True)
@@ -201,27 +226,27 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
             chosen = places[herded(features[places], share)].tolist()
             self._exemplars[label] = Exemplars(dataset.subset(chosen), number, chosen)
         self._exemplars = {label: exemplars.first(share) for label, exemplars in self._exemplars.items()}
-        self._means = {label: self._mean(strategy.model, one.samples) for label, one in self._exemplars.items()}
+        self._means = {label: self._mean(strategy, one.samples) for label, one in self._exemplars.items()}
         self._old = _frozen(strategy.model)
-        self._met = []
+        self._met, self._new = [], None
         self._learns = False
 
-    def _mean(self, model: nn.Module, exemplars: AvalancheDataset) -> Tensor:
+    def _mean(self, strategy, exemplars: AvalancheDataset) -> Tensor:
         views = [False, True] if self.mirrored_means else [False]
-        features = [f for mirrored in views for f, _ in self._features(model, exemplars, mirrored)]
+        features = [f for mirrored in views for f, _ in self._features(strategy, exemplars, mirrored)]
         return functional.normalize(torch.cat(features).mean(dim=0), dim=0)
 
-    def _features(self, model: nn.Module, dataset: Any, mirrored: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def _features(self, strategy, dataset: Any, mirrored: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields features of length 1, [N, F], and labels [N], minibatch by minibatch, in the dataset's order."""
-        layer = _layer(model, self.classifier)
+        layer, model = _layer(strategy.model, self.classifier), AskedThroughStrategy(strategy)
         with evaluation_mode(model), torch.no_grad(), closing(_Inputs(layer)) as inputs:
             for batch in minibatches(model, dataset.eval(), AT_ONCE):
-                avalanche_forward(model, batch.inputs.flip(-1) if mirrored else batch.inputs, None)
+                x, *others = batch.columns
+                model([x.flip(-1) if mirrored else x, *others])
                 yield functional.normalize(inputs.latest.float()), batch.y
 
     def before_eval_forward(self, strategy, **kwargs):
-        begun = strategy.clock.train_exp_counter or self._loaded is not None
-        answers = self._means and not self._learns and begun
+        answers = self._means and not self._learns and self._goes_on(strategy)
         self._inputs = _Inputs(_layer(strategy.model, self.classifier)) if answers else None
 
     def after_eval_forward(self, strategy, **kwargs):
@@ -244,7 +269,7 @@ class ICaRLPlugin(KeepsNothingWithin, SupervisedPlugin):
 
 
 def _frozen(model: nn.Module) -> nn.Module:
-    return deepcopy(model).eval().requires_grad_(False)
+    return copy_of(model).eval().requires_grad_(False)
 
 
 def herded(features: Tensor, count: int) -> list[int]:
@@ -270,7 +295,7 @@ def herded(features: Tensor, count: int) -> list[int]:
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
     try:
-        return model.get_submodule(name)
+        return unwrapped(model).get_submodule(name)
     except AttributeError as error:
         raise ValueError(f"the model has no layer {name!r}; name its classifier") from error
 

@@ -26,6 +26,7 @@ from engrams.strategies.quadratic_penalty import (
     Excluded,
     QuadraticPenaltyPlugin,
     first_samples,
+    strength,
 )
 
 
@@ -81,13 +82,14 @@ class MASPlugin(QuadraticPenaltyPlugin):
         one_of(MASVariant, variant=variant)
         at_least_one(batch_size=batch_size)
         _refuse_what_is_no_dataset(importance_data)
-        self.mas_lambda = mas_lambda
         self.variant: MASVariant = variant
         self.importance_data = importance_data
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._latest: ByName = {}
         self._latest_samples = 0
+
+    mas_lambda = strength("mas_lambda", 1)
 
     def state_dict(self) -> State:
         """As every quadratic penalty's; and what :meth:`observe` adds to."""

@@ -19,7 +19,7 @@ from engrams.strategies.undisturbed import attributes_kept
 class AskedThroughStrategy(nn.Module):
     """A strategy's model, asked through the strategy's own ``forward``: what that can take, an importance can.
 
-    Its input is the whole minibatch, as the data set gives it.
+    Its input is the whole minibatch, as the data set gives it. The strategy is told that it evaluates.
     """
 
     def __init__(self, strategy):
@@ -29,8 +29,12 @@ class AskedThroughStrategy(nn.Module):
 
     def forward(self, columns: list) -> Tensor:
         strategy = self._strategy[0]
-        with self._minibatch_of(columns):
-            return strategy.forward()
+        training, strategy.is_training = getattr(strategy, "is_training", False), False
+        try:
+            with self._minibatch_of(columns):
+                return strategy.forward()
+        finally:
+            strategy.is_training = training
 
     def labels(self, columns: list) -> Tensor | None:
         with self._minibatch_of(columns):
@@ -93,6 +97,12 @@ WRAPPERS: dict[type[nn.Module], str] = {
     AskedThroughStrategy: "model",
 }
 """What is seen through: the kind of module -> the attribute that holds the network."""
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Returns a deep copy; of what the network keeps of its forward pass (features, normalised weights), the values."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -133,6 +133,19 @@ class ProgressiveNetwork(MultiTaskModule):
             column.eval()
         return self
 
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+        """Returns the outputs [N, outputs] of each sample's own column; without task labels those of all, by task."""
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        tasks = [task_labels] if isinstance(task_labels, int) else task_labels.unique().tolist()
+        if len(tasks) == 1:
+            return self.forward_single_task(x, tasks[0])
+        parts = [(task_labels == task, self.forward_single_task(x[task_labels == task], task)) for task in tasks]
+        outputs = parts[-1][1].new_empty(len(x), self.outputs)
+        for where, part in parts:
+            outputs[where] = part.to(outputs)
+        return outputs
+
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Returns the outputs [N, outputs] of the task's column, with those of other classes masked."""
         if task_label not in self.tasks:

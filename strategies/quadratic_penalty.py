@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from engrams.strategies.arguments import at_least_one, finite, not_negative, one_of
 from engrams.strategies.choices import PenaltyStep
-from engrams.strategies.experiences import Pieces
+from engrams.strategies.experiences import Pieces, trained_on
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.networks import named_parameters, some_of, trainable_parameters
 from engrams.strategies.precision import wide
@@ -43,7 +43,8 @@ OTHERWISE = ", or give consolidate_every, the number of samples after which to c
 
 
 class Term(NamedTuple):
-    """importance (parameter - anchor)^2, all three of the parameter's present shape, type and device."""
+    """importance (parameter - anchor)^2, all of the parameter's present shape and device, the last two in float32 at
+    least."""
 
     parameter: nn.Parameter
     importance: Tensor
@@ -136,6 +137,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._waits = False  # whether a piece has been learned since
+        self._acted = False  # whether the penalty has, since
         self._pieces = Pieces()
         self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
@@ -200,7 +202,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._nothing_waits()
         begins = not self._since
-        self._since.append(_data_of(strategy))
+        self._since.append(trained_on(strategy))
         self._refuse_nothing_to_hold(strategy.model)
         self._refuse_sparse_gradients(strategy.optimizer, strategy.model)
         if self._checked != _what_is_checked(strategy) and not any(is_lazy(p) for p in strategy.model.parameters()):
@@ -216,7 +218,14 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def before_backward(self, strategy, **kwargs):
         if self._terms and self.penalty_step == "gradient":
-            strategy.loss = strategy.loss + self._penalty(self._terms)
+            penalty = self._penalty(self._terms)
+            if penalty.requires_grad:
+                penalty.register_hook(self._acts)
+            strategy.loss = strategy.loss + penalty
+
+    def _acts(self, *gradient: Tensor) -> None:
+        """Remembers that the penalty has had an effect in this experience."""
+        self._acted = True
 
     def before_update(self, strategy, **kwargs):
         if self._terms and self.penalty_step == "gradient":
@@ -224,9 +233,15 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         # An update may be no step of the optimiser: a strategy that accumulates gradients makes one in several.
         self._listen_no_more()
         if self._listens():
-            self._listening = strategy.optimizer.register_step_post_hook(
-                lambda optimizer, *of_the_step: self._after_step(optimizer)
-            )
+            try:
+                self._listening = strategy.optimizer.register_step_post_hook(
+                    lambda optimizer, *of_the_step: self._after_step(optimizer)
+                )
+            except AttributeError as error:
+                raise ValueError(
+                    f"{type(self).__name__} has to be told of every step, and {type(strategy.optimizer).__name__} does "
+                    f"not tell: it is no torch.optim.Optimizer, or does not call Optimizer.__init__"
+                ) from error
 
     def _listens(self) -> bool:
         return bool(self._terms) and self.penalty_step == "proximal"
@@ -234,6 +249,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Follows every real step of the optimiser."""
         if self.penalty_step == "proximal":
+            self._acts()
             self._proximal_step(optimizer)
 
     def after_update(self, strategy, **kwargs):
@@ -248,6 +264,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         if not self._ends_here(strategy.experience):
             self._waits = True
             return
+        self._warn_of_no_effect()
         self._terms = []
         parameters = named_parameters(strategy.model)
         for name, p in parameters.items():
@@ -300,7 +317,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             self._start_afresh()
 
     def _nothing_waits(self) -> None:
-        self._since, self._waits = [], False
+        self._since, self._waits, self._acted = [], False, False
 
     def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
         """The largest change of every held parameter that is not as it was at the latest anchor."""
@@ -324,6 +341,19 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 stacklevel=3,
             )
 
+    def _warn_of_no_effect(self) -> None:
+        if self._acted or not self.coefficient or not any(term.parameter.requires_grad for term in self._terms):
+            return
+        what = (
+            "what was passed back is not strategy.loss, or the loop does not call the strategy's _before_backward"
+            if self.penalty_step == "gradient"
+            else "the steps are not those of strategy.optimizer, or the loop does not call _before_update"
+        )
+        warnings.warn(
+            f"{type(self).__name__}: its penalty has had no effect in experience {self.consolidated}: {what}",
+            stacklevel=3,
+        )
+
     def _ends_here(self, experience) -> bool:
         """Whether an experience ends with this one, which may be a part of it."""
         if self.consolidate_every is not None:
@@ -332,7 +362,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def data_since(self, strategy) -> Dataset:
         """What was trained on since the last consolidation, with the transformations of evaluation."""
-        parts = [data.eval() if hasattr(data, "eval") else data for data in self._since or [_data_of(strategy)]]
+        parts = [data.eval() if hasattr(data, "eval") else data for data in self._since or [trained_on(strategy)]]
         if len(parts) == 1:
             return parts[0]
         joined: Dataset = ConcatDataset(parts)
@@ -482,8 +512,11 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return self._terms_of(parameters, lost), lost
 
     def _terms_of(self, parameters: dict[str, nn.Parameter], lost: list[str]) -> list[Term]:
+        def beside(kept: Tensor, p: nn.Parameter) -> Tensor:
+            return grown(kept.to(p.device, torch.promote_types(p.dtype, torch.float32)), p)
+
         return [
-            Term(p, grown(importance.to(p), p), grown(anchors[name].to(p), p))
+            Term(p, beside(importance, p), beside(anchors[name], p))
             for importances, anchors in self._pairs()
             for name, importance in importances.items()
             if name not in lost
@@ -576,13 +609,23 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 )
 
 
+def strength(name: str, factor: float) -> property:
+    """Returns a penalty's own strength as an attribute, of which the coefficient is ``factor`` times as much."""
+
+    def set_to(plugin: QuadraticPenaltyPlugin, value: float) -> None:
+        not_negative(**{name: value})
+        plugin.coefficient = factor * value
+
+    return property(lambda plugin: plugin.coefficient / factor, set_to)
+
+
 class _WeightedSquare(torch.autograd.Function):
     """sum_i importance_i (parameter_i - anchor_i)^2, in half the passes over memory that autograd would take."""
 
     @staticmethod
     def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:  # type: ignore[override]
-        difference = parameter - anchor
-        weighted = importance * difference
+        difference = wide(parameter) - wide(anchor)
+        weighted = wide(importance) * difference
         ctx.save_for_backward(parameter, importance, anchor)
         ctx.weighted = weighted
         return torch.dot(weighted.flatten(), difference.flatten())
@@ -591,7 +634,7 @@ class _WeightedSquare(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         if torch.is_grad_enabled():  # create_graph=True: the gradient has a gradient of its own
             parameter, importance, anchor = ctx.saved_tensors
-            return importance * (parameter - anchor) * (2 * upstream), None, None
+            return wide(importance) * (wide(parameter) - wide(anchor)) * (2 * upstream), None, None
         return ctx.weighted * (2 * upstream), None, None
 
 
@@ -599,12 +642,6 @@ def _what_is_checked(strategy) -> tuple:
     """Tells two situations apart that have to be checked each by itself."""
     modules = tuple((name, type(module)) for name, module in strategy.model.named_modules())
     return getattr(strategy, "_criterion", None), modules
-
-
-def _data_of(strategy) -> Dataset:
-    """What the strategy trains on: the experience's data, or what its ``train_dataset_adaptation`` makes of them."""
-    adapted = getattr(strategy, "adapted_dataset", None)
-    return strategy.experience.dataset if adapted is None else adapted
 
 
 def first_samples(dataset: Dataset, count: int = 3) -> Dataset:

@@ -30,6 +30,7 @@ from engrams.strategies.quadratic_penalty import (
     continues,
     grown,
     placed,
+    strength,
     with_first_units,
 )
 
@@ -91,6 +92,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
         self.xi = xi
         self.clamped = clamped
 
+    c = strength("c", 1)
+
     def _start_afresh(self) -> None:
         super()._start_afresh()
         self._begin_path()
@@ -98,6 +101,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
         """All parameters of the network that are not excluded."""
         self._factor: Tensor | None = None
         """Of the loss in all that the gradients are of: 1, unless it is scaled, or gradients are accumulated."""
+        self._stepped = True
+        """Whether there has been a step since a loss was passed back last."""
 
     def _begin_path(self) -> None:
         self._path: ByName = {}
@@ -145,8 +150,9 @@ class SIPlugin(QuadraticPenaltyPlugin):
     def _passed_back(self, factor: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Learns a loss's factor as its backward pass begins: the gradients are still those of the passes before."""
         gradients = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
-        accumulated = self._factor is not None and any(gradient.any() for gradient in gradients)
-        self._factor = self._factor + factor if accumulated else factor  # type: ignore[operator]
+        accumulated = not self._stepped and any(gradient.any() for gradient in gradients)
+        self._factor = self._factor + factor if accumulated and self._factor is not None else factor
+        self._stepped = False
 
     @torch.no_grad()
     def after_backward(self, strategy, **kwargs):
@@ -168,6 +174,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
         super()._after_step(optimizer)
+        self._stepped = True
         stepping, self._stepping = self._stepping, []
         if getattr(optimizer, "found_inf", None):  # a fused one, under a GradScaler: it has left the step out
             return

@@ -480,3 +480,13 @@ def test_a_riemannian_walk_without_a_gradient_is_refused():
 
     with pytest.raises(ValueError, match="the latest minibatches has no gradient"):
         learn(mlp(), stream([[0, 1]] * 2), Flat(), WorkingRWalkPlugin(1.0, ewc_alpha=1.0, delta_t=2))
+
+
+def test_the_backbone_of_a_compiled_network_is_frozen():
+    model, experiences = mlp(), stream([[0, 1]] * 2)
+    plugin = FrozenBackbonePlugin()
+    learn(model, experiences[:1], plugin)
+    before = model.features[0].weight.detach().clone()
+    learn(torch.compile(model, backend="eager"), experiences[1:], plugin)
+    assert not model.features[0].weight.requires_grad
+    assert torch.equal(model.features[0].weight, before)

@@ -67,7 +67,9 @@ def benchmark(protocol: str):
 
 
 def build_of(strategy: str) -> Callable[[Mapping[str, Any]], Any]:
-    protocol = "split-digits/class" if catalogue.get(strategy).has_solver else "generate-digits"
+    found = catalogue.get(strategy)
+    protocol = "split-digits/class" if found.has_solver else "generate-digits"
+    protocol = "split-digits/task" if found.needs_task_labels else protocol
     changed = {"network.all_classes": True} if "der" in strategy else {}
 
     def build(hyperparameters: Mapping[str, Any]) -> Any:

@@ -7,16 +7,20 @@ import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark, split_online_stream
 from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.models import IncrementalClassifier, SimpleMLP, as_multitask
+from avalanche.training import JointTraining
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.training.learn import learn as learn_run
+from engrams.strategies.baselines import ReplayPlugin
 from engrams.strategies.icarl import NOT_MET, ICaRLPlugin, herded
 from engrams.strategies.kept import Unkept
-from tests.test_ewc import labelled, learn, mlp, stream
+from tests.test_ewc import labelled, learn, mlp, quiet, stream
 from tests.test_kept import same
 
 MEMORY = 12
@@ -84,7 +88,7 @@ def test_the_loss_compares_every_output_met_with_its_target():
     plugin._classes = [3]  # a third experience
     x, y = torch.randn(7, 6), torch.tensor([3, 3, 4, 0, 3, 1, 5])
     outputs = torch.randn(7, 6, requires_grad=True)
-    loss = plugin.loss(outputs, y, x)
+    loss = plugin.loss(outputs, y, old(x))
     total, gradient = 0.0, torch.zeros(7, 6)
     for n in range(7):
         for label in (4, 1, 0, 5, 3):  # and not 2, which has not come
@@ -105,12 +109,12 @@ class Loss(SupervisedPlugin):
         self.plugin, self.found, self.seen = plugin, [], []
 
     def before_backward(self, strategy, **kwargs):
-        self.found.append((strategy.loss.item(), self.plugin.loss(*outputs_of(strategy)).item()))
+        self.found.append((strategy.loss.item(), self.plugin.loss(*outputs_of(strategy, self.plugin)).item()))
         self.seen.append((strategy.experience.current_experience, {int(y) for y in strategy.mb_y}))
 
 
-def outputs_of(strategy):
-    return strategy.mb_output, strategy.mb_y, strategy.mb_x
+def outputs_of(strategy, plugin):
+    return strategy.mb_output, strategy.mb_y, None if plugin._old is None else plugin._old(strategy.mb_x)
 
 
 def test_the_loss_is_iCaRLs_and_exemplars_are_learned_with_every_experience():
@@ -172,15 +176,98 @@ def test_the_pieces_of_an_experience_are_one():
     learn(model, list(online)[:5], pieces)
     assert {label: len(x) for label, x in kept(pieces).items()} == {0: MEMORY // 2, 1: MEMORY // 2}
     assert not torch.equal(model.features[0].weight, strategy.model.features[0].weight)
-    learn(model, list(online), pieces)
-    assert kept(pieces).keys() == {0, 1, 2, 3}
+    all_pieces = ICaRLPlugin(MEMORY)
+    learn(mlp(classes=4), list(online), all_pieces)
+    assert kept(all_pieces).keys() == {0, 1, 2, 3}
 
 
 def test_one_plugin_begins_afresh_with_another_strategy():
     plugin = ICaRLPlugin(MEMORY)
     learn(mlp(), stream([[0, 1]]), plugin)
-    learn(mlp(), stream([[0, 1]]), plugin)
+    with pytest.warns(UserWarning, match="was used with another strategy and another model: it starts afresh"):
+        learn(mlp(), stream([[0, 1]]), plugin)
     assert plugin._exemplars.keys() == {0, 1}
+
+
+class Scaled(SupervisedTemplate):
+    """Normalises in its own forward pass."""
+
+    def forward(self):
+        return self.model((self.mb_x - 3) * 5)
+
+
+class ScaledMLP(SimpleMLP):
+    def forward(self, x):
+        return super().forward((x - 3) * 5)
+
+
+def test_it_asks_the_network_through_the_strategys_own_forward():
+    """The same normalisation in the strategy and in the network has the same exemplars, means and answers."""
+    found = []
+    for template, network in ((Scaled, SimpleMLP), (SupervisedTemplate, ScaledMLP)):
+        torch.manual_seed(1)
+        plugin, answers = ICaRLPlugin(MEMORY, mirrored_means=True), Answers()
+        model = network(num_classes=4, input_size=6, hidden_size=5, hidden_layers=1, drop_rate=0)
+        strategy = learn(model, stream([[0, 1], [2, 3]]), plugin, answers, template=template)
+        strategy.eval(stream([[0, 1]]))
+        found.append((plugin._means, answers.outputs, list(strategy.model.state_dict().values())))
+    for one, other in zip(tree_leaves(found[0]), tree_leaves(found[1]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class Keeping(SimpleMLP):
+    """Keeps its features, which carry gradients."""
+
+    def forward(self, x):
+        self.kept = self.features(x)
+        return self.classifier(self.kept)
+
+
+def test_a_network_that_keeps_its_activations_can_be_copied():
+    plugin = ICaRLPlugin(MEMORY)
+    learn(Keeping(num_classes=4, input_size=6, hidden_size=5), stream([[0, 1], [2, 3]]), plugin)
+    assert kept(plugin).keys() == {0, 1, 2, 3}
+
+
+def test_small_labels_are_labels():
+    plugin = ICaRLPlugin(MEMORY)
+    outputs, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    plugin._classes = [0, 1]
+    assert torch.equal(plugin.loss(outputs, y.to(torch.uint8)), plugin.loss(outputs, y))
+
+
+class FewShot(SupervisedTemplate):
+    """Trains on the first 9 samples of an experience."""
+
+    def train_dataset_adaptation(self, **kwargs):
+        self.adapted_dataset = self.experience.dataset.subset(range(9))
+
+
+@pytest.mark.parametrize("make", [lambda: ICaRLPlugin(8), lambda: ReplayPlugin(8)])
+def test_only_samples_that_were_trained_on_are_kept(make):
+    plugin, experiences = make(), stream([[0, 1], [2, 3]])
+    learn(mlp(classes=4), experiences, plugin, template=FewShot)
+    trained = torch.cat([torch.stack([experience.dataset[n][0] for n in range(9)]) for experience in experiences])
+    if isinstance(plugin, ICaRLPlugin):
+        found = torch.cat(list(kept(plugin).values()))
+        with pytest.raises(Unkept):
+            plugin.state_dict()
+    else:
+        found = plugin._buffer[0]
+    assert len(found) == 8
+    assert all((x == trained).all(dim=1).any() for x in found)
+
+
+def test_experiences_learned_together_are_refused():
+    strategy = JointTraining(
+        model=mlp(classes=4),
+        optimizer=torch.optim.SGD(mlp().parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        plugins=[ICaRLPlugin(MEMORY)],
+        evaluator=quiet(),
+    )
+    with pytest.raises(ValueError, match=r"one experience after another; here are samples of class [02], which the"):
+        strategy.train(stream([[0, 1], [2, 3]]))
 
 
 def test_what_it_cannot_learn_is_refused():

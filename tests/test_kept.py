@@ -13,6 +13,7 @@ from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayP
 from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin
 from engrams.strategies.dark_replay import DERPlugin
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
+from engrams.strategies.icarl import ICaRLPlugin
 from engrams.strategies.kept import Unkept, restore, restore_within, state_of, state_within
 from engrams.strategies.si import SIPlugin
 from tests.test_ewc import learn, mlp, stream
@@ -156,3 +157,56 @@ def test_a_strategy_that_was_copied_between_two_pieces_goes_on_as_the_other(kind
         found.append(one.plugins[0].state_dict())
     assert found[0]["consolidated"] == 2
     assert same(*found)
+
+
+MEMORIES = {
+    "frozen": FrozenBackbonePlugin,
+    "replay": lambda: ReplayPlugin(10),
+    "er": lambda: ExperienceReplayPlugin(10),
+    "er-past": lambda: ExperienceReplayPlugin(10, draws_from="past"),
+    "der": lambda: DERPlugin(10, alpha=1.0, beta=1.0),
+    "icarl": lambda: ICaRLPlugin(12),
+}
+TWO_AFTER_TWO = [[0, 1], [2, 3], [4, 5]]
+
+
+def resumed(kind, how):
+    """The network after three experiences, of which a new strategy has learned the last two; and the plugin."""
+    torch.manual_seed(1)
+    plugin, experiences = MEMORIES[kind](), stream(TWO_AFTER_TWO)
+    strategy = learn(mlp(classes=6), experiences[:1], plugin)
+    model = strategy.model
+    if how == "state":
+        state, plugin = plugin.state_dict(), MEMORIES[kind]()
+        plugin.load_state_dict(state)
+        model = copy.deepcopy(model)
+    elif how == "copy":
+        model, plugin = copy.deepcopy((model, plugin))
+    torch.manual_seed(2)
+    if how == "uninterrupted":
+        for experience in experiences[1:]:
+            strategy.train(experience)
+    else:
+        learn(model, experiences[1:], plugin)
+    return list(model.state_dict().values()), plugin
+
+
+@pytest.mark.filterwarnings("error:.*starts afresh")
+@pytest.mark.parametrize("how", ["state", "copy", "the same model"])
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_memory_goes_on_in_a_new_strategy(kind, how):
+    expected, _ = resumed(kind, "uninterrupted")
+    found, _ = resumed(kind, how)
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_memory_starts_afresh_with_another_strategy_and_model(kind):
+    plugin = MEMORIES[kind]()
+    learn(mlp(classes=6), stream(TWO_AFTER_TWO), plugin)
+    torch.manual_seed(2)
+    with pytest.warns(UserWarning, match="was used with another strategy and another model: it starts afresh"):
+        again = learn(mlp(classes=6), stream(TWO_AFTER_TWO), plugin).model
+    torch.manual_seed(2)
+    fresh = learn(mlp(classes=6), stream(TWO_AFTER_TWO), MEMORIES[kind]()).model
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), fresh.parameters(), strict=True))

@@ -17,6 +17,7 @@ from engrams.strategies.generators import ImageSpec, PastImages
 from tests.test_runs import engrams
 from tests.test_tables import record
 
+pytestmark = pytest.mark.slow
 DIGITS = protocol.get("split-digits/class")
 
 

@@ -1433,3 +1433,136 @@ def test_local_is_half_of_global_on_one_linear_layer():
 def test_experiences_count_alike_or_by_their_samples_but_not_both():
     with pytest.raises(ValueError, match="choose one of them"):
         EWCPlugin(1.0, normalise=True, weigh_by_samples=True)
+
+
+# --- what a strategy does with the penalty ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (lambda: EWCPlugin(3.0), "ewc_lambda", 3.0),
+        (lambda: MASPlugin(3.0), "mas_lambda", 3.0),
+        (lambda: L2Plugin(3.0), "l2_lambda", 3.0),
+        (lambda: SIPlugin(3.0), "c", 3.0),
+    ],
+)
+def test_a_strength_that_is_set_later_is_that_of_the_penalty(make, name, value):
+    plugin = make()
+    assert getattr(plugin, name) == value
+    experiences = stream([[0, 1]] * 2)
+    strategy = learn(mlp(), experiences[:1], plugin)
+    for p in strategy.model.parameters():
+        p.data += 1
+    before = plugin.penalty(strategy.model).item()
+    setattr(plugin, name, 6.0)
+    assert plugin.penalty(strategy.model).item() == pytest.approx(2 * before)
+    setattr(plugin, name, 0)
+    assert plugin.penalty(strategy.model).item() == 0 < before
+    with pytest.raises(ValueError, match=f"{name} must be at least 0; got -1"):
+        setattr(plugin, name, -1)
+
+
+class OwnLoop(SupervisedTemplate):
+    """Passes a loss back by itself, and tells nobody."""
+
+    def training_epoch(self, **kwargs):
+        for columns in self.dataloader:
+            self.mbatch = columns
+            self._unpack_minibatch()
+            self.optimizer.zero_grad()
+            self._criterion(self.forward(), self.mb_y).backward()
+            self.optimizer.step()
+
+
+class OwnVariable(SupervisedTemplate):
+    """Calls all hooks, and passes back something else than strategy.loss."""
+
+    def backward(self):
+        self._criterion(self.mb_output, self.mb_y).backward()
+
+
+@pytest.mark.parametrize("template", [OwnLoop, OwnVariable])
+@pytest.mark.parametrize("make", [EWCPlugin, MASPlugin, L2Plugin])
+def test_a_penalty_that_is_never_passed_back_is_noticed(template, make):
+    with pytest.warns(UserWarning, match="its penalty has had no effect in experience 1: what was passed back is not"):
+        learn(mlp(), stream([[0, 1]] * 2), make(1.0), template=template)
+
+
+def test_a_proximal_step_that_is_never_taken_is_noticed():
+    with pytest.warns(UserWarning, match="no effect in experience 1: the steps are not those of strategy.optimizer"):
+        learn(mlp(), stream([[0, 1]] * 2), EWCPlugin(1.0, penalty_step="proximal"), template=OwnLoop)
+
+
+@pytest.mark.filterwarnings("error:.*had no effect")
+@pytest.mark.parametrize("options", [{}, {"penalty_step": "proximal"}])
+def test_a_penalty_that_acts_is_not_warned_of(options):
+    learn(mlp(), stream([[0, 1]] * 3), EWCPlugin(1.0, **options), MASPlugin(0, **options))
+
+
+def test_an_optimiser_that_does_not_tell_its_steps_is_named():
+    class Wrapper:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def __getattr__(self, name):
+            if name == "register_step_post_hook":
+                raise AttributeError(name)
+            return getattr(self.optimizer, name)
+
+    strategy = learn(mlp(), [], SIPlugin(1.0))
+    strategy.optimizer = Wrapper(strategy.optimizer)
+    with pytest.raises(ValueError, match="SIPlugin has to be told of every step, and Wrapper does not tell"):
+        strategy.train(stream([[0, 1]])[0])
+
+
+def test_in_half_precision_a_small_importance_counts():
+    """Importance 1e-6 and a distance of 1e-2: their product, and the square, are 0 in float16."""
+    plugin = L2Plugin(2e4)
+    model = nn.Linear(4, 1, bias=False).half()
+    with torch.no_grad():
+        model.weight.fill_(0.5)
+    plugin.importances = {"weight": torch.full((1, 4), 1e-6)}
+    plugin.anchors = {"weight": torch.full((1, 4), 0.49)}
+    penalty = plugin.penalty(model)
+    penalty.backward()
+    distance = 0.5 - 0.49
+    assert penalty.item() == pytest.approx(1e4 * 4 * 1e-6 * distance**2, rel=1e-3)
+    assert model.weight.grad.flatten()[0].item() == pytest.approx(2e4 * 1e-6 * distance, rel=1e-2)
+
+
+def test_the_strategy_evaluates_while_it_is_measured():
+    """A forward pass that changes inputs in training alone: importances are of the data as in evaluation."""
+
+    class Flipping(SupervisedTemplate):
+        def forward(self):
+            return self.model(-3 * self.mb_x if self.is_training else self.mb_x)
+
+    experience = stream([[0, 1]])[0]
+    for plugin, measure in (
+        (EWCPlugin(1.0), lambda model: diagonal_fisher(model, experience.dataset)),
+        (MASPlugin(1.0), lambda model: mas_importance(model, experience.dataset)),
+    ):
+        strategy = learn(mlp(), [experience], plugin, template=Flipping)
+        for name, importance in measure(strategy.model).items():
+            torch.testing.assert_close(plugin.importances[name], importance)
+
+
+def test_l2_holds_all_that_had_a_gradient_in_the_experience():
+    """Also where the last step had none: gradients that are cleared behind it, a layer that it left out."""
+
+    class Clears(SupervisedPlugin):
+        def after_update(self, strategy, **kwargs):
+            strategy.optimizer.zero_grad()
+
+    plugin = L2Plugin(1.0)
+    learn(mlp(), stream([[0, 1]]), plugin, Clears())
+    assert len(plugin.importances) == 4
+    with pytest.warns(UserWarning, match="L2Plugin: no gradient was seen in experience 0"):
+        learn(mlp(), stream([[0, 1]]), L2Plugin(1.0), Clears(), template=OwnLoopThatClears)
+
+
+class OwnLoopThatClears(OwnLoop):
+    def training_epoch(self, **kwargs):
+        super().training_epoch(**kwargs)
+        self.optimizer.zero_grad()

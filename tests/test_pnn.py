@@ -176,6 +176,20 @@ def test_a_task_that_has_not_come_is_answered_with_zeros():
     assert not answers[3].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype):
+    torch.manual_seed(1)
+    model = ProgressiveNetwork(lambda: mlp().to(dtype))
+    for task in range(2):
+        model.train()
+        model._add_column(task, torch.randn(6))
+        model.columns[task].active[:] = True
+    x = torch.randn(4, 6, dtype=dtype)
+    answers = model.eval()(x, torch.tensor([0, 1, 0, 7]))
+    assert answers.dtype == dtype
+    torch.testing.assert_close(answers[:2], torch.stack([model(x, 0)[0], model(x, 1)[1]]))
+
+
 def test_classes_of_other_tasks_are_no_answers():
     model = learned(lambda: mlp(4), stream([[0, 1], [2, 3]], task_incremental=True))
     x = torch.randn(3, 6)

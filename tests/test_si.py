@@ -507,3 +507,25 @@ def test_half_precision_is_summed_in_full():
 def test_arguments_outside_their_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SIPlugin(**arguments)
+
+
+def test_a_second_loss_that_is_passed_back_first_is_no_accumulation():
+    """The gradient is the sum of both in every step, and the path that of the sum: no factor grows."""
+
+    class Another(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            sum(p.square().sum() for p in strategy.model.parameters()).mul(0.01).backward()
+
+    class Sum(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            strategy.loss = strategy.loss + 0.01 * sum(p.square().sum() for p in strategy.model.parameters())
+
+    found = []
+    for other in (Another(), Sum()):
+        torch.manual_seed(1)
+        plugin = SIPlugin(0.0)
+        learn(mlp(), stream([[0, 1]]), other, plugin)
+        found.append(plugin.importances)
+    for name, importance in found[0].items():
+        assert importance.max() > 0
+        torch.testing.assert_close(importance, found[1][name])

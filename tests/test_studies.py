@@ -20,6 +20,7 @@ from engrams.reports.studies.figures import curves_figure
 from engrams.strategies.mas import MASPlugin
 from tests.test_runs import engrams
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 SWEEP = """
 [small]
