@@ -161,6 +161,7 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
     random, and every step sees as many old samples as new ones: the two minibatches are joined, and the loss is their
     mean. The buffer is tensors on the strategy's device, so that rehearsal costs what twice the batch costs. Where the
     stream comes in pieces (Avalanche's ``split_online_stream``), an experience is chosen from when its last has come.
+    It has to stand before plugins that change a minibatch's images: the buffer has them as the data set gives them.
     """
 
     def __init__(self, mem_size: int):

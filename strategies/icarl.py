@@ -63,6 +63,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
 
     In ``strategy.eval`` between two experiences an output is minus the distance between the sample's features and a
     class's mean, both of length 1. Within an experience, and where the model is called directly, it is the trained one.
+    Means and exemplars are of images as the data set gives them, through the strategy's own ``forward``: what a plugin
+    does to minibatches (normalises them) is no part of it.
     """
 
     def __init__(self, mem_size: int, mirrored_means: bool = False, classifier: str = "classifier"):

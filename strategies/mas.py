@@ -173,5 +173,5 @@ def _refuse_what_is_no_dataset(data: object) -> None:
     if not (data is None or isinstance(data, (Dataset, AvalancheDataset)) or hasattr(data, "__getitem__")):
         raise ValueError(f"importance_data must be a data set or a sequence of them; got a {type(data).__name__}")
     for entry in data if isinstance(data, list | tuple) else ():
-        if isinstance(entry, DataLoader | Tensor):
+        if isinstance(entry, DataLoader | Tensor | tuple):
             raise ValueError(f"importance_data has a {type(entry).__name__} among its entries; give data sets")

@@ -441,6 +441,7 @@ def test_a_stream_that_hides_its_boundaries_needs_a_number_of_samples():
         (7, "must be a data set or a sequence of them; got a int"),
         ([TensorDataset(torch.zeros(3, 6)), torch.zeros(3, 6)], "has a Tensor among its entries; give data sets"),
         ((DataLoader(TensorDataset(torch.zeros(3, 6))),), "has a DataLoader among its entries; give data sets"),
+        ([(torch.zeros(6), 0)] * 3, "has a tuple among its entries; give data sets"),
     ],
 )
 def test_importance_data_that_is_no_data_set_is_refused_at_once(data, message):
