@@ -208,20 +208,21 @@ def _refuse_batch_statistics(model: nn.Module, probe: Inputs, task: int) -> None
                 f"normalises by the batch, so that no sample has a gradient of its own. Let it track running "
                 f"statistics, use group or layer norm, or ask for the 'batched' kind"
             )
-    found = []
-    for order in ([0, 1, 2], [0, 0, 0], [0, 1, 2]):
+
+    def outputs(*order: int) -> Tensor:
         with torch.no_grad(), same_random_numbers():  # a network that draws random numbers draws the same ones
-            found.append(outputs_of(model, part(probe, torch.tensor(order)), task)[1][0])
+            return outputs_of(model, part(probe, torch.tensor(order)), task)[1]
 
     def differ(a: Tensor, b: Tensor) -> bool:
         return not torch.allclose(a, b, rtol=1e-2, atol=1e-3 * largest(a), equal_nan=True)
 
-    if differ(found[0], found[2]):
+    together = outputs(0, 1, 2)
+    if differ(together, outputs(0, 1, 2)):
         raise ValueError(
             "the network's outputs for the same samples change from one pass to the next (it keeps a state?), so that "
             "no sample has a gradient of its own: let it begin afresh with every batch in eval mode"
         )
-    if differ(found[0], found[1]):
+    if any(differ(one, outputs(k, k, k)[0]) for k, one in enumerate(together[:3])):
         raise ValueError(
             "a sample's outputs depend on the other samples of its batch (normalisation by the batch, or samples that "
             "are not the outputs' first dimension?), so that no sample has a gradient of its own: normalise by running "

@@ -452,12 +452,12 @@ def test_on_a_gpu_what_its_user_chose_stands_but_for_fewer_bits(recurrent, chose
     class Noting(nn.Sequential):
         def forward(self, x):
             seen.append(settings())
-            return super().forward(x)[0] if recurrent else super().forward(x)
+            return super().forward(x)[0][:, -1] if recurrent else super().forward(x)[:, -1]
 
-    model = Noting(nn.RNN(3, CLASSES) if recurrent else nn.Linear(3, CLASSES))
+    model = Noting(nn.RNN(3, CLASSES, batch_first=True) if recurrent else nn.Linear(3, CLASSES))
     for measure in (diagonal_fisher, mas_importance):
         with cudnn.flags(enabled=True, benchmark=chosen, deterministic=chosen, allow_tf32=True):
-            measure(model, TensorDataset(torch.randn(4, 3), torch.arange(4)))
+            measure(model, TensorDataset(torch.randn(4, 2, 3), torch.arange(4)))
             assert settings() == (True, chosen, chosen, True)
     if recurrent:
         assert {(enabled, tf32) for enabled, _, _, tf32 in seen} == {(False, False)}

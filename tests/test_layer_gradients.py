@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from engrams.strategies import general_gradients, layer_gradients, per_sample_gradients
@@ -286,6 +287,29 @@ def test_samples_may_change_each_others_outputs_as_rounding_does(shift, refused)
             plan(Mixing(shift), batch)
     else:
         plan(Mixing(shift), batch)
+
+
+class PromptsOfTheBatch(nn.Module):
+    """Two prompts are chosen for a whole batch, by how many of its samples would have them (L2P's public code)."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys, self.pool = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5, 4))
+        self.classifier = nn.Linear(10, 3)
+
+    def forward(self, x):
+        likeness = functional.normalize(x, dim=1) @ functional.normalize(self.keys, dim=1).T
+        chosen = likeness.topk(2).indices.flatten().bincount(minlength=5).topk(2).indices
+        prompt = self.pool[chosen].mean(0) * likeness[:, chosen].sum(1, keepdim=True)
+        return self.classifier(torch.cat([x, prompt], 1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_batch_that_changes_any_of_three_samples_is_noticed(seed):
+    torch.manual_seed(seed)
+    model, dataset = PromptsOfTheBatch(), TensorDataset(torch.randn(12, 6), torch.arange(12) % 3)
+    with pytest.raises(ValueError, match="a sample's outputs depend on the other samples of its batch"):
+        mas_importance(model, dataset)
 
 
 # --- what is said of how long it takes --------------------------------------------------------------------------------
