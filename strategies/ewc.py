@@ -109,7 +109,9 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             fisher_samples: how many training samples the Fisher is measured on; None for all.
             gamma: decay of ``online``, in [0, 1].
             likelihood: what p(y|x) is; see :func:`diagonal_fisher`. None: that of the strategy's criterion. To be given
-                for a criterion whose density is not known; one that contradicts the criterion is refused.
+                for a criterion whose density is not known; one that contradicts the criterion is refused. It is that of
+                the outputs as they are: what a criterion of one's own does to them first (masks, scales) is no part of
+                it, and a warning says so.
             noise_std: standard deviation of the gaussian likelihood, > 0.
             weigh_by_samples: F_k is multiplied by N_k / N_t, with N_k samples in experience k and N_t in the present
                 one, whose mean loss counts 1. It is then a *sum* over samples, as in Laplace's approximation (Huszár
@@ -259,6 +261,13 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             raise ValueError(
                 f"likelihood={self.likelihood!r} contradicts the criterion, whose density is {known!r}: a Fisher under "
                 f"another density than the loss's says nothing of it. Leave likelihood out"
+            )
+        if own and known is None:
+            warnings.warn(
+                f"{type(self).__name__}: the gradient of the criterion ({_name_of(criterion)}) is not that of "
+                f"likelihood={self.likelihood!r}: the Fisher is that of the outputs as they are. If the criterion masks or scales "
+                f"them (classes not met, a temperature), do so in the network or in the strategy's forward",
+                stacklevel=4,
             )
         return self.likelihood or known, own and known is not None  # type: ignore[return-value]
 

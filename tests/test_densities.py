@@ -871,3 +871,20 @@ def test_logits_in_training_and_probabilities_in_eval_mode_are_refused(in_eval, 
         train(model, data_of(y), criterion, EWCPlugin(1.0))
     for other in (lambda f: f.clamp(0.1, 0.9), lambda f: torch.cat([in_eval(f)[:, :1], f[:, 1:]], 1)):
         assert train(ByMode(other, drop), data_of(y), criterion, EWCPlugin(1.0))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "likelihood", "said"),
+    [
+        (lambda f, y: functional.cross_entropy(f / 4, y), "categorical", 1),
+        (lambda f, y: functional.cross_entropy(f, y), "categorical", 0),
+        (lambda f, y: functional.cross_entropy(f, y), None, 0),
+    ],
+)
+def test_a_criterion_that_changes_the_outputs_first_is_named(criterion, likelihood, said):
+    """The Fisher is of the outputs as they are."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        train(network(3), data_of(LABELS), criterion, EWCPlugin(1.0, likelihood=likelihood))
+    found = [warning for warning in seen if "the Fisher is that of the outputs as they are" in str(warning.message)]
+    assert len(found) == said
