@@ -265,8 +265,9 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         if own and known is None:
             warnings.warn(
                 f"{type(self).__name__}: the gradient of the criterion ({_name_of(criterion)}) is not that of "
-                f"likelihood={self.likelihood!r}: the Fisher is that of the outputs as they are. If the criterion masks or scales "
-                f"them (classes not met, a temperature), do so in the network or in the strategy's forward",
+                f"likelihood={self.likelihood!r}: the Fisher is that of the outputs as they are. If the criterion "
+                f"masks or scales them (classes not met, a temperature), do so in the network or in the strategy's "
+                f"forward",
                 stacklevel=4,
             )
         return self.likelihood or known, own and known is not None  # type: ignore[return-value]
