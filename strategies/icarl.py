@@ -169,8 +169,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             classes = len(self._exemplars) + len(self._classes)
             if self.mem_size < classes:
                 raise ValueError(f"a buffer of {self.mem_size} cannot hold an exemplar of each of {classes} classes")
-        known = {*self._exemplars, *self._classes}
-        if others := {int(label) for label in getattr(self._new.targets, "uniques", ())} - known:
+        known, targets = {*self._exemplars, *self._classes}, getattr(self._new, "targets", None)
+        if others := {int(label) for label in getattr(targets, "uniques", ())} - known:
             raise ValueError(
                 f"iCaRL learns one experience after another; here are samples of class {min(others)}, which the "
                 f"experience does not have (JointTraining learns all experiences at once)"
