@@ -23,6 +23,7 @@ from engrams.strategies.quadratic_penalty import (
     strength,
 )
 from engrams.strategies.rehearsal import RehearsalPlugin
+from engrams.strategies.reservoir import refuse_other_shapes
 
 
 class L2Plugin(QuadraticPenaltyPlugin):
@@ -214,13 +215,23 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
             raise ValueError(f"a buffer of {self.mem_size} cannot hold a sample of each of {experiences} experiences")
         chosen = torch.randperm(len(dataset))[:share].tolist()
         loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._met[0].collate_fn)
-        self._kept.append([column.to(strategy.device) for column in next(iter(loader))])
+        try:
+            columns = next(iter(loader))
+        except RuntimeError as error:  # of several shapes
+            raise ValueError(
+                f"{type(self).__name__} keeps samples as tensors, and these cannot be put together ({error}): let the "
+                f"data set give all of one shape (sequences padded to one length)"
+            ) from error
+        self._kept.append([column.to(strategy.device) for column in columns])
         self._met = []
         self._keep([[column[:share] for column in kept] for kept in self._kept])
 
     def _keep(self, kept: list[list[Tensor]]) -> None:
         sizes = [len(columns[0]) for columns in kept]
-        self._buffer = [torch.cat(columns) for columns in zip(*kept, strict=True)]
+        together = list(zip(*kept, strict=True))
+        for columns in together:
+            refuse_other_shapes(columns)
+        self._buffer = [torch.cat(columns) for columns in together]
         # Parts of the buffer: what was cut would otherwise be held as well.
         self._kept = [list(part) for part in zip(*(column.split(sizes) for column in self._buffer), strict=True)]
 

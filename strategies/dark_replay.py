@@ -55,7 +55,7 @@ class DERPlugin(OfOneStrategy, RehearsalPlugin):
         self._forget()
 
     def _forget(self) -> None:
-        self.memory = Reservoir(self.mem_size)
+        self.memory = Reservoir(self.mem_size, growing=("outputs",))
         self._new: list[Tensor] = []
         self._drawn: list[list[Tensor]] = []
         self._outputs: list[Tensor] = []

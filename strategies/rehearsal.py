@@ -12,6 +12,8 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from engrams.strategies.reservoir import refuse_other_shapes
+
 
 class RehearsalPlugin(SupervisedPlugin):
     """Knows which rows of a minibatch the stream brought, and which are its own.
@@ -40,9 +42,16 @@ class RehearsalPlugin(SupervisedPlugin):
         return [column[: self._of_stream] for column in strategy.mbatch]
 
     def put_behind(self, strategy, *parts: Sequence[Tensor]) -> None:
-        """Puts samples, the columns of a minibatch each, behind all that is there."""
+        """Puts samples, the columns of a minibatch each, behind all that is there.
+
+        Raises:
+            ValueError: they have another shape.
+        """
         if parts:
-            strategy.mbatch = [torch.cat(columns) for columns in zip(strategy.mbatch, *parts, strict=True)]
+            together = list(zip(strategy.mbatch, *parts, strict=True))
+            for columns in together:
+                refuse_other_shapes(columns)
+            strategy.mbatch = [torch.cat(columns) for columns in together]
         self._own = sum(len(part[0]) for part in parts)
 
     def take_out(self, strategy) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -16,16 +16,17 @@ from engrams.strategies.kept import State
 class Reservoir:
     """Reservoir sampling (Vitter 1985, Algorithm R): the n-th sample takes a place with probability size / n."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, growing: Collection[str] = ()):
         """
         Args:
             size: samples, at least 1. What is kept and what is drawn is decided by torch's global generator.
+            growing: columns whose vectors may have more numbers later, or fewer; what a sample lacks is NaN.
 
         Raises:
             ValueError: size below 1.
         """
         at_least_one(mem_size=size)
-        self.size = size
+        self.size, self.growing = size, growing
         self.seen = 0
         self.columns: dict[str, Tensor] = {}
         """Name -> [size, ...], of which only the first rows are filled at the beginning."""
@@ -58,7 +59,14 @@ class Reservoir:
         return {name: column[places] for name, column in self.columns.items()}
 
     def add(self, new: Mapping[str, Tensor]) -> None:
-        """Offers samples, a column [N, ...] each; vectors may grow, and what older ones lack is NaN."""
+        """Offers samples, a column [N, ...] each.
+
+        Raises:
+            ValueError: they have another shape than those before, in a column that does not grow.
+        """
+        for name, column in new.items():
+            if name in self.columns and name not in self.growing:
+                refuse_other_shapes([self.columns[name], column])
         count = len(next(iter(new.values())))
         before = torch.arange(self.seen, self.seen + count)
         places = torch.where(before < self.size, before, (torch.rand(count).double() * (before + 1)).long())
@@ -81,7 +89,17 @@ class Reservoir:
         kept = self.columns.get(name)
         if kept is None:
             kept = new.new_zeros(self.size, *new.shape[1:])
-        elif new.dim() == 2 and new.shape[1] > kept.shape[1]:
+        elif name in self.growing and new.dim() == 2 and new.shape[1] > kept.shape[1]:
             kept = functional.pad(kept, (0, new.shape[1] - kept.shape[1]), value=torch.nan)
         self.columns[name] = kept
         return kept
+
+
+def refuse_other_shapes(columns: Sequence[Tensor]) -> None:
+    """Raises a ValueError if samples that are to lie together, a column [N, ...] each, have several shapes."""
+    shapes = sorted({tuple(column.shape[1:]) for column in columns})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"a memory keeps samples of one shape, and has met {' and '.join(map(str, shapes))}: let the data set give "
+            f"all of one shape (sequences padded to one length), not the collation"
+        )

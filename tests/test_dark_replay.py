@@ -10,12 +10,14 @@ from avalanche.training.plugins import SupervisedPlugin
 from scipy.stats import chisquare
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
 from engrams.benchmarks.training.augment import Augmentation
+from engrams.strategies.baselines import ReplayPlugin
 from engrams.strategies.dark_replay import DERPlugin
+from engrams.strategies.experience_replay import ExperienceReplayPlugin
 from engrams.strategies.reservoir import Reservoir
 
 RATE = 0.5
@@ -95,7 +97,7 @@ def test_every_sample_is_kept_with_the_same_probability(count, size):
 
 
 def test_vectors_may_be_longer_or_shorter_than_those_before():
-    memory = Reservoir(4)
+    memory = Reservoir(4, growing=("outputs",))
     for width in (2, 3, 1):
         whole = torch.full((1, 3), width)  # has no NaN
         memory.add({"outputs": torch.full((1, width), float(width)), "place": torch.tensor([width]), "whole": whole})
@@ -105,6 +107,50 @@ def test_vectors_may_be_longer_or_shorter_than_those_before():
         assert outputs[width:].isnan().all()
         assert len(outputs) == 3
     assert drawn["whole"].tolist() == [[width] * 3 for width in drawn["place"].tolist()]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DERPlugin(8, alpha=1.0, beta=1.0),
+        lambda: ExperienceReplayPlugin(8),
+        lambda: ExperienceReplayPlugin(8, joined="loss"),
+        lambda: ReplayPlugin(8),
+    ],
+)
+@pytest.mark.parametrize("tokens", [True, False])
+def test_sequences_that_are_padded_by_the_minibatch_are_refused(make, tokens):
+    """Their shape is the minibatch's: no NaN is put into them, and torch's own message says nothing of it."""
+
+    def padded(batch):
+        x, y, *others = zip(*batch, strict=True)
+        return [nn.utils.rnn.pad_sequence(x, batch_first=True), torch.tensor(y), *map(torch.tensor, others)]
+
+    class Padding(Naive):
+        def make_train_dataloader(self, **kwargs):
+            self.dataloader = DataLoader(self.adapted_dataset, 4, shuffle=True, collate_fn=padded)
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Embedding(7, 4) if tokens else nn.Linear(1, 4)
+            self.classifier = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.classifier(self.first(x if tokens else x[..., None]).mean(1))
+
+    torch.manual_seed(0)
+    sequences = [torch.randint(7, (3 + n // 8,)) for n in range(32)]
+    rows = [(x if tokens else x.float(), n % 2) for n, x in enumerate(sequences)]
+    data = [AvalancheDataset([rows[k::2]], collate_fn=padded) for k in range(2)]
+    strategy = naive(Pooled(), make(), kind=Padding)
+
+    def train_all():
+        for experience in benchmark_from_datasets(train=data).train_stream:
+            strategy.train(experience)
+
+    with pytest.raises(ValueError, match=r"let the data set give all of one shape \(sequences padded to one length\)"):
+        train_all()
 
 
 @pytest.mark.parametrize(
