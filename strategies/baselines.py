@@ -23,7 +23,7 @@ from engrams.strategies.quadratic_penalty import (
     strength,
 )
 from engrams.strategies.rehearsal import RehearsalPlugin
-from engrams.strategies.reservoir import refuse_other_shapes
+from engrams.strategies.reservoir import put_together
 
 
 class L2Plugin(QuadraticPenaltyPlugin):
@@ -228,10 +228,7 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
 
     def _keep(self, kept: list[list[Tensor]]) -> None:
         sizes = [len(columns[0]) for columns in kept]
-        together = list(zip(*kept, strict=True))
-        for columns in together:
-            refuse_other_shapes(columns)
-        self._buffer = [torch.cat(columns) for columns in together]
+        self._buffer = put_together(kept)
         # Parts of the buffer: what was cut would otherwise be held as well.
         self._kept = [list(part) for part in zip(*(column.split(sizes) for column in self._buffer), strict=True)]
 

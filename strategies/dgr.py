@@ -18,7 +18,7 @@ from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplat
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
-from engrams.strategies.networks import copy_of, minibatch_of
+from engrams.strategies.networks import copy_of, frozen_copy, minibatch_of, model_of
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
 from engrams.strategies.undisturbed import same_random_numbers
@@ -218,12 +218,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _outputs(self, solver: nn.Module, heads: Heads, x: Tensor, tasks: Tensor) -> Tensor:
         """A solver's outputs for inputs [N, ...] under the heads of tasks [N], by the strategy's own ``forward``."""
-        model, self.model = self.model, solver
-        try:
-            with minibatch_of(self, [x, None, tasks]):
-                return heads.answered(self.forward(), tasks)
-        finally:
-            self.model = model
+        with model_of(self, solver), minibatch_of(self, [x, None, tasks]):
+            return heads.answered(self.forward(), tasks)
 
     def _after_training_exp(self, **kwargs):
         super()._after_training_exp(**kwargs)
@@ -234,8 +230,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._become_previous()
 
     def _become_previous(self) -> None:
-        solver = copy_of(self.model).eval().requires_grad_(False)
-        self.previous = Scholar(self.generator.frozen_copy(), solver)
+        self.previous = Scholar(self.generator.frozen_copy(), frozen_copy(self.model))
 
     def state_dict(self) -> State:
         past = [[list(part) for part in met] for met in self._past]

@@ -24,7 +24,7 @@ from engrams.strategies.arguments import at_least_one
 from engrams.strategies.experiences import Pieces, classes_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
-from engrams.strategies.networks import AskedThroughStrategy, copy_of, unwrapped
+from engrams.strategies.networks import AskedThroughStrategy, frozen_copy, model_of, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
 from engrams.strategies.quadratic_penalty import with_first_units
 from engrams.strategies.undisturbed import evaluation_mode
@@ -135,7 +135,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     def before_training(self, strategy, **kwargs):
         self._meet(strategy)
         if self._loaded is not None:
-            self._old = _frozen(strategy.model)
+            self._old = frozen_copy(strategy.model)
             now = self._old.state_dict()  # with more units, perhaps
             self._old.load_state_dict({name: with_first_units(now[name], old) for name, old in self._loaded.items()})
 
@@ -189,11 +189,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         """Returns what the network before this experience answers to the strategy's minibatch; None where none was."""
         if self._old is None:
             return None
-        model, strategy.model = strategy.model, self._old
-        try:
+        with model_of(strategy, self._old):
             return strategy.forward()
-        finally:
-            strategy.model = model
 
     def loss(self, outputs: Tensor, y: Tensor, past: Tensor | None = None) -> Tensor:
         """Returns the loss of a minibatch (algorithm 3), its mean over samples and classes met so far.
@@ -216,8 +213,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             return
         share = self.mem_size // (len(self._exemplars) + len(self._classes))
         dataset = concat_datasets(self._met)
-        whole = not hasattr(strategy.experience, "origin_experience")
-        whole = whole and len(dataset) == len(strategy.experience.dataset)  # not what it was adapted to
+        adapted = len(dataset) != len(strategy.experience.dataset)
+        whole = not hasattr(strategy.experience, "origin_experience") and not adapted
         number = getattr(strategy.experience, "current_experience", None) if whole else None
         found = self._features(strategy, dataset)
         features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -229,7 +226,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             self._exemplars[label] = Exemplars(dataset.subset(chosen), number, chosen)
         self._exemplars = {label: exemplars.first(share) for label, exemplars in self._exemplars.items()}
         self._means = {label: self._mean(strategy, one.samples) for label, one in self._exemplars.items()}
-        self._old = _frozen(strategy.model)
+        self._old = frozen_copy(strategy.model)
         self._met, self._new = [], None
         self._learns = False
 
@@ -268,10 +265,6 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         scores = features.new_full((len(features), classes), NOT_MET, dtype=torch.float32)
         scores[:, list(self._means)] = -torch.cdist(functional.normalize(features.float()), means)
         return scores
-
-
-def _frozen(model: nn.Module) -> nn.Module:
-    return copy_of(model).eval().requires_grad_(False)
 
 
 def herded(features: Tensor, count: int) -> list[int]:

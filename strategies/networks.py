@@ -68,6 +68,16 @@ def minibatch_of(strategy, columns: list) -> Iterator[None]:
         strategy.mbatch = before
 
 
+@contextmanager
+def model_of(strategy, model: nn.Module) -> Iterator[None]:
+    """Within, this is the strategy's model, which ``strategy.forward()`` asks."""
+    before, strategy.model = strategy.model, model
+    try:
+        yield
+    finally:
+        strategy.model = before
+
+
 def _copied(criterion: Any) -> Any:
     try:
         return copy.deepcopy(criterion)
@@ -103,6 +113,11 @@ def copy_of(model: nn.Module) -> nn.Module:
     """Returns a deep copy; of what the network keeps of its forward pass (features, normalised weights), the values."""
     kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy in eval mode, of which nothing learns."""
+    return copy_of(model).eval().requires_grad_(False)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

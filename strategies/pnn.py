@@ -263,11 +263,7 @@ class Lateral(nn.Module):
     def forward(self, h: Sequence[Tensor]) -> Tensor:
         """Returns the sum, of the shape of W h."""
         joined = torch.cat(list(h), dim=1)
-        if joined.dim() == 4 and not self.size:
-            joined = _mean_over_positions(joined)
-        elif joined.shape[2:] != self.size:
-            joined = _thinned(joined, self.size)
-        return self.connection(joined)
+        return self.connection(_thinned(joined, self.size) if self.size else _mean_over_positions(joined))
 
 
 def _thinned(maps: Tensor, size: torch.Size) -> Tensor:
@@ -285,11 +281,11 @@ class MeanOverPositions(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Returns vectors."""
-        return _mean_over_positions(h) if h.dim() == 4 else h
+        return _mean_over_positions(h)
 
 
 def _mean_over_positions(h: Tensor) -> Tensor:
-    return h.mean(dim=(2, 3))
+    return h.mean(dim=(2, 3)) if h.dim() == 4 else h
 
 
 class BeforeLastReLU(nn.Module):

@@ -624,8 +624,8 @@ class _WeightedSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:  # type: ignore[override]
-        difference = wide(parameter) - wide(anchor)
-        weighted = wide(importance) * difference
+        difference = parameter - anchor
+        weighted = importance * difference
         ctx.save_for_backward(parameter, importance, anchor)
         ctx.weighted = weighted
         return torch.dot(weighted.flatten(), difference.flatten())
@@ -634,7 +634,7 @@ class _WeightedSquare(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         if torch.is_grad_enabled():  # create_graph=True: the gradient has a gradient of its own
             parameter, importance, anchor = ctx.saved_tensors
-            return wide(importance) * (wide(parameter) - wide(anchor)) * (2 * upstream), None, None
+            return importance * (parameter - anchor) * (2 * upstream), None, None
         return ctx.weighted * (2 * upstream), None, None
 
 

@@ -12,7 +12,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from engrams.strategies.reservoir import refuse_other_shapes
+from engrams.strategies.reservoir import put_together
 
 
 class RehearsalPlugin(SupervisedPlugin):
@@ -48,10 +48,7 @@ class RehearsalPlugin(SupervisedPlugin):
             ValueError: they have another shape.
         """
         if parts:
-            together = list(zip(strategy.mbatch, *parts, strict=True))
-            for columns in together:
-                refuse_other_shapes(columns)
-            strategy.mbatch = [torch.cat(columns) for columns in together]
+            strategy.mbatch = put_together([strategy.mbatch, *parts])
         self._own = sum(len(part[0]) for part in parts)
 
     def take_out(self, strategy) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -93,6 +93,18 @@ class Reservoir:
             kept = functional.pad(kept, (0, new.shape[1] - kept.shape[1]), value=torch.nan)
         self.columns[name] = kept
         return kept
+
+
+def put_together(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Returns the columns of several parts, those of each behind those of the one before it.
+
+    Raises:
+        ValueError: samples have several shapes.
+    """
+    columns = list(zip(*parts, strict=True))
+    for of_parts in columns:
+        refuse_other_shapes(of_parts)
+    return [torch.cat(of_parts) for of_parts in columns]
 
 
 def refuse_other_shapes(columns: Sequence[Tensor]) -> None:
