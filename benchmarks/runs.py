@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,17 @@ class Run:
 
     @property
     def training(self) -> Training:
-        """How the strategy is trained under the protocol."""
+        """Returns how the strategy is trained under the protocol."""
         return self.protocol.training_of(self.strategy)
 
     @property
     def budget(self) -> Budget:
-        """The epochs of one call of ``train``: the solver's (0 without one) and those of a generator."""
+        """Returns the epochs of one call of ``train``: the solver's (0 without one) and those of a generator."""
         return self.protocol.budget(self.strategy, self.hyperparameters)
 
     @property
     def epochs(self) -> int:
-        """Of one call of ``train``, of solver and generator together."""
+        """Returns the epochs of one call of ``train``, the solver's and the generator's together."""
         return (self.budget.epochs or 0) + self.budget.generator_epochs
 
     @property
@@ -63,7 +64,7 @@ class Run:
 
     @property
     def experiences(self) -> int:
-        """How many there are.
+        """Returns how many there are.
 
         Raises:
             ProtocolError: the classes cannot be split as the protocol says.
@@ -83,7 +84,7 @@ class Run:
 
     @property
     def data(self) -> Data:
-        """What it reads."""
+        """Returns what it reads."""
         stream = self.protocol.stream
         arguments = json.dumps(stream.arguments, sort_keys=True) if stream.kind == "benchmark" else None
         return Data(self.protocol.dataset, arguments)
@@ -92,7 +93,14 @@ class Run:
         return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
 
     def deciding(self) -> dict[str, Any]:
-        """Returns everything that decides the result but the seed, for the record."""
+        """Returns everything that decides the result but the seed, for the record.
+
+        Fingerprints of files of one's own are of what they hold when this is asked for first: before it is learned.
+        """
+        return dict(self._deciding)
+
+    @cached_property
+    def _deciding(self) -> dict[str, Any]:
         decided = {
             **self.protocol.deciding(self.strategy),
             "judge": self.judge,

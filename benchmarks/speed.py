@@ -57,7 +57,7 @@ GOALS = {"empirical Fisher": 1.7, "MAS importance": 1.7, "exact Fisher of 10 cla
 
 
 def measure(show: Callable[[list[Sheet]], None]) -> None:
-    """Measure everything and show it; takes about ten minutes on two cores.
+    """Measures everything and shows it; takes about ten minutes on two cores.
 
     Args:
         show: is given each table when it is measured.

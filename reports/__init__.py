@@ -13,7 +13,7 @@ __all__ = ["Predictions", "Record", "Records", "UserError", "read_predictions", 
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # read when it is asked for: it imports pandas
+    if name in __all__:  # read when it is asked for: it takes a moment
         module = "predictions" if name in ("Predictions", "read_predictions") else "store"
         return getattr(import_module(f"engrams.reports.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

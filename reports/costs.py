@@ -43,5 +43,5 @@ class Costs(BaseModel):
 
     @property
     def all_operations(self) -> int:
-        """Those of all steps."""
+        """Returns those of all steps."""
         return sum(self.operations.values())

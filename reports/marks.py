@@ -13,7 +13,7 @@ class MarkError(UserError):
 
 
 def replace_between(path: Path, name: str, text: str) -> None:
-    """Put ``text`` between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+    """Puts ``text`` between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
 
     Raises:
         MarkError: there is no such file, or it lacks the marks.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engrams.reports.errors import near_or
 from engrams.reports.figures import draw_accuracy_matrix
+from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.store import RecordError, Records
 
 COLUMNS = 4
@@ -36,18 +37,18 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
         strategies: only these rows, as tables name them, in this order; none for all.
 
     Raises:
-        RecordError: no complete record is left.
+        RecordError: no complete record is left, or the seeds of a row were run under different settings.
     """
-    there = [one for one in records if one.complete and one.on_test_data]
-    rows = dict.fromkeys(
-        (one.protocol, one.row)
-        for one in there
-        if (not protocols or one.protocol in protocols) and (not strategies or one.row in strategies)
-    )
+    there = complete_by_row(records)
+    rows = [
+        (protocol, row)
+        for protocol, row in there
+        if (not protocols or protocol in protocols) and (not strategies or row in strategies)
+    ]
     if not rows:
         for what, wanted, known in (
-            ("protocol", protocols, {one.protocol for one in there}),
-            ("strategy", strategies, {one.row for one in there}),
+            ("protocol", protocols, {protocol for protocol, _ in there}),
+            ("strategy", strategies, {row for _, row in there}),
         ):
             if absent := next((name for name in wanted if name not in known), None):
                 hint = near_or(f"there are {', '.join(sorted(known)) or 'none'}", absent, known)
@@ -60,7 +61,7 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
 
     found = []
     for protocol, strategy in sorted(rows, key=order):
-        matrices = records.matrices(protocol, strategy)
+        matrices = np.array([one.accuracy_matrix for one in there[protocol, strategy]])
         found.append(MeanMatrix(protocol, strategy, len(matrices), matrices.mean(axis=0)))
     return found
 

@@ -14,7 +14,7 @@ METRICS = ("ACC", "BWT", "FWT", "forgetting", "learning_accuracy")
 
 
 def accuracy_row(avalanche_metrics: Mapping[str, float]) -> list[float]:
-    """One row of R: the accuracy on every experience, in order, from what Avalanche's ``eval`` returns.
+    """Returns one row of R: the accuracy on every experience, in order, from what Avalanche's ``eval`` returns.
 
     Args:
         avalanche_metrics: metric name -> value; ``Top1_Acc_Exp/eval_phase/.../Exp003`` are read, the rest is not.

@@ -83,4 +83,4 @@ def _options(records: Sequence[Record], strategies: Sequence[str]) -> list[dict[
 
 
 def _shown(sheets: Sequence[Sheet], otherwise: str) -> str:
-    return render.as_markdown([sheet for sheet in sheets if sheet.rows], "") or otherwise
+    return render.as_markdown(sheets, "") or otherwise

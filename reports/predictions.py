@@ -37,7 +37,7 @@ class Predictions:
 
     @property
     def classes(self) -> int:
-        """The largest class that there is, or that was answered, and one."""
+        """Returns the largest class that there is, or that was answered, and one."""
         return 1 + int(max(self.targets.max(), self.answers.max()))
 
     def accuracy_matrix(self) -> NDArray[np.float64]:

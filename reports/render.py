@@ -103,6 +103,6 @@ def _marked(cell: str | Text) -> str:
 
 
 def as_markdown(sheets: Sequence[Sheet], legend: str) -> str:
-    """Returns some tables with what their columns mean below; empty if there is no table."""
-    parts = [*(sheet.as_markdown() for sheet in sheets), legend]
-    return "\n\n".join(filter(None, parts)) + "\n" if sheets else ""
+    """Returns some tables with what their columns mean below; empty if there is no row."""
+    parts = [sheet.as_markdown() for sheet in sheets if sheet.rows]
+    return "\n\n".join(filter(None, [*parts, legend])) + "\n" if parts else ""

@@ -159,12 +159,12 @@ class Record(BaseModel):
 
     @property
     def row(self) -> str:
-        """What tables call the strategy with these settings."""
+        """Returns what tables call the strategy with these settings."""
         return f"{self.strategy} {self.variant}".strip()
 
     @property
     def along_the_way(self) -> dict[str, float]:
-        """What was measured while the stream was learned, by name; empty where nothing was."""
+        """Returns what was measured while the stream was learned, by name; empty where nothing was."""
         found = dict(self.anytime.measures) if self.anytime else {}
         if self.prequential:
             found["prequential"] = self.prequential.accuracy
@@ -204,7 +204,7 @@ def _as_name(text: str) -> str:
 
 
 def write(record: Record, folder: Path) -> Path:
-    """Write a record whole or not at all: a run cut short leaves the old file, never half a new one.
+    """Writes a record whole or not at all: a run cut short leaves the old file, never half a new one.
 
     Raises:
         OSError: it cannot be written.
@@ -223,12 +223,12 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
+    """Writes a JSON file whole or not at all."""
     replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Exchange a file's content in one step that has reached the disk when this returns.
+    """Exchanges a file's content in one step that has reached the disk when this returns.
 
     Raises:
         OSError: it cannot be written; nothing is left of the attempt.
@@ -271,7 +271,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read(path: Path) -> Record:
-    """Read one record.
+    """Reads one record.
 
     Raises:
         NewerRecord: it was written by a later Engrams.
@@ -350,7 +350,7 @@ def _experiences(record: Record) -> int | None:
 
 
 def read_json(path: Path, model: type[Model], is_none: str) -> Model:
-    """Read a JSON file as a pydantic model.
+    """Reads a JSON file as a pydantic model.
 
     Args:
         path: of the file.
@@ -428,9 +428,13 @@ class Records(list[Record]):
             strategy: as :meth:`frame` names it.
 
         Raises:
-            RecordError: there is no complete record of it.
+            RecordError: there is no complete record of it, or its seeds were run under different settings.
         """
-        chosen = [one for one in self if (one.protocol, one.row) == (protocol, strategy) and one.complete]
+        from engrams.reports.pages.comparison import complete_by_row  # here: it reads records
+
+        chosen = complete_by_row(one for one in self if (one.protocol, one.row) == (protocol, strategy)).get(
+            (protocol, strategy)
+        )
         if not chosen:
             raise RecordError(f"there is no complete record of {strategy} on {protocol}")
         return np.array([one.accuracy_matrix for one in sorted(chosen, key=lambda one: one.seed)])

@@ -143,7 +143,12 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         self._freezes = self._freezes or self._pieces.end(strategy.experience)
 
     def state_dict(self) -> State:
-        """Returns whether the backbone is frozen from now on."""
+        """Returns whether the backbone is frozen from now on.
+
+        Raises:
+            Unkept: between two pieces of an experience.
+        """
+        self._pieces.refuse_to_wait(type(self).__name__)
         return {"freezes": self._freezes}
 
     def load_state_dict(self, state: State) -> None:
@@ -159,10 +164,11 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
     """Rehearsal of a small buffer of past samples, under any Avalanche strategy.
 
     Hsu et al. 2018 ("naive rehearsal"): the buffer holds an equal number of samples of every past experience, chosen at
-    random, and every step sees as many old samples as new ones: the two minibatches are joined, and the loss is their
-    mean. The buffer is tensors on the strategy's device, so that rehearsal costs what twice the batch costs. Where the
-    stream comes in pieces (Avalanche's ``split_online_stream``), an experience is chosen from when its last has come.
-    It has to stand before plugins that change a minibatch's images: the buffer has them as the data set gives them.
+    random. A step sees as many old samples as new ones, or the whole buffer if that is smaller: the two minibatches are
+    joined, and the loss is their mean. The buffer is tensors on the strategy's device, so that rehearsal costs what
+    twice the batch costs. Where the stream comes in pieces (Avalanche's ``split_online_stream``), an experience is
+    chosen from when its last has come. It holds samples with the data set's transformations of *evaluation*: an image
+    is not augmented once for all. It has to stand before plugins that change a minibatch's images.
     """
 
     def __init__(self, mem_size: int):
@@ -233,7 +239,12 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
         self._kept = [list(part) for part in zip(*(column.split(sizes) for column in self._buffer), strict=True)]
 
     def state_dict(self) -> State:
-        """Returns the buffer: of every experience, the columns of what is kept."""
+        """Returns the buffer: of every experience, the columns of what is kept.
+
+        Raises:
+            Unkept: between two pieces of an experience.
+        """
+        self._pieces.refuse_to_wait(type(self).__name__)
         return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
 
     def load_state_dict(self, state: State) -> None:

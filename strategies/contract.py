@@ -20,6 +20,7 @@ Avalanche, so that what only names strategies stays quick.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -151,7 +152,9 @@ class Strategy:
     counterpart: str = ""
     """The name of Avalanche's strategy of the same method, to compare with."""
     upper_bound: bool = False
-    """It sees data that a continual learner would no longer have; tables keep it apart."""
+    """It sees data that a continual learner would no longer have; tables keep it apart.
+
+    Of this package's own strategies the catalogue says it."""
     whole_stream_at_once: bool = False
     """It is trained once, on all experiences together."""
     needs_task_labels: bool = False
@@ -183,10 +186,12 @@ class Strategy:
         for key, space in self.search.items():
             if not isinstance(space, LogUniform):
                 raise ValueError(f"search[{key!r}] must be a LogUniform(low, high); got {space!r}")
+            if not 0 < space.low < space.high < math.inf:
+                raise ValueError(f"search[{key!r}] must be of numbers with 0 < low < high; got {space!r}")
 
     @property
     def has_solver(self) -> bool:
-        """Whether it can learn to classify."""
+        """Tells whether it can learn to classify."""
         return self.plugin is not None or self.build is not None
 
     def make(self, hyperparameters: Hyperparameters, template: dict[str, Any]) -> SupervisedTemplate:

@@ -30,16 +30,16 @@ class LogDensity(Protocol):
         """Raises a ValueError if the network's outputs are none of this density."""
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """The signal d log p(y_n | x_n) / d f_n; y holds labels that count, see ``answered``."""
+        """Returns the signal d log p(y_n | x_n) / d f_n; y holds labels that count, see ``answered``."""
 
     def draw(self, outputs: Tensor) -> Tensor:
-        """One y from p(y | x_n) for each n."""
+        """Returns one y from p(y | x_n) for each n."""
 
     def expectation(self, outputs: Tensor) -> Tensor:
         """Signals [terms, N, ...] whose squared pull-backs add up to E_y [(d log p(y|x_n) / d theta)^2]."""
 
     def answered(self, y: Tensor | None) -> Tensor | None:
-        """Which of the labels count, of y's shape; None: all do."""
+        """Returns which of the labels count, of y's shape; None: all do."""
 
 
 class Categorical:

@@ -35,7 +35,7 @@ class Scholar(NamedTuple):
 
 
 class DeepGenerativeReplay(GeneratorTemplate):
-    """Every experience trains a scholar on its own data and on what the previous scholar makes and answers.
+    """Trains a scholar in every experience, on its own data and on what the previous scholar makes and answers.
 
     Section 3.1: first the generator learns the new inputs x mixed with replayed x' in proportion r : 1 - r (one that is
     conditional replays by itself); then, separately, the solver minimises (eq. 2)
@@ -100,7 +100,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self.replay_labels = replay_labels
         self.new_scholar = new_scholar
         self.previous: Scholar | None = None
-        """The last experience's, frozen."""
+        """The scholar of the last experience, frozen; None in the first experience."""
         self._past: list[Met] = []
         self._pieces = Pieces()
         self._task_classes = TaskClasses() if is_multi_task_module(self.model) else None
@@ -111,7 +111,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     @property
     def new_share(self) -> float:
-        """r in the experience being learned."""
+        """Returns r in the experience being learned."""
         if not self._past:
             return 1.0
         if self.r == "experiences":
@@ -167,7 +167,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)
 
     def criterion(self) -> Tensor:
-        """Eq. 2 in training, the loss on the minibatch alone in evaluation."""
+        """Returns eq. 2 in training, the loss on the minibatch alone in evaluation."""
         loss = super().criterion()
         if not self.is_training or self._replay is None:
             return loss
@@ -177,7 +177,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Minibatches (x', answers, task labels), without end; the answers S_{t-1}(x') [N, outputs], or labels [N]."""
+        """Yields minibatches (x', answers, task labels) for ever; answers are S_{t-1}(x'), [N, outputs], or labels."""
         generator, solver = self.previous
         heads = Heads(self._past, solver, self.device)
         n = BATCHES_AHEAD * self.train_mb_size
@@ -209,7 +209,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
             return x, torch.cat([self._outputs(solver, heads, *part) for part in parts]), tasks
 
     def _targets(self, answers: Tensor, outputs: Tensor) -> Tensor:
-        """Answers as of :meth:`_replayed` -> what the present solver's outputs for the same x' are to be."""
+        """Returns what the present solver's outputs for x' are to be, given the answers to it of :meth:`_replayed`."""
         if self.replay_labels == "asked":
             return answers
         if self._answers is None:  # training goes on from a state
@@ -217,7 +217,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return self._answers(answers, outputs)
 
     def _outputs(self, solver: nn.Module, heads: Heads, x: Tensor, tasks: Tensor) -> Tensor:
-        """A solver's outputs for inputs [N, ...] under the heads of tasks [N], by the strategy's own ``forward``."""
+        """Returns a solver's outputs for inputs [N, ...] under tasks' heads [N], by the strategy's own ``forward``."""
         with model_of(self, solver), minibatch_of(self, [x, None, tasks]):
             return heads.answered(self.forward(), tasks)
 
@@ -233,6 +233,12 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self.previous = Scholar(self.generator.frozen_copy(), frozen_copy(self.model))
 
     def state_dict(self) -> State:
+        """Returns what was learned besides the model; asked for between two experiences.
+
+        Raises:
+            Unkept: between two pieces of an experience.
+        """
+        self._pieces.refuse_to_wait(type(self).__name__)
         past = [[list(part) for part in met] for met in self._past]
         pairs = list(self._task_classes.pairs) if self._task_classes else []
         return super().state_dict() | {"past": past, "task_classes": pairs}
@@ -251,5 +257,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._past = [Met(*met) for met in state["past"]]
         if self._task_classes:
             self._task_classes.pairs = list(state["task_classes"])
+        self.previous = None
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()

@@ -164,7 +164,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         return {**super().__getstate__(), "_found": None}  # a criterion that is a function may not be pickled
 
     def importance(self, strategy) -> ByName:
-        """F of the experience just learned; the sum over its samples with ``weigh_by_samples``."""
+        """Returns F of the experience just learned; the sum over its samples with ``weigh_by_samples``."""
         data = self.data_since(strategy)
         fisher = self._measured(strategy, data, self.fisher, self.fisher_samples)
         if not self.weigh_by_samples:

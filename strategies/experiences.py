@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from engrams.strategies.kept import Unkept
+
 
 class Met(NamedTuple):
     """What is kept of an experience, under the names by which Avalanche adapts a model to one."""
@@ -19,7 +21,7 @@ class Met(NamedTuple):
     def of(cls, experience: Any) -> Met:
         """Returns what an experience, or the one that this is a piece of, says: where it says nothing, no classes and
         task 0."""
-        whole = getattr(experience, "origin_experience", experience)
+        whole = whole_of(experience)
         return cls(getattr(whole, "classes_in_this_experience", ()), getattr(whole, "task_labels", [0]))
 
 
@@ -33,6 +35,8 @@ class Pieces:
     def __init__(self) -> None:
         self.met = 0
         """Pieces of the present experience, so far."""
+        self.waits = False
+        """Whether pieces of an experience have been learned that has not ended."""
 
     def begin(self, experience: Any, otherwise: str = "") -> bool:
         """Tells whether an experience begins with this piece; called once, before it is learned.
@@ -52,20 +56,37 @@ class Pieces:
                 f"access_task_boundaries=True){otherwise}"
             ) from error
         self.met = 1 if first else self.met + 1
+        self.waits = self.waits and not first
         return first
 
     def end(self, experience: Any) -> bool:
-        """Tells whether the experience ends with the piece that began last."""
-        return getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
+        """Tells whether the experience ends with the piece that began last; called once, after it is learned."""
+        ends = getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
+        self.waits = not ends
+        return ends
+
+    def refuse_to_wait(self, who: str) -> None:
+        """Raises an Unkept where an experience waits for its other pieces, of which a state of ``who`` has nothing."""
+        if self.waits:
+            raise Unkept(
+                f"{who} waits for the end of an experience of which it has learned {self.met} pieces: ask for its "
+                f"state when the last has come"
+            )
+
+
+def whole_of(experience: Any) -> Any:
+    """Returns the experience that this is a piece of, or itself."""
+    return getattr(experience, "origin_experience", experience)
 
 
 def classes_of(experience: Any) -> list[int]:
-    """Returns the classes of an experience: as it says, or else those of its data."""
+    """Returns the classes of an experience, or of the one that this is a piece of: as it says, or those of its data."""
     if said := Met.of(experience).classes_in_this_experience:
         return list(said)
-    targets = getattr(experience.dataset, "targets", None)
+    dataset = whole_of(experience).dataset
+    targets = getattr(dataset, "targets", None)
     if targets is None:
-        targets = (label for _, label, *_ in experience.dataset)
+        targets = (label for _, label, *_ in dataset)
     return sorted({int(label) for label in getattr(targets, "uniques", targets)})
 
 

@@ -58,7 +58,7 @@ def add_by_vmap(
     v: Tensor,
     statistic: Statistic,
 ) -> None:
-    """The general way: the per-sample gradients written out, a chunk at a time."""
+    """Adds up per-sample gradients in the general way: written out, a chunk at a time."""
     at_once = max(1, NUMBERS_AT_ONCE // (v.shape[1] * sum(p.numel() for p in parameters.values())))
     for start in range(0, len(v), at_once):
         chosen = slice(start, start + at_once)
@@ -106,7 +106,7 @@ def add_one_by_one(
     v: Tensor,
     statistic: Statistic,
 ) -> None:
-    """Right for every network, and slow: a forward pass a sample, and a backward pass a signal."""
+    """Adds up what is right for every network, and slow: a forward pass a sample, and a backward pass a signal."""
     for n in range(len(v)):
         _, outputs = outputs_of(model, part(batch.inputs, slice(n, n + 1)), batch.task)
         for signal in v[n]:
@@ -117,7 +117,7 @@ def add_one_by_one(
 
 
 def gradients_of(outputs: Tensor, parameters: Sequence[Tensor], signal: Tensor) -> Sequence[Tensor | None]:
-    """The gradients of the outputs under a signal, dense; None where the outputs do not depend on a parameter."""
+    """Returns the gradients of the outputs under a signal, dense; None where these do not depend on a parameter."""
     try:
         found = torch.autograd.grad(outputs, parameters, signal, retain_graph=True, allow_unused=True)
         return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
@@ -174,7 +174,7 @@ def can_vectorise(
 
 
 def same(found: Tensor, expected: Tensor, lowest: torch.dtype) -> bool:
-    """Whether two gradients are the same but for the rounding of the type that they were computed in."""
+    """Tells whether two gradients are the same but for the rounding of the type that they were computed in."""
     if found.shape != expected.shape:
         return False
     found, expected = wide(found), wide(expected)
@@ -183,5 +183,5 @@ def same(found: Tensor, expected: Tensor, lowest: torch.dtype) -> bool:
 
 
 def largest(values: Tensor) -> float:
-    """The largest absolute value, 0 of none; NaN, which is told of where it is measured, is none."""
+    """Returns the largest absolute value, or 0 of an empty tensor. NaN counts as 0: a measurement reports it itself."""
     return values.abs().nan_to_num().max().item() if values.numel() else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -34,14 +35,14 @@ class GeneratorTemplate(SupervisedTemplate):
     generator: Generator
     generator_loss: Tensor | None = None
     classes_so_far: Sequence[int] = ()
-    """That the generator has learned, in order."""
+    """The classes that the generator has learned, sorted."""
     _learns = False
-    """The generator does, not yet the solver."""
+    """Whether the generator is learning now (the solver learns after it)."""
     _gone_on_from: State | None = None
 
     def state_dict(self) -> State:
         """Returns what was learned besides the model; asked for between two experiences."""
-        generator = None if self.generator is self.model else self.generator.state_dict()
+        generator = None if self.generator is self.model else self._copied(self.generator.state_dict())
         return {"generator": generator, "classes_so_far": list(self.classes_so_far)}
 
     def load_state_dict(self, state: State) -> None:
@@ -58,11 +59,15 @@ class GeneratorTemplate(SupervisedTemplate):
         """
         if not self._learns:
             return self.state_dict() | {"learns": False}
-        return {"generator": state_within(self.generator), "learns": True}
+        return {"generator": self._copied(state_within(self.generator)), "learns": True}
 
     def load_state_dict_within(self, state: State) -> None:
         """Goes on from a state in the experience that is being begun."""
         self._gone_on_from = state
+
+    def _copied(self, state: State) -> State:
+        """Returns a state of the generator that does not change with it."""
+        return deepcopy(state, {id(one): one for one in self.generator.in_common()})
 
     def _asked_for(self, labels: Tensor, columns: Sequence[Any]) -> Tensor:
         """What the generator is to call the classes [N] of an experience, given all columns of its minibatches."""
@@ -74,7 +79,7 @@ class GeneratorTemplate(SupervisedTemplate):
     def _train_generator(
         self, replay: Sampler | None = None, r: float = 1.0, num_workers: int = 0, **kwargs: Any
     ) -> None:
-        """On the experience's images; see :meth:`Generator.learn`.
+        """Trains the generator on the experience's images; see :meth:`Generator.learn`.
 
         Args:
             replay, r: as for the generator.

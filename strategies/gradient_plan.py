@@ -41,7 +41,7 @@ class Plan:
     """Type of lowest precision that the network computes in: lower than its parameters' under ``torch.autocast``."""
 
     def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
-        """From now on the parameters of these layers take the general way, whatever the first samples showed."""
+        """Makes the parameters of these layers take the general way from now on, whatever the first samples showed."""
         left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
         self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
         with same_random_numbers():
@@ -91,7 +91,7 @@ def plan(
     names = {id(p): name for name, p in parameters.items()}
 
     def named(chosen: Callable[[str, str], bool]) -> set[str]:
-        """The trainable parameters of layers with a rule, by the layer's name and the parameter's attribute."""
+        """Returns the trainable parameters of layers with a rule, by the layer's name and the parameter's attribute."""
         return {
             names[id(p)]
             for layer_name, layer in layers.items()
@@ -244,7 +244,7 @@ class _Saved:
         return tensor
 
     def lowest(self, of_outputs: torch.dtype) -> torch.dtype:
-        """The floating-point type of lowest precision."""
+        """Returns the floating-point type of lowest precision."""
         return max((t for t in (*self.types, of_outputs) if t.is_floating_point), key=lambda t: torch.finfo(t).eps)
 
     def bytes(self, parameters: Iterable[Tensor]) -> int:

@@ -64,7 +64,7 @@ class Heads:
         """Task label -> classes met under it; empty where there is one head."""
 
     def draw(self, n: int, random: torch.Generator) -> Tensor:
-        """``n`` of the tasks met, each as likely as the others, int64 [n]."""
+        """Returns ``n`` of the tasks met, each as likely as the others, int64 [n]."""
         return self.known[torch.randint(len(self.known), (n,), generator=random)].to(self.sizes.device)
 
     def answered(self, outputs: Tensor, tasks: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one
-from engrams.strategies.experiences import Pieces, classes_of
+from engrams.strategies.experiences import Pieces, classes_of, whole_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
 from engrams.strategies.networks import AskedThroughStrategy, frozen_copy, model_of, unwrapped
@@ -36,14 +36,14 @@ NOT_MET = -3.0
 
 
 class Exemplars(NamedTuple):
-    """Those of one class; the first ones have the mean that is nearest to that of the class."""
+    """Holds the exemplars of one class, in the order in which herding chose them."""
 
     samples: Any
     """A data set of them; None where they were loaded from a state, and not yet found in the stream."""
     experience: int | None
     """The number of their experience in the stream; None where it came in pieces, which no stream has twice."""
     places: list[int]
-    """Theirs in the experience's data."""
+    """Their positions in the experience's data set."""
 
     def first(self, count: int) -> Exemplars:
         """Returns so many of them, or all."""
@@ -57,8 +57,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     It is trained by a loss of its own in place of the strategy's: every output of a class met so far is compared with a
     target by binary cross-entropy, and the loss is the mean over samples and outputs. The target is 1 or 0 for the
     classes of the present experience. For earlier ones it is the sigmoid of what the network put out before the
-    experience (in eval mode). The exemplars are part of what every epoch learns, where a stream comes in pieces of
-    every piece. (Avalanche's own loader shows the tasks of what it learns equally often; where samples have the task
+    experience (in eval mode). Every epoch learns the exemplars together with the new data; in a stream of pieces, every
+    piece does. (Avalanche's own loader shows the tasks of what it learns equally often; where samples have the task
     labels of several experiences, exemplars come several times.)
 
     In ``strategy.eval`` between two experiences an output is minus the distance between the sample's features and a
@@ -109,7 +109,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         Raises:
             Unkept: experiences came in pieces, or do not say where in a stream they are.
         """
-        if self._met or any(exemplars.experience is None for exemplars in self._exemplars.values()):
+        if self._pieces.waits or any(exemplars.experience is None for exemplars in self._exemplars.values()):
             raise Unkept("iCaRL's exemplars are of experiences that cannot be found again")
         old = self._loaded if self._old is None else self._old.state_dict()
         return deepcopy(
@@ -163,7 +163,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         _layer(strategy.model, self.classifier)
         if self._pieces.begin(strategy.experience):
             self._met = []
-            self._classes = classes_of(getattr(strategy.experience, "origin_experience", strategy.experience))
+            self._classes = classes_of(strategy.experience)
             if again := self._exemplars.keys() & set(self._classes):
                 raise ValueError(f"iCaRL learns a class in one experience alone; class {min(again)} comes back")
             classes = len(self._exemplars) + len(self._classes)
@@ -214,7 +214,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         share = self.mem_size // (len(self._exemplars) + len(self._classes))
         dataset = concat_datasets(self._met)
         adapted = len(dataset) != len(strategy.experience.dataset)
-        whole = not hasattr(strategy.experience, "origin_experience") and not adapted
+        whole = whole_of(strategy.experience) is strategy.experience and not adapted
         number = getattr(strategy.experience, "current_experience", None) if whole else None
         found = self._features(strategy, dataset)
         features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))

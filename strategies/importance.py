@@ -51,7 +51,7 @@ def diagonal_fisher(
     num_workers: int = 0,
     counted: Callable[[Tensor, Minibatch], Tensor | None] | None = None,
 ) -> dict[str, Tensor]:
-    """Diagonal of the Fisher information matrix of ``model`` on ``dataset``, at the model's present parameters.
+    """Returns the diagonal of the Fisher information matrix of ``model`` on ``dataset``, at its present parameters.
 
     F_i = E_x E_{y ~ p(y|x)} [(d log p(y|x) / d theta_i)^2]  (Kirkpatrick et al. 2017, eq. 3), the model in eval mode.
 
@@ -157,7 +157,7 @@ def refuse_too_many(outputs: Tensor) -> None:
 
 
 def check_fisher_options(fisher: str, fisher_samples: int | None, likelihood: str, noise_std: float) -> None:
-    """Raise a ValueError that names the first option out of its range."""
+    """Raises a ValueError that names the first option out of its range."""
     one_of(Fisher, fisher=fisher)
     one_of(Likelihood, likelihood=likelihood)
     at_least_one(fisher_samples=fisher_samples)
@@ -175,7 +175,7 @@ def mas_importance(
     samples_at_once: int | None = None,
     num_workers: int = 0,
 ) -> dict[str, Tensor]:
-    """How much each parameter matters to the outputs of ``model`` on ``dataset``; labels are never read.
+    """Returns how much each parameter matters to the outputs of ``model`` on ``dataset``; labels are never read.
 
     Omega_ij = (1/N) sum_k | d ||F(x_k; theta)||_2^2 / d theta_ij |  (Aljundi et al. 2018, eqs. 2, 3 and section 4.1),
     the model in eval mode.
@@ -229,7 +229,7 @@ def mas_importance(
 
 
 def squared_norm(outputs: Tensor, batch: Minibatch) -> tuple[Tensor, int]:
-    """The signal of ||f||^2: d ||f||^2 / d f, and how many samples count: all. Labels are not read."""
+    """Returns the signal of ||f||^2: d ||f||^2 / d f, and how many samples count: all. Labels are not read."""
     return (2 * outputs).reshape(1, len(outputs), -1), len(outputs)
 
 

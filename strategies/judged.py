@@ -20,12 +20,12 @@ EVALUATION_SEED = 0
 
 # Not a template itself: a template's constructor refuses the arguments of those beside it.
 class JudgedByClassifier(SupervisedTemplate if TYPE_CHECKING else object):  # type: ignore[misc]
-    """Before a template: evaluation of its generator by a classifier of real images.
+    """Makes a template evaluate its generator by a classifier of real images; it goes before the template.
 
-    How many of the images that are asked for as a class does it take for that class? ``eval`` on an experience asks
-    for images of each of its classes, and everything else is Avalanche's: the minibatch is what was made, its targets
-    are what was asked for, the outputs are the classifier's. So Avalanche's accuracy is R[i, c] of Wu et al. 2018,
-    section 5, and its loggers have it.
+    ``eval`` on an experience asks the generator for images of each of its classes, and the accuracy is the share that
+    the classifier takes for the class asked for. Everything else is Avalanche's: the minibatch is what was made, its
+    targets are what was asked for, the outputs are the classifier's. So Avalanche's accuracy is R[i, c] of Wu et al.
+    2018, section 5, and its loggers have it.
     """
 
     generator: Generator
@@ -55,7 +55,7 @@ class JudgedByClassifier(SupervisedTemplate if TYPE_CHECKING else object):  # ty
 
     @abstractmethod
     def made_as(self, label: int, n: int) -> Tensor:
-        """What the generator makes where a class is asked for, [n, *shape]."""
+        """Returns what the generator makes where a class is asked for, [n, *shape]."""
 
     def make_eval_dataloader(self, **kwargs):
         if self.classifier is None:
@@ -98,7 +98,7 @@ class GANDeepGenerativeReplay(JudgedByClassifier, DeepGenerativeReplay):
     """
 
     _labelled: tuple[Tensor, Tensor] | None = None
-    """Since the generator and the solver last learned."""
+    """The images made since the last training, [n, *shape], and the solver's class of each, [n]; None before."""
 
     def _before_training_exp(self, **kwargs):
         super()._before_training_exp(**kwargs)

@@ -17,7 +17,8 @@ A long experience can be gone on with from its middle, too, where all say what h
 
 asked for between two steps, or two epochs of a generator; loaded where the experience has been begun again
 (``before_training_exp`` and ``before_training_epoch`` have been called). Where nothing changes but the model and the
-optimiser, :class:`KeepsNothingWithin` says so. One that does not say it costs no more than the experience begun again.
+optimiser, :class:`KeepsNothingWithin` says so. Where one does not have these two methods, nothing is lost: the
+interrupted experience is trained again from its beginning.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def recorded(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[Run]]]:
 
 
 def has_rule(layer: nn.Module) -> bool:
-    """Whether :func:`gradients` knows the layer; subclasses and reparametrised ones (weight norm) compute otherwise."""
+    """Tells whether :func:`gradients` knows the layer; subclasses and those with weight norm compute otherwise."""
     if {name for name, _ in layer.named_parameters(recurse=False)} - {"weight", "bias"} or layer._forward_pre_hooks:
         return False
     if isinstance(layer, _BatchNorm):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
@@ -86,13 +87,20 @@ class MASPlugin(QuadraticPenaltyPlugin):
         self.importance_data = importance_data
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self._latest: ByName = {}
-        self._latest_samples = 0
 
     mas_lambda = strength("mas_lambda", 1)
 
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self._latest: ByName = {}
+        """Omega of the latest experience, and the number of samples that it is a mean over."""
+        self._latest_samples = 0
+
+    def _by_name(self) -> list[dict[str, Any]]:
+        return [*super()._by_name(), self._latest]
+
     def state_dict(self) -> State:
-        """As every quadratic penalty's; and what :meth:`observe` adds to."""
+        """Returns every quadratic penalty's, and what :meth:`observe` adds to."""
         return super().state_dict() | {"latest": deepcopy(self._latest), "latest_samples": self._latest_samples}
 
     def load_state_dict(self, state: State) -> None:
@@ -100,7 +108,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         self._latest, self._latest_samples = deepcopy(state["latest"]), state["latest_samples"]
 
     def importance(self, strategy) -> ByName:
-        """Omega of the experience just learned."""
+        """Returns Omega of the experience just learned."""
         data = self._importance_data(strategy)
         self._latest, self._latest_samples = self._measured(strategy, data), len(data)  # type: ignore[arg-type]
         return dict(self._latest)
@@ -117,19 +125,25 @@ class MASPlugin(QuadraticPenaltyPlugin):
             data: as for :func:`mas_importance`; labels are not read.
 
         Raises:
-            ValueError: before the first experience has ended; as :func:`mas_importance`.
+            ValueError: before the first experience has ended; the network has no parameter that is held; as
+                :func:`mas_importance`.
         """
         if not self.consolidated:
             raise ValueError("there is no importance to add to before the first experience has ended")
         found = mas_importance(
             model, data, self.variant, batch_size=self.batch_size or 32, samples_at_once=self.batch_size
         )
+        if self._is_held(model):
+            self._matched(model)  # under whatever names its parameters are now
+        both = self._latest.keys() & self.importances.keys() & found.keys()
+        if not both:
+            raise ValueError("the network has no parameter under a name of which there is an importance")
         before, new = self._latest_samples, len(data)  # type: ignore[arg-type]
-        for name, old in self._latest.items():
-            if name in self.importances and name in found:
-                mean = (before * old + new * found[name]) / (before + new)
-                self.importances[name] = self.importances[name] + (mean - old)
-                self._latest[name] = mean
+        for name in both:
+            old = self._latest[name].to(found[name])
+            mean = (before * old + new * found[name]) / (before + new)
+            self.importances[name] = self.importances[name].to(mean) + (mean - old)
+            self._latest[name] = mean
         self._latest_samples = before + new
 
     def check(self, strategy) -> None:

@@ -192,7 +192,7 @@ class ReplayAlignmentGAN(ReplayingGAN):
 
 
 def alignment_loss(new: Tensor, old: Tensor) -> Tensor:
-    """Half the squared difference, summed over pixels and images of a class, the mean over past classes.
+    """Returns half the squared difference, summed over pixels and images of a class, the mean over past classes.
 
     This is what the authors' code has for the paper's E_{z, c}[||G_t(z, c) - G_{t-1}(z, c)||^2].
 

@@ -164,12 +164,12 @@ def chosen_samples(available: int, wanted: int | None) -> Tensor | None:
 
 
 def forward(model: nn.Module, inputs: Inputs, task: int) -> Tensor:
-    """The model's outputs on a batch of one task, as it gives them."""
+    """Returns the model's outputs on a batch of one task, as it gives them."""
     return model(*arguments(model, inputs, task))
 
 
 def arguments(model: nn.Module, inputs: Inputs, task: int) -> tuple:
-    """What the model is called with: a multi-task model gets the task label, too.
+    """Returns what the model is called with: a multi-task model gets the task label, too.
 
     Inputs are copied, since a network may change them in place, and is asked more than once.
 

@@ -17,9 +17,10 @@ from engrams.strategies.undisturbed import attributes_kept
 
 
 class AskedThroughStrategy(nn.Module):
-    """A strategy's model, asked through the strategy's own ``forward``: what that can take, an importance can.
+    """Calls a strategy's model through the strategy's own ``forward``.
 
-    Its input is the whole minibatch, as the data set gives it. The strategy is told that it evaluates.
+    So an importance can be measured on every kind of minibatch that the strategy can be trained on. Its input is the
+    list of all columns of a minibatch, as the data set gives them; while it runs, ``strategy.is_training`` is False.
     """
 
     def __init__(self, strategy):
@@ -41,7 +42,7 @@ class AskedThroughStrategy(nn.Module):
             return self._strategy[0].mb_y if len(columns) > 1 else None
 
     def loss(self, columns: list, outputs: Tensor) -> Tensor:
-        """The strategy's own loss of some outputs. A criterion that counts its calls is asked in a copy."""
+        """Returns the strategy's own loss of some outputs. A criterion that counts its calls is asked in a copy."""
         strategy = self._strategy[0]
         with attributes_kept([strategy]), self._minibatch_of(columns):
             strategy.mb_output = outputs
@@ -159,5 +160,5 @@ def some_of(names: Collection[str]) -> str:
 
 
 def below(module_name: str, attribute: str) -> str:
-    """The name of a module's attribute; the model itself has the empty name."""
+    """Returns the name of a module's attribute; the model itself has the empty name."""
     return f"{module_name}.{attribute}" if module_name else attribute

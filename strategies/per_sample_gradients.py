@@ -40,7 +40,7 @@ ACTIVATIONS_AT_ONCE = 2**26
 """Bytes of activations that a pass may hold, whatever a training step holds: 64 MiB."""
 
 NUMBERS_AT_ONCE = 2**26
-"""Signals held at once."""
+"""Numbers in all signals that are held at once: 256 MiB of float32."""
 
 LONG = 60.0
 """Seconds; a measurement that will take longer than this is told of."""
@@ -78,7 +78,7 @@ class Measurement:
         return tqdm(batches, self.name, -(-len(self) // batch_size), leave=False, delay=5, disable=None)
 
     def position(self, sample: int) -> int:
-        """A sample's place in the data set."""
+        """Returns a sample's place in the data set."""
         return sample if self.indices is None else int(self.indices[sample])
 
 
@@ -129,7 +129,7 @@ def mean_over_samples(
 def mean_over_minibatches(
     model: nn.Module, measured: Measurement, signals: Signals, statistic: Statistic
 ) -> dict[str, Tensor]:
-    """The mean over mini-batches of statistic(gradient of the mini-batch's *mean*): what many libraries compute.
+    """Returns the mean over mini-batches of statistic(gradient of the mini-batch's *mean*), as many libraries do.
 
     Args:
         model, statistic: as in :func:`mean_over_samples`.

@@ -27,7 +27,7 @@ from engrams.strategies.arguments import at_least_one, finite, not_negative, one
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces, trained_on
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
-from engrams.strategies.networks import named_parameters, some_of, trainable_parameters
+from engrams.strategies.networks import named_parameters, some_of, trainable_parameters, unwrapped
 from engrams.strategies.precision import wide
 from engrams.strategies.steps import steps_told
 from engrams.strategies.undisturbed import same_random_numbers
@@ -126,10 +126,11 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
                 raise ValueError(f"exclude must be names of parameters and kinds of modules; got {excluded!r}")
         self.consolidate_every = consolidate_every
         self._strategy: weakref.ref | None = None
+        self._model: weakref.ref | None = None
         self._start_afresh()
 
     def _start_afresh(self) -> None:
-        """Forget everything that was learned from a strategy."""
+        """Forgets everything that was learned from a strategy."""
         self.importances: Any = [] if self.consolidation == "separate" else {}
         self.anchors: Any = [] if self.consolidation == "separate" else {}
         self.consolidated = 0
@@ -145,8 +146,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         self._rate_looked_at = 0.0  # the highest learning rate since the last consolidation
 
     def __getstate__(self) -> dict[str, Any]:
-        # None of these can be pickled: a weak reference, a hook, a criterion that is a function.
-        return {**self.__dict__, "_strategy": None, "_listening": None, "_checked": None}
+        # None of these can be pickled: weak references, a hook, a criterion that is a function.
+        return {**self.__dict__, "_strategy": None, "_model": None, "_listening": None, "_checked": None}
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them.
@@ -167,13 +168,13 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state, with a model of the same parameter names."""
         self._start_afresh()
-        self._strategy = None
+        self._strategy = self._model = None
         self.importances, self.anchors = deepcopy((state["importances"], state["anchors"]))
         self.consolidated = state["consolidated"]
 
     @abstractmethod
     def importance(self, strategy) -> ByName:
-        """How important each parameter was to the experience just learned: name -> tensor of its shape.
+        """Returns how important each parameter was to the experience just learned: name -> tensor of its shape.
 
         Not below 0, unless ``consolidate`` sees to it that what is held is not.
         """
@@ -185,14 +186,16 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         """
 
     def penalty(self, model: nn.Module) -> Tensor:
-        """The penalty at the model's present parameters, a scalar that carries gradients.
+        """Returns the penalty at the model's present parameters, a scalar that carries gradients.
 
         Another model than the one that the anchors belong to is compared with them by its parameters' names.
+
+        Raises:
+            ValueError: another model lacks a name, or has a smaller parameter of it.
         """
-        terms, lost = self._matched(model)
-        if lost and not terms:
-            terms = self._terms_of(named_parameters(model), lost=[])
-        return self._penalty(terms)
+        if self._is_held(model):
+            return self._penalty(self._matched(model)[0])
+        return self._penalty(self._terms_of(named_parameters(model), lost=[]))
 
     # --- Avalanche's hooks ----------------------------------------------------------------------------------------
 
@@ -295,18 +298,19 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     # --- whose anchors, of what data ------------------------------------------------------------------------------
 
     def _meet(self, strategy) -> None:
-        """Go on with a strategy, or start afresh with another one whose model is not as this plugin left it."""
+        """Goes on with a strategy, or starts afresh with another one whose model is not as this plugin left it."""
         if self._strategy is not None and self._strategy() is strategy:
             return
         copied = self._strategy is None  # or loaded; or it is new
-        self._strategy = weakref.ref(strategy)
+        within = self._waits and self._model is not None and self._model() is unwrapped(strategy.model)
+        self._strategy, self._model = weakref.ref(strategy), weakref.ref(unwrapped(strategy.model))
         self._checked = None
-        if not copied:
+        if not copied and not within:
             self._nothing_waits()
         if not self._owners:
             return
         _, lost = self._matched(strategy.model)
-        as_left = not lost and (copied or not self._changed(named_parameters(strategy.model)))
+        as_left = not lost and (copied or within or not self._changed(named_parameters(strategy.model)))
         if not as_left:
             warnings.warn(
                 f"{type(self).__name__} was made for another strategy, and this one's model is not the one that it "
@@ -321,6 +325,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
 
     def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
         """The largest change of every held parameter that is not as it was at the latest anchor."""
+        if not self._pairs():
+            return {}
         importances, anchors = self._pairs()[-1]
         now = {name: _first(parameters[name].detach(), anchors[name]) for name in importances}
         then = {name: anchors[name].to(values) for name, values in now.items()}
@@ -361,7 +367,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return self._pieces.end(experience)
 
     def data_since(self, strategy) -> Dataset:
-        """What was trained on since the last consolidation, with the transformations of evaluation."""
+        """Returns what was trained on since the last consolidation, with the transformations of evaluation."""
         parts = [data.eval() if hasattr(data, "eval") else data for data in self._since or [trained_on(strategy)]]
         if len(parts) == 1:
             return parts[0]
@@ -437,7 +443,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
     # --- consolidation --------------------------------------------------------------------------------------------
 
     def consolidate(self, importances: ByName, anchors: ByName) -> None:
-        """Take in what the experience just learned left behind."""
+        """Takes in what the experience just learned left behind."""
         if self.consolidation == "separate":
             self.importances.append(importances)
             self.anchors.append(anchors)
@@ -506,7 +512,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return [*(kept for pair in self._pairs() for kept in pair), self._owners]
 
     def _matched(self, model: nn.Module) -> tuple[list[Term], list[str]]:
-        """The terms of every penalised parameter, in its present shape; and the names that nothing continues."""
+        """Returns each penalised parameter's terms, in its present shape, and the names that nothing continues."""
         parameters = named_parameters(model)
         lost = self._follow(parameters)
         return self._terms_of(parameters, lost), lost
@@ -515,20 +521,33 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         def beside(kept: Tensor, p: nn.Parameter) -> Tensor:
             return grown(kept.to(p.device, torch.promote_types(p.dtype, torch.float32)), p)
 
+        def parameter(name: str) -> nn.Parameter:
+            if name not in parameters:
+                raise ValueError(
+                    f"{type(self).__name__}: the model has no parameter {name!r}, of which there is an anchor"
+                )
+            return parameters[name]
+
         return [
             Term(p, beside(importance, p), beside(anchors[name], p))
             for importances, anchors in self._pairs()
             for name, importance in importances.items()
             if name not in lost
-            for p in [parameters[name]]
+            for p in [parameter(name)]
         ]
 
+    def _is_held(self, model: nn.Module) -> bool:
+        """Tells whether the anchors are of this model, as far as they are of one."""
+        present = {id(p) for p in named_parameters(model).values()}
+        return not self._owners or any(id(owner) in present for owner in self._owners.values())
+
     def _follow(self, parameters: dict[str, nn.Parameter]) -> list[str]:
-        """Follow every anchored parameter to where it is now; returns the names of those that are nowhere.
+        """Follows every anchored parameter to where it is now, and returns the names of those that are nowhere.
 
         A parameter is where the same object is, under whatever name; or under its name, if it continues the old one:
         its first units have the old values (layers that grow, models that were copied). What was not anchored through a
-        strategy (but put there by hand, or loaded) is known by its name alone.
+        strategy (but put there by hand, or loaded) is known by its name alone. Where one has the name of another that
+        is nowhere, the other is forgotten, with a warning.
         """
         present = {id(p): name for name, p in parameters.items()}
         renamed: dict[str, str] = {}
@@ -544,6 +563,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             elif owner is not None:
                 self._owners[name] = here
         if renamed:
+            if replaced := [name for name in lost if name in renamed.values()]:
+                self._give_up(replaced, {})
+                lost = [name for name in lost if name not in replaced]
             for of_name in self._by_name():
                 moved = {new: of_name.pop(old) for old, new in renamed.items() if old in of_name}
                 of_name.update(moved)
@@ -556,7 +578,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         return _may_grow(next(anchors[name] for _, anchors in self._pairs() if name in anchors), here)
 
     def _give_up(self, lost: list[str], parameters: dict[str, nn.Parameter]) -> None:
-        """Forget the anchors of parameters that are gone, and say which."""
+        """Forgets the anchors of parameters that are gone, and says which."""
         for of_name in self._by_name():
             for name in lost:
                 of_name.pop(name, None)
@@ -576,7 +598,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         warnings.warn(f"{type(self).__name__}: {'; '.join(said)}", stacklevel=3)
 
     def _warn_if_unstable(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        """Warn where gradient steps on the penalty overshoot ever further.
+        """Warns where gradient steps on the penalty overshoot ever further.
 
         They do once learning rate x curvature exceeds 2 (1 + m), with momentum m (Nesterov's: divided by 1 + 2 m).
         That bound is SGD's; adaptive optimisers rescale their steps and are left alone. It is looked at in the first
@@ -657,7 +679,7 @@ def _may_grow(old: Tensor, new: Tensor) -> bool:
 
 
 def continues(new: Tensor, old: Tensor) -> bool:
-    """Whether the new parameter's first units are the old ones."""
+    """Tells whether the new parameter's first units are the old ones."""
     return _may_grow(old, new) and torch.equal(_first(new.detach(), old), old.detach().to(new))
 
 

@@ -46,13 +46,13 @@ class SIPlugin(QuadraticPenaltyPlugin):
     It uses only the gradients of training: nothing is measured afterwards. Heads and units that are new start with
     importance 0.
 
-    g is the gradient of the strategy's loss, as its backward pass leaves it, without this penalty's part in it; what
-    other plugins before this one add to it is in it. The loss may be scaled as it is passed back (mixed precision), and
-    gradients may be accumulated over minibatches: g is then of the mean of their losses. A step that the strategy
-    leaves out counts for nothing. List this plugin before any that scales the loss, or changes gradients after the
-    backward pass (A-GEM, clipping); a strategy whose own ``backward`` changes them gives other importances. Where
-    parameters are set to other values within an experience (those of its best epoch), their path is not that of their
-    way: a warning names them.
+    g is the gradient of the strategy's loss, as its backward pass leaves it, without this penalty's part in it. What
+    other plugins add to the loss is in it, wherever they stand in the list. The loss may be scaled as it is passed back
+    (mixed precision), and gradients may be accumulated over minibatches: g is then of the mean of their losses. A step
+    that the strategy leaves out counts for nothing. List this plugin before any that scales the loss, or changes
+    gradients after the backward pass (A-GEM, clipping); a strategy whose own ``backward`` changes them gives other
+    importances. Where parameters are set to other values within an experience (those of its best epoch), their path is
+    not that of their way: a warning names them.
 
     Memory and time a step are O(parameters), however many experiences there have been.
     """
@@ -100,7 +100,7 @@ class SIPlugin(QuadraticPenaltyPlugin):
         self._trained: dict[str, nn.Parameter] = {}
         """All parameters of the network that are not excluded."""
         self._factor: Tensor | None = None
-        """Of the loss in all that the gradients are of: 1, unless it is scaled, or gradients are accumulated."""
+        """What losses were multiplied by before they were passed back (1 unless scaled), summed if accumulated."""
         self._stepped = True
         """Whether there has been a step since a loss was passed back last."""
 

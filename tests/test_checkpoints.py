@@ -19,6 +19,7 @@ from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Judging
 from engrams.benchmarks.training import checkpoint
 from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE, Checkpoints, Within
+from engrams.reports.errors import UserError
 from engrams.reports.wandb.journal import Reader
 from engrams.strategies.contract import Strategy
 from engrams.strategies.generators import acgan
@@ -95,6 +96,28 @@ def folders(tmp_path, tmp_path_factory, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "classifiers").symlink_to(kept)
     return tmp_path
+
+
+def test_a_run_that_failed_goes_on_from_its_checkpoint_and_leaves_no_old_traceback(folders, monkeypatch):
+    run, out = small("split-digits/class", "naive"), folders / "cut"
+    traceback = run.folder(out) / "traceback.txt"
+
+    def fails(epochs):
+        if epochs > run.epochs:
+            raise RuntimeError("no memory is left")
+
+    record = execute(run, out, "cpu", "disabled", fails)
+    assert record.reason.startswith("RuntimeError: no memory is left")
+    assert traceback.exists()
+    monkeypatch.setenv(SHARE, "much")
+    with pytest.raises(UserError, match="ENGRAMS_CHECKPOINT_SHARE=much: it must be a number"):
+        execute(run, out, "cpu", "disabled", fails)
+    monkeypatch.setenv(SHARE, "inf")
+    record, epochs = counted(run, out)
+    assert record.complete
+    assert min(epochs) > run.epochs, "the first experience is not learned again"
+    assert not traceback.exists()
+    assert not (run.folder(out) / FILE).exists()
 
 
 @pytest.mark.parametrize(("name", "strategy"), KEPT)

@@ -293,6 +293,20 @@ def test_a_perfect_generator_keeps_every_experience_at_the_share_that_r_promises
             torch.testing.assert_close(shares, torch.tensor(expected), atol=0.01, rtol=0)
 
 
+def test_a_perfect_generator_keeps_all_pieces_of_an_experience():
+    """Three pieces of the first, of 100, 100 and 200 images, and two of the second, whose share is a quarter."""
+    past = PastImages(ImageSpec((1,)), seed=0)
+    for value, size in ((1.0, 100), (2.0, 100), (3.0, 200)):
+        list(past.learn(torch.full((size, 1), value)))
+    previous = past.frozen_copy()
+    for value, size in ((4.0, 30), (5.0, 10)):
+        list(past.learn(torch.full((size, 1), value), previous.sample, 0.25))
+    made = past.sample(60000)
+    shares = torch.stack([(made == value).float().mean() for value in (1, 2, 3, 4, 5)])
+    expected = torch.tensor([0.75 / 4, 0.75 / 4, 0.75 / 2, 0.25 * 3 / 4, 0.25 / 4])
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
+
+
 def test_noise_has_the_images_mean_and_spread_and_nothing_else():
     noise = NoiseImages(SPEC, seed=0)
     x = images(500)

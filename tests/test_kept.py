@@ -1,6 +1,8 @@
 """What plugins say they keep: a state is nobody's but whose it was asked for."""
 
 import copy
+import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from engrams.strategies import EWCPlugin, MASPlugin
 from engrams.strategies.baselines import FrozenBackbonePlugin, L2Plugin, ReplayPlugin
 from engrams.strategies.chaudhry2019 import ChaudhryEWCPlugin
 from engrams.strategies.dark_replay import DERPlugin
+from engrams.strategies.dgr import DeepGenerativeReplay
 from engrams.strategies.experience_replay import ExperienceReplayPlugin
+from engrams.strategies.generators import ClassGaussians, ImageSpec
 from engrams.strategies.icarl import ICaRLPlugin
 from engrams.strategies.kept import Unkept, restore, restore_within, state_of, state_within
 from engrams.strategies.si import SIPlugin
@@ -167,6 +171,35 @@ MEMORIES = {
     "der": lambda: DERPlugin(10, alpha=1.0, beta=1.0),
     "icarl": lambda: ICaRLPlugin(12),
 }
+
+
+@pytest.mark.parametrize("kind", ["frozen", "replay", "icarl"])
+def test_no_memory_gives_a_state_away_that_lacks_pieces_already_learned(kind):
+    plugin, pieces = MEMORIES[kind](), in_pieces([[0, 1], [2, 3]])
+    strategy = learn(mlp(classes=4), pieces[:2], plugin)
+    with pytest.raises(Unkept):
+        plugin.state_dict()
+    strategy.train(pieces[2])
+    if kind != "icarl":  # whose exemplars of pieces are in no state at all
+        plugin.state_dict()
+
+
+def test_a_scholar_is_not_given_away_before_its_experience_has_ended():
+    pieces = in_pieces([[0, 1], [2, 3]])
+    scholar = partial(DeepGenerativeReplay, generator=ClassGaussians(ImageSpec((6,), -math.inf, math.inf), seed=0))
+    strategy = learn(mlp(classes=4), pieces[:3], template=scholar)
+    state = strategy.state_dict()
+    kept = copy.deepcopy(state)
+    strategy.train(pieces[3])
+    with pytest.raises(Unkept, match=r"DeepGenerativeReplay waits for the end of an experience of which .* 1 pieces"):
+        strategy.state_dict()
+    for piece in pieces[4:]:
+        strategy.train(piece)
+    assert same(state, kept), "what the generator learned since is not in it"
+    strategy.load_state_dict(state)
+    assert strategy.generator.counts.tolist() == [15, 15]
+
+
 TWO_AFTER_TWO = [[0, 1], [2, 3], [4, 5]]
 
 

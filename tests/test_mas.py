@@ -1,5 +1,6 @@
 """MAS against brute force, one sample at a time, and against activations multiplied by hand."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -297,6 +298,27 @@ def test_what_was_frozen_since_is_not_observed():
     plugin.observe(model, TensorDataset(torch.randn(12, 6)))
     changed = {name for name, value in plugin.importances.items() if not torch.equal(value, before[name])}
     assert changed == before.keys() - {"features.0.weight"}
+
+
+def test_what_is_observed_counts_whatever_the_network_is_wrapped_in_and_not_under_other_names():
+    class Deployed(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    later = TensorDataset(torch.randn(12, 6))
+    plugins = [MASPlugin(1.0), MASPlugin(1.0)]
+    for plugin, wrap in zip(plugins, (Deployed, copy.deepcopy), strict=True):
+        torch.manual_seed(0)
+        strategy = learn(mlp(), stream([[0, 1]]), plugin)
+        plugin.observe(wrap(strategy.model), later)
+        plugin.penalty(strategy.model)  # goes back to the model's own names
+    assert_same(*(plugin.importances for plugin in plugins))
+    with pytest.raises(ValueError, match="no parameter under a name of which there is an importance"):
+        plugins[1].observe(Deployed(copy.deepcopy(strategy.model)), later)
 
 
 def test_what_is_observed_is_measured_in_minibatches_of_that_size():

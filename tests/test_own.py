@@ -9,7 +9,7 @@ import torch
 
 from engrams.benchmarks import load_protocol, run
 from engrams.benchmarks.cli.options import OptionError, seeds_of
-from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.jobs.plan import PlanError, plan
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import UserError, read_records, store
@@ -57,6 +57,10 @@ BROKEN = """
 from engrams.strategies import Strategy
 no_range = Strategy(plugin=lambda h: None, search={"step": (0.1, 1.0)})
 """
+BAD_RANGE = """
+from engrams.strategies import LogUniform, Strategy
+bad_range = Strategy(plugin=lambda h: None, search={"step": LogUniform(0.0, 1.0)})
+"""
 NO_BUILD = """
 from engrams.strategies import Strategy
 no_build = Strategy(plugin=lambda h: None, network=lambda h, network: network())
@@ -68,6 +72,7 @@ def mine(tmp_path, monkeypatch):
     """A folder with a strategy in it, in which the command line is called."""
     (tmp_path / "mine.py").write_text(STRATEGY)
     (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "bad_range.py").write_text(BAD_RANGE)
     (tmp_path / "no_build.py").write_text(NO_BUILD)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -95,6 +100,23 @@ def test_a_strategy_a_plugin_and_a_strategy_class_run_by_file(mine):
     naive = engrams("run", "split-digits/domain", "naive", *QUICK, "--out", "naive")
     assert naive.returncode == 0
     assert only_record("naive").accuracy_matrix != found[0].accuracy_matrix
+
+
+def test_what_a_record_cannot_hold_is_refused_and_two_of_one_name_are(mine):
+    (mine / "limit.py").write_text(
+        "from avalanche.training.plugins import SupervisedPlugin\n\n\nclass Limit(SupervisedPlugin):\n"
+        "    def __init__(self, limit=float('inf')):\n        super().__init__()\n"
+    )
+    with pytest.raises(ProtocolError, match=r"limit:Limit.limit: a record cannot hold inf; set it to a finite number"):
+        plan("split-digits/class", ["limit.py:Limit"], [0])
+    plan("split-digits/class", ["limit.py:Limit"], [0], {"limit": 3.0})
+    for folder in "ab":
+        (mine / folder).mkdir()
+        (mine / folder / "mine.py").write_text(STRATEGY)
+    names = [f"{folder}/mine.py:DecayPlugin" for folder in "ab"]
+    with pytest.raises(PlanError, match=r"a/mine.py:DecayPlugin and .*b/mine.py:DecayPlugin would both be recorded as"):
+        plan("split-digits/class", names, [0], {"strength": 0.1})
+    assert len(plan("split-digits/class", [names[0], names[0]], [0], {"strength": 0.1})) == 1
 
 
 def test_a_strategy_that_changed_is_another(mine):
@@ -130,6 +152,7 @@ def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
         ("mine.py:a_number", "this is int, and should be an engrams.strategies.Strategy"),
         ("yours.py:decay", "there is no file"),
         ("broken.py:no_range", "search['step'] must be a LogUniform(low, high); got (0.1, 1.0)"),
+        ("bad_range.py:bad_range", "search['step'] must be of numbers with 0 < low < high; got LogUniform(low=0.0"),
         ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
@@ -291,6 +314,19 @@ def test_a_protocol_that_is_printed_and_run_is_the_same_to_the_bit(mine):
     assert ours.protocol == "printed"
 
 
+def test_what_a_file_sets_of_a_joined_strategy_goes_before_what_was_chosen_for_the_extended_one(mine):
+    (mine / "base.toml").write_text('extends = "split-digits"\n[stream]\nscenarios = ["task"]\n')
+    (mine / "chosen").mkdir()
+    (mine / "chosen" / "base.toml").write_text(
+        '["ewc+replay"]\nfingerprint = ""\n["ewc+replay".hyperparameters]\n"ewc.ewc_lambda" = 3.0\n'
+        '["ewc+replay".evidence]\ncommand = "none"\n'
+    )
+    ewc_and_replay = catalogue.get("ewc+replay")
+    assert load_protocol("base.toml").hyperparameters_of(ewc_and_replay).settings()["ewc"]["ewc_lambda"] == 3.0
+    (mine / "mine.toml").write_text('extends = "base.toml"\n[strategies."ewc+replay"]\newc.ewc_lambda = 5.0\n')
+    assert load_protocol("mine.toml").hyperparameters_of(ewc_and_replay).settings()["ewc"]["ewc_lambda"] == 5.0
+
+
 def test_a_file_changes_some_values_of_another(mine):
     (mine / "wide.toml").write_text(
         'extends = "split-digits"\ntitle = "a wider network"\n'
@@ -368,6 +404,7 @@ def test_own_settings_lie_apart_and_stand_beside_the_protocols_own(mine):
         (["--set", "training.epochs=many"], "--set training.epochs: Input should be a valid integer"),
         (["--set", "ewc_lambda"], "--set ewc_lambda: write KEY=VALUE"),
         (["--set", "ewc_lambda=1", "--set", "ewc_lambda=2"], "ewc_lambda is set twice"),
+        (["--set", "ewc_lambda=1", "--set", '{"ewc_lambda": 2}'], "ewc_lambda is set twice"),
         (["--seeds", "9-5"], "--seeds 9-5: give how many (3) or which (5-9,12"),
         (["--seeds", "0"], "--seeds 0: give how many"),
         (["--seeds", "one"], "--seeds one: give how many"),
@@ -403,6 +440,7 @@ def test_seeds():
     assert seeds_of("3") == [0, 1, 2]
     assert seeds_of("5-9,12") == [5, 6, 7, 8, 9, 12]
     assert seeds_of("7,") == seeds_of("7-7") == [7]
+    assert seeds_of(" 3") == [0, 1, 2]
     with pytest.raises(OptionError):
         seeds_of(",")
 

@@ -105,6 +105,16 @@ def record_of(protocol, strategy, out, **settings):
     return execute(run, out, "cpu", "disabled", lambda epochs: None)
 
 
+def test_a_record_names_the_code_that_was_learned_and_not_what_became_of_it_meanwhile(folder, tmp_path):
+    run, same = (run_of(registry.get(str(folder / "own-net.toml")), "naive") for _ in range(2))
+    learned = same.deciding()["network"]["fingerprint"]
+    net = folder / "net.py"
+    record = execute(run, tmp_path / "runs", "cpu", "disabled", lambda epochs: net.write_text(NETWORK + "# mended\n"))
+    assert record.complete, record.reason
+    assert record.hyperparameters["network"]["fingerprint"] == learned
+    assert run_of(registry.get(str(folder / "own-net.toml")), "naive").deciding()["network"]["fingerprint"] != learned
+
+
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize(
     "strategy",

@@ -254,9 +254,24 @@ def test_ours_beside_avalanches_is_paired_over_common_seeds():
     assert (mas.difference.mean - mas.difference.half_width) == pytest.approx(low)
     assert (mas.difference.mean + mas.difference.half_width) == pytest.approx(high)
     assert (replay.verdict, naive.verdict) == ("level", "worse")
+    ours, theirs = (set_to(of, training={"learning_rate": rate}) for of, rate in ((records[:4], 1), (records[4:8], 2)))
+    assert not parity.against_avalanche([*ours, *theirs], pairs), "each has the rate that its source chose"
     other = set_to(group("avalanche-mas", 0.8, 0.9), training={"epochs": 2})
-    with pytest.raises(RecordError, match="mas and avalanche-mas were run under different settings"):
-        parity.against_avalanche([*records[:4], *other], pairs)
+    ours = set_to(records[:4], training={"epochs": 1})
+    with pytest.warns(UserWarning, match="mas and avalanche-mas were run under different settings, and are not"):
+        found = parity.against_avalanche([*ours, *other, *records[8:12]], pairs)
+    assert [one.strategy for one in found] == ["replay"]
+
+
+@pytest.mark.parametrize(("means", "digits"), [([80.0, 7.0], 0), ([42.9, 50.0], 1), ([42.95, 50.0], 2)])
+def test_a_figure_is_as_exact_as_its_source_has_it(tmp_path, means, digits):
+    rows = "".join(f'  {{ method = "m{n}", strategy = "naive", mean = [{mean}] }},\n' for n, mean in enumerate(means))
+    (tmp_path / "p.toml").write_text(
+        '[sources.s2018]\ntitle = "S"\nwhere = "T"\nchecked = true\nmetric = "ACC"\n'
+        f'[[figures]]\nsource = "s2018"\nprotocols = ["p/task"]\nrows = [\n{rows}]\n[figures.setting]\ntraining = "t"\n'
+    )
+    (board,) = parity.compare(parity.read(tmp_path / "p.toml"), group("naive", 0.5, 0.6, protocol="p/task"))
+    assert {row.reported.digits for row in board.rows} == {digits}
 
 
 def test_ours_beside_avalanches_is_shown(folder_of_duels):

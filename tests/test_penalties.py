@@ -177,6 +177,50 @@ def test_the_penalty_of_another_model_goes_by_the_names_of_its_parameters():
     assert plugin.penalty(model).item() == pytest.approx(1.5 * expected.item(), rel=1e-5)
 
 
+def test_the_penalty_of_another_model_counts_every_layer_and_changes_nothing():
+    """Whether it has some of its values in common with the model that the anchors belong to, or none."""
+    plugin, experiences = EWCPlugin(2.0), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    other = copy.deepcopy(strategy.model)
+    assert plugin.penalty(other) == 0
+    with torch.no_grad():
+        other.fc.bias += 1.0
+    expected = plugin.importances["fc.bias"].sum()
+    torch.testing.assert_close(plugin.penalty(other).detach(), expected)
+    with torch.no_grad():
+        strategy.model.body.bias += 1.0
+    with pytest.warns(UserWarning, match="1 of 4 parameters .*'body.bias'.*do not begin this experience"):
+        strategy.train(experiences[1])
+    assert (plugin.importances["fc.bias"].sum() > expected).all(), "both experiences'"
+    del other.fc
+    with pytest.raises(ValueError, match=r"the model has no parameter 'fc\.weight', of which there is an anchor"):
+        plugin.penalty(other)
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_layer_that_takes_a_removed_ones_name_keeps_its_own_anchors(kind):
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)])
+
+        def forward(self, x):
+            for layer in self.layers[:-1]:
+                x = layer(x).relu()
+            return self.layers[-1](x)
+
+    plugin, experiences = PLUGINS[kind](), stream([[0, 1]] * 2)
+    strategy = learn(Layers(), [experiences[0]], plugin)
+    anchors = {name: anchor.clone() for name, anchor in anchors_of(plugin).items()}
+    strategy.model.layers = nn.ModuleList(list(strategy.model.layers)[1:])
+    with pytest.warns(UserWarning, match="'layers.0.weight', 'layers.0.bias': not in the model any more"):
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
+    for place in (0, 1):
+        for of in ("weight", "bias"):
+            assert torch.equal(anchors_of(plugin)[f"layers.{place}.{of}"], anchors[f"layers.{place + 1}.{of}"])
+    assert len(anchors_of(plugin)) == len(plugin._terms) == 4
+
+
 def test_a_layer_that_is_reparametrised_is_named():
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
@@ -316,6 +360,15 @@ def test_a_second_strategy_on_the_model_as_it_was_left_goes_on_and_on_one_that_w
     assert plugin.consolidated == 1
 
 
+def test_all_anchors_may_be_deleted():
+    plugin, experiences = EWCPlugin(1.0, "separate"), stream([[0, 1]] * 2)
+    strategy = learn(Net(), [experiences[0]], plugin)
+    plugin.importances.clear()
+    plugin.anchors.clear()
+    strategy.train(experiences[1])
+    assert len(plugin.anchors) == 1
+
+
 def test_of_several_anchors_it_is_the_latest_that_says_whether_a_model_is_as_it_was_left():
     plugin, experiences = EWCPlugin(0.1, "separate"), stream([[0, 1]] * 4)
     model = learn(Net(), experiences[:3], plugin).model
@@ -409,6 +462,33 @@ def test_an_online_stream_consolidates_where_its_experiences_end(kind, size):
         whole = diagonal_fisher(model, parts[-1].origin_experience.dataset)
         for name, f in plugin.importances[2].items():
             torch.testing.assert_close(f, whole[name])
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_a_strategy_for_every_piece_is_as_good_as_one_for_all(kind):
+    """As scripts have it that make an optimiser anew for every piece."""
+    found, parts = [], list(online(10))
+    for each_anew in (False, True):
+        torch.manual_seed(0)
+        plugin, model = PLUGINS[kind](), Net()
+        strategy = learn(model, [], plugin)
+        for part in parts:
+            torch.manual_seed(1)
+            (learn(model, [], plugin) if each_anew else strategy).train(part)
+        found.append(plugin)
+    for name, anchor in anchors_of(found[0]).items():
+        torch.testing.assert_close(anchors_of(found[1])[name], anchor)
+    assert found[1].consolidated == 2
+
+
+def test_samples_are_counted_over_several_strategies_of_one_model():
+    plugin, model = EWCPlugin(1.0, "separate", consolidate_every=80), Net()
+    for experience in stream([[0, 1]] * 4):
+        learn(model, [experience], plugin)
+    assert plugin.consolidated == 2
+    learn(model, stream([[0, 1]]), plugin)
+    learn(Net(), stream([[0, 1]]), plugin)
+    assert not plugin.anchors, "another model's samples are not counted"
 
 
 def test_importance_data_of_an_online_stream_has_an_entry_an_experience():

@@ -65,6 +65,23 @@ def test_a_job_that_kills_its_process_twice_is_given_up_and_the_others_go_on(tmp
     assert "SIGKILL (out of memory?), having held 0." in str(given_up)
 
 
+def unreadable():
+    raise SyntaxError("unfinished")
+
+
+class Unreadable(SimpleNamespace):
+    def __reduce__(self):
+        return unreadable, ()
+
+
+def test_a_job_that_cannot_be_read_in_its_process_is_named_and_the_others_go_on():
+    jobs = [Unreadable(name="a"), job("b")]
+    outcomes = {one.name: outcome for one, outcome in in_processes(jobs, count, 1, quiet)}
+    assert isinstance(outcomes["a"], ProcessError)
+    assert str(outcomes["a"]) == "the run cannot be read there: SyntaxError: unfinished"
+    assert isinstance(outcomes["b"], int)
+
+
 def count(job, report):
     for epoch in range(1, 4):
         report(epoch)

@@ -119,10 +119,14 @@ def test_the_command_writes_it_without_torch(tmp_path):
         "try:\n    main()\nfinally:\n    assert 'torch' not in sys.modules and 'avalanche' not in sys.modules\n"
     )
     arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]
+    mine = tmp_path / "report" / "pictures" / "1.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"report: {tmp_path}/report/index.html" in done.stdout
     text = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert mine.exists(), "what lay there besides"
     assert "</script><b>" not in text
     assert "20 runs under 2 protocols" in text
 

@@ -242,6 +242,19 @@ def test_whoever_waits_to_write_a_choice_still_keeps_others_out(tiny):
     assert "l2" in chosen_beside(tiny)
 
 
+def test_a_range_that_is_tried_out_ends_the_search(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "narrow.py").write_text(
+        "from engrams.strategies import Hyperparameters, LogUniform, Strategy\n"
+        "from engrams.strategies.baselines import L2Plugin\n\n\nclass Narrow(Hyperparameters):\n"
+        "    strength: float\n\n\nnarrow = Strategy(\n    hyperparameters=Narrow,\n"
+        "    search={'strength': LogUniform(1.0, 1.001)},\n    plugin=lambda h: L2Plugin(h.strength),\n)\n"
+    )
+    done = engrams("search", tiny, "narrow.py:narrow", "--trials", 4, "--out", "s", "--wandb", "disabled")
+    assert done.returncode == 2
+    assert "have tried all numbers of 3 figures that its search has (strength); ask for no more trials" in done.stderr
+
+
 def test_what_the_user_can_mend_is_one_line(tiny):
     out = tiny.parent / "s"
     journal = out / "tiny" / "ewc" / "study.journal"

@@ -12,6 +12,7 @@ from engrams.reports import marks, matrices
 from engrams.reports.estimates import p_value, quantile
 from engrams.reports.matrix import METRICS
 from engrams.reports.pages import comparison as tables
+from engrams.reports.pages import costs
 from engrams.reports.render import as_markdown
 from engrams.reports.store import Record, RecordError, Records
 
@@ -99,6 +100,9 @@ def test_what_does_not_belong_in_one_row_is_refused():
         tables.compare([*group("good", 0.8, 0.9), other])
     with pytest.raises(RecordError, match="p good: a seed is there twice"):
         tables.compare([*group("good", 0.8, 0.9), record("good", 0, 0.8)])
+    for look in (lambda records: matrices.of(records), lambda records: records.matrices("p", "good"), costs.compare):
+        with pytest.raises(RecordError, match="p good: its seeds were run with different hyperparameters"):
+            look(Records([*group("good", 0.8, 0.9), other]))
 
 
 def test_failed_runs_are_counted_and_not_averaged():

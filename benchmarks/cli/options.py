@@ -175,7 +175,7 @@ def seeds_of(text: str) -> list[int]:
     """
     spans = [re.fullmatch(r"\s*(\d{1,20})(?:-(\d{1,20}))?\s*", part) for part in text.split(",") if part]
     ranges = [range(int(span[1]), int(span[2] or span[1]) + 1) for span in spans if span]
-    if text.isdecimal() and ranges:
+    if text.strip().isdecimal() and ranges:
         ranges = [range(ranges[0][0])]
     if not ranges or None in spans or not all(ranges):
         raise OptionError(f"--seeds {text}: give how many (3) or which (5-9,12; one alone: 7-7)")
@@ -195,7 +195,10 @@ def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any
     settings: dict[str, Any] = {}
     for option in options or []:
         if option.startswith("{") and name == "--set":
-            settings |= _read_json(option)
+            found = _read_json(option)
+            if twice := next((key for key in found if key in settings), None):
+                raise OptionError(f"{name} {option}: {twice} is set twice")
+            settings |= found
             continue
         key, equals, text = option.partition("=")
         if not equals or not key or not text:

@@ -58,9 +58,9 @@ def say(text: str, style: str | None = None) -> None:
 
 def draw(figure: Figure, path: Path) -> None:
     """Writes a picture and says where."""
-    if not path.suffix:
-        path = path.with_suffix(".png")
     try:
+        if not path.suffix:
+            path = path.with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     except (OSError, ValueError) as error:  # the disk's; matplotlib's of a kind of file that it does not know

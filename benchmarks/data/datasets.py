@@ -56,7 +56,7 @@ class Source:
 
     @property
     def again(self) -> str:
-        """What to do where the files are broken and have been deleted."""
+        """Returns what to do where the files are broken and have been deleted."""
         return "let them be downloaded again" if self.download else "fetch them again"
 
 
@@ -194,13 +194,13 @@ def _named_if_broken(source: Source, root: Path | None) -> Iterator[None]:
 
 
 def find(name: str) -> Path | None:
-    """The root folder that holds every file of a data set, or None; nothing is read or downloaded."""
+    """Returns the root folder that holds every file of a data set, or None; nothing is read or downloaded."""
     found = located(name)
     return found[1] if found else None
 
 
 def located(name: str) -> tuple[Source, Path] | None:
-    """The first of a data set's formats whose files are all here, and the root folder that holds them, or None."""
+    """Returns the first of a data set's formats whose files are all here, and their root folder, or None."""
     places = ((source, root) for source in SOURCES[name] for root in _roots(name))
     return next((place for place in places if all((place[1] / file).is_file() for file in place[0].files)), None)
 

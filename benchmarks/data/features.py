@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -149,8 +150,11 @@ def _fingerprint(data: ImageData, model: Pretrained, size: int) -> str:
 
 
 def _check_made_of(file: Path, about: dict[str, object]) -> None:
-    with np.load(file, allow_pickle=False) as arrays:
-        made_of = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            made_of = json.loads(str(arrays["about"])) if "about" in arrays else {}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise DataError(f"{file} cannot be read ({error}); delete it and make it again") from error
     if made_of != about:
         raise DataError(
             f"{file} was made of other images, weights or settings than these (its fingerprint is "

@@ -40,11 +40,11 @@ class ImagesOnDisk(Dataset):
         return image if self.mapping is None else self.mapping(image)
 
     def take(self, indices: Tensor) -> ImagesOnDisk:
-        """The images at these places, in this order."""
+        """Returns the images at these places, in this order."""
         return ImagesOnDisk(self.dataset, [self.chosen[index] for index in indices.tolist()], self.mapping)
 
     def map(self, mapping: Callable[[Tensor], Tensor]) -> ImagesOnDisk:
-        """The same images with one more thing done to each."""
+        """Returns the same images with one more thing done to each."""
         before = self.mapping
         return ImagesOnDisk(
             self.dataset, self.chosen, mapping if before is None else lambda image: mapping(before(image))
@@ -74,16 +74,16 @@ class PreparedLater(Dataset):
         return self.prepare(self.pixels[index])
 
     def take(self, indices: Tensor) -> PreparedLater:
-        """The images at these places, in this order."""
+        """Returns the images at these places, in this order."""
         return PreparedLater(self.pixels[indices], self.prepare)
 
     def to(self, device: torch.device) -> PreparedLater:
-        """The same images on a device."""
+        """Returns the same images on a device."""
         return PreparedLater(self.pixels.to(device), self.prepare)
 
     @staticmethod
     def joined(several: Sequence[PreparedLater]) -> PreparedLater:
-        """Those of several, which are prepared alike, one after another."""
+        """Returns those of several, which are prepared alike, one after another."""
         return PreparedLater(torch.cat([one.pixels for one in several]), several[0].prepare)
 
 
@@ -115,7 +115,7 @@ class ImageData:
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Grey levels 0..255 as float32 in [0, 1]; float32 is left as it is."""
+    """Returns grey levels 0..255 as float32 in [0, 1]; float32 is left as it is."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 

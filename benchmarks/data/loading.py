@@ -199,13 +199,13 @@ class BatchOrder:
         return (indices.tolist() for indices in self.tensors())
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The minibatches of one pass, each a tensor of indices."""
+        """Returns the minibatches of one pass, each a tensor of indices."""
         kept = self.order is None
         order = torch.arange(self.samples) if kept else torch.randperm(self.samples, generator=self.order)
         return tuple(order[some] for some in self.slices())
 
     def slices(self) -> Iterator[slice]:
-        """The minibatches of one pass, each as places in its order."""
+        """Returns the minibatches of one pass, each as places in its order."""
         skip, self.skip = self.skip, 0
         for place in range(skip, len(self)):
             first = place // self.times * self.batch_size
@@ -297,7 +297,7 @@ Columns = tuple[Column, ...] | None
 
 
 def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
-    """The columns of a dataset's samples, (x, y, ..., task labels), as whole tensors.
+    """Returns the columns of a dataset's samples, (x, y, ..., task labels), as whole tensors.
 
     Returns:
         None where a sample is more than an index into tensors; see :func:`columns_of`.
@@ -309,7 +309,7 @@ def tensors_of(dataset: AvalancheDataset) -> tuple[Tensor, ...] | None:
 
 
 def columns_of(dataset: AvalancheDataset) -> tuple[Column, ...] | None:
-    """The columns of a dataset's samples, (x, y, ..., task labels).
+    """Returns the columns of a dataset's samples, (x, y, ..., task labels).
 
     Reads Avalanche's tree of concatenations and subsets (``FlatData``) instead of its samples; there is no public way.
 

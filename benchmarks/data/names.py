@@ -130,7 +130,7 @@ def fingerprint(dataset: str) -> str:
 
 @lru_cache(maxsize=8)
 def _content(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Read again only where a size or the time of a change differs."""
+    """Reads again only where a size or the time of a change differs."""
     digest = sha256()
     for file, *_ in files:
         if file != root:

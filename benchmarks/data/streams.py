@@ -39,7 +39,7 @@ LARGE = 1 << 29
 
 @lru_cache(maxsize=2)
 def prepared(dataset: str, images: Images, from_disk: bool = False, by_minibatch: bool = False) -> ImageData:
-    """A data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
+    """Returns a data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 
     Kept, since the runs that a process does one after another mostly share it. What is standardised by the first
     experience is so by :func:`make_benchmark`, which knows the experiences.
@@ -110,13 +110,13 @@ def bounds(shape: Sequence[int], images: Images) -> tuple[Tensor, Tensor] | tupl
 
 
 def black_and_white(images: Images) -> tuple[Tensor, Tensor]:
-    """What 0 and 1 become: one number, or one for each channel, [channels, 1, 1]."""
+    """Returns what 0 and 1 become: one number, or one for each channel, [channels, 1, 1]."""
     mean, std = torch.as_tensor(_spread(images.mean)), torch.as_tensor(_spread(images.std))
     return (0 - mean) / std, (1 - mean) / std
 
 
 def brightness(x: Tensor, images: Images) -> Tensor:
-    """Of images as they go into the network, as pictures have it: 0 is black, 1 is white."""
+    """Returns the brightness of images as they go into the network: 0 is black, 1 is white."""
     black, white = (value.to(x.device) for value in black_and_white(images))
     return (x - black) / (white - black)
 
@@ -127,7 +127,7 @@ def _spread(value: float | tuple[float, ...], device: torch.device | None = None
 
 
 def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Judge, seed: int) -> CLScenario:
-    """Build the streams of one run.
+    """Builds the streams of one run.
 
     Args:
         data: images or vectors, as they go into the network (but standardised only here), and labels.
@@ -164,7 +164,7 @@ def make_benchmark(data: ImageData, stream: MadeStream, scenario: str, judge: Ju
 
 
 def labelled(benchmark: CLScenario) -> CLScenario:
-    """Give every experience its classes and task labels, as Avalanche's dynamic modules read them.
+    """Gives every experience its classes and task labels, as Avalanche's dynamic modules read them.
 
     Avalanche 0.6 gives the classes as a set, with which its own MultiHeadClassifier then fails to index a tensor.
     """

@@ -67,6 +67,7 @@ def execute(
     learned: Learned | None = None
     started = time.perf_counter()
     try:
+        (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
         observer = _observer(run, device, out, folder)
         watchers = [watcher for watcher in (observer, journal) if watcher is not None]
         judge = observer.judge if isinstance(observer, GenerationObserver) else None
@@ -96,12 +97,12 @@ def execute(
         outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}{_kept(folder)}"}
     record = record_of(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
     try:
-        predictions.remove(folder)  # of an earlier try, as the traceback
+        predictions.remove(folder)  # of an earlier try
         if record.complete and learned:
-            (folder / TRACEBACK).unlink(missing_ok=True)
             predictions.write(learned.predictions, folder)
         store.write(record, folder)
-        checkpoints.remove()
+        if record.complete:  # one that failed may have failed for no fault of its own: a full disk, a full GPU
+            checkpoints.remove()
     except OSError as error:
         if record.complete:  # not another's fault, and not to be shown as done
             record = failed(run, device, f"done, but its record cannot be written: {error}; make room and run it again")
@@ -190,5 +191,5 @@ def _observer(
 
 
 def usual_device() -> str:
-    """torch's name of the GPU if there is one, else of the CPU."""
+    """Returns torch's name of the GPU if there is one, else of the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"

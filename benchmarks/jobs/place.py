@@ -27,7 +27,7 @@ class Place(Protocol):
 
     @property
     def outlives(self) -> bool:
-        """Whether runs go on when whoever waits for them stops."""
+        """Tells whether runs go on when whoever waits for them stops."""
         ...
 
     def do(

@@ -80,7 +80,7 @@ def plan(
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS]:
         raise PlanError(f"a seed is a whole number from 0 to {SEEDS - 1}; got {wrong[0]!r}")
     runs = []
-    for entry in {entry.name: entry for entry in entries}.values():
+    for entry in by_name(entries).values():
         own = {key: value for key, value in of_strategies.items() if key in keys_of(entry)}
         hyperparameters = protocol.hyperparameters_of(entry, own)
         # In one order, so that the same settings are the same row.
@@ -89,6 +89,23 @@ def plan(
         variant = ",".join(f"{key}={shown_as(key, value)}" for key, value in shown.items())
         runs += [Run(protocol, entry, seed, hyperparameters, variant=variant, first=first) for seed in seeds]
     return runs
+
+
+def by_name(strategies: Iterable[Strategy]) -> dict[str, Strategy]:
+    """Returns strategies by their names, each once.
+
+    Raises:
+        PlanError: two that are not the same have one name, and would have one record.
+    """
+    found: dict[str, Strategy] = {}
+    for strategy in strategies:
+        other = found.setdefault(strategy.name, strategy)
+        if other.reference != strategy.reference:
+            raise PlanError(
+                f"{other.reference} and {strategy.reference} would both be recorded as {strategy.name}: give one "
+                f"another name"
+            )
+    return found
 
 
 def run_of(protocol: Protocol, strategy: str, seed: int = 0, settings: Mapping[str, Any] | None = None) -> Run:

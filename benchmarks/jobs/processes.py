@@ -48,7 +48,7 @@ _started = False
 
 
 def start_server() -> None:
-    """Start the server that processes are forked from, which reads torch and Avalanche: that takes seconds.
+    """Starts the server that processes are forked from, which reads torch and Avalanche: that takes seconds.
 
     :func:`in_processes` does it too; called before, the server reads while this process does something else.
 
@@ -359,6 +359,10 @@ def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
+        except Exception as error:  # a file of one's own, which it names, is being written just now
+            words = str(error).partition("\n")[0]
+            tell(_Returned(ProcessError(f"the run cannot be read there: {type(error).__name__}: {words}")))
+            continue
         tell(_attempt(job, work, lambda epochs: tell(_Progress(epochs, process.memory_info().rss))))
         if stopping.asked():  # the job was done before it could be stopped
             return

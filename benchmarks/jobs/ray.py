@@ -48,6 +48,8 @@ def resources(gpus: float | None, ask: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in ask.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise PlaceError(f"--ask {key}={value}: Ray has numbers of everything; memory in bytes")
+        if key in ("CPU", "GPU"):
+            raise PlaceError(f"--ask {key}={value}: write {'cpus' if key == 'CPU' else '--gpus'} for it")
         if key in OWN:
             asked[OWN[key]] = value
         else:

@@ -35,7 +35,7 @@ def run_all(
     display: Display,
     stream_from_disk: bool = False,
 ) -> list[Record]:
-    """Do the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
+    """Does the runs that have no complete record yet, several at once, and return all records in the order of ``runs``.
 
     A record that is damaged, or another run's, is kept beside the one that takes its place. What another command is
     doing in the same folder is waited for, and not done again.
@@ -139,7 +139,7 @@ def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
 
 
 def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = False) -> None:
-    """Say what would stop every run, once and before any process starts.
+    """Says what would stop every run, once and before any process starts.
 
     Raises:
         SuiteError: ``out`` cannot be written to; a strategy cannot leave its images on disk.
@@ -161,7 +161,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
 
 
 def finished(run: Run, out: Path) -> Record | None:
-    """The run's complete record in ``out``, None if it is still owed.
+    """Returns the run's complete record in ``out``, None if it is still owed.
 
     Raises:
         SuiteError: it is of other settings.
@@ -186,7 +186,7 @@ def finished(run: Run, out: Path) -> Record | None:
 
 
 def first_difference(old: dict, new: dict, key: str = "") -> str:
-    """``key.key was OLD, is now NEW`` of the first setting that differs."""
+    """Returns ``key.key was OLD, is now NEW`` of the first setting that differs."""
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)
         if before != now:

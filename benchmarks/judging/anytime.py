@@ -97,7 +97,7 @@ class AnytimePlugin(SupervisedPlugin):
             )
 
     def result(self) -> Anytime:
-        """What was seen, for the record."""
+        """Returns what was seen, for the record."""
         return Anytime(
             every=self.every,
             samples=self.samples,
@@ -155,7 +155,7 @@ class PrequentialPlugin(SupervisedPlugin):
             self.right.append(right(strategy.model, x, y, tasks, classes).cpu())
 
     def result(self) -> Prequential:
-        """What was seen, for the record."""
+        """Returns what was seen, for the record."""
         every = torch.cat(self.right).double()
         windows = [float(part.mean()) for part in every.split(self.window)]
         return Prequential(accuracy=float(every.mean()), window=self.window, windows=windows)

@@ -66,7 +66,7 @@ class GenerationObserver:
 
     @property
     def judge(self) -> nn.Module:
-        """The network that tells what an image shows."""
+        """Returns the network that tells what an image shows."""
         return self.classifier.network
 
     def after_experience(self, strategy: SupervisedTemplate, matrix: list[list[float]], seen: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ class GenerationObserver:
         return self.folder / ANIMATION
 
     def summary(self) -> Generated:
-        """For the record; trains a classifier on what was generated last, and says what it gives away."""
+        """Returns what the record has of the generator; trains a classifier on what was generated last for it."""
         x, y = self.made
         right = self._right(x, y, REVERSE_IMAGES_SEEN)
         classes = y.unique().tolist()

@@ -33,7 +33,7 @@ BY_EXPERIENCE = ("class_shares", "precision", "recall")
 
 
 def classifier_for(protocol: Protocol, device: str, out: Path) -> RealClassifier | None:
-    """The classifier that tells what images of a protocol show; None where its experiences permute pixels, say.
+    """Returns the classifier that tells what images of a protocol show; None where its experiences permute pixels, say.
 
     Args:
         protocol: of the run.
@@ -99,7 +99,7 @@ class GeneratorObserver:
 
     @property
     def learned(self) -> list[int]:
-        """The data set's classes so far."""
+        """Returns the data set's classes so far."""
         return [label for classes in self.experiences[: len(self.rows)] for label in classes]
 
     def _compare(self, classifier: RealClassifier) -> None:
@@ -129,7 +129,7 @@ class GeneratorObserver:
         return self.folder / PICTURE
 
     def summary(self) -> Generated | None:
-        """For the record; None where no class could be told."""
+        """Returns what the record has of the generator; None where no class could be told."""
         if not self.classifier:
             return None
         return Generated(

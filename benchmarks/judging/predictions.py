@@ -51,7 +51,7 @@ class PredictionsPlugin(KeepsNothingWithin, SupervisedPlugin):
         self.targets, self.answers = state["targets"], state["answers"]
 
     def result(self, after_initialisation: bool) -> Predictions:
-        """What was answered, to be written beside the record.
+        """Returns what was answered, to be written beside the record.
 
         Args:
             after_initialisation: the first evaluation was before training; what a later one did not ask for, since it

@@ -24,7 +24,7 @@ def features_of(classifier: RealClassifier, x: Tensor) -> Tensor:
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """Heusel et al. 2017 (arXiv 1706.08500), eq. 6, in other features than Inception's.
+    """Returns the distance of Heusel et al. 2017 (arXiv 1706.08500), eq. 6, in other features than Inception's.
 
     Args:
         real, generated: features, [N, F] and [M, F]. Few images make it larger: only distances of the same N and M can

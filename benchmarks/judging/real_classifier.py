@@ -47,7 +47,7 @@ class RealClassifier:
 
 @lru_cache(maxsize=1)
 def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifier:
-    """The classifier of a data set, trained when it is first asked for and then kept in a folder.
+    """Returns the classifier of a data set, trained when it is first asked for and then kept in a folder.
 
     What is kept is found again by its content: the images, what is done to them, the network and its training.
 
@@ -78,7 +78,7 @@ def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifie
 
 
 def train_classifier(x: Tensor, y: Tensor, classes: int, images_seen: int) -> nn.Module:
-    """A classifier of images, real or not; takes no random number from anyone else.
+    """Trains a classifier of images, real or not, and returns it; takes no random number from anyone else.
 
     Args:
         x: images, [N, channels, height, width].
@@ -100,7 +100,7 @@ def train_classifier(x: Tensor, y: Tensor, classes: int, images_seen: int) -> nn
 
 @torch.no_grad()
 def classes_of(network: nn.Module, x: Tensor) -> Tensor:
-    """A classifier's answers, int64 [N], to images [N, *shape]."""
+    """Returns a classifier's answers, int64 [N], to images [N, *shape]."""
     return torch.cat([network(part).argmax(dim=1) for part in x.split(AT_ONCE)])
 
 

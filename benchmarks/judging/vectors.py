@@ -86,5 +86,5 @@ class VectorObserver:
             setattr(self, name, state[name])
 
     def summary(self) -> Generated:
-        """For the record."""
+        """Returns what the record has of the generator."""
         return Generated(classifier_accuracy=self.classifier.accuracy, **self.state_dict())

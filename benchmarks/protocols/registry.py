@@ -295,8 +295,9 @@ def _chosen(path: Path, scenario: str, name: str) -> dict[str, Choice]:
 
 
 def _without(chosen: dict[str, Choice], own: Mapping[str, Any]) -> dict[str, Choice]:
+    set_here = {catalogue.short_name(name): flattened(values) for name, values in own.items()}
     kept = {
-        name: {key: value for key, value in choice.hyperparameters.items() if key not in own.get(name, {})}
+        name: {key: value for key, value in choice.hyperparameters.items() if key not in set_here.get(name, {})}
         for name, choice in chosen.items()
     }
     return {name: chosen[name].model_copy(update={"hyperparameters": kept[name]}) for name in kept if kept[name]}

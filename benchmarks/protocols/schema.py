@@ -6,8 +6,10 @@ The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from datetime import date, time
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -226,6 +228,14 @@ class BenchmarkStream(AnyStream):
     scenarios: Annotated[list[Scenario], Field(min_length=1, max_length=1)]
     validation_fraction: Annotated[float, Field(gt=0, lt=1)]
     arguments: dict[str, Any] = {}
+
+    @field_validator("arguments")
+    @classmethod
+    def _as_json(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for key, value in flattened(arguments).items():
+            if isinstance(value, date | time):
+                raise ValueError(f"{key} is a date or a time, which a record cannot hold; give it as a text")
+        return arguments
 
 
 MadeStream = PermutedStream | RotatedStream | SplitStream
@@ -539,7 +549,7 @@ class Protocol(Table):
             part = next((part for part in parts if key.startswith(f"{part}.")), "")
             set_below(values, [part, *key[len(part) + 1 :].split(".")] if part else key.split("."), value)
         try:
-            return strategy.hyperparameters.model_validate(values)
+            found = strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
             problem = first_problem(error)
             key = problem.partition(":")[0]
@@ -552,6 +562,21 @@ class Protocol(Table):
                 f"{where}: strategies.{strategy.name}.{problem}; set it in the protocol or with --set {key}=..."
                 + (f", or run '{searching(self, strategy)}'" if searched else "")
             ) from error
+        self._check_kept(strategy, found)
+        return found
+
+    def _check_kept(self, strategy: Strategy, hyperparameters: Hyperparameters) -> None:
+        """Raises a ProtocolError for a value that is another one, or none, where it is read from a record."""
+        written = flattened(hyperparameters.settings())
+        for key, value in flattened(hyperparameters.model_dump(by_alias=True)).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ProtocolError(
+                    f"{self.name}: {strategy.name}.{key}: a record cannot hold {value}; set it to a finite number"
+                )
+            if isinstance(value, date | time):
+                raise ProtocolError(
+                    f"{self.name}: {strategy.name}.{key}: a record would hold {written[key]!r} as a text; set it to one"
+                )
 
     def _values_of(self, name: str) -> dict[str, Any]:
         chosen = self.chosen[name].hyperparameters if name in self.chosen else {}
@@ -559,17 +584,17 @@ class Protocol(Table):
 
     @property
     def masks_tasks(self) -> bool:
-        """Whether tasks are told apart where the network is judged, and nowhere else."""
+        """Tells whether tasks are told apart where the network is judged, and nowhere else."""
         return self.scenario == "task" and self.network.all_classes
 
     @property
     def learned_as(self) -> Scenario:
-        """The scenario that the learner sees."""
+        """Returns the scenario that the learner sees."""
         return "class" if self.masks_tasks else self.scenario
 
     @property
     def reference(self) -> str:
-        """What the command line calls it: its name, or the path of somebody's own file."""
+        """Returns what the command line calls it: its name, or the path of somebody's own file."""
         if self.file.parent == FOLDER:
             return self.name
         _, several, scenario = self.name.partition("/")
@@ -720,7 +745,7 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str:
-    """``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last.
+    """Returns ``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last.
 
     Args:
         error: what pydantic raised.

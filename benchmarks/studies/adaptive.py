@@ -69,7 +69,7 @@ def run_subsets(
     display: Display,
     wandb: WandBSettings = DISABLED,
 ) -> Results:
-    """Do what is not among the results in ``out`` yet, several at once; each result is kept as soon as it is there.
+    """Does what is not among the results in ``out`` yet, several at once; each result is kept as soon as it is there.
 
     Args:
         name: of the study.
@@ -121,7 +121,7 @@ def _write(results: Results, path: Path) -> None:
 
 
 def recorded(name: str, study: Subsets, out: Path) -> Results | None:
-    """The results in ``out``; None if there are none.
+    """Returns the results in ``out``; None if there are none.
 
     Raises:
         RecordError: they cannot be read.
@@ -172,7 +172,7 @@ def _job(name: str, study: Subsets, seed: int, measured_on: Classes) -> Job:
         naive,
         seed,
         protocol.hyperparameters_of(naive),
-        variant=f"importance on {outcomes.label(measured_on) or 'nothing'}",
+        variant=f"mas_lambda={study.mas_lambda:g},importance on {outcomes.label(measured_on) or 'nothing'}",
     )
     return Job(run, study.mas_lambda, measured_on)
 
@@ -198,7 +198,7 @@ def _do_job(job: Job, report: Report, out: Path | None) -> Outcome:
 
 
 def learn_and_measure(job: Job, report: Report, device: str) -> Outcome:
-    """Learn two experiences and compare what the network does on the first one's test images before and after.
+    """Learns two experiences and compares what the network does on the first one's test images before and after.
 
     Raises:
         Diverged: the loss or a parameter is no finite number any more.

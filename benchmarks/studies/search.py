@@ -26,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.jobs.outcomes import environment
+from engrams.benchmarks.jobs.plan import by_name
 from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes, start_server
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 SEARCH_SEED = 1000
 FIGURES = 3
 """Significant figures of a number that is chosen; it is not known better than that."""
+MOST_REPEATS = 100
+"""Proposals in a row that have been tried already, before a search gives up."""
 KEPT = 90.0
 """Percentage of trials that are let go on: ACC in the middle of a stream says little about its end."""
 
@@ -85,7 +88,7 @@ def search(
             settings or cannot be written to, or another search is going on in it.
         ProcessError, DataError, ProtocolError: as :func:`engrams.benchmarks.jobs.suite.run_all`.
     """
-    wanted = {strategy.name: strategy for strategy in strategies}
+    wanted = by_name(strategies)
     for name, strategy in wanted.items():
         if not strategy.search:
             raise SuiteError(f"{name} has no hyperparameter to search")
@@ -220,7 +223,7 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Where its journal for W&B lies."""
+        """Returns where its journal for W&B lies."""
         return self.run.folder(self.out)
 
 
@@ -260,6 +263,7 @@ def _owed(
     for name, study in studies.items():
         strategy = strategies[name]
         tried = [_point(trial.params) for trial in _finished(study)]
+        again = 0
         while len(tried) < trials:
             trial = study.ask()
             for key, space in strategy.search.items():
@@ -267,7 +271,13 @@ def _owed(
             point = _point(trial.params)
             if point in tried:  # to as many figures as are kept; nothing is tried twice
                 study.tell(trial, state=TrialState.FAIL)
+                if (again := again + 1) > MOST_REPEATS:
+                    raise SuiteError(
+                        f"{name}: {len(tried)} trials have tried all numbers of {FIGURES} figures that its search has "
+                        f"({', '.join(strategy.search)}); ask for no more trials"
+                    )
                 continue
+            again = 0
             tried.append(point)
             run = _run(protocol, strategy, point)
             asked[run.name] = trial

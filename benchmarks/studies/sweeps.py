@@ -112,7 +112,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]  # figures and results are
 
 
 def read(path: Path) -> dict[str, Sweep | Subsets]:
-    """Every study of a file, by name.
+    """Returns every study of a file, by name.
 
     Raises:
         ProtocolError: it is no TOML.
@@ -125,7 +125,7 @@ def read(path: Path) -> dict[str, Sweep | Subsets]:
 
 
 def get(name: str) -> Sweep | Subsets:
-    """A study by name.
+    """Returns a study by name.
 
     Raises:
         UnknownName: there is no such study; a near name is suggested.
@@ -148,7 +148,7 @@ class Asked:
 
 
 def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
-    """Every point of a sweep's figure, line by line, then the references.
+    """Returns every point of a sweep's figure, line by line, then the references.
 
     Args:
         name: of the study, for messages.
@@ -187,7 +187,7 @@ def points_of(name: str, sweep: Sweep, seeds: int | None = None) -> list[Asked]:
 def run_sweep(
     points: Sequence[Asked], out: Path, wandb: WandBSettings, place: Place, display: Display
 ) -> dict[Run, Record]:
-    """Do the runs that have no complete record yet, all points of one seed before the next seed.
+    """Does the runs that have no complete record yet, all points of one seed before the next seed.
 
     Raises:
         As :func:`engrams.benchmarks.jobs.suite.run_all`.
@@ -197,7 +197,7 @@ def run_sweep(
 
 
 def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> dict[Run, Record]:
-    """The complete records that are there; ``damaged`` gets why one is left out.
+    """Returns the complete records that are there; ``damaged`` gets why one is left out.
 
     Raises:
         SuiteError: one is of other settings.
@@ -215,7 +215,7 @@ def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> 
 
 
 def curves_of(sweep: Sweep, points: Sequence[Asked], records: dict[Run, Record]) -> Curves:
-    """What the records say, as the figure shows it."""
+    """Returns what the records say, as the figure shows it."""
 
     def point(asked: Asked) -> Point:
         return Point.of(asked.x, [records[run] for run in asked.runs if run in records], len(asked.runs))

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 from engrams.benchmarks.training import stopping
 from engrams.reports import store
+from engrams.reports.errors import UserError
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.kept import (
     KeepsNothing,
@@ -50,6 +51,15 @@ FIRST = 0.05
 """Seconds that the first one is expected to take."""
 
 
+def _number(variable: str, usual: float) -> float:
+    """Returns what a variable of the environment says, or what is usual."""
+    text = os.environ.get(variable, "")
+    try:
+        return float(text) if text else usual
+    except ValueError:
+        raise UserError(f"{variable}={text}: it must be a number") from None
+
+
 class Checkpoints:
     """Those of one run: one file, the latest."""
 
@@ -58,15 +68,18 @@ class Checkpoints:
         Args:
             folder: of the run.
             identity: all that decides what the run does; a checkpoint of another identity is none of this run.
+
+        Raises:
+            UserError: a variable of the environment is no number.
         """
         self.path = folder / FILE
         self.identity = identity
-        self.share = float(os.environ.get(SHARE, USUAL_SHARE))
+        self.share = _number(SHARE, USUAL_SHARE)
         self.kept = True
         """Whether the run can be kept at all."""
         self.kept_within = True
         """Whether it can in the middle of an experience."""
-        self.interval = float(os.environ.get(INTERVAL, USUAL_INTERVAL))
+        self.interval = _number(INTERVAL, USUAL_INTERVAL)
         self._began = self._latest = time.perf_counter()
         self._spent, self._last = 0.0, FIRST
 
@@ -106,7 +119,7 @@ class Checkpoints:
             stopping.stop()
 
     def due_within(self) -> bool:
-        """Whether a state in the middle of an experience is to be offered; asked in every step."""
+        """Tells whether a state in the middle of an experience is to be offered; asked in every step."""
         return stopping.asked() or (time.perf_counter() - self._latest >= self.interval and self._affordable())
 
     def offer_within(self, state: Callable[[], State]) -> None:
@@ -158,7 +171,7 @@ class Checkpoints:
         store.replace_file(self.path, FORMAT + sha256(content).hexdigest().encode() + b"\n" + content)
 
     def remove(self) -> None:
-        """The run is complete."""
+        """Removes the checkpoint of a run that is complete."""
         self.path.unlink(missing_ok=True)
 
 
@@ -275,7 +288,7 @@ class Within(KeepsNothing, KeepsNothingWithin, GeneratorPlugin):
         self._beginning: State | None = None
 
     def begin(self, strategy: SupervisedTemplate) -> None:
-        """Before an experience."""
+        """Begins an experience."""
         with self.paused():
             self._beginning = self.checkpoints.beginning(lambda: before_experience(strategy))
 

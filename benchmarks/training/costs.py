@@ -103,11 +103,11 @@ class OperationsPlugin(SupervisedPlugin):
         self.end()
 
     def begin(self, kind: str, strategy: SupervisedTemplate) -> None:
-        """An iteration of Avalanche's begins, of a strategy that trains what ``kind`` says."""
+        """Begins an iteration of Avalanche's, of a strategy that trains what ``kind`` says."""
         self._iteration.enter_context(self.counting(kind, len(strategy.mb_y)))
 
     def end(self) -> None:
-        """The iteration that was begun is over, or has failed."""
+        """Ends the iteration that was begun: it is over, or has failed."""
         self._iteration.close()
 
     def state_dict(self) -> State:

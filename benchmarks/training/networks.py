@@ -26,7 +26,7 @@ from engrams.strategies.undisturbed import evaluation_mode
 
 
 def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.Module:
-    """A network with the output layer that the scenario calls for.
+    """Returns a network with the output layer that the scenario calls for.
 
     Args:
         network: the layers before it.

@@ -64,7 +64,7 @@ class Section:
 
     @property
     def best(self) -> comparison.Row | None:
-        """The row that the others are compared with."""
+        """Returns the row that the others are compared with."""
         return next((row for row in self.rows if row.best), None)
 
 

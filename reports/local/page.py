@@ -30,7 +30,7 @@ from engrams.reports.predictions import PREDICTIONS, predictions_of
 from engrams.reports.store import Record, RecordError, paths_below, read, replace_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-PAGE, PICTURES = "index.html", "pictures"
+PAGE, PICTURES = "index.html", "engrams-pictures"
 MADE = ("generated.png", "generated.gif", "nearest.png")
 """What a run with a generator leaves beside its record."""
 Identity = tuple[str, str, str, int]

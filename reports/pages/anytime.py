@@ -37,7 +37,7 @@ class AlongTheWay:
 
 
 def compare(records: Iterable[Record]) -> list[AlongTheWay]:
-    """The complete records that have such measures, the highest AAA first."""
+    """Returns the complete records that have such measures, the highest AAA first."""
     found = []
     for (protocol, strategy), group in complete_by_row(one for one in records if one.along_the_way).items():
         measures = {}

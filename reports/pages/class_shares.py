@@ -41,7 +41,7 @@ class ClassShares:
 
 
 def compare(records: Iterable[Record]) -> list[ClassShares]:
-    """The complete records of strategies with a generator, best remembered first."""
+    """Returns the complete records of strategies with a generator, best remembered first."""
     found = []
     with_shares = (one for one in records if one.generated and one.generated.class_shares)
     for (protocol, strategy), group in complete_by_row(with_shares).items():

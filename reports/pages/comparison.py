@@ -38,7 +38,7 @@ class Row:
 
     @property
     def compared(self) -> bool:
-        """Whether it could be tested against the best row."""
+        """Tells whether it could be tested against the best row."""
         return self.common_seeds >= 2
 
 
@@ -80,7 +80,7 @@ def compare(records: Iterable[Record]) -> list[Row]:
 
 
 def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
-    """Protocol -> strategy -> the records, failed ones too, that were judged on test data.
+    """Returns protocol -> strategy -> the records, failed ones too, that were judged on test data.
 
     Raises:
         RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
@@ -96,12 +96,17 @@ def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
 
 
 def complete_by_row(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
-    """(protocol, row) -> its complete records that were judged on test data."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        if record.complete and record.on_test_data:
-            groups.setdefault((record.protocol, record.row), []).append(record)
-    return groups
+    """Returns (protocol, row) -> its complete records that were judged on test data, where there are any.
+
+    Raises:
+        RecordError: as :func:`grouped`.
+    """
+    return {
+        (protocol, row): complete
+        for protocol, by_strategy in grouped(records).items()
+        for row, group in by_strategy.items()
+        if (complete := [record for record in group if record.complete])
+    }
 
 
 def _row(
@@ -215,7 +220,7 @@ def sheets(rows: Iterable[Row]) -> list[Sheet]:
 
 
 def as_latex(rows: Iterable[Row]) -> str:
-    """One tabular (booktabs) a protocol."""
+    """Returns one tabular (booktabs) a protocol."""
     import pandas as pd  # here: a table in the terminal does without, and comes sooner
 
     parts = []
@@ -227,7 +232,7 @@ def as_latex(rows: Iterable[Row]) -> str:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """One line a row, numbers as fractions: mean and half-width of the interval of every metric."""
+    """Returns one line a row, numbers as fractions: mean and half-width of the interval of every metric."""
     import pandas as pd
 
     lines = []

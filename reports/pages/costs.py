@@ -57,7 +57,7 @@ def values_of(measure: str, records: Iterable[Record]) -> list[float]:
 
 
 def compare(records: Iterable[Record]) -> list[Taken]:
-    """The complete records' rows, the quickest first."""
+    """Returns the complete records' rows, the quickest first."""
     rows = []
     for (protocol, strategy), group in complete_by_row(records).items():
         found = {name: values for name in MEASURES if (values := values_of(name, group))}

@@ -44,7 +44,7 @@ class Generation:
 
 
 def compare(records: Iterable[Record]) -> list[Generation]:
-    """The complete records of generators that were judged themselves, nearest to real images first.
+    """Returns the complete records of generators that were judged themselves, nearest to real images first.
 
     Raises:
         RecordError: as :func:`engrams.reports.pages.comparison.grouped`.

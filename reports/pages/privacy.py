@@ -39,7 +39,7 @@ class GivenAway:
 
 
 def compare(records: Iterable[Record]) -> list[GivenAway]:
-    """The complete records whose generators were measured, the least copied first."""
+    """Returns the complete records whose generators were measured, the least copied first."""
     rows = []
     for (protocol, strategy), group in complete_by_row(records).items():
         if runs := [one.generated.privacy for one in group if one.generated and one.generated.privacy]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from engrams.reports.errors import UserError
 from engrams.reports.estimates import Estimate, quantile
 from engrams.reports.pages.comparison import grouped
-from engrams.reports.store import Record, RecordError
+from engrams.reports.store import Record
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,7 +105,7 @@ class Published(_Table):
 
 
 def read(path: Path) -> Published:
-    """The published figures.
+    """Returns the published figures.
 
     Raises:
         PublishedError: the file cannot be read, is no TOML, or has a key or a value that cannot be.
@@ -190,7 +191,7 @@ class Board:
 
 
 def compare(published: Published, records: Iterable[Record]) -> list[Board]:
-    """Every published figure beside ours, in the file's order.
+    """Returns every published figure beside ours, in the file's order.
 
     Args:
         published: the figures.
@@ -242,7 +243,7 @@ def _freedom(spread: float, seeds: int, reported: Reported) -> float:
 
 
 def judge(difference: Difference, rounding: float) -> Verdict:
-    """The verdict on a difference (fractions; higher is better).
+    """Returns the verdict on a difference (fractions; higher is better).
 
     ``reproduced`` where it is shown to be small: its 90% interval lies within the margin (two one-sided tests). Else
     ``above`` or ``short`` where its 95% interval lies beyond 0, and beyond what the published number was rounded by;
@@ -293,14 +294,15 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
     """Strategies of ours beside Avalanche's under the same protocol, paired over the seeds that both have.
 
     ``level`` where the interval of the paired difference (Student's t) holds 0. A pair with fewer than two complete
-    seeds in common is left out.
+    seeds in common is left out, and so is one that was run under different settings of the protocol: of another
+    learning rate (as some protocols have it), that is all; of others, a warning says it.
 
     Args:
         records: of any number of protocols, strategies and seeds.
         counterparts: our strategy -> Avalanche's.
 
     Raises:
-        RecordError: as :func:`compare`; or the two were run under different settings of the protocol.
+        RecordError: as :func:`compare`.
     """
     duels = []
     for protocol, by_strategy in grouped(records).items():
@@ -310,11 +312,14 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
             seeds = sorted(acc.keys() & their_acc.keys())
             if len(seeds) < 2:
                 continue
-            if _without_strategy(ours[0]) != _without_strategy(theirs[0]):
-                raise RecordError(
-                    f"{protocol}: {strategy} and {counterpart} were run under different settings; "
-                    f"run them again into one folder"
-                )
+            if _of_protocol(ours[0]) != _of_protocol(theirs[0]):
+                if _of_protocol(ours[0], rate=False) != _of_protocol(theirs[0], rate=False):
+                    warnings.warn(
+                        f"{protocol}: {strategy} and {counterpart} were run under different settings, and are not "
+                        f"compared; run them again into one folder",
+                        stacklevel=2,
+                    )
+                continue
             difference = Estimate.of([acc[seed] - their_acc[seed] for seed in seeds])
             duels.append(
                 Duel(
@@ -337,18 +342,22 @@ def _of_duel(difference: Estimate) -> Literal["better", "level", "worse"]:
     return "better" if difference.mean > 0 else "worse"
 
 
-def _without_strategy(record: Record) -> dict[str, Any]:
-    return {key: value for key, value in record.hyperparameters.items() if key != "strategy"}
+def _of_protocol(record: Record, rate: bool = True) -> dict[str, Any]:
+    """Returns the protocol's settings, the learning rate only if it is asked for."""
+    settings = {key: value for key, value in record.hyperparameters.items() if key != "strategy"}
+    if not rate:
+        settings["training"] = {**settings["training"], "learning_rate": None}
+    return settings
 
 
 def tally(boards: Iterable[Board]) -> dict[Verdict, int]:
-    """How many figures have which verdict."""
+    """Returns how many figures have which verdict."""
     counted = Counter(row.verdict for board in boards for row in board.rows)
     return {verdict: counted[verdict] for verdict in Verdict}
 
 
 def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, list[Record]]]) -> Board:
-    digits = 0 if all(mean.is_integer() for row in figure.rows for mean in row.mean) else 2
+    digits = max(len(repr(mean).partition(".")[2].rstrip("0")) for row in figure.rows for mean in row.mean)
     rows, hyperparameters = [], {}
     for column, protocol in enumerate(figure.protocols):
         after = figure.after[column] if figure.after else None

@@ -34,7 +34,7 @@ LEGEND = (
 
 
 def summary(boards: Iterable[Board]) -> str:
-    """``N reproduced, M above, K short, U undecided, L not run``."""
+    """Returns ``N reproduced, M above, K short, U undecided, L not run``."""
     return ", ".join(f"{count} {verdict.value}" for verdict, count in tally(boards).items())
 
 

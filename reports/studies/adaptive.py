@@ -1,4 +1,4 @@
-"""The results of the adaptive experiment (see ``benchmarks/adaptive.py``): on disk, estimated and tested."""
+"""The results of the adaptive experiment (see ``benchmarks/studies/adaptive.py``): on disk, estimated and tested."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ class Results(BaseModel):
 
     @property
     def groups(self) -> dict[str, Classes]:
-        """The classes that are looked at together: both subsets and what is in neither."""
+        """Returns the classes that are looked at together: both subsets and what is in neither."""
         rest = tuple(c for c in range(self.classes) if not any(c in subset for subset in self.subsets))
         groups = {f"classes {label(subset)}": subset for subset in self.subsets}
         return groups | ({"the others": rest} if rest else {})
 
     @property
     def conditions(self) -> dict[str, Classes]:
-        """What the importance is measured on."""
+        """Returns what the importance is measured on."""
         return {
             "nothing": NOTHING,
             **{f"classes {label(subset)}": subset for subset in self.subsets},
@@ -92,7 +92,7 @@ class Results(BaseModel):
         }
 
     def under(self, measured_on: Classes) -> list[Outcome]:
-        """The outcomes of one condition, by seed."""
+        """Returns the outcomes of one condition, by seed."""
         return sorted((o for o in self.outcomes if o.measured_on == measured_on), key=lambda o: o.seed)
 
 
@@ -101,13 +101,13 @@ def label(classes: Iterable[int]) -> str:
 
 
 def write(results: Results, path: Path) -> None:
-    """Write the results, whole or not at all."""
+    """Writes the results, whole or not at all."""
     ordered = sorted(results.outcomes, key=lambda outcome: (outcome.seed, outcome.measured_on))
     write_json(path, results.model_copy(update={"outcomes": ordered}).model_dump(mode="json"))
 
 
 def read(path: Path) -> Results:
-    """Read results.
+    """Reads results.
 
     Raises:
         RecordError: the file is cut short, or not what :func:`write` leaves.
@@ -134,7 +134,7 @@ Measure = Callable[[Outcome, Classes], float]
 
 
 def protection(results: Results, measure: Measure) -> dict[str, Difference]:
-    """How much less some classes lose if the importance is measured on them than on the other subset.
+    """Returns how much less some classes lose if the importance is measured on them than on the other subset.
 
     For each subset, and last for the mean of both: a subset whose importances happen to be larger protects everything
     better, which counts for one subset as much as it counts against the other.

@@ -47,7 +47,7 @@ class Curve:
 
     @property
     def best(self) -> Point | None:
-        """The point of the highest mean."""
+        """Returns the point of the highest mean."""
         return max((p for p in self.points if p.acc), key=lambda p: p.acc.mean if p.acc else 0.0, default=None)
 
 
@@ -64,7 +64,7 @@ class Curves:
 
     @property
     def legend(self) -> str:
-        """What is said below the table."""
+        """Returns what is said below the table."""
         chosen = (
             "Nothing is chosen by these numbers."
             if self.judged_on == "test"

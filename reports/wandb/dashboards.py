@@ -107,7 +107,7 @@ def panels(entity: str) -> Panels:
         raise NoDashboards("wandb-workspaces is not installed; pip install 'engrams[dashboards]'") from error
 
     def over_experiences(name: str, title: str) -> Any:
-        """A line a strategy of a protocol, the mean over its seeds, with a band of one standard deviation."""
+        """Returns a line a strategy of a protocol, the mean over its seeds, with a band of one standard deviation."""
         return wr.LinePlot(
             title=title,
             x="experience",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,9 @@ def digest_of(record: Record) -> str:
 def record_of(
     config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> Record | None:
-    """Returns the record that a page was made of, to the bit if it is complete; None if the run has not ended.
+    """Returns the record that a page was made of; None if the run has not ended.
+
+    It has all but the curves along the way (``anytime``, ``prequential``), to the bit if it is complete.
 
     Args:
         config, history, summary: as the functions above made them.
@@ -224,8 +226,8 @@ def record_of(
         {
             "protocol": config["protocol"],
             "strategy": config["strategy_name"],
-            **({"variant": config["variant"]} if "variant" in Record.model_fields else {}),
-            **({"upper_bound": config["upper_bound"]} if "upper_bound" in Record.model_fields else {}),
+            "variant": config["variant"],
+            "upper_bound": config["upper_bound"],
             "seed": config["seed"],
             "status": summary["status"],
             "reason": summary.get("reason"),
@@ -247,7 +249,12 @@ def record_of(
 
 
 def _numbered(one: Mapping[str, Any], prefix: str) -> list[float]:
-    return [one[name] for name in sorted(name for name in one if name.startswith(prefix))]
+    return [one[name] for name in by_number(name for name in one if name.startswith(prefix))]
+
+
+def by_number(names: Iterable[str]) -> list[str]:
+    """Returns names by the numbers that they end with: 10 comes before 100, and 11 between them."""
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
 def without_paths(text: str) -> str:

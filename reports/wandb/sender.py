@@ -528,7 +528,7 @@ def _is_compared(name: str) -> bool:
 
 
 def _accuracies(row: Mapping[str, Any]) -> list[float]:
-    return [row[name] for name in sorted(row) if name.startswith("accuracy/")]
+    return [row[name] for name in page.by_number(name for name in row if name.startswith("accuracy/"))]
 
 
 def _reason(error: BaseException) -> str:

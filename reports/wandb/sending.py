@@ -90,7 +90,7 @@ class Sending:
             self.process.stdin.flush()
 
     def send(self, folder: Path, live: bool) -> None:
-        """Send a run: one that begins now, if ``live``, or one that has ended."""
+        """Sends a run: one that begins now, if ``live``, or one that has ended."""
         name = str(folder.resolve())
         with self._ended:
             if name in self.states:

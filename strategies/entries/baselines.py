@@ -31,10 +31,8 @@ class ReplayHyperparameters(Hyperparameters):
 
 ENTRIES = {
     "naive": Strategy(build=lambda _, template: templates.SupervisedTemplate(**template)),
-    "joint": Strategy(
-        build=lambda _, template: avalanche.JointTraining(**template), upper_bound=True, whole_stream_at_once=True
-    ),
-    "cumulative": Strategy(build=lambda _, template: avalanche.Cumulative(**template), upper_bound=True),
+    "joint": Strategy(build=lambda _, template: avalanche.JointTraining(**template), whole_stream_at_once=True),
+    "cumulative": Strategy(build=lambda _, template: avalanche.Cumulative(**template)),
     "frozen": Strategy(plugin=lambda _: baselines.FrozenBackbonePlugin()),
     "l2": Strategy(
         plugin=lambda h: baselines.L2Plugin(h.l2_lambda, penalty_step=h.penalty_step),

@@ -81,7 +81,7 @@ def scholar(
     generator: Callable[[Any, ImageSpec, int], Generator],
     kind: Callable[..., Any] = lambda **template: dgr.DeepGenerativeReplay(**template),
 ) -> Build:
-    """Deep generative replay with a generator made from the hyperparameters, the images and the seed."""
+    """Returns deep generative replay with a generator made from the hyperparameters, the images and the seed."""
 
     def build(h, template):
         images, seed = template.pop("images"), template.pop("seed")
@@ -106,7 +106,7 @@ def _vae(h: VAEScholarHyperparameters, images: ImageSpec, seed: int) -> VAE:
 
 
 def wgan_gp(h: WGANGPScholarHyperparameters, images: ImageSpec, seed: int) -> WGANGP:
-    """The WGAN-GP of the hyperparameters."""
+    """Returns the WGAN-GP of the hyperparameters."""
     return generators.WGANGP(
         images,
         seed=seed,
@@ -143,7 +143,6 @@ ENTRIES = {
     "exact-replay": Strategy(
         build=scholar(lambda _, images, seed: generators.PastImages(images, seed)),
         hyperparameters=ScholarHyperparameters,
-        upper_bound=True,
         needs_images=True,
     ),
     "noise-replay": Strategy(

@@ -122,7 +122,6 @@ ENTRIES = {
         generate=_generating(lambda: acgan.ACGAN, "GANJointTraining"),
         hyperparameters=GANJointHyperparameters,
         budget=lambda h, _: Budget(generator_epochs=-(-h.steps // ROUND)),
-        upper_bound=True,
         whole_stream_at_once=True,
         needs_images=True,
         has_gan=True,

@@ -1,8 +1,8 @@
 """A conditional GAN: the loss of WGAN-GP with an auxiliary classifier on the critic.
 
 Odena et al. 2017, "Conditional Image Synthesis with Auxiliary Classifier GANs" (arXiv 1610.09585), as Wu et al. 2018,
-"Memory Replay GANs" (arXiv 1809.02058), section 3, and its public code have it: both classes of images and their labels
-go through one critic, which says how real an image is and which class it shows.
+"Memory Replay GANs" (arXiv 1809.02058), section 3, and its public code have it: real and
+generated images go through one critic, which says how real an image is and which class it shows.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class ACGAN(NetworkGenerator):
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Learn the classes of new images.
+        """Learns the classes of new images.
 
         Args:
             images: the new ones, in [low, high], [N, *shape].
@@ -151,12 +151,12 @@ class ACGAN(NetworkGenerator):
         return {"all": self.state_dict(), "done": self.done, "indices": self.batches.ahead}
 
     def go_on_from(self, state: State) -> None:
-        """To where a state is of; an experience has been begun."""
+        """Goes to where a state is of; an experience has been begun."""
         self.load_state_dict(state["all"])
         self.done, self.batches.ahead = state["done"], state["indices"]
 
     def begin(self, classes: list[int]) -> None:
-        """Before an experience with these classes."""
+        """Begins an experience with these classes."""
         self.check_minibatch(len(classes))
         self.grow(classes[-1] + 1)
         self.learning = classes
@@ -177,12 +177,12 @@ class ACGAN(NetworkGenerator):
             )
 
     def end(self) -> None:
-        """After an experience."""
+        """Ends an experience."""
         self.known = sorted({*self.known, *self.learning})
         del self.generator_optimizer, self.critic_optimizer, self.batches
 
     def grow(self, classes: int) -> None:
-        """Have room for so many classes; what there is for the present ones stays as it is."""
+        """Has room for so many classes; what there is for the present ones stays as it is."""
         if classes > self.classes:
             with torch.random.fork_rng():
                 torch.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
@@ -191,11 +191,11 @@ class ACGAN(NetworkGenerator):
             self.classes = classes
 
     def minibatches(self, x: Tensor, labels: Tensor) -> Passes:
-        """Of images in [-1, 1] and labels."""
+        """Yields minibatches of images in [-1, 1] and labels."""
         return Passes(x, labels, min(self.batch_size, len(x)), self.random)
 
     def step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        """A step of the generator, after those of the critic; returns the critic's last loss."""
+        """Takes a step of the generator, after those of the critic; returns the critic's last loss."""
         for _ in range(self.critic_steps):
             with step_of("generator", "its critic's"):
                 critic_loss = self.critic_loss(*next(batches))
@@ -234,14 +234,14 @@ class ACGAN(NetworkGenerator):
         return self.asked_for(*self.latents(self.learning, self.batch_size // len(self.learning)))
 
     def asked_for(self, z: Tensor, labels: Tensor) -> Tensor:
-        """The generator's loss on the images of some latents, [batches, n, latent], and labels, [batches, n]."""
+        """Returns the generator's loss on images of some latents, [batches, n, latent], and labels, [batches, n]."""
         scores, logits = self.critic(self.generator(z, labels).flatten(0, 1))
         return -scores.mean() + self.classifier_weight * functional.cross_entropy(logits, labels.flatten())
 
     def latents(
         self, classes: Sequence[int], each: int, random: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A batch of each class: z [classes, each, latent] and labels [classes, each]."""
+        """Returns a batch of each class: z [classes, each, latent] and labels [classes, each]."""
         z = torch.randn(len(classes), each, self.latent_size, generator=random or self.random).to(self.low)
         return z, torch.tensor(classes, device=z.device)[:, None].expand(-1, each)
 
@@ -249,7 +249,7 @@ class ACGAN(NetworkGenerator):
 
     @torch.no_grad()
     def of_class(self, label: int, n: int) -> Tensor:
-        """``n`` images asked for as one class, in [low, high], [n, *shape], without gradients.
+        """Returns ``n`` images asked for as one class, in [low, high], [n, *shape], without gradients.
 
         Raises:
             ValueError: n below 0, or there is no such class.
@@ -260,7 +260,7 @@ class ACGAN(NetworkGenerator):
 
     @torch.no_grad()
     def sample_labelled(self, n: int) -> tuple[Tensor, Tensor]:
-        """``n`` images of the classes learned so far, drawn uniformly, and the labels that they were asked for with.
+        """Returns ``n`` images of the classes learned so far, drawn uniformly, and the labels asked for.
 
         Returns:
             In [low, high], [n, *shape], and int64 [n].
@@ -297,8 +297,8 @@ class ACGAN(NetworkGenerator):
 
     # --- saving and loading ---------------------------------------------------------------------------------------
 
-    def _not_copied(self) -> list[object]:
-        return [*super()._not_copied(), self.replay_random]
+    def in_common(self) -> list[object]:
+        return [*super().in_common(), self.replay_random]
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), "known": self.known, "replay_random": self.replay_random.get_state()}
@@ -309,7 +309,7 @@ class ACGAN(NetworkGenerator):
         self.replay_random.set_state(state["replay_random"].cpu())
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """As every module's; this GAN grows to the state's number of classes.
+        """Loads a state as every module does; this GAN grows to its number of classes.
 
         Raises:
             ValueError: it has more already.
@@ -363,7 +363,7 @@ class ConditionalBatchNorm(nn.Module):
         return torch.addcmul(shift - mean * scale, x, scale)
 
     def grow(self, classes: int) -> None:
-        """Add labels, with scale 1 and shift 0."""
+        """Adds labels, with scale 1 and shift 0."""
         for name, value in (("scale", 1.0), ("shift", 0.0)):
             table = getattr(self, name)
             new = table.new_full((classes - len(table), table.shape[1]), value)
@@ -418,7 +418,7 @@ class Critic(nn.Module):
         return self.head(self.features(x))
 
     def grow(self, classes: int) -> None:
-        """Add classes."""
+        """Adds classes."""
         old, new = self.classifier, nn.Linear(self.classifier.in_features, classes)
         initialise(new)  # on the CPU, so that the same numbers are drawn wherever the networks are
         new.to(old.weight)

@@ -74,7 +74,7 @@ class EWCGAN(ACGAN):
 def generator_fisher(
     generator: ConditionalNetwork, z: Tensor, labels: Tensor, random: torch.Generator
 ) -> dict[str, Tensor]:
-    """The diagonal Fisher information of an image under N(x; G(z, c), I), the mean over images.
+    """Returns the diagonal Fisher information of an image under N(x; G(z, c), I), the mean over images.
 
     Per batch, with one x drawn for every z: E[(d log p(x_1, ..., x_n | z_1, ..., z_n) / d theta_i)^2] / n. The noise of
     different images is independent, so products of different images vanish in the mean, and the square of the *sum* of

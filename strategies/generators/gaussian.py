@@ -122,7 +122,7 @@ class ClassGaussians(Generator):
     # --- making ---------------------------------------------------------------------------------------------------
 
     def sample(self, n: int) -> Tensor:
-        """``n`` images in [low, high], [n, *shape], of the classes learned.
+        """Returns ``n`` images in [low, high], [n, *shape], of the classes learned.
 
         Raises:
             ValueError: n below 0, or nothing has been learned.

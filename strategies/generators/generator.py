@@ -100,7 +100,7 @@ class Generator(nn.Module, ABC):
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Learn new images mixed with replay in proportion r : 1 - r (Shin et al. 2017, section 3.1).
+        """Learns new images mixed with replay in proportion r : 1 - r (Shin et al. 2017, section 3.1).
 
         The work is done as what is returned is iterated over.
 
@@ -120,14 +120,14 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """``n`` images in [low, high], [n, *shape], without gradients.
+        """Returns ``n`` images in [low, high], [n, *shape], without gradients.
 
         Raises:
             ValueError: n below 0.
         """
 
     def sample_labelled(self, n: int) -> tuple[Tensor, Tensor]:
-        """``n`` images of the classes learned so far, and the classes that they were asked for as, int64 [n].
+        """Returns ``n`` images of the classes learned so far, and the classes that they were asked for as, int64 [n].
 
         Raises:
             TypeError: the generator is not conditional.
@@ -147,21 +147,21 @@ class Generator(nn.Module, ABC):
             )
 
     def frozen_copy(self) -> Self:
-        """As it is now, for sampling: no gradient, no further change. Draws on the same random numbers."""
-        copied = copy.deepcopy(self, memo={id(one): one for one in self._not_copied()})
+        """Returns a copy for sampling, without gradients, that does not change; it draws on the same random numbers."""
+        copied = copy.deepcopy(self, memo={id(one): one for one in self.in_common()})
         return copied.eval().requires_grad_(False)
 
-    def _not_copied(self) -> list[object]:
-        """What a frozen copy has in common with the original."""
+    def in_common(self) -> list[object]:
+        """Returns what copies have in common with the original."""
         # A copy of the source of random numbers would repeat those that the original is about to draw.
         return [self.random]
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers of the generator's own, on the device of its networks and of their type."""
+        """Returns standard normal numbers of the generator's own, on the device of its networks and of their type."""
         return torch.randn(*shape, generator=self.random).to(self.low)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` keeps besides the networks."""
+        """Returns what ``state_dict`` keeps besides the networks."""
         return {"random": self.random.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -210,15 +210,15 @@ class NetworkGenerator(Generator):
 
     @abstractmethod
     def build(self) -> None:
-        """Make the networks and their optimisers."""
+        """Makes the networks and their optimisers."""
 
     def load_state_dict_within(self, state: State) -> None:
-        """The next :meth:`learn`, of the same images, goes on from a state, and ends as the one that it is of."""
+        """Makes the next :meth:`learn`, of the same images, go on from a state, and end as the one that it is of."""
         self._gone_on_from = state
 
     @abstractmethod
     def make(self, n: int) -> Tensor:
-        """``n`` images in the networks' own range, [n, *shape]; called without gradients and in eval mode."""
+        """Returns ``n`` images in the networks' own range, [n, *shape]; called without gradients and in eval mode."""
 
     def check(self, images: Tensor) -> None:
         """
@@ -249,13 +249,13 @@ class NetworkGenerator(Generator):
             self.deviation.copy_(torch.where(constant, 1.0, deviation))
 
     def as_learned(self, images: Tensor) -> Tensor:
-        """[low, high] -> the networks' own range."""
+        """Takes images from [low, high] to the networks' own range."""
         if not self.bounded:
             return (images - self.mean) / self.deviation
         return self.black + (images - self.low) / (self.high - self.low) * (self.white - self.black)
 
     def as_given(self, x: Tensor) -> Tensor:
-        """The networks' own range -> [low, high]."""
+        """Takes images from the networks' own range to [low, high]."""
         if not self.bounded:
             return (self.mean.nan_to_num() + x * self.deviation).clamp(self.low, self.high)
         return self.low + (x - self.black) / (self.white - self.black) * (self.high - self.low)
@@ -277,8 +277,8 @@ class NetworkGenerator(Generator):
             optimizer.load_state_dict(optimizer.state_dict())
         return self
 
-    def _not_copied(self) -> list[object]:
-        return [*super()._not_copied(), *self._optimizers().values()]  # it is trained no more
+    def in_common(self) -> list[object]:
+        return [*super().in_common(), *self._optimizers().values()]  # it is trained no more
 
     def get_extra_state(self) -> dict[str, Any]:
         states = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
@@ -327,7 +327,7 @@ class TrainedGenerator(NetworkGenerator):
 
     @abstractmethod
     def step(self, x: Tensor) -> Tensor:
-        """Learn one minibatch.
+        """Learns one minibatch.
 
         Args:
             x: images in the networks' own range, [batch, *shape].
@@ -370,7 +370,7 @@ class TrainedGenerator(NetworkGenerator):
 
 
 def perceptron(*sizes: int) -> nn.Sequential:
-    """Linear layers of these sizes with ReLU between them, none after the last."""
+    """Returns linear layers of these sizes with ReLU between them, none after the last."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -387,7 +387,7 @@ def check_share(r: float, replay: Sampler | None) -> None:
 
 
 def mixed(images: Tensor, replay: Sampler | None, r: float, random: torch.Generator) -> Tensor:
-    """As many images as there are new ones, in random order: a share r of them new, chosen at random, the rest replay.
+    """Returns as many images as there are new ones, in random order: a share r new, the rest replay.
 
     Args:
         images: the new ones, [N, *shape].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,21 +23,31 @@ class PastImages(Generator):
         super().__init__(images, seed)
         self.images: list[Tensor] = []
         self.shares: list[float] = []
+        """Of what is sampled, each part of the images has this."""
+        self._past: list[float] = []
+        """The shares as the previous experience left them."""
 
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Keep the images; there are no epochs. One that starts afresh keeps as much replay besides."""
+        """Keeps the images; there are no epochs. One that starts afresh keeps as much replay besides.
+
+        An experience may come in pieces, whose images together have the share r: it is another one where a frozen copy
+        has been made since, or where the replay is this generator's own.
+        """
         self.check(images)
         check_share(r, replay)
         if r < 1 and replay and not self.images:
             self.images, self.shares = [replay(len(images))], [1.0]
+        if r < 1 and (not self._past or replay == self.sample):
+            self._past = self.shares
         self.images = [*self.images, images]
-        self.shares = [share * (1 - r) for share in self.shares] + [r]
+        new = [len(piece) for piece in self.images[len(self._past) :]]
+        self.shares = [share * (1 - r) for share in self._past] + [r * size / sum(new) for size in new]
         yield from ()
 
     def sample(self, n: int) -> Tensor:
-        """``n`` past images, drawn with replacement.
+        """Returns ``n`` past images, drawn with replacement.
 
         Raises:
             ValueError: n below 0, or nothing has been learned.
@@ -53,8 +63,13 @@ class PastImages(Generator):
         ]
         return torch.cat(drawn)[torch.randperm(n, generator=self.random).to(self.low.device)]
 
-    def _not_copied(self) -> list[object]:
-        return [*super()._not_copied(), self.images]  # learning makes a new list
+    def in_common(self) -> list[object]:
+        return [*super().in_common(), self.images]  # learning makes a new list
+
+    def frozen_copy(self) -> Self:
+        """Returns a generator's; what is learned from here on is of another experience than what came before."""
+        self._past = self.shares
+        return super().frozen_copy()
 
     def get_extra_state(self) -> dict[str, Any]:
         return {**super().get_extra_state(), "images": self.images, "shares": self.shares}
@@ -62,6 +77,7 @@ class PastImages(Generator):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         self.images, self.shares = state["images"], state["shares"]
+        self._past = self.shares
 
 
 class NoiseImages(Generator):
@@ -78,12 +94,12 @@ class NoiseImages(Generator):
     def learn(
         self, images: Tensor, replay: Sampler | None = None, r: float = 1.0, labels: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Measure mean and standard deviation; there are no epochs."""
+        """Measures mean and standard deviation; there are no epochs."""
         self.check(images)
         self.mean, self.std = images.mean(), images.std()
         yield from ()
 
     def sample(self, n: int) -> Tensor:
-        """``n`` images of noise; they may leave [low, high]."""
+        """Returns ``n`` images of noise; they may leave [low, high]."""
         not_negative(n=n)
         return self.mean + self.std * self.normal(n, *self.shape).to(self.mean)

@@ -25,7 +25,8 @@ class WGANGP(TrainedGenerator):
     """A generator and a critic, the critic's gradient held near norm 1 by a penalty.
 
     Every minibatch is a step of the critic, and after every ``critic_steps`` of them the generator takes one. Images
-    lie in [-1, 1], which the generator ends with a tanh for; what has no bounds is standardised, and there is none.
+    are scaled to [-1, 1], and the generator ends with a tanh. Inputs without bounds are standardised instead, and it
+    has none.
     """
 
     black = -1.0
@@ -121,7 +122,7 @@ class WGANGP(TrainedGenerator):
 
 
 def step_alone(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor) -> None:
-    """A step of one network on a loss that others have a part in, which get no gradient."""
+    """Takes a step of one network on a loss that others have a part in, which get no gradient."""
     parameters = list(network.parameters())
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
@@ -144,7 +145,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def perceptron_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
-    """Three hidden layers, with batch norm; what it makes is not squashed yet."""
+    """Returns three hidden layers with batch norm; what it makes is not squashed yet."""
     layers: list[nn.Module] = []
     for inputs in (latent_size, width, width):
         layers += [nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU()]
@@ -152,7 +153,7 @@ def perceptron_generator(shape: torch.Size, latent_size: int, width: int) -> nn.
 
 
 def perceptron_critic(shape: torch.Size, width: int) -> nn.Sequential:
-    """Three hidden layers."""
+    """Returns three hidden layers."""
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs in (shape.numel(), width, width):
         layers += [nn.Linear(inputs, width), nn.LeakyReLU(LEAK)]
@@ -160,7 +161,7 @@ def perceptron_critic(shape: torch.Size, width: int) -> nn.Sequential:
 
 
 def convolutional_generator(shape: torch.Size, latent_size: int, width: int) -> nn.Sequential:
-    """From 4x4 maps up, with batch norm; each layer doubles the side. What it makes is not squashed yet."""
+    """Returns layers from 4x4 maps up, with batch norm; each doubles the side. What they make is not squashed yet."""
     widths = widths_of_maps(shape, width)
     layers: list[nn.Module] = [nn.Linear(latent_size, 16 * width), nn.Unflatten(1, (width, 4, 4))]
     for wide, narrow in zip(widths, [*widths[1:], shape[0]], strict=True):
@@ -170,7 +171,7 @@ def convolutional_generator(shape: torch.Size, latent_size: int, width: int) -> 
 
 
 def convolutional_critic(shape: torch.Size, width: int) -> nn.Sequential:
-    """Down to 4x4 maps; each layer halves the side."""
+    """Returns layers down to 4x4 maps; each halves the side."""
     return nn.Sequential(convolutional_features(shape, width), nn.Linear(16 * width, 1))
 
 
