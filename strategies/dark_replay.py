@@ -22,14 +22,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one, not_negative
-from engrams.strategies.kept import State
 from engrams.strategies.networks import minibatch_of
-from engrams.strategies.one_strategy import OfOneStrategy
-from engrams.strategies.rehearsal import RehearsalPlugin
+from engrams.strategies.rehearsal import ReservoirPlugin
 from engrams.strategies.reservoir import Reservoir
 
 
-class DERPlugin(OfOneStrategy, RehearsalPlugin):
+class DERPlugin(ReservoirPlugin):
     """Dark experience replay, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
@@ -59,23 +57,6 @@ class DERPlugin(OfOneStrategy, RehearsalPlugin):
         self._new: list[Tensor] = []
         self._drawn: list[list[Tensor]] = []
         self._outputs: list[Tensor] = []
-
-    def _holds(self) -> bool:
-        return len(self.memory) > 0
-
-    def state_dict(self) -> State:
-        """Returns the memory, and how many samples went by."""
-        return self.memory.state_dict()
-
-    def load_state_dict(self, state: State) -> None:
-        """Goes on from a state."""
-        self._with = None
-        self.memory.load_state_dict(state)
-
-    state_dict_within, load_state_dict_within = state_dict, load_state_dict
-
-    def before_training_exp(self, strategy, **kwargs):
-        self._meet(strategy)
 
     def before_training_iteration(self, strategy, **kwargs):
         self._new = self.new_samples(strategy)

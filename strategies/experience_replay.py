@@ -22,12 +22,11 @@ from engrams.strategies.choices import DrawsFrom, JoinedBy
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
 from engrams.strategies.networks import minibatch_of
-from engrams.strategies.one_strategy import OfOneStrategy
-from engrams.strategies.rehearsal import RehearsalPlugin
+from engrams.strategies.rehearsal import ReservoirPlugin
 from engrams.strategies.reservoir import Reservoir
 
 
-class ExperienceReplayPlugin(OfOneStrategy, RehearsalPlugin):
+class ExperienceReplayPlugin(ReservoirPlugin):
     """Experience replay from a reservoir, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
@@ -69,23 +68,17 @@ class ExperienceReplayPlugin(OfOneStrategy, RehearsalPlugin):
         self._pieces = Pieces()
         self._old: list[Tensor] = []
 
-    def _holds(self) -> bool:
-        return len(self.memory) > 0
-
     def state_dict(self) -> State:
         """Returns the memory, and how many experiences there were."""
-        return {**self.memory.state_dict(), "experience": self._experience}
+        return super().state_dict() | {"experience": self._experience}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self._with = None
-        self.memory.load_state_dict(state)
+        super().load_state_dict(state)
         self._experience = state["experience"]
 
-    state_dict_within, load_state_dict_within = state_dict, load_state_dict
-
     def before_training_exp(self, strategy, **kwargs):
-        self._meet(strategy)
+        super().before_training_exp(strategy, **kwargs)
         # Where everything may be drawn, a stream may hide where experiences end.
         if self.draws_from == "past" and self._pieces.begin(strategy.experience, "; or let draws_from be 'all'"):
             self._experience += 1

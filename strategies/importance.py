@@ -233,14 +233,14 @@ def squared_norm(outputs: Tensor, batch: Minibatch) -> tuple[Tensor, int]:
     return (2 * outputs).reshape(1, len(outputs), -1), len(outputs)
 
 
-def refuse_what_is_no_data_set(data: object, name: str = "the data set") -> None:
+def refuse_what_is_no_data_set(data: object) -> None:
     """Raises a ValueError that says what to give instead."""
     if isinstance(data, DataLoader):
-        raise ValueError(f"{name} is a DataLoader; give the data set that it loads (its .dataset)")
+        raise ValueError("the data set is a DataLoader; give the data set that it loads (its .dataset)")
     if hasattr(data, "dataset") and not hasattr(data, "__len__"):
-        raise ValueError(f"{name} is one experience; give its .dataset")
+        raise ValueError("the data set is one experience; give its .dataset")
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        raise ValueError(f"{name} must have a length and be indexed by numbers; got a {type(data).__name__}")
+        raise ValueError(f"the data set must have a length and be indexed by numbers; got a {type(data).__name__}")
 
 
 def _refuse_empty(dataset: Dataset) -> None:

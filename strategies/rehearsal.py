@@ -12,7 +12,9 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from engrams.strategies.reservoir import put_together
+from engrams.strategies.kept import State
+from engrams.strategies.one_strategy import OfOneStrategy
+from engrams.strategies.reservoir import Reservoir, put_together
 
 
 class RehearsalPlugin(SupervisedPlugin):
@@ -64,3 +66,32 @@ class RehearsalPlugin(SupervisedPlugin):
         """Rows between the stream's and its own."""
         earlier = takewhile(lambda plugin: plugin is not self, strategy.plugins)
         return sum(plugin._own for plugin in earlier if isinstance(plugin, RehearsalPlugin))
+
+
+class ReservoirPlugin(OfOneStrategy, RehearsalPlugin):
+    """Rehearses from a reservoir of all that went by."""
+
+    memory: Reservoir
+
+    def _holds(self) -> bool:
+        return len(self.memory) > 0
+
+    def before_training_exp(self, strategy, **kwargs):
+        self._meet(strategy)
+
+    def state_dict(self) -> State:
+        """Returns the memory, and how many samples went by."""
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from a state."""
+        self._with = None
+        self.memory.load_state_dict(state)
+
+    def state_dict_within(self) -> State:
+        """Returns the same, in the middle of an experience."""
+        return self.state_dict()
+
+    def load_state_dict_within(self, state: State) -> None:
+        """Goes on from the middle of an experience."""
+        self.load_state_dict(state)

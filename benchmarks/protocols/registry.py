@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.errors import UnknownName
+from engrams.benchmarks.names import check_strategy_name
 from engrams.benchmarks.protocols.schema import (
     FOLDER,
     Choice,
@@ -29,9 +30,8 @@ from engrams.benchmarks.protocols.schema import (
     flattened,
     set_below,
 )
-from engrams.reports.errors import near_or
+from engrams.reports.errors import UserError, near_or
 from engrams.strategies import catalogue, references
-from engrams.strategies.catalogue import CATALOGUE, registered
 from engrams.strategies.references import BadReference
 
 if sys.version_info >= (3, 11):
@@ -363,8 +363,8 @@ def _numbers(value: Any, key: str = "") -> Iterator[str]:
 
 def _check_strategies(path: Path, strategies: Mapping[str, Any], table: str = "strategies") -> None:
     """A strategy that is set must exist; its values are checked when it is run, since that means to read its file."""
-    known = [*CATALOGUE, *registered()]
     for name in strategies:
-        for part in catalogue.parts_of(name):
-            if part not in known and ":" not in part:
-                raise ProtocolError(f"{path}: {table}.{name}: {UnknownName('strategy', part, known)}")
+        try:
+            check_strategy_name(name)
+        except UserError as error:
+            raise ProtocolError(f"{path}: {table}.{name}: {error}") from error
