@@ -18,6 +18,7 @@ from engrams.reports.store import Record
 SHOWN = (
     *("naive", "ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
     *("ewc+replay", "avalanche-agem", "der", "er", "avalanche-gem", "ewc-separate"),
+    *("icarl", "si", "avalanche-rwalk", "chaudhry2019-mas", "chaudhry2019-ewc"),
 )
 """The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first."""
 
@@ -33,6 +34,8 @@ class Line(NamedTuple):
 def lines_of(records: Iterable[Record]) -> list[Line]:
     """Returns the lines of one protocol's picture, the highest at the end first, and joint training.
 
+    Where there is no joint training as the protocol has it, it is the best one of other settings.
+
     Args:
         records: of one protocol.
     """
@@ -41,11 +44,22 @@ def lines_of(records: Iterable[Record]) -> list[Line]:
     for strategy in [row for row in SHOWN if row in groups][: len(COLOURS)]:
         matrices = [record.accuracy_matrix for record in groups[strategy]]
         stages = range(1, len(matrices[0]) + 1)
-        found.append(Line(strategy, [Estimate.of([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
+        found.append(Line(strategy, [_estimate([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
     found.sort(key=lambda line: -line.acc[-1].mean)
-    if "joint" in groups:
-        found.append(Line("joint", [Estimate.of([record.acc for record in groups["joint"]])]))
+    joint = {row: Estimate.of([record.acc for record in group]) for row, group in groups.items() if _is_joint(row)}
+    if joint:
+        found.append(Line("joint", [joint.get("joint") or max(joint.values(), key=lambda one: one.mean)]))
     return found
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    """Returns an estimate, of two seeds without an interval: that can be wider than all accuracies there are."""
+    estimate = Estimate.of(values)
+    return estimate if len(values) > 2 else Estimate(estimate.mean, None)
+
+
+def _is_joint(row: str) -> bool:
+    return row.partition(" ")[0] == "joint"
 
 
 def figure(lines: Sequence[Line]) -> Figure:
@@ -61,7 +75,9 @@ def figure(lines: Sequence[Line]) -> Figure:
             continue
         stages, colour = np.arange(1, len(mean) + 1), COLOURS[index % len(COLOURS)]
         axes.plot(stages, mean, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
-        axes.fill_between(stages, mean - aside, mean + aside, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(
+            stages, np.maximum(mean - aside, 0), np.minimum(mean + aside, 100), color=colour, alpha=0.2, linewidth=0
+        )
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("accuracy on them (%), mean and 95% interval")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
