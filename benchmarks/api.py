@@ -72,7 +72,7 @@ def run(
     runs = plan(
         protocol if isinstance(protocol, Protocol) else str(protocol),
         wanted,
-        range(seeds) if isinstance(seeds, int) else seeds,
+        seeds if isinstance(seeds, Iterable) else range(int(seeds)),
         settings,
         experiences,
     )
@@ -82,6 +82,6 @@ def run(
     sent_to = wandb if isinstance(wandb, WandBSettings) else resolve(wandb)
     if sent_to.word:
         warnings.warn(sent_to.word, stacklevel=2)
-    records = run_all(runs, Path(out), sent_to, Here(workers), display, stream_from_disk)
+    records = run_all(runs, Path(out).expanduser(), sent_to, Here(workers), display, stream_from_disk)
     display.say_afterwards()
     return Records(records)

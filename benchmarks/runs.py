@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.sizes import Data
-from engrams.benchmarks.protocols.schema import Judge, Protocol, ProtocolError, Training
+from engrams.benchmarks.protocols.schema import Judge, OwnNetwork, Protocol, ProtocolError, Training
 from engrams.reports import store
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
@@ -88,6 +89,13 @@ class Run:
         stream = self.protocol.stream
         arguments = json.dumps(stream.arguments, sort_keys=True) if stream.kind == "benchmark" else None
         return Data(self.protocol.dataset, arguments)
+
+    @property
+    def has_own_code(self) -> bool:
+        """Tells whether it runs code of somebody's own, which may leave something behind in its process."""
+        protocol = self.protocol
+        function = data_names.is_own(protocol.dataset) and data_names.path_of(protocol.dataset) is None
+        return bool(self.strategy.code) or isinstance(protocol.network, OwnNetwork) or function
 
     def folder(self, out: Path) -> Path:
         return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)

@@ -6,14 +6,16 @@ from functools import partial
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets
+from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import SimpleMLP, as_multitask
 from avalanche.training import Cumulative, JointTraining, LwF, Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from engrams.benchmarks.data import loading
 from engrams.benchmarks.data.loading import InMemoryLoading, TensorClassificationDataset, TensorLoader, tensors_of
@@ -180,6 +182,51 @@ def test_a_buffer_of_many_subsets_is_copied_and_not_what_they_are_subsets_of(mon
     assert y.tolist() == [int(sample[1]) for sample in joined]
     assert tasks.tolist() == [sample[2] for sample in joined]
     assert max(copied) == len(joined)
+
+
+class Darkened(TensorDataset):
+    def __getitem__(self, index):
+        x, *others = super().__getitem__(index)
+        return (0 * x, *others)
+
+
+def darkened(samples):
+    x, *others = default_collate(samples)
+    return [0 * x, *others]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, y: make_avalanche_dataset(Darkened(x, y)),
+        lambda x, y: make_avalanche_dataset(TensorDataset(x, y), collate_fn=darkened),
+    ],
+    ids=["a class below TensorDataset", "a collation"],
+)
+def test_what_ones_own_data_set_makes_of_its_samples_is_learned_and_judged(make):
+    seen = []
+
+    class Look(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            seen.append(strategy.mb_x)
+
+        after_eval_forward = after_forward
+
+    data = make(torch.ones(20, 3), torch.arange(20) % 2)
+    model = nn.Linear(3, 2)
+    strategy = SupervisedTemplate(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=10,
+        plugins=[InMemoryLoading(0), Look()],
+        evaluator=EvaluationPlugin(),
+    )
+    benchmark = benchmark_from_datasets(train=[data], test=[data])
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval(benchmark.test_stream)
+    assert len(seen) > 2
+    assert not torch.cat(seen).any()
 
 
 def test_transformed_data_keep_avalanches_loader():

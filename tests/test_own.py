@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engrams.benchmarks import load_protocol, run
-from engrams.benchmarks.cli.options import OptionError, seeds_of
+from engrams.benchmarks.cli.options import OptionError, seeds_of, settings_of
 from engrams.benchmarks.jobs.plan import PlanError, plan
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
@@ -142,6 +142,33 @@ def test_a_package_brings_strategies_by_its_entry_points(mine, monkeypatch):
         assert plan("split-digits/domain", ["ewc+shrink"], [0], {"shrink.strength": 0.5})
     finally:
         catalogue.registered.cache_clear()
+
+
+def test_what_ones_own_code_leaves_behind_is_not_there_in_the_next_run(mine):
+    (mine / "leak.py").write_text(
+        "from avalanche.training.plugins import SupervisedPlugin\n\n\nclass Leak(SupervisedPlugin):\n    runs = []\n\n"
+        "    def __init__(self):\n        super().__init__()\n        self.runs.append(1)\n\n"
+        "    def before_training(self, strategy, **kwargs):\n        assert len(self.runs) == 1\n"
+    )
+    several = ("--seeds", "0-2", "--workers", 1, "--wandb", "disabled", "--set", "training.epochs=1")
+    done = engrams("run", "split-digits/domain", "leak.py:Leak", *several, "--out", "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len([one for one in read_records("runs") if one.complete]) == 3
+
+
+def test_settings_are_read_as_toml_or_python_has_them():
+    found = settings_of(["a=True", "b=None", "c=.5", "d=3,4", "e=[1, 2]", "f=true", "g=text", "h=1e3", "i={1}"])
+    assert list(found.values()) == [True, None, 0.5, (3, 4), [1, 2], True, "text", 1000.0, "{1}"]
+
+
+def test_rates_of_ones_own_strategies_go_by_their_names(mine):
+    (mine / "rates.toml").write_text(
+        'extends = "split-digits"\n[training]\nlearning_rate_of = { "mine.py:decay" = 0.5 }\n'
+        '[stream]\nscenarios = ["task"]\n'
+    )
+    (one,) = plan("rates.toml", ["mine.py:decay"], np.arange(1), {"strength": np.logspace(-1, 0, 2)[0]})
+    assert one.training.learning_rate == 0.5
+    assert one.variant == "strength=0.1"
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch.utils.data import TensorDataset
 
 
-def bars(experiences=3, task_labels=True, tests=None, as_bytes=False):
+def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0):
     # bright rows or bright columns of 8x8 images, in another place of the image in every experience
-    def images(experience, count, seed):
+    def images(experience, count, seed, shift=0):
         random = torch.Generator().manual_seed(seed)
         y = torch.arange(count) % 2
         x = torch.rand(count, 1, 8, 8, generator=random) / 2
@@ -35,11 +35,11 @@ def bars(experiences=3, task_labels=True, tests=None, as_bytes=False):
         x[y == 1, :, :, 2 * experience] = 1
         attributes = [DataAttribute(y.tolist(), "targets")]
         if task_labels:
-            attributes.append(DataAttribute([experience] * count, "targets_task_labels", use_in_getitem=True))
+            attributes.append(DataAttribute([experience + shift] * count, "targets_task_labels", use_in_getitem=True))
         return AvalancheDataset([TensorDataset((255 * x).byte() if as_bytes else x, y)], data_attributes=attributes)
 
     train = [images(experience, 60, experience) for experience in range(experiences)]
-    test = [images(experience, 40, 100 + experience) for experience in range(tests or experiences)]
+    test = [images(experience, 40, 100 + experience, shift) for experience in range(tests or experiences)]
     return benchmark_from_datasets(train=train, test=test)
 
 
@@ -190,6 +190,11 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             "learning needs task labels, one of its own for every experience; .*bars has 0, 0, 0",
         ),
         ('["task"]', '["task"]\narguments = { tests = 1 }', "has 3 experiences to learn and 1 to be judged on"),
+        (
+            '["task"]',
+            '["task"]\narguments = { shift = 1 }',
+            "experience 0 of .*bars has the task label 0 where it is learned and 1 in the test stream, whose head",
+        ),
         ('["task"]', '["task"]\narguments = { as_bytes = true }', "are torch.uint8 tensors; a network takes floats"),
     ],
 )

@@ -124,6 +124,7 @@ def test_every_format_says_the_same():
     assert r"75.00 $\pm$" in latex
     assert r"joint $\ddagger$" in latex
     assert r"\bottomrule" in latex
+    assert r"my\_own:P step\_size=1 &" in tables.as_latex(tables.compare([record("my_own:P step_size=1", 0, 0.5)]))
     csv = pd.read_csv(io.StringIO(tables.as_csv(compared))).set_index("strategy")
     assert csv.loc["below", "ACC"] == pytest.approx(0.75)
     assert csv.loc["below", "supported_difference_to_best"] == pytest.approx(-0.05)

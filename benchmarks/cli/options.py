@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -209,10 +210,19 @@ def settings_of(options: list[str] | None, name: str = "--set") -> dict[str, Any
         try:
             settings[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            settings[key] = text
+            settings[key] = _as_python_has_it(text)
         except (ValueError, RecursionError) as error:  # a number, or tables, without end
             raise OptionError(f"{name} {key}: its value cannot be read: {error}") from error
     return settings
+
+
+def _as_python_has_it(text: str) -> Any:
+    """Returns ``True``, ``None``, ``.5`` and ``3,4`` as what they are, and everything else as a text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float | tuple) else text
 
 
 def _read_json(option: str) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class InMemoryLoading(SupervisedPlugin):
     @staticmethod
     def _replace(strategy, batches: BatchOrder, num_workers: int) -> None:
         dataset = strategy.adapted_dataset
-        columns = columns_of(dataset)
+        columns = columns_of(dataset) if dataset.collate_fn in (default_collate, _collate) else None
         if columns is None:
             strategy.dataloader = DataLoader(
                 dataset,
@@ -383,7 +383,7 @@ def _taken(column: Column, indices: Tensor) -> Column:
 
 def _own_columns(data: Dataset) -> Columns:
     """Those of a data set that has no others below it, or None."""
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a class below it may change its samples
         return data.tensors
     if isinstance(data, StackDataset) and isinstance(data.datasets[0], PreparedLater):
         return tuple(data.datasets)

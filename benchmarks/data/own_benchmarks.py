@@ -176,6 +176,12 @@ def _check_task_labels(reference: str, benchmark: CLScenario) -> None:
             f"has {', '.join(str(of_one[0]) if len(of_one) == 1 else str(of_one) for of_one in labels[:4])}, ... "
             f"(most of Avalanche's take return_task_id = true), or else say scenarios = ['domain'] or ['class']"
         )
+    for place, (learned, judged) in enumerate(zip(labels, benchmark.streams.get("test", ()), strict=False)):
+        if tuple(judged.task_labels) != learned:
+            raise ProtocolError(
+                f"benchmark: experience {place} of {reference} has the task label {learned[0]} where it is learned and "
+                f"{', '.join(map(str, judged.task_labels))} in the test stream, whose head would be asked"
+            )
 
 
 def _said(error: Exception) -> str:

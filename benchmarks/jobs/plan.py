@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import isclass
+from numbers import Integral
 from typing import Any, get_origin
 
 from engrams.benchmarks.data import names as data_names
@@ -74,7 +75,7 @@ def plan(
         if not any(key in keys_of(entry) for entry in entries):
             known = sorted({key for entry in entries for key in keys_of(entry)})
             raise PlanError(f"no strategy here has {key!r} to set; there are {', '.join(known) or 'none'}")
-    seeds = list(dict.fromkeys(seeds))
+    seeds = list(dict.fromkeys(int(seed) if isinstance(seed, Integral) else seed for seed in seeds))  # NumPy's, too
     if not seeds:
         raise PlanError("no seed is asked for")
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS]:
@@ -145,7 +146,7 @@ def shown_as(key: str, value: Any) -> str:
     """Returns a setting's value as a variant's name has it; of a path to one's own data or network, its last part."""
     if isinstance(value, str) and ":" in value and key in ("dataset", "network.kind"):
         return (data_names if key == "dataset" else references).short(value)
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def what_is_stale(runs: Sequence[Run], settings: Mapping[str, Any]) -> list[str]:

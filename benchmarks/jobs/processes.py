@@ -216,7 +216,7 @@ def in_processes(
 
 
 class _Worker:
-    """A process that does one job after another.
+    """A process that does one job after another; after one that ``has_own_code`` it does no other.
 
     It has a pipe of its own: of a queue that all share, one that is killed while it holds the lock would silence all.
     """
@@ -237,6 +237,7 @@ class _Crew:
     def __init__(self, jobs: Iterator[Any], work: Callable[[Any, Report], Any], size: int):
         self.jobs, self.work, self.size = jobs, work, size
         self.idle: list[_Worker] = []
+        self.leaving: list[_Worker] = []
         self.busy: list[_Worker] = []
         self.once_more: list[Any] = []
 
@@ -269,8 +270,13 @@ class _Crew:
         return [w for w in self.busy if w.connection in ready or w.process.sentinel in ready]
 
     def free(self, worker: _Worker) -> None:
+        """Lets a worker wait for its next job, or end: somebody's own code may have changed what the next one finds."""
         self.busy.remove(worker)
-        self.idle.append(worker)
+        if getattr(worker.job, "has_own_code", False):
+            worker.connection.close()
+            self.leaving.append(worker)
+        else:
+            self.idle.append(worker)
 
     def lost(self, worker: _Worker) -> ProcessError | None:
         """Returns why the job of a worker that died has no result; None if it is tried once more."""
@@ -287,8 +293,11 @@ class _Crew:
             f", having held {worker.most_memory / 2**30:.1f} GiB of memory"
         )
 
+    def _all(self) -> list[_Worker]:
+        return [*self.busy, *self.idle, *self.leaving]
+
     def terminate(self) -> None:
-        for worker in (*self.busy, *self.idle):
+        for worker in self._all():
             worker.process.terminate()
 
     def dismiss(self) -> None:
@@ -296,10 +305,10 @@ class _Crew:
         for worker in (*self.busy, *self.idle):
             worker.connection.close()  # which the idle take for the end
         try:
-            for worker in (*self.busy, *self.idle):
+            for worker in self._all():
                 worker.process.join(SECONDS_TO_END)
         finally:
-            for worker in (*self.busy, *self.idle):
+            for worker in self._all():
                 worker.process.kill()  # if it is alive still
                 worker.process.join()
 

@@ -183,6 +183,10 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     _check_strategies(path, file.strategies)
     _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of")
     strategies = {catalogue.short_name(name): values for name, values in file.strategies.items()}
+    training = file.training
+    if training.learning_rate_of:
+        rates = {catalogue.short_name(name): rate for name, rate in training.learning_rate_of.items()}
+        training = training.model_copy(update={"learning_rate_of": rates})
     if comes_with_engrams and not changed:
         _check_sources(path, file)
     sources = file.sources | dict.fromkeys(changed, SET_BY_HAND)
@@ -196,7 +200,8 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
                 chosen=_chosen(path, scenario, name),
                 file=path,
                 changed=changed,
-                **{key: getattr(file, key) for key in COPIED} | {"sources": sources, "strategies": strategies},
+                **{key: getattr(file, key) for key in COPIED}
+                | {"sources": sources, "strategies": strategies, "training": training},
             )
         )
     return protocols
@@ -330,7 +335,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ProtocolError: it is no TOML, or cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
     except tomllib.TOMLDecodeError as error:  # its message names line and column
         raise ProtocolError(f"{path}: not valid TOML: {error}") from error
     except (ValueError, OSError, RecursionError) as error:  # no text, a number without end, tables without end

@@ -222,6 +222,10 @@ class Trial:
         return self.run.name
 
     @property
+    def has_own_code(self) -> bool:
+        return self.run.has_own_code
+
+    @property
     def folder(self) -> Path:
         """Returns where its journal for W&B lies."""
         return self.run.folder(self.out)

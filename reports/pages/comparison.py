@@ -225,7 +225,8 @@ def as_latex(rows: Iterable[Row]) -> str:
 
     parts = []
     for protocol, group in by_protocol(rows).items():
-        frame = pd.DataFrame([_cells(row) for row in group]).replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
+        escaped = pd.DataFrame([_cells(row) for row in group]).replace(r"([#$%&_])", r"\\\1", regex=True)
+        frame = escaped.replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
         body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
         parts.append(f"% {protocol}\n{body}")
     return "\n".join([*parts, f"% {LEGEND.replace('%', chr(92) + '%')}", ""])
