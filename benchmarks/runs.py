@@ -14,7 +14,7 @@ from typing import Any
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.sizes import Data
-from engrams.benchmarks.protocols.schema import Judge, OwnNetwork, Protocol, ProtocolError, Training
+from engrams.benchmarks.protocols.schema import AVALANCHE, Judge, OwnNetwork, Protocol, ProtocolError, Training
 from engrams.reports import store
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy
@@ -94,8 +94,10 @@ class Run:
     def has_own_code(self) -> bool:
         """Tells whether it runs code of somebody's own, which may leave something behind in its process."""
         protocol = self.protocol
-        function = data_names.is_own(protocol.dataset) and data_names.path_of(protocol.dataset) is None
-        return bool(self.strategy.code) or isinstance(protocol.network, OwnNetwork) or function
+        dataset = protocol.dataset
+        function = data_names.is_own(dataset) and data_names.path_of(dataset) is None
+        made = function and not dataset.startswith(f"{AVALANCHE}:")
+        return bool(self.strategy.code) or isinstance(protocol.network, OwnNetwork) or made
 
     def folder(self, out: Path) -> Path:
         return store.folder_of(out, self.protocol.name, self.strategy.name, self.seed, self.variant)
@@ -103,7 +105,8 @@ class Run:
     def deciding(self) -> dict[str, Any]:
         """Returns everything that decides the result but the seed, for the record.
 
-        Fingerprints of files of one's own are of what they hold when this is asked for first: before it is learned.
+        A file of one's own has the fingerprint that it had when this was first asked for in this process, which is
+        before the run learns.
         """
         return dict(self._deciding)
 

@@ -34,7 +34,8 @@ class Line(NamedTuple):
 def lines_of(records: Iterable[Record]) -> list[Line]:
     """Returns the lines of one protocol's picture, the highest at the end first, and joint training.
 
-    Where there is no joint training as the protocol has it, it is the best one of other settings.
+    Where joint training was not run with the protocol's own settings, the row of other settings that has the most seeds
+    takes its place, and its name says so.
 
     Args:
         records: of one protocol.
@@ -46,20 +47,21 @@ def lines_of(records: Iterable[Record]) -> list[Line]:
         stages = range(1, len(matrices[0]) + 1)
         found.append(Line(strategy, [_estimate([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
     found.sort(key=lambda line: -line.acc[-1].mean)
-    joint = {row: Estimate.of([record.acc for record in group]) for row, group in groups.items() if _is_joint(row)}
-    if joint:
-        found.append(Line("joint", [joint.get("joint") or max(joint.values(), key=lambda one: one.mean)]))
+    if joint := [row for row in groups if _is_joint(row)]:
+        row = "joint" if "joint" in joint else max(joint, key=lambda row: len(groups[row]))
+        name = "joint" if row == "joint" else "joint, other settings"
+        found.append(Line(name, [Estimate.of([record.acc for record in groups[row]])]))
     return found
 
 
 def _estimate(values: Sequence[float]) -> Estimate:
-    """Returns an estimate, of two seeds without an interval: that can be wider than all accuracies there are."""
+    """Returns an estimate; of two seeds it has no interval, which could be wider than all accuracies there are."""
     estimate = Estimate.of(values)
     return estimate if len(values) > 2 else Estimate(estimate.mean, None)
 
 
 def _is_joint(row: str) -> bool:
-    return row.partition(" ")[0] == "joint"
+    return row.partition(" ")[0] == "joint" and "experiences=" not in row  # not of the stream's beginning
 
 
 def figure(lines: Sequence[Line]) -> Figure:

@@ -430,7 +430,7 @@ class Records(list[Record]):
         Raises:
             RecordError: there is no complete record of it, or its seeds were run under different settings.
         """
-        from engrams.reports.pages.comparison import complete_by_row  # here: it reads records
+        from engrams.reports.pages.comparison import complete_by_row  # here: that module imports this one
 
         chosen = complete_by_row(one for one in self if (one.protocol, one.row) == (protocol, strategy)).get(
             (protocol, strategy)

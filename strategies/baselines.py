@@ -153,7 +153,7 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self._with = None
+        self._with, self._pieces = None, Pieces()
         self._freezes = state["freezes"]
 
     def _learns(self, name: str) -> bool:
@@ -249,5 +249,5 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self._with = None
+        self._with, self._pieces, self._met = None, Pieces(), []
         self._keep(state["kept"])

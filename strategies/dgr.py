@@ -257,6 +257,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._past = [Met(*met) for met in state["past"]]
         if self._task_classes:
             self._task_classes.pairs = list(state["task_classes"])
-        self.previous = None
+        self.previous, self._pieces = None, Pieces()
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()

@@ -106,7 +106,10 @@ def add_one_by_one(
     v: Tensor,
     statistic: Statistic,
 ) -> None:
-    """Adds up what is right for every network, and slow: a forward pass a sample, and a backward pass a signal."""
+    """Adds up per-sample gradients in the way that is right for every network, and slow.
+
+    It takes a forward pass a sample, and a backward pass a signal.
+    """
     for n in range(len(v)):
         _, outputs = outputs_of(model, part(batch.inputs, slice(n, n + 1)), batch.task)
         for signal in v[n]:

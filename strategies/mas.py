@@ -93,14 +93,15 @@ class MASPlugin(QuadraticPenaltyPlugin):
     def _start_afresh(self) -> None:
         super()._start_afresh()
         self._latest: ByName = {}
-        """Omega of the latest experience, and the number of samples that it is a mean over."""
+        """Omega of the latest experience."""
         self._latest_samples = 0
+        """The number of samples that it is a mean over."""
 
     def _by_name(self) -> list[dict[str, Any]]:
         return [*super()._by_name(), self._latest]
 
     def state_dict(self) -> State:
-        """Returns every quadratic penalty's, and what :meth:`observe` adds to."""
+        """Returns the state of every quadratic penalty, and the Omega that :meth:`observe` adds to."""
         return super().state_dict() | {"latest": deepcopy(self._latest), "latest_samples": self._latest_samples}
 
     def load_state_dict(self, state: State) -> None:

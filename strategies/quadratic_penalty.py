@@ -537,9 +537,9 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         ]
 
     def _is_held(self, model: nn.Module) -> bool:
-        """Tells whether the anchors are of this model, as far as they are of one."""
+        """Tells whether some anchor belongs to a parameter of this model."""
         present = {id(p) for p in named_parameters(model).values()}
-        return not self._owners or any(id(owner) in present for owner in self._owners.values())
+        return any(id(owner) in present for owner in self._owners.values())
 
     def _follow(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Follows every anchored parameter to where it is now, and returns the names of those that are nowhere.
@@ -550,6 +550,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         is nowhere, the other is forgotten, with a warning.
         """
         present = {id(p): name for name, p in parameters.items()}
+        owned = {id(owner) for owner in self._owners.values()}
         renamed: dict[str, str] = {}
         lost = []
         for name in dict.fromkeys(name for importances, _ in self._pairs() for name in importances):
@@ -558,7 +559,7 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             if owner is not None and id(owner) in present:
                 if present[id(owner)] != name:
                     renamed[name] = present[id(owner)]
-            elif here is None or not self._continued(name, here):
+            elif here is None or id(here) in owned or not self._continued(name, here):
                 lost.append(name)
             elif owner is not None:
                 self._owners[name] = here

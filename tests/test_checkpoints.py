@@ -98,16 +98,16 @@ def folders(tmp_path, tmp_path_factory, monkeypatch):
     return tmp_path
 
 
-def test_a_run_that_failed_goes_on_from_its_checkpoint_and_leaves_no_old_traceback(folders, monkeypatch):
+def test_a_run_that_failed_for_no_fault_of_its_own_goes_on_and_leaves_no_old_traceback(folders, monkeypatch):
     run, out = small("split-digits/class", "naive"), folders / "cut"
     traceback = run.folder(out) / "traceback.txt"
 
     def fails(epochs):
         if epochs > run.epochs:
-            raise RuntimeError("no memory is left")
+            raise OSError("no space is left")
 
     record = execute(run, out, "cpu", "disabled", fails)
-    assert record.reason.startswith("RuntimeError: no memory is left")
+    assert record.reason.startswith("OSError: no space is left")
     assert traceback.exists()
     monkeypatch.setenv(SHARE, "much")
     with pytest.raises(UserError, match="ENGRAMS_CHECKPOINT_SHARE=much: it must be a number"):

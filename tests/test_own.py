@@ -157,8 +157,9 @@ def test_what_ones_own_code_leaves_behind_is_not_there_in_the_next_run(mine):
 
 
 def test_settings_are_read_as_toml_or_python_has_them():
-    found = settings_of(["a=True", "b=None", "c=.5", "d=3,4", "e=[1, 2]", "f=true", "g=text", "h=1e3", "i={1}"])
-    assert list(found.values()) == [True, None, 0.5, (3, 4), [1, 2], True, "text", 1000.0, "{1}"]
+    texts = ["a=True", "b=None", "c=.5", "d=3,4", "e=[1, 2]", "f=true", "g=text", "h=1e3", "i={1}", "j={[1]}"]
+    found = settings_of(texts)
+    assert list(found.values()) == [True, None, 0.5, [3, 4], [1, 2], True, "text", 1000.0, "{1}", "{[1]}"]
 
 
 def test_rates_of_ones_own_strategies_go_by_their_names(mine):

@@ -78,7 +78,7 @@ def test_a_job_that_cannot_be_read_in_its_process_is_named_and_the_others_go_on(
     jobs = [Unreadable(name="a"), job("b")]
     outcomes = {one.name: outcome for one, outcome in in_processes(jobs, count, 1, quiet)}
     assert isinstance(outcomes["a"], ProcessError)
-    assert str(outcomes["a"]) == "the run cannot be read there: SyntaxError: unfinished"
+    assert str(outcomes["a"]) == "the run cannot be read there: SyntaxError: unfinished; run it again"
     assert isinstance(outcomes["b"], int)
 
 

@@ -220,9 +220,11 @@ def _as_python_has_it(text: str) -> Any:
     """Returns ``True``, ``None``, ``.5`` and ``3,4`` as what they are, and everything else as a text."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return text
-    return value if value is None or isinstance(value, bool | int | float | tuple) else text
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, bool | int | float) else text
 
 
 def _read_json(option: str) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def execute(
     journal = None if wandb_mode == "disabled" else journal_of(run, folder, ran_on, lines)
     outcome: dict[str, Any]
     learned: Learned | None = None
+    goes_on = False
     started = time.perf_counter()
     try:
         (folder / TRACEBACK).unlink(missing_ok=True)  # of an earlier try
@@ -95,13 +96,14 @@ def execute(
         outcome = {"status": "failed", "reason": str(error)}
     except Exception as error:  # a bug in one strategy must not cost the others their runs
         outcome = {"status": "failed", "reason": f"{type(error).__name__}: {error}{_kept(folder)}"}
+        goes_on = isinstance(error, OSError | MemoryError | torch.OutOfMemoryError)  # for no fault of the run's
     record = record_of(run, ran_on, {"seconds": time.perf_counter() - started} | outcome)
     try:
         predictions.remove(folder)  # of an earlier try
         if record.complete and learned:
             predictions.write(learned.predictions, folder)
         store.write(record, folder)
-        if record.complete:  # one that failed may have failed for no fault of its own: a full disk, a full GPU
+        if not goes_on:
             checkpoints.remove()
     except OSError as error:
         if record.complete:  # not another's fault, and not to be shown as done

@@ -216,7 +216,7 @@ def in_processes(
 
 
 class _Worker:
-    """A process that does one job after another; after one that ``has_own_code`` it does no other.
+    """A process that does one job after another, or one that ``has_own_code`` and no other.
 
     It has a pipe of its own: of a queue that all share, one that is killed while it holds the lock would silence all.
     """
@@ -251,9 +251,11 @@ class _Crew:
                 self._begin(job, is_last_attempt=False)
 
     def _begin(self, job: Any, is_last_attempt: bool) -> None:
-        if self.idle:
-            worker = self.idle.pop()
-        else:
+        worker = self.idle.pop() if self.idle else None
+        if worker and _has_own_code(job):
+            self._let_go(worker)
+            worker = None
+        if worker is None:
             start_server()
             worker = _Worker(self.work)
         worker.job, worker.is_last_attempt, worker.most_memory = job, is_last_attempt, 0
@@ -272,11 +274,14 @@ class _Crew:
     def free(self, worker: _Worker) -> None:
         """Lets a worker wait for its next job, or end: somebody's own code may have changed what the next one finds."""
         self.busy.remove(worker)
-        if getattr(worker.job, "has_own_code", False):
-            worker.connection.close()
-            self.leaving.append(worker)
+        if _has_own_code(worker.job):
+            self._let_go(worker)
         else:
             self.idle.append(worker)
+
+    def _let_go(self, worker: _Worker) -> None:
+        worker.connection.close()  # which it takes for the end
+        self.leaving = [*(one for one in self.leaving if one.process.is_alive()), worker]
 
     def lost(self, worker: _Worker) -> ProcessError | None:
         """Returns why the job of a worker that died has no result; None if it is tried once more."""
@@ -311,6 +316,10 @@ class _Crew:
             for worker in self._all():
                 worker.process.kill()  # if it is alive still
                 worker.process.join()
+
+
+def _has_own_code(job: Any) -> bool:
+    return getattr(job, "has_own_code", False)
 
 
 def _cause(exit_code: int | None) -> str:
@@ -370,7 +379,8 @@ def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
             return
         except Exception as error:  # a file of one's own, which it names, is being written just now
             words = str(error).partition("\n")[0]
-            tell(_Returned(ProcessError(f"the run cannot be read there: {type(error).__name__}: {words}")))
+            said = f"the run cannot be read there: {type(error).__name__}: {words}; run it again"
+            tell(_Returned(ProcessError(said)))
             continue
         tell(_attempt(job, work, lambda epochs: tell(_Progress(epochs, process.memory_info().rss))))
         if stopping.asked():  # the job was done before it could be stopped

@@ -231,7 +231,7 @@ class BenchmarkStream(AnyStream):
 
     @field_validator("arguments")
     @classmethod
-    def _as_json(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _no_dates(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         for key, value in flattened(arguments).items():
             if isinstance(value, date | time):
                 raise ValueError(f"{key} is a date or a time, which a record cannot hold; give it as a text")
@@ -566,7 +566,7 @@ class Protocol(Table):
         return found
 
     def _check_kept(self, strategy: Strategy, hyperparameters: Hyperparameters) -> None:
-        """Raises a ProtocolError for a value that is another one, or none, where it is read from a record."""
+        """Raises a ProtocolError for a value that a record could not give back."""
         written = flattened(hyperparameters.settings())
         for key, value in flattened(hyperparameters.model_dump(by_alias=True)).items():
             if isinstance(value, float) and not math.isfinite(value):

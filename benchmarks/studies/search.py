@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -276,10 +277,12 @@ def _owed(
             if point in tried:  # to as many figures as are kept; nothing is tried twice
                 study.tell(trial, state=TrialState.FAIL)
                 if (again := again + 1) > MOST_REPEATS:
-                    raise SuiteError(
-                        f"{name}: {len(tried)} trials have tried all numbers of {FIGURES} figures that its search has "
-                        f"({', '.join(strategy.search)}); ask for no more trials"
+                    warnings.warn(
+                        f"{name}: the last {MOST_REPEATS} proposals for {', '.join(strategy.search)} had all been "
+                        f"tried; {len(tried)} trials are what its range has",
+                        stacklevel=2,
                     )
+                    break
                 continue
             again = 0
             tried.append(point)

@@ -103,9 +103,8 @@ def complete_by_row(records: Iterable[Record]) -> dict[tuple[str, str], list[Rec
     """
     return {
         (protocol, row): complete
-        for protocol, by_strategy in grouped(records).items()
-        for row, group in by_strategy.items()
-        if (complete := [record for record in group if record.complete])
+        for protocol, by_strategy in grouped(record for record in records if record.complete).items()
+        for row, complete in by_strategy.items()
     }
 
 

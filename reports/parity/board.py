@@ -294,8 +294,8 @@ def against_avalanche(records: Iterable[Record], counterparts: Mapping[str, str]
     """Strategies of ours beside Avalanche's under the same protocol, paired over the seeds that both have.
 
     ``level`` where the interval of the paired difference (Student's t) holds 0. A pair with fewer than two complete
-    seeds in common is left out, and so is one that was run under different settings of the protocol: of another
-    learning rate (as some protocols have it), that is all; of others, a warning says it.
+    seeds in common is left out. So is one whose settings of the protocol differ: silently where only the learning rate
+    does (some protocols have one for each strategy), with a warning otherwise.
 
     Args:
         records: of any number of protocols, strategies and seeds.

@@ -151,7 +151,7 @@ class ACGAN(NetworkGenerator):
         return {"all": self.state_dict(), "done": self.done, "indices": self.batches.ahead}
 
     def go_on_from(self, state: State) -> None:
-        """Goes to where a state is of; an experience has been begun."""
+        """Goes on from a state; called after an experience has begun."""
         self.load_state_dict(state["all"])
         self.done, self.batches.ahead = state["done"], state["indices"]
 

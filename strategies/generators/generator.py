@@ -213,7 +213,7 @@ class NetworkGenerator(Generator):
         """Makes the networks and their optimisers."""
 
     def load_state_dict_within(self, state: State) -> None:
-        """Makes the next :meth:`learn`, of the same images, go on from a state, and end as the one that it is of."""
+        """Makes the next :meth:`learn`, of the same images, go on from a state, as the interrupted one would have."""
         self._gone_on_from = state
 
     @abstractmethod

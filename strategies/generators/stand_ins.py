@@ -23,7 +23,7 @@ class PastImages(Generator):
         super().__init__(images, seed)
         self.images: list[Tensor] = []
         self.shares: list[float] = []
-        """Of what is sampled, each part of the images has this."""
+        """The share of each part of the images in what is sampled."""
         self._past: list[float] = []
         """The shares as the previous experience left them."""
 
@@ -33,7 +33,8 @@ class PastImages(Generator):
         """Keeps the images; there are no epochs. One that starts afresh keeps as much replay besides.
 
         An experience may come in pieces, whose images together have the share r: it is another one where a frozen copy
-        has been made since, or where the replay is this generator's own.
+        has been made since, or where the replay is this generator's own. With r = 1 and no frozen copy since, all that
+        was learned counts as one experience.
         """
         self.check(images)
         check_share(r, replay)
@@ -67,7 +68,7 @@ class PastImages(Generator):
         return [*super().in_common(), self.images]  # learning makes a new list
 
     def frozen_copy(self) -> Self:
-        """Returns a generator's; what is learned from here on is of another experience than what came before."""
+        """Returns a copy, as every generator does; what is learned after it belongs to another experience."""
         self._past = self.shares
         return super().frozen_copy()
 
