@@ -28,7 +28,7 @@ help:
 	@echo "make readme       the README's table and picture, all pages of results, the tables of the methods' pages, from the records in reports"
 	@echo "make verify       ten of the committed records, drawn at random, done again and compared"
 	@echo "make test         the quick tests, in ten minutes"
-	@echo "make test-slow    all others: W&B, checkpoints, generators, queues, kills, searches, the site, the installation"
+	@echo "make test-slow    all others: W&B, checkpoints, generators, queues, kills, searches, broken files, the site, the installation"
 	@echo "make cluster      twenty runs in a SLURM queue and twenty on a Ray cluster, both on this machine, and meddled with"
 	@echo "make test-lowest  the tests with the oldest of everything that is allowed, on Python 3.10"
 	@echo "make test-newest  the tests with the newest of everything, on Python 3.13"

@@ -1,8 +1,8 @@
 """Whatever a file or a command line says: one clear line and a status, no traceback, no hang, nothing else on disk.
 
 What is bad is mostly what was good and was cut, flipped, doubled, renamed or exchanged for the absurd: bytes without
-any order get no further than the first check. ``make test`` has 200 of them, always the same ones; ``make chaos`` has
-2,000 others (the variable ENGRAMS_FUZZ says how many), and prints their seed.
+any order get no further than the first check. ``make test-slow`` has 200 of them, always the same ones; ``make chaos``
+has 2,000 others (the variable ENGRAMS_FUZZ says how many), and prints their seed.
 """
 
 import copy
@@ -35,6 +35,8 @@ from engrams.reports import UserError, store
 from engrams.reports.matrix import metrics
 from tests.test_records import WHOLE, record, written
 from tests.test_runs import engrams
+
+pytestmark = pytest.mark.slow
 
 INPUTS = int(os.environ.get("ENGRAMS_FUZZ", 200))
 SECONDS = 30
