@@ -251,8 +251,10 @@ def test_a_range_that_is_tried_out_ends_the_search(tiny, tmp_path, monkeypatch):
         "    search={'strength': LogUniform(1.0, 1.001)},\n    plugin=lambda h: L2Plugin(h.strength),\n)\n"
     )
     done = engrams("search", tiny, "narrow.py:narrow", "--trials", 4, "--out", "s", "--wandb", "disabled")
+    assert done.returncode == 2
+    assert "the last 100 proposals had all been tried; ask for --trials 1, or give its search a wider" in done.stderr
+    done = engrams("search", tiny, "narrow.py:narrow", "--trials", 1, "--out", "s", "--wandb", "disabled")
     assert done.returncode == 0, done.stderr
-    assert "the last 100 proposals for strength had all been tried; 1 trials are what its range has" in done.stderr
 
 
 def test_what_the_user_can_mend_is_one_line(tiny):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -101,7 +100,8 @@ def search(
         studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
         finished = {name: len(_finished(study)) for name, study in studies.items()}
         asked: dict[str, optuna.Trial] = {}
-        owed = _owed(protocol, wanted, studies, trials, out, asked)
+        exhausted: set[str] = set()
+        owed = _owed(protocol, wanted, studies, trials, out, asked, exhausted)
         for name, strategy in wanted.items():
             if finished[name] >= trials:
                 _write_choice(protocol, strategy, studies[name], trials)
@@ -122,6 +122,11 @@ def search(
                     _write_choice(protocol, trial.run.strategy, study, trials)
         for name, study in studies.items():
             if (count := len(_finished(study))) < trials:
+                if name in exhausted:
+                    raise SuiteError(
+                        f"{name}: the last {MOST_REPEATS} proposals had all been tried; ask for --trials {count}, or "
+                        f"give its search a wider range"
+                    )
                 raise SuiteError(f"{name}: {trials - count} of {trials} trials broke; the same command tries again")
     return path
 
@@ -263,8 +268,12 @@ def _owed(
     trials: int,
     out: Path,
     asked: dict[str, optuna.Trial],
+    exhausted: set[str],
 ) -> Iterator[Trial]:
-    """Strategy after strategy, each trial chosen with the results of those before it; ``asked`` gets Optuna's."""
+    """Yields trials, strategy after strategy, each chosen with the results of those before it.
+
+    ``asked`` gets Optuna's, ``exhausted`` the strategies for which nothing is proposed any more that was not tried.
+    """
     for name, study in studies.items():
         strategy = strategies[name]
         tried = [_point(trial.params) for trial in _finished(study)]
@@ -277,11 +286,7 @@ def _owed(
             if point in tried:  # to as many figures as are kept; nothing is tried twice
                 study.tell(trial, state=TrialState.FAIL)
                 if (again := again + 1) > MOST_REPEATS:
-                    warnings.warn(
-                        f"{name}: the last {MOST_REPEATS} proposals for {', '.join(strategy.search)} had all been "
-                        f"tried; {len(tried)} trials are what its range has",
-                        stacklevel=2,
-                    )
+                    exhausted.add(name)
                     break
                 continue
             again = 0
