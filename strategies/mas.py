@@ -134,8 +134,7 @@ class MASPlugin(QuadraticPenaltyPlugin):
         found = mas_importance(
             model, data, self.variant, batch_size=self.batch_size or 32, samples_at_once=self.batch_size
         )
-        if self._is_held(model):
-            self._matched(model)  # under whatever names its parameters are now
+        self._followed_into(model)  # under whatever names its parameters are now
         both = self._latest.keys() & self.importances.keys() & found.keys()
         if not both:
             raise ValueError("the network has no parameter under a name of which there is an importance")

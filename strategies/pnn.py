@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules import activation, batchnorm, dropout, pooling
 from torchvision.models.resnet import BasicBlock
 
-from engrams.strategies.experiences import Met, classes_of
+from engrams.strategies.experiences import Met, classes_of, whole_of
 from engrams.strategies.heads import MASKED
 from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
@@ -171,7 +171,7 @@ class ProgressiveNetwork(MultiTaskModule):
 
 def _number(experience: Any) -> Any:
     """Returns what tells an experience from others, and its pieces not from each other."""
-    whole = getattr(experience, "origin_experience", experience)
+    whole = whole_of(experience)
     return getattr(whole, "current_experience", id(whole))
 
 

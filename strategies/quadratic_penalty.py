@@ -193,9 +193,8 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
         Raises:
             ValueError: another model lacks a name, or has a smaller parameter of it.
         """
-        if self._is_held(model):
-            return self._penalty(self._matched(model)[0])
-        return self._penalty(self._terms_of(named_parameters(model), lost=[]))
+        lost = self._followed_into(model)
+        return self._penalty(self._terms_of(named_parameters(model), lost))
 
     # --- Avalanche's hooks ----------------------------------------------------------------------------------------
 
@@ -536,10 +535,13 @@ class QuadraticPenaltyPlugin(KeepsNothingWithin, SupervisedPlugin, ABC):
             for p in [parameter(name)]
         ]
 
-    def _is_held(self, model: nn.Module) -> bool:
-        """Tells whether some anchor belongs to a parameter of this model."""
-        present = {id(p) for p in named_parameters(model).values()}
-        return any(id(owner) in present for owner in self._owners.values())
+    def _followed_into(self, model: nn.Module) -> list[str]:
+        """Follows as :meth:`_follow` if some anchor belongs to a parameter of this model; into another one nothing is
+        followed, and nothing is lost."""
+        parameters = named_parameters(model)
+        present = {id(p) for p in parameters.values()}
+        held = any(id(owner) in present for owner in self._owners.values())
+        return self._follow(parameters) if held else []
 
     def _follow(self, parameters: dict[str, nn.Parameter]) -> list[str]:
         """Follows every anchored parameter to where it is now, and returns the names of those that are nowhere.

@@ -17,6 +17,7 @@ from tests.test_ewc import learn, mlp, stream
 from tests.test_importance import CLASSES, MODELS, assert_same, batch_norm, cnn, multi_head, outputs_of, tied
 from tests.test_importance import mlp as dropout_mlp
 from tests.test_importance import problem as problem
+from tests.test_penalties import Renaming
 
 
 def brute_force(model, dataset):
@@ -301,24 +302,16 @@ def test_what_was_frozen_since_is_not_observed():
 
 
 def test_what_is_observed_counts_whatever_the_network_is_wrapped_in_and_not_under_other_names():
-    class Deployed(nn.Module):
-        def __init__(self, net):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            return self.net(x)
-
     later = TensorDataset(torch.randn(12, 6))
     plugins = [MASPlugin(1.0), MASPlugin(1.0)]
-    for plugin, wrap in zip(plugins, (Deployed, copy.deepcopy), strict=True):
+    for plugin, wrap in zip(plugins, (Renaming, copy.deepcopy), strict=True):
         torch.manual_seed(0)
         strategy = learn(mlp(), stream([[0, 1]]), plugin)
         plugin.observe(wrap(strategy.model), later)
         plugin.penalty(strategy.model)  # goes back to the model's own names
     assert_same(*(plugin.importances for plugin in plugins))
     with pytest.raises(ValueError, match="no parameter under a name of which there is an importance"):
-        plugins[1].observe(Deployed(copy.deepcopy(strategy.model)), later)
+        plugins[1].observe(Renaming(copy.deepcopy(strategy.model)), later)
 
 
 def test_what_is_observed_is_measured_in_minibatches_of_that_size():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def record_of(
     generated = None
     if complete and "final/classifier_accuracy" in summary:
         generated = Generated(
-            class_shares=[found for one in in_order if (found := _numbered(one, "class_shares/class_"))],
+            class_shares=[found for one in in_order if (found := numbered(one, "class_shares/class_"))],
             frechet_distance=[one["frechet_distance"] for one in in_order if "frechet_distance" in one],
             reverse_accuracy=summary.get("final/reverse_accuracy"),
             classifier_accuracy=summary["final/classifier_accuracy"],
@@ -231,7 +231,7 @@ def record_of(
             "seed": config["seed"],
             "status": summary["status"],
             "reason": summary.get("reason"),
-            "accuracy_matrix": [_numbered(one, "accuracy/exp_") for one in in_order] if complete else [],
+            "accuracy_matrix": [numbered(one, "accuracy/exp_") for one in in_order] if complete else [],
             "accuracy_at_initialisation": summary.get("accuracy_at_initialisation", []),
             "metrics": {name: summary.get(f"final/{name}") for name in METRICS} if complete else {},
             "generated": generated,
@@ -248,13 +248,10 @@ def record_of(
     )
 
 
-def _numbered(one: Mapping[str, Any], prefix: str) -> list[float]:
-    return [one[name] for name in by_number(name for name in one if name.startswith(prefix))]
-
-
-def by_number(names: Iterable[str]) -> list[str]:
-    """Returns names by the numbers that they end with: 10 comes before 100, and 11 between them."""
-    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+def numbered(one: Mapping[str, Any], prefix: str) -> list[float]:
+    """Returns a row's values whose names begin with ``prefix``, by the numbers that they end with: 11 before 100."""
+    names = (name for name in one if name.startswith(prefix))
+    return [one[name] for name in sorted(names, key=lambda name: int(name.rpartition("_")[2]))]
 
 
 def without_paths(text: str) -> str:

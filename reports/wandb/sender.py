@@ -392,7 +392,7 @@ class Page:
                 return
             if _key(row) not in self.there and time.monotonic() - self.drawn > DRAWS_EVERY:
                 self.drawn = time.monotonic()
-                row = row | {HEAT_MAP: [_accuracies(one) for one in self.rows]}
+                row = row | {HEAT_MAP: [page.numbered(one, "accuracy/") for one in self.rows]}
         self._log(row)
 
     def _log(self, row: Mapping[str, Any]) -> None:
@@ -525,10 +525,6 @@ def _key(row: Mapping[str, Any]) -> tuple[str, Any]:
 def _is_compared(name: str) -> bool:
     """A row's times and pictures differ between two tries of one run; the rest does not."""
     return name.startswith(("accuracy/", "loss/"))
-
-
-def _accuracies(row: Mapping[str, Any]) -> list[float]:
-    return [row[name] for name in page.by_number(name for name in row if name.startswith("accuracy/"))]
 
 
 def _reason(error: BaseException) -> str:
