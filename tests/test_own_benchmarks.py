@@ -25,7 +25,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch.utils.data import TensorDataset
 
 
-def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0):
+def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0, labels="y"):
     # bright rows or bright columns of 8x8 images, in another place of the image in every experience
     def images(experience, count, seed, shift=0):
         random = torch.Generator().manual_seed(seed)
@@ -33,7 +33,8 @@ def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0):
         x = torch.rand(count, 1, 8, 8, generator=random) / 2
         x[y == 0, :, 2 * experience] = 1
         x[y == 1, :, :, 2 * experience] = 1
-        attributes = [DataAttribute(y.tolist(), "targets")]
+        y = {"y": y, "int32": y.int(), "one-hot": torch.eye(2)[y], "column": y[:, None], "below": y - 1}[labels]
+        attributes = [DataAttribute((y.argmax(1) if labels == "one-hot" else y.flatten()).tolist(), "targets")]
         if task_labels:
             attributes.append(DataAttribute([experience + shift] * count, "targets_task_labels", use_in_getitem=True))
         return AvalancheDataset([TensorDataset((255 * x).byte() if as_bytes else x, y)], data_attributes=attributes)
@@ -106,7 +107,7 @@ def outsiders(tmp_path):
     return write
 
 
-TEN = ["naive", "joint", "cumulative", "frozen", "l2", "ewc", "mas", "replay", "avalanche-si", "avalanche-agem"]
+TEN = ["naive", "joint", "cumulative", "frozen", "l2", "ewc", "mas", "replay", "avalanche-lwf", "avalanche-agem"]
 
 
 def test_ten_strategies_on_an_outsiders_benchmark_by_one_command(outsiders, tmp_path, monkeypatch, capsys):
@@ -196,6 +197,22 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             "experience 0 of .*bars has the task label 0 where it is learned and 1 in the test stream, whose head",
         ),
         ('["task"]', '["task"]\narguments = { as_bytes = true }', "are torch.uint8 tensors; a network takes floats"),
+        (
+            '["task"]',
+            '["task"]\narguments = { labels = "int32" }',
+            r"labels of .*bars are torch.int32 tensors of shape \[\];",
+        ),
+        (
+            '["task"]',
+            '["task"]\narguments = { labels = "one-hot" }',
+            r"are torch.float32 tensors of shape \[2\]; a label",
+        ),
+        (
+            '["task"]',
+            '["task"]\narguments = { labels = "column" }',
+            r"are torch.int64 tensors of shape \[1\]; a label is",
+        ),
+        ('["task"]', '["task"]\narguments = { labels = "below" }', "bars has a class -1; classes are numbered from 0"),
     ],
 )
 def test_what_cannot_be_is_one_line(outsiders, old, new, message):

@@ -255,6 +255,17 @@ def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
     ):
         entry.hyperparameters_of(catalogue.get("ewc"))
     assert entry.hyperparameters_of(catalogue.get("ewc"), {"ewc_lambda": 3.0}).ewc_lambda == 3
+    path.write_text(re.sub(r"mem_size = \d+\nepochs = \d+\n", "", GOOD), encoding="utf-8")
+    several = "gdumb.mem_size, epochs: missing; set them in .* with --set mem_size=... --set epochs=..."
+    with pytest.raises(ProtocolError, match=several):
+        protocol.read(path)[0].hyperparameters_of(catalogue.get("avalanche-gdumb"))
+
+
+def test_all_that_a_file_lacks_is_said_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('title = "mine"\ndataset = "digits"\n[stream]\nkind = "split"\n', encoding="utf-8")
+    with pytest.raises(ProtocolError, match=r"stream.scenarios, .*training.*: missing$"):
+        protocol.read(path)
 
 
 def test_misspelt_names_get_a_suggestion():

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, benchmark_with_validation_stream, classic
-from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.names import DataError
@@ -45,14 +46,7 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
         ProtocolError: there is no such function or argument; what it makes lacks what the scenario needs.
         DataError: it fails.
     """
-    made = _made(reference, json.dumps(stream.arguments, sort_keys=True), seed)
-    parts = {"train": _data_sets(reference, made, "train"), "test": _data_sets(reference, made, "test")}
-    if len(parts["train"]) != len(parts["test"]):
-        raise ProtocolError(
-            f"benchmark: {reference} has {len(parts['train'])} experiences to learn and {len(parts['test'])} to be "
-            f"judged on; an accuracy matrix needs one of the second for each of the first"
-        )
-    _check_sample(reference, parts["train"][0])
+    parts = _streams(reference, json.dumps(stream.arguments, sort_keys=True), seed)
     if judge == "test":
         learned, judged = parts["train"], parts["test"]
     else:
@@ -77,7 +71,19 @@ def experience_count(reference: str, arguments: str) -> int:
     Raises:
         ProtocolError, DataError: as :func:`own_benchmark`.
     """
-    return len(_data_sets(reference, _made(reference, arguments, seed=0), "train"))
+    return len(_streams(reference, arguments, seed=0)["train"])
+
+
+def _streams(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
+    """The data sets to learn, and as many to be judged on."""
+    made = _made(reference, arguments, seed)
+    parts = {name: _data_sets(reference, made, name) for name in ("train", "test")}
+    if len(parts["train"]) != len(parts["test"]):
+        raise ProtocolError(
+            f"benchmark: {reference} has {len(parts['train'])} experiences to learn and {len(parts['test'])} to be "
+            f"judged on; an accuracy matrix needs one of the second for each of the first"
+        )
+    return parts
 
 
 @lru_cache(maxsize=1)
@@ -138,8 +144,11 @@ def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]
                 f"benchmark: experience {len(found)} of {reference} has no classes: its data set has no targets "
                 f"(avalanche's as_classification_dataset gives it some)"
             )
-        if not hasattr(data, "targets_task_labels"):
-            data = AvalancheDataset([data], data_attributes=[TaskLabels(ConstantSequence(0, len(data)))])
+        if not hasattr(data, "task_set"):  # which Avalanche's own strategies read
+            known = hasattr(data, "targets_task_labels")
+            labels = [] if known else [TaskLabels(ConstantSequence(0, len(data)))]
+            data = TaskAwareSupervisedClassificationDataset([data], data_attributes=labels)
+        _check_sample(reference, data)
         found.append(_in_order(data))
     if not found:
         raise ProtocolError(f"benchmark: {reference} has no experience in its {stream}_stream")
@@ -159,13 +168,22 @@ def _in_order(data: AvalancheDataset) -> AvalancheDataset:
 
 
 def _check_sample(reference: str, data: AvalancheDataset) -> None:
-    x = data[0][0]
+    x, y, *_ = data[0]
     if not isinstance(x, Tensor) or not torch.is_floating_point(x):
         what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
         raise ProtocolError(
             f"benchmark: the samples of {reference} are {what}; a network takes floats: give it a transformation that "
             f"makes them (torchvision's ToTensor())"
         )
+    label = default_collate([y])
+    if not isinstance(label, Tensor) or label.dim() > 1 or label.dtype not in (torch.int64, torch.uint8):
+        kind = f"{label.dtype} tensors of shape {list(label.shape[1:])}" if isinstance(label, Tensor) else type(y)
+        raise ProtocolError(
+            f"benchmark: the labels of {reference} are {kind}; a label is the number of its class: a Python int, or an "
+            f"int64 tensor of no dimension (y.long(), or y.argmax() of one-hot labels)"
+        )
+    if (lowest := min(data.targets.uniques)) < 0:
+        raise ProtocolError(f"benchmark: {reference} has a class {lowest}; classes are numbered from 0")
 
 
 def _check_task_labels(reference: str, benchmark: CLScenario) -> None:

@@ -26,6 +26,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from engrams.benchmarks.data import names as data_names
 from engrams.reports.errors import UserError
@@ -552,15 +553,16 @@ class Protocol(Table):
             found = strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
             problem = first_problem(error)
-            key = problem.partition(":")[0]
-            if key in (settings or {}):
+            keys = problem.partition(":")[0].split(", ")
+            if keys[0] in (settings or {}):
                 raise ProtocolError(f"{self.name}: {strategy.name}: {problem}") from error
-            searched = key in strategy.search
+            searched = all(key in strategy.search for key in keys)
             chosen = self.chosen.get(strategy.name)
-            where = chosen.file if chosen and key in chosen.hyperparameters else self.reference
+            where = chosen.file if chosen and keys[0] in chosen.hyperparameters else self.reference
+            options = " ".join(f"--set {key}=..." for key in keys)
             raise ProtocolError(
-                f"{where}: strategies.{strategy.name}.{problem}; set it in the protocol or with --set {key}=..."
-                + (f", or run '{searching(self, strategy)}'" if searched else "")
+                f"{where}: strategies.{strategy.name}.{problem}; set {'it' if len(keys) == 1 else 'them'} in the "
+                f"protocol or with {options}" + (f", or run '{searching(self, strategy)}'" if searched else "")
             ) from error
         self._check_kept(strategy, found)
         return found
@@ -745,17 +747,25 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str:
-    """Returns ``key.key: what is wrong (got VALUE)`` of one problem that pydantic found; what is missing comes last.
+    """Returns ``key.key: what is wrong (got VALUE)`` of one problem that pydantic found.
+
+    What is missing comes last, and all of it at once: ``key.key, key.key: missing``.
 
     Args:
         error: what pydantic raised.
         kinds: the values of ``kind``: pydantic names the chosen one between the keys; it is no key of the file.
     """
-    problem = min(error.errors(), key=lambda problem: problem["type"] == "missing")
-    keys = [str(key) for key in problem["loc"] if key not in kinds]
-    message = {"extra_forbidden": "unknown key", "missing": "missing"}.get(problem["type"], problem["msg"])
-    message = message.removeprefix("Value error, ")
-    if not keys or isinstance(problem["input"], dict):  # a file, a table: nobody wants to read all of it
-        return ": ".join(filter(None, [".".join(keys), message]))
-    got = "" if problem["type"] in ("missing", "extra_forbidden") else f" (got {problem['input']!r})"
-    return f"{'.'.join(keys)}: {message}{got}"
+    problems = error.errors()
+    wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
+    if wrong is None:
+        return f"{', '.join(_key(problem, kinds) for problem in problems)}: missing"
+    key = _key(wrong, kinds)
+    message = "unknown key" if wrong["type"] == "extra_forbidden" else wrong["msg"].removeprefix("Value error, ")
+    if not key or isinstance(wrong["input"], dict):  # a file, a table: nobody wants to read all of it
+        return ": ".join(filter(None, [key, message]))
+    got = "" if wrong["type"] == "extra_forbidden" else f" (got {wrong['input']!r})"
+    return f"{key}: {message}{got}"
+
+
+def _key(problem: ErrorDetails, kinds: Collection[str]) -> str:
+    return ".".join(str(key) for key in problem["loc"] if key not in kinds)
