@@ -25,7 +25,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch.utils.data import TensorDataset
 
 
-def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0, labels="y"):
+def bars(experiences=3, size=40, task_labels=True, tests=None, as_bytes=False, shift=0, labels="y"):
     # bright rows or bright columns of 8x8 images, in another place of the image in every experience
     def images(experience, count, seed, shift=0):
         random = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def bars(experiences=3, task_labels=True, tests=None, as_bytes=False, shift=0, l
         return AvalancheDataset([TensorDataset((255 * x).byte() if as_bytes else x, y)], data_attributes=attributes)
 
     train = [images(experience, 60, experience) for experience in range(experiences)]
-    test = [images(experience, 40, 100 + experience, shift) for experience in range(tests or experiences)]
+    test = [images(experience, size, 100 + experience, shift) for experience in range(tests or experiences)]
     return benchmark_from_datasets(train=train, test=test)
 
 
@@ -196,6 +196,7 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             '["task"]\narguments = { shift = 1 }',
             "experience 0 of .*bars has the task label 0 where it is learned and 1 in the test stream, whose head",
         ),
+        ('["task"]', '["task"]\narguments = { size = 0 }', "experience 0 of .*bars's test_stream has no samples"),
         ('["task"]', '["task"]\narguments = { as_bytes = true }', "are torch.uint8 tensors; a network takes floats"),
         (
             '["task"]',

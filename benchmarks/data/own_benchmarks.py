@@ -144,6 +144,8 @@ def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]
                 f"benchmark: experience {len(found)} of {reference} has no classes: its data set has no targets "
                 f"(avalanche's as_classification_dataset gives it some)"
             )
+        if len(data) == 0:
+            raise ProtocolError(f"benchmark: experience {len(found)} of {reference}'s {stream}_stream has no samples")
         if not hasattr(data, "task_set"):  # which Avalanche's own strategies read
             known = hasattr(data, "targets_task_labels")
             labels = [] if known else [TaskLabels(ConstantSequence(0, len(data)))]
