@@ -88,9 +88,14 @@ RECORDS = [
         strategy={"ewc_lambda": 10.0},
     ),
     *set_to(group("mas", 0.300, 0.310, protocol="p/class"), training=TRAINING, strategy={"mas_lambda": 2.0}),
-    *group("mas", 0.5, status="failed", protocol="p/task"),
+    *(
+        one.model_copy(update={"reason": "the loss became nan", "hyperparameters": {"strategy": {"mas_lambda": 9.0}}})
+        for one in group("mas", 0.5, status="failed", protocol="p/task")
+    ),
     *group("other", 0.5, protocol="p/task"),
 ]
+
+LOST = "mas lambda 9: the loss became nan"
 
 
 @pytest.fixture
@@ -218,7 +223,7 @@ def test_each_figure_is_beside_its_own_runs(published):
     found = compared(RECORDS)
     assert {key: row.verdict.value for key, row in found.items() if key[2] != "gan2018"} == {
         ("p/task", "ewc", "read2018"): "undecided",
-        ("p/task", "mas", "read2018"): "not run",
+        ("p/task", "mas", "read2018"): "failed",
         ("p/class", "ewc", "read2018"): "short",
         ("p/class", "mas", "read2018"): "above",
         ("p/task", "ewc", "unread2019"): "short",
@@ -344,7 +349,7 @@ def test_markdown_has_the_count_every_row_and_the_sources(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS), "--format", "md")
     assert done.returncode == 0, done.stderr
     text = done.stdout
-    assert text.startswith("0 reproduced, 1 above, 2 short, 1 undecided, 8 not run.\n")
+    assert text.startswith("0 reproduced, 1 above, 2 short, 1 undecided, 1 failed, 7 not run.\n")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     gap = parity.difference([0.80, 0.81, 0.78], SPREAD)
     ewc = ["EWC", "ewc", "80.0 (sd 1.00)", "79.67 ± 3.79", "3", f"-0.33 ± {100 * gap.half_width:.2f}"]
@@ -354,7 +359,7 @@ def test_markdown_has_the_count_every_row_and_the_sources(published, tmp_path):
         "lambda 100",
         "ewc lambda 3000",
     ] in lines
-    assert ["MAS", "mas", "70.0 (sd 1.00)", "", "0 (1 failed)", "", "not run", "lambda 1", ""] in lines
+    assert ["MAS", "mas", "70.0 (sd 1.00)", "", "0 (1 failed)", "", "failed", "lambda 1", LOST] in lines
     assert "**p/class beside read2018**" in text
     assert "A remark." in text
     assert "- unread2019: Somebody else 2019; Table 1" in text
@@ -394,12 +399,12 @@ def test_csv_has_fractions_that_read_back(published, tmp_path):
 
 def test_the_terminal_colours_verdicts_and_ends_with_the_count(published, tmp_path):
     done = engrams("parity", runs_of(tmp_path, RECORDS))
-    assert done.stdout.splitlines()[-1] == "0 reproduced, 1 above, 2 short, 1 undecided, 8 not run"
+    assert done.stdout.splitlines()[-1] == "0 reproduced, 1 above, 2 short, 1 undecided, 1 failed, 7 not run"
     console = Console(width=160, file=io.StringIO(), force_terminal=True, no_color=False, color_system="standard")
     for sheet in parity_tables.sheets(parity.compare(parity.read(published), RECORDS)):
         console.print(sheet.fitted(console, 160)[0])
     shown = console.file.getvalue()
-    for verdict, code in (("above", "32"), ("short", "31"), ("undecided", "33"), ("not run", "2")):
+    for verdict, code in (("above", "32"), ("short", "31"), ("undecided", "33"), ("failed", "31"), ("not run", "2")):
         assert f"\x1b[{code}m{verdict}" in shown
 
 

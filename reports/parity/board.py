@@ -126,6 +126,7 @@ class Verdict(str, Enum):
     above = "above"
     short = "short"
     undecided = "undecided"
+    failed = "failed"
     not_run = "not run"
 
 
@@ -176,6 +177,7 @@ class Comparison:
     """Where it is undecided, what would decide it: so many seeds of ours, or nothing of ours."""
     published_setting: str
     our_setting: str
+    """With what went wrong where no run came to an end."""
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,7 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
             reported = Reported(row.mean[column] / 100, sd, None if sd is None else source.runs, digits)
             values = [_acc(record, after) for record in complete]
             gap = difference(values, reported) if values else None
-            verdict = judge(gap, reported.rounding) if gap else Verdict.not_run
+            verdict = judge(gap, reported.rounding) if gap else Verdict.failed if group else Verdict.not_run
             if complete:
                 hyperparameters[f"{row.strategy} on {protocol}"] = complete[0].hyperparameters
             rows.append(
@@ -389,10 +391,16 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
                     to_decide=to_decide(values, reported) if verdict is Verdict.undecided else "",
                     # one text stands for every column
                     published_setting=row.setting[column % len(row.setting)] if row.setting else "",
-                    our_setting=_words(complete[0].hyperparameters.get("strategy", {})) if complete else "",
+                    our_setting=_our_setting((complete or group)[0]) if group else "",
                 )
             )
     return Board(figure.source, source, figure.note, rows, _settings(figure.setting, hyperparameters), figure.findings)
+
+
+def _our_setting(record: Record) -> str:
+    """The strategy's hyperparameters, and why the run failed if it did."""
+    settings = _words(record.hyperparameters.get("strategy", {}))
+    return settings if record.complete else f"{settings}: {record.reason}"
 
 
 def _acc(record: Record, after: int | None) -> float:

@@ -17,6 +17,7 @@ COLOURS = {
     Verdict.above: "green",
     Verdict.short: "red",
     Verdict.undecided: "yellow",
+    Verdict.failed: "red",
     Verdict.not_run: "dim",
 }
 LEGEND = (
@@ -28,13 +29,13 @@ LEGEND = (
     "5%). Else 'above' or 'short': the 95% interval lies beyond 0, and beyond what the published number was rounded "
     "by; 'undecided': neither is shown, with what would show that there is no difference if there is none: so many "
     "seeds of ours that spread as these do, or nothing, since the source's own runs spread too much ('its spread'). "
-    "'not run': no complete run here. The tests are not corrected for their number: one in twenty equal figures looks "
-    "different. † not yet read in the source itself."
+    "'failed': no run here came to an end; 'not run': there is none. The tests are not corrected for their number: one "
+    "in twenty equal figures looks different. † not yet read in the source itself."
 )
 
 
 def summary(boards: Iterable[Board]) -> str:
-    """Returns ``N reproduced, M above, K short, U undecided, L not run``."""
+    """Returns ``N reproduced, M above, K short, U undecided, F failed, L not run``."""
     return ", ".join(f"{count} {verdict.value}" for verdict, count in tally(boards).items())
 
 
