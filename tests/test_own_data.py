@@ -332,6 +332,14 @@ def test_a_split_of_several_files_and_one_called_validation(hub, tmp_path):
     assert len(data.test_y) == 12
 
 
+def test_a_split_of_which_a_file_is_missing(hub, tmp_path):
+    name = hub()
+    file = tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
+    file.rename(file.with_name("train-00000-of-00002.parquet"))
+    with pytest.raises(DataError, match=r"00002.parquet is one of 2 files, and 1 of them is there; fetch the others"):
+        load(name)
+
+
 def test_the_column_of_the_labels_is_named_where_there_are_several(hub):
     two = {"label": None, "fine": LABELS, "coarse": LABELS % 2}
     first = {"label": None, "fine": LABELS[:12], "coarse": LABELS[:12] % 2}

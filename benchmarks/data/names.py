@@ -7,6 +7,7 @@ Nothing is loaded here, torch least of all.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -57,11 +58,15 @@ def label_column(dataset: str) -> str | None:
     return dataset.partition("#")[2] or None if dataset.startswith(f"{PARQUET}:") else None
 
 
+PIECE = re.compile(r"-\d+-of-(\d+)")
+"""In a file's name: of how many files it is one."""
+
+
 def parquet_files(folder: Path) -> list[list[Path]]:
     """Returns the files of the two splits of a folder of Parquet files, each in the order of their names.
 
     Raises:
-        DataError: a split has no file, in the folder or in ``data`` below it.
+        DataError: a split has no file, in the folder or in ``data`` below it, or not all that their names speak of.
     """
     found = []
     for beginnings in PARQUET_SPLITS:
@@ -71,6 +76,12 @@ def parquet_files(folder: Path) -> list[list[Path]]:
         if split is None:
             raise DataError(
                 f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}"
+            )
+        pieces = [piece for file in split if (piece := PIECE.search(file.stem))]
+        if pieces and len(pieces) != (wanted := int(pieces[0][1])):
+            raise DataError(
+                f"{split[0]} is one of {wanted} files, and {len(pieces)} of them {'is' if len(pieces) == 1 else 'are'} "
+                f"there; fetch the others"
             )
         found.append(split)
     return found
