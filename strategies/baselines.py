@@ -10,18 +10,14 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
+from engrams.strategies.anchors import ByName
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces, trained_on
 from engrams.strategies.kept import KeepsNothingWithin, State
 from engrams.strategies.networks import named_parameters, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
-from engrams.strategies.quadratic_penalty import (
-    ByName,
-    Excluded,
-    QuadraticPenaltyPlugin,
-    strength,
-)
+from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, strength
 from engrams.strategies.rehearsal import RehearsalPlugin
 from engrams.strategies.reservoir import put_together
 

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from engrams.strategies.anchors import ByName, grown, placed
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.kept import State
 from engrams.strategies.mas import MASPlugin
 from engrams.strategies.networks import named_parameters, trainable_parameters
-from engrams.strategies.quadratic_penalty import ByName, QuadraticPenaltyPlugin, grown, placed
+from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 
 FRESH = 0.9
 """The share of the latest steps in the running Fisher (``FISHER_EMA_DECAY``)."""

@@ -25,6 +25,7 @@ from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from engrams.strategies.anchors import ByName, Consolidation
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
 from engrams.strategies.densities import (
@@ -44,14 +45,7 @@ from engrams.strategies.importance import check_fisher_options, diagonal_fisher,
 from engrams.strategies.minibatches import Minibatch, minibatches
 from engrams.strategies.networks import AskedThroughStrategy, asked
 from engrams.strategies.precision import wide
-from engrams.strategies.quadratic_penalty import (
-    ByName,
-    Consolidation,
-    Excluded,
-    QuadraticPenaltyPlugin,
-    first_samples,
-    strength,
-)
+from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, first_samples, strength
 from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 

@@ -20,13 +20,13 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from engrams.strategies.anchors import with_first_units
 from engrams.strategies.arguments import at_least_one
 from engrams.strategies.experiences import Pieces, classes_of, whole_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
 from engrams.strategies.networks import AskedThroughStrategy, frozen_copy, model_of, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
-from engrams.strategies.quadratic_penalty import with_first_units
 from engrams.strategies.undisturbed import evaluation_mode
 
 AT_ONCE = 500

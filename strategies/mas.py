@@ -17,18 +17,13 @@ from avalanche.benchmarks.utils import AvalancheDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from engrams.strategies.anchors import ByName
 from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import mas_importance
 from engrams.strategies.kept import State
 from engrams.strategies.networks import asked
-from engrams.strategies.quadratic_penalty import (
-    ByName,
-    Excluded,
-    QuadraticPenaltyPlugin,
-    first_samples,
-    strength,
-)
+from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, first_samples, strength
 
 
 class MASPlugin(QuadraticPenaltyPlugin):

@@ -18,21 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from engrams.strategies.anchors import ByName, continues, grown, placed, with_first_units
 from engrams.strategies.arguments import finite, not_negative, one_of
 from engrams.strategies.choices import Clamped, PenaltyStep
 from engrams.strategies.kept import State
 from engrams.strategies.networks import named_parameters, some_of
 from engrams.strategies.precision import wide
-from engrams.strategies.quadratic_penalty import (
-    ByName,
-    Excluded,
-    QuadraticPenaltyPlugin,
-    continues,
-    grown,
-    placed,
-    strength,
-    with_first_units,
-)
+from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, strength
 
 ROUNDING = 1e-3
 """The largest difference between a way and the sum of its steps, in proportion, that may be rounding."""
