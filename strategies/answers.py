@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.choices import ReplayLabels
-from engrams.strategies.densities import likelihood_by_gradient
+from engrams.strategies.criteria import likelihood_by_gradient
 from engrams.strategies.undisturbed import same_random_numbers
 
 Criterion = Callable[[Tensor, Tensor], Tensor]

@@ -28,11 +28,8 @@ from torch.utils.data import Dataset
 from engrams.strategies.anchors import ByName, Consolidation
 from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import Fisher, PenaltyStep
-from engrams.strategies.densities import (
-    Likelihood,
+from engrams.strategies.criteria import (
     counted,
-    density,
-    fitting,
     left_out,
     likelihood_by_gradient,
     likelihood_of,
@@ -40,6 +37,7 @@ from engrams.strategies.densities import (
     options_of,
     refuse_unnormalised,
 )
+from engrams.strategies.densities import Likelihood, density, fitting
 from engrams.strategies.general_gradients import outputs_of
 from engrams.strategies.importance import check_fisher_options, diagonal_fisher, refuse_too_many
 from engrams.strategies.minibatches import Minibatch, minibatches

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
-from engrams.strategies.densities import counted, density, likelihood_by_gradient, likelihood_of
+from engrams.strategies.criteria import counted, likelihood_by_gradient, likelihood_of
+from engrams.strategies.densities import density
 from engrams.strategies.importance import diagonal_fisher
 from tests.test_ewc import quiet
 
