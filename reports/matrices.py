@@ -39,16 +39,16 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
     Raises:
         RecordError: no complete record is left, or the seeds of a row were run under different settings.
     """
-    there = complete_by_row(records)
-    rows = [
-        (protocol, row)
-        for protocol, row in there
-        if (not protocols or protocol in protocols) and (not strategies or row in strategies)
-    ]
-    if not rows:
+    there = complete_by_row(
+        one
+        for one in records
+        if (not protocols or one.protocol in protocols) and (not strategies or one.row in strategies)
+    )
+    if not there:
+        complete = [one for one in records if one.complete and one.on_test_data]
         for what, wanted, known in (
-            ("protocol", protocols, {protocol for protocol, _ in there}),
-            ("strategy", strategies, {row for _, row in there}),
+            ("protocol", protocols, {one.protocol for one in complete}),
+            ("strategy", strategies, {one.row for one in complete}),
         ):
             if absent := next((name for name in wanted if name not in known), None):
                 hint = near_or(f"there are {', '.join(sorted(known)) or 'none'}", absent, known)
@@ -60,7 +60,7 @@ def of(records: Records, protocols: Sequence[str] = (), strategies: Sequence[str
         return (protocols.index(protocol) if protocols else 0, strategies.index(strategy) if strategies else 0)
 
     found = []
-    for protocol, strategy in sorted(rows, key=order):
+    for protocol, strategy in sorted(there, key=order):
         matrices = np.array([one.accuracy_matrix for one in there[protocol, strategy]])
         found.append(MeanMatrix(protocol, strategy, len(matrices), matrices.mean(axis=0)))
     return found

@@ -103,6 +103,9 @@ def test_what_does_not_belong_in_one_row_is_refused():
     for look in (lambda records: matrices.of(records), lambda records: records.matrices("p", "good"), costs.compare):
         with pytest.raises(RecordError, match="p good: its seeds were run with different hyperparameters"):
             look(Records([*group("good", 0.8, 0.9), other]))
+    mixed = Records([*group("good", 0.8, 0.9), other, *group("naive", 0.5), record("naive", 0, 0.5, "q")])
+    assert [one.protocol for one in matrices.of(mixed, ("q",))] == ["q"], "what is asked for is not mixed"
+    assert [one.strategy for one in matrices.of(mixed, ("p",), ("naive",))] == ["naive"]
 
 
 def test_failed_runs_are_counted_and_not_averaged():
