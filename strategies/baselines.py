@@ -136,7 +136,7 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
                 module.training = False  # this one alone: the classifier may lie below it
 
     def after_training_exp(self, strategy, **kwargs):
-        self._freezes = self._freezes or self._pieces.end(strategy.experience)
+        self._freezes |= self._pieces.end(strategy.experience)
 
     def state_dict(self) -> State:
         """Returns whether the backbone is frozen from now on.

@@ -5,6 +5,8 @@ The plainest benchmarks know neither classes nor tasks, and an online stream cut
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,7 +31,8 @@ class Pieces:
     """Tells where experiences begin and end in a stream that comes in pieces (of ``split_online_stream``).
 
     An experience that is no piece begins and ends with itself. Pieces are counted, since Avalanche (0.6.0) calls none
-    the last where their size divides the experience.
+    the last where their size divides the experience. Where the experience that ended last begins again, a warning says
+    so: whoever loops over epochs around ``train`` has an experience an epoch.
     """
 
     def __init__(self) -> None:
@@ -37,6 +40,10 @@ class Pieces:
         """Pieces of the present experience, so far."""
         self.waits = False
         """Whether pieces of an experience have been learned that has not ended."""
+        self._ended: weakref.ref | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ended": None}  # a weak reference cannot be pickled
 
     def begin(self, experience: Any, otherwise: str = "") -> bool:
         """Tells whether an experience begins with this piece; called once, before it is learned.
@@ -55,6 +62,12 @@ class Pieces:
                 f"the stream hides where an experience ends; make it with split_online_stream(..., "
                 f"access_task_boundaries=True){otherwise}"
             ) from error
+        if first and self._ended is not None and self._ended() is whole_of(experience):
+            warnings.warn(
+                "the experience that was learned last is learned again, and counts once more: one call of train() is "
+                "one experience. Its epochs are the strategy's train_epochs",
+                stacklevel=3,
+            )
         self.met = 1 if first else self.met + 1
         self.waits = self.waits and not first
         return first
@@ -63,6 +76,8 @@ class Pieces:
         """Tells whether the experience ends with the piece that began last; called once, after it is learned."""
         ends = getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
         self.waits = not ends
+        if ends:
+            self._ended = weakref.ref(whole_of(experience))
         return ends
 
     def refuse_to_wait(self, who: str) -> None:

@@ -52,8 +52,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
     left, and otherwise starts afresh, with a warning.
 
     An experience ends where the stream says so: with ``split_online_stream``, after its last sub-experience, and what
-    is measured is the data of all of them. Where the experience that ended last is learned again, a warning says so:
-    whoever loops over epochs around ``train`` has one an epoch.
+    is measured is the data of all of them.
 
     Attributes:
         importances: parameter name -> non-negative tensor of its shape; empty before the first experience has ended.
@@ -127,7 +126,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._terms: list[Term] = []
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._waits = False  # whether a piece has been learned since
-        self._ended_last: weakref.ref | None = None  # the experience that was consolidated last
         self._acted = False  # whether the penalty has, since
         self._pieces = Pieces()
         self._checked: tuple | None = None  # of _what_is_checked
@@ -137,14 +135,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
 
     def __getstate__(self) -> dict[str, Any]:
         # None of these can be pickled: weak references, a hook, a criterion that is a function.
-        return {
-            **self.__dict__,
-            "_strategy": None,
-            "_model": None,
-            "_ended_last": None,
-            "_listening": None,
-            "_checked": None,
-        }
+        return {**self.__dict__, "_strategy": None, "_model": None, "_listening": None, "_checked": None}
 
     def state_dict(self) -> State:
         """Returns what was learned of the experiences so far; asked for between two of them.
@@ -200,7 +191,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._num_workers = kwargs.get("num_workers", 0)  # an argument of strategy.train
         if self.consolidate_every is None and self._pieces.begin(strategy.experience, OTHERWISE):
             self._nothing_waits()
-            self._warn_of_the_same(strategy.experience)
         begins = not self._since
         self._since.append(trained_on(strategy))
         self._refuse_nothing_to_hold(strategy.model)
@@ -289,7 +279,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self.consolidate(importances, anchors)
         self._owners.update({name: parameters[name] for name in importances})
         self.consolidated += 1
-        self._ended_last = weakref.ref(strategy.experience)
         self._nothing_waits()
         self._rate_looked_at = 0.0
 
@@ -320,16 +309,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
 
     def _nothing_waits(self) -> None:
         self._since, self._waits, self._acted = [], False, False
-
-    def _warn_of_the_same(self, experience) -> None:
-        """Whoever loops over epochs around ``train`` has as many experiences as epochs."""
-        if self._ended_last is not None and self._ended_last() is experience:
-            warnings.warn(
-                f"{type(self).__name__}: the experience that was learned last is learned again: its importance counts "
-                f"once more, and its own penalty holds it. One call of train() is one experience; its epochs are the "
-                f"strategy's train_epochs",
-                stacklevel=3,
-            )
 
     def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
         changed = self._changed(parameters)

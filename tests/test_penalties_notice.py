@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from engrams.strategies import EWCPlugin, MASPlugin
 from engrams.strategies.baselines import L2Plugin
 from engrams.strategies.importance import diagonal_fisher, mas_importance
-from tests.test_ewc import learn, mlp, quiet, stream
+from tests.test_ewc import mlp, quiet, stream
 
 # --- where SGD diverges -----------------------------------------------------------------------------------------------
 
@@ -289,24 +289,3 @@ def test_local_importance_is_the_gradient_of_each_layers_own_squared_norm():
     factors = torch.cat([(expected[name][found[name] > 0] / found[name][found[name] > 0]) for name in expected])
     assert factors.std() < 1e-9, factors
     assert all((expected[name] > 0).equal(found[name] > 0) for name in expected)
-
-
-# --- the same experience again ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("order", "warns"),
-    [
-        pytest.param((0, 0, 1), True, id="epochs by a loop around train"),
-        pytest.param((0, 1, 0, 1), False, id="a stream that comes back"),
-    ],
-)
-def test_epochs_that_are_counted_as_experiences_are_warned_of(order, warns):
-    experiences = stream([[0], [1]])
-    plugin = EWCPlugin(1.0)
-    told = pytest.warns(UserWarning, match="one experience; its epochs are the strategy's train_epochs")
-    with told if warns else nullcontext(), warnings.catch_warnings():
-        if not warns:
-            warnings.simplefilter("error")
-        learn(mlp(), [experiences[place] for place in order], plugin)
-    assert plugin.consolidated == len(order)

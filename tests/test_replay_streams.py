@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from engrams.strategies import DeepGenerativeReplay, MeRGAN
+from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MeRGAN
 from engrams.strategies.answers import Answers
 from engrams.strategies.baselines import FrozenBackbonePlugin, ReplayPlugin
 from engrams.strategies.dgr import Scholar
@@ -254,6 +255,41 @@ def test_experiences_begin_and_end_with_their_first_and_last_piece(size, options
     expected = [(n == 0, n == pieces - 1) for n in range(pieces)] * 3
     assert found == expected
     assert sorted(Met.of(piece).classes_in_this_experience) == [4, 5]
+
+
+def naive(plugin):
+    model = SimpleMLP(num_classes=6, input_size=64, hidden_size=8, drop_rate=0)
+    return DeepGenerativeReplay(generator=PastImages(SPEC, 0), r=1, **template(model, plugin, epochs=1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: naive(EWCPlugin(1.0)), id="ewc"),
+        pytest.param(lambda: naive(FrozenBackbonePlugin()), id="frozen"),
+        pytest.param(lambda: naive(ReplayPlugin(6)), id="replay"),
+        pytest.param(
+            lambda: DeepGenerativeReplay(generator=OF_IMAGES["vae"](), **template(solver(), epochs=1)), id="dgr"
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("order", "warns"),
+    [
+        pytest.param((0, 0, 1), True, id="epochs by a loop around train"),
+        pytest.param((0, 1, 0, 1), False, id="a stream that comes back"),
+    ],
+)
+def test_epochs_that_are_counted_as_experiences_are_warned_of(make, order, warns):
+    experiences = list(streams()["classes"])
+    strategy = make()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for place in order:
+            strategy.train(experiences[place])
+    assert (
+        any("one experience. Its epochs are the strategy's train_epochs" in str(one.message) for one in said) == warns
+    )
 
 
 def test_hidden_boundaries_are_refused_before_anything_is_trained():
