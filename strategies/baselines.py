@@ -113,7 +113,7 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         self._forget()
 
     def _forget(self) -> None:
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._freezes = False
 
     def _holds(self) -> bool:
@@ -142,14 +142,15 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         """Returns whether the backbone is frozen from now on.
 
         Raises:
-            Unkept: between two pieces of an experience.
+            Unkept: between two pieces of the first experience.
         """
-        self._pieces.refuse_to_wait(type(self).__name__)
+        if not self._freezes:
+            self._pieces.refuse_to_wait()
         return {"freezes": self._freezes}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self._with, self._pieces = None, Pieces()
+        self._with, self._pieces = None, Pieces(self)
         self._freezes = state["freezes"]
 
     def _learns(self, name: str) -> bool:
@@ -185,7 +186,7 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
     def _forget(self) -> None:
         self._kept: list[list[Tensor]] = []
         self._buffer: list[Tensor] = []
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._met: list[Any] = []
 
     def _holds(self) -> bool:
@@ -240,10 +241,10 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
         Raises:
             Unkept: between two pieces of an experience.
         """
-        self._pieces.refuse_to_wait(type(self).__name__)
+        self._pieces.refuse_to_wait()
         return {"kept": [[column.clone() for column in kept] for kept in self._kept]}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self._with, self._pieces, self._met = None, Pieces(), []
+        self._with, self._pieces, self._met = None, Pieces(self), []
         self._keep(state["kept"])

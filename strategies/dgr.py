@@ -102,7 +102,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self.previous: Scholar | None = None
         """The scholar of the last experience, frozen; None in the first experience."""
         self._past: list[Met] = []
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._task_classes = TaskClasses() if is_multi_task_module(self.model) else None
         self._answers: Answers | None = None
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
@@ -238,7 +238,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
         Raises:
             Unkept: between two pieces of an experience.
         """
-        self._pieces.refuse_to_wait(type(self).__name__)
+        self._pieces.refuse_to_wait()
         past = [[list(part) for part in met] for met in self._past]
         pairs = list(self._task_classes.pairs) if self._task_classes else []
         return super().state_dict() | {"past": past, "task_classes": pairs}
@@ -257,6 +257,6 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._past = [Met(*met) for met in state["past"]]
         if self._task_classes:
             self._task_classes.pairs = list(state["task_classes"])
-        self.previous, self._pieces = None, Pieces()
+        self.previous, self._pieces = None, Pieces(self)
         if self._past:  # between two experiences the present scholar and the previous one are the same
             self._become_previous()

@@ -65,7 +65,7 @@ class ExperienceReplayPlugin(ReservoirPlugin):
     def _forget(self) -> None:
         self.memory = Reservoir(self.mem_size)
         self._experience = 0
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._old: list[Tensor] = []
 
     def state_dict(self) -> State:
@@ -82,6 +82,10 @@ class ExperienceReplayPlugin(ReservoirPlugin):
         # Where everything may be drawn, a stream may hide where experiences end.
         if self.draws_from == "past" and self._pieces.begin(strategy.experience, "; or let draws_from be 'all'"):
             self._experience += 1
+
+    def after_training_exp(self, strategy, **kwargs):
+        if self.draws_from == "past":
+            self._pieces.end(strategy.experience)
 
     def before_training_iteration(self, strategy, **kwargs):
         new = self.new_samples(strategy)

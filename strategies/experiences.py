@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from engrams.strategies.kept import Unkept
@@ -35,12 +36,19 @@ class Pieces:
     so: whoever loops over epochs around ``train`` has an experience an epoch.
     """
 
-    def __init__(self) -> None:
+    _ended: weakref.ref | None = None
+    """The experience that ended last."""
+
+    def __init__(self, owner: object) -> None:
+        """
+        Args:
+            owner: who counts experiences, for messages.
+        """
+        self._who = type(owner).__name__
         self.met = 0
         """Pieces of the present experience, so far."""
         self.waits = False
         """Whether pieces of an experience have been learned that has not ended."""
-        self._ended: weakref.ref | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ended": None}  # a weak reference cannot be pickled
@@ -64,8 +72,8 @@ class Pieces:
             ) from error
         if first and self._ended is not None and self._ended() is whole_of(experience):
             warnings.warn(
-                "the experience that was learned last is learned again, and counts once more: one call of train() is "
-                "one experience. Its epochs are the strategy's train_epochs",
+                f"{self._who}: the experience that was learned last is learned again. One call of train() counts as "
+                f"one experience; its epochs are the strategy's train_epochs",
                 stacklevel=3,
             )
         self.met = 1 if first else self.met + 1
@@ -77,21 +85,23 @@ class Pieces:
         ends = getattr(experience, "is_last_subexp", True) or self.met == experience.sub_stream_length
         self.waits = not ends
         if ends:
-            self._ended = weakref.ref(whole_of(experience))
+            with suppress(TypeError):  # what takes no weak reference is not noticed
+                self._ended = weakref.ref(whole_of(experience))
         return ends
 
-    def refuse_to_wait(self, who: str) -> None:
-        """Raises an Unkept where an experience waits for its other pieces, of which a state of ``who`` has nothing."""
+    def refuse_to_wait(self) -> None:
+        """Raises an Unkept where an experience waits for its other pieces, of which the owner's state has nothing."""
         if self.waits:
             raise Unkept(
-                f"{who} waits for the end of an experience of which it has learned {self.met} pieces: ask for its "
-                f"state when the last has come"
+                f"{self._who} waits for the end of an experience of which it has learned {self.met} pieces: ask for "
+                f"its state when the last has come"
             )
 
 
 def whole_of(experience: Any) -> Any:
     """Returns the experience that this is a piece of, or itself."""
-    return getattr(experience, "origin_experience", experience)
+    whole = getattr(experience, "origin_experience", None)  # None in streams whose pieces are of several
+    return experience if whole is None else whole
 
 
 def classes_of(experience: Any) -> list[int]:

@@ -92,7 +92,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         """By class."""
         self._means: dict[int, Tensor] = {}
         self._old: nn.Module | None = None
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._met: list[AvalancheDataset] = []
         self._new: Any = None
         """What the strategy trains on, but for exemplars."""

@@ -127,7 +127,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._waits = False  # whether a piece has been learned since
         self._acted = False  # whether the penalty has, since
-        self._pieces = Pieces()
+        self._pieces = Pieces(self)
         self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
         self._listening: RemovableHandle | None = None  # to the optimiser's steps, during an update

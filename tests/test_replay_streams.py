@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -12,11 +13,13 @@ from avalanche.benchmarks import (
     with_classes_timeline,
     with_task_labels,
 )
+from avalanche.benchmarks.scenarios.online import split_continuous_linear_decay_stream
 from avalanche.benchmarks.utils import AvalancheDataset, as_classification_dataset, make_avalanche_dataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute, TaskLabels
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import IncrementalClassifier, SimpleMLP
+from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 from torch.nn import functional
@@ -26,6 +29,7 @@ from engrams.strategies import DeepGenerativeReplay, EWCPlugin, MeRGAN
 from engrams.strategies.answers import Answers
 from engrams.strategies.baselines import FrozenBackbonePlugin, ReplayPlugin
 from engrams.strategies.dgr import Scholar
+from engrams.strategies.experience_replay import ExperienceReplayPlugin
 from engrams.strategies.experiences import Met, Pieces, classes_of
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
@@ -184,8 +188,8 @@ def test_a_gan_is_not_judged_where_tasks_share_an_experience():
 def test_what_an_experience_does_not_say_is_read_from_its_data():
     for kind in KINDS:
         assert sorted(classes_of(streams()[kind][1])) == [2, 3], kind
-        assert Pieces().begin(streams()[kind][1])
-        assert Pieces().end(streams()[kind][1])
+        assert Pieces(None).begin(streams()[kind][1])
+        assert Pieces(None).end(streams()[kind][1])
 
 
 def test_what_says_nothing_has_no_classes_and_is_task_0():
@@ -249,7 +253,7 @@ def test_a_new_scholar_begins_with_an_experience_and_not_with_a_piece():
 )
 def test_experiences_begin_and_end_with_their_first_and_last_piece(size, options, pieces):
     """Avalanche calls no piece the last where the size divides the experience."""
-    boundaries, found = Pieces(), []
+    boundaries, found = Pieces(None), []
     for piece in in_pieces(size, **options):
         found.append((boundaries.begin(piece), boundaries.end(piece)))
     expected = [(n == 0, n == pieces - 1) for n in range(pieces)] * 3
@@ -259,7 +263,7 @@ def test_experiences_begin_and_end_with_their_first_and_last_piece(size, options
 
 def naive(plugin):
     model = SimpleMLP(num_classes=6, input_size=64, hidden_size=8, drop_rate=0)
-    return DeepGenerativeReplay(generator=PastImages(SPEC, 0), r=1, **template(model, plugin, epochs=1))
+    return Naive(**template(model, plugin, epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -268,6 +272,7 @@ def naive(plugin):
         pytest.param(lambda: naive(EWCPlugin(1.0)), id="ewc"),
         pytest.param(lambda: naive(FrozenBackbonePlugin()), id="frozen"),
         pytest.param(lambda: naive(ReplayPlugin(6)), id="replay"),
+        pytest.param(lambda: naive(ExperienceReplayPlugin(6, draws_from="past")), id="er"),
         pytest.param(
             lambda: DeepGenerativeReplay(generator=OF_IMAGES["vae"](), **template(solver(), epochs=1)), id="dgr"
         ),
@@ -287,9 +292,39 @@ def test_epochs_that_are_counted_as_experiences_are_warned_of(make, order, warns
         warnings.simplefilter("always")
         for place in order:
             strategy.train(experiences[place])
-    assert (
-        any("one experience. Its epochs are the strategy's train_epochs" in str(one.message) for one in said) == warns
-    )
+    assert len(told_of_epochs(said)) == warns
+
+
+def told_of_epochs(said):
+    """Who has warned."""
+    messages = [str(one.message) for one in said]
+    return [one.partition(":")[0] for one in messages if "its epochs are the strategy's train_epochs" in one]
+
+
+def test_pieces_that_repeat_are_warned_of_once_an_experience():
+    plugin, pieces = EWCPlugin(1.0), list(in_pieces())
+    strategy = naive(plugin)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for piece in [*pieces[:3], *pieces[:3], *pieces[3:6]]:
+            strategy.train(piece)
+    assert plugin.consolidated == 3
+    assert told_of_epochs(said) == ["EWCPlugin"]
+
+
+def test_where_pieces_are_can_be_pickled():
+    boundaries, piece = Pieces(None), next(iter(in_pieces(30)))
+    boundaries.begin(piece)
+    boundaries.end(piece)
+    assert pickle.loads(pickle.dumps(boundaries)).met == 1
+
+
+@pytest.mark.parametrize("make", [lambda: EWCPlugin(1.0), FrozenBackbonePlugin, lambda: ReplayPlugin(6)])
+def test_pieces_of_several_experiences_are_learned(make):
+    """Avalanche's stream that passes over by degrees names no experience that its pieces are of."""
+    strategy = naive(make())
+    for piece in split_continuous_linear_decay_stream(streams()["classes"], 5, 4, 0.5, shuffle=True):
+        strategy.train(piece)
 
 
 def test_hidden_boundaries_are_refused_before_anything_is_trained():
