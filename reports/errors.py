@@ -1,7 +1,9 @@
-"""The base of every error that the user can mend."""
+"""Errors that the user can mend, and how they are said."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,3 +18,16 @@ def near_or(otherwise: str, name: str, known: Iterable[str]) -> str:
     """Returns "did you mean ...?" if one of the known names is near, and else what else to say."""
     near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else otherwise
+
+
+def without_paths(text: str) -> str:
+    """Returns a text with the last two parts of every absolute path in it, which say nothing of this machine."""
+    for known in sorted({str(Path.cwd()), str(Path.home())} - {"/"}, key=len, reverse=True):
+        text = text.replace(known + "/", "/…/")  # they may have spaces
+    text = re.sub(r'(?<=File ")[^"\n]+(?=")', lambda found: _short(found[0]), text)
+    return re.sub(r"(?<![\w/:.…])/(?:[^\s/:\"',;()]+/)+[^\s/:\"',;()]*", lambda found: _short(found[0]), text)
+
+
+def _short(path: str) -> str:
+    parts = [part for part in path.split("/") if part and part != "…"]
+    return "/".join(["…", *parts[-2:]]) if path.startswith(("/", "…")) else path

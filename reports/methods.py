@@ -11,7 +11,7 @@ from engrams.reports.estimates import Estimate
 from engrams.reports.marks import MarkError
 from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.parity import tables
-from engrams.reports.parity.board import Board, Verdict
+from engrams.reports.parity.board import Board
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -44,9 +44,7 @@ def fill(path: Path, records: Sequence[Record], boards: Sequence[Board]) -> None
 def _published(boards: Sequence[Board], strategies: Sequence[str], protocols: Collection[str]) -> Sheet:
     """Returns the figures that ours stand beside in these protocols; where ours stand beside none, all there are."""
     figures = [(board, row) for board in boards for row in board.rows if row.strategy in strategies]
-    beside = [
-        (board, row) for board, row in figures if row.verdict is not Verdict.not_run and row.protocol in protocols
-    ]
+    beside = [(board, row) for board, row in figures if row.ours is not None and row.protocol in protocols]
     rows = [
         {
             "source": board.source_name,

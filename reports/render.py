@@ -99,7 +99,8 @@ class Sheet:
 
 
 def _marked(cell: str | Text) -> str:
-    return f"**{cell}**" if isinstance(cell, Text) and cell.style == "bold" else str(cell)
+    text = str(cell).replace("|", "\\|")  # it would end the cell
+    return f"**{text}**" if isinstance(cell, Text) and cell.style == "bold" else text
 
 
 def as_markdown(sheets: Sequence[Sheet], legend: str) -> str:

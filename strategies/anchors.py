@@ -1,4 +1,4 @@
-"""What a penalty holds of earlier experiences, by parameter: importances, and anchors to be pulled towards.
+"""A penalty holds importances of earlier experiences, and anchors to be pulled towards, by parameter.
 
 Both belong to a parameter of one model, not to a name: they are followed where it goes, through layers that grow and
 models that are compiled, copied or wrapped.
@@ -19,8 +19,8 @@ ByName = dict[str, Tensor]
 
 
 class Term(NamedTuple):
-    """importance (parameter - anchor)^2, all of the parameter's present shape and device, the last two in float32 at
-    least."""
+    """Stands for importance (parameter - anchor)^2: all have the parameter's present shape and device, the last two
+    float32 at least."""
 
     parameter: nn.Parameter
     importance: Tensor
@@ -28,15 +28,10 @@ class Term(NamedTuple):
 
 
 class Anchored:
-    """Keeps importances and anchors, one set or one an experience, and finds the parameters that they belong to.
+    """Keeps ``importances`` and ``anchors``, and finds the parameters that they belong to.
 
-    Attributes:
-        consolidation: how those of several experiences combine.
-        gamma: decay of ``online``.
-        importances: parameter name -> non-negative tensor of its shape; empty before the first experience has ended.
-            A list of such dicts, one an experience, if ``consolidation`` is ``separate``. Names are those of the plain
-            model, whatever wraps it.
-        anchors: likewise, the parameters that the penalty pulls towards.
+    What they are, and how ``consolidation`` and ``gamma`` combine those of several experiences, is said by
+    :class:`QuadraticPenaltyPlugin`.
     """
 
     consolidation: Consolidation
@@ -68,7 +63,7 @@ class Anchored:
         return [(self.importances, self.anchors)]
 
     def _by_name(self) -> list[dict[str, Any]]:
-        """All that is kept by a parameter's name."""
+        """Returns all that is kept by a parameter's name."""
         return [*(kept for pair in self._pairs() for kept in pair), self._owners]
 
     def _matched(self, model: nn.Module) -> tuple[list[Term], list[str]]:
@@ -162,7 +157,7 @@ class Anchored:
         warnings.warn(f"{type(self).__name__}: {'; '.join(said)}", stacklevel=3)
 
     def _changed(self, parameters: dict[str, nn.Parameter]) -> dict[str, float]:
-        """The largest change of every held parameter that is not as it was at the latest anchor."""
+        """Returns the largest change of every held parameter that is not as it was at the latest anchor."""
         if not self._pairs():
             return {}
         importances, anchors = self._pairs()[-1]
@@ -185,7 +180,7 @@ def continues(new: Tensor, old: Tensor) -> bool:
 
 
 def _first(tensor: Tensor, like: Tensor) -> Tensor:
-    """The part of ``tensor`` that the smaller ``like`` covers. Avalanche's incremental layers keep old units first."""
+    """Returns what the smaller ``like`` covers of ``tensor``. Avalanche's incremental layers keep old units first."""
     return tensor[tuple(slice(0, size) for size in like.shape)]
 
 

@@ -1,6 +1,6 @@
-"""Which density a criterion is of: torch's by their names, anybody's by the gradient that they have.
+"""Tells which density a criterion is of: torch's by their names, anybody's by their gradient.
 
-And what else there is to know of one: what it leaves out, whether its targets are the labels, whether it normalises.
+It also tells what a criterion leaves out, whether its targets are the labels, and whether it normalises.
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def counted(loss: Callable[[Tensor], Tensor], outputs: Tensor, likelihood: Likel
 
 
 def _types_of(outputs: Tensor) -> list[Tensor]:
-    """Outputs of half precision in float32 first, whose gradients are not lost in rounding, and then as they are."""
+    """Returns outputs of half precision in float32 first, whose gradients rounding does not lose, then as they are."""
     return [outputs] if wide(outputs) is outputs else [wide(outputs), outputs]
 
 
 def _nonzero(likelihood: Likelihood, *gradients: Tensor) -> Tensor:
-    """Where some of the gradients is not 0; NaN, the mean of no answers, is none."""
+    """Returns where some of the gradients is not 0; NaN, the mean of no answers, is none."""
     found = torch.stack(gradients).nan_to_num(0).ne(0).any(0)
     return found.any(1, keepdim=True) if likelihood == "categorical" else found
 
@@ -142,7 +142,7 @@ def _probed(
 def _gradient(
     likelihood: Likelihood, loss: Callable[[Tensor], Tensor], outputs: Tensor, random: torch.Generator, scale: float = 1
 ) -> tuple[Tensor, Tensor]:
-    """Random outputs, and the gradient of the loss there."""
+    """Returns random outputs, and the gradient of the loss there."""
     f = scale * torch.randn(outputs.shape, generator=random, dtype=torch.float64)
     at = (0.1 + 0.8 * f.sigmoid() if likelihood == "bernoulli-probabilities" else f).to(outputs).requires_grad_()
     with torch.enable_grad():

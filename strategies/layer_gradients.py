@@ -26,7 +26,8 @@ NUMBERS_WRITTEN_OUT = 2**21
 A reduced ResNet-18's exact Fisher of 10 classes took 1.6 times as long with eight times as many."""
 
 Statistic = Callable[..., Tensor]
-"""``torch.square`` or ``torch.abs``: of a product it is the product of the factors' own, which linear layers need."""
+"""``torch.square`` or ``torch.abs``: it takes ``out``, and of a product it is the product of the factors' own, which
+linear layers need."""
 
 Gradients = dict[str, Tensor]
 """Attribute of a layer (``weight``, ``bias``) -> the gradient of every sample under every signal; or a sum of them."""

@@ -33,15 +33,23 @@ def bars(experiences=3, size=40, task_labels=True, tests=None, as_bytes=False, s
         x = torch.rand(count, 1, 8, 8, generator=random) / 2
         x[y == 0, :, 2 * experience] = 1
         x[y == 1, :, :, 2 * experience] = 1
-        y = {"y": y, "int32": y.int(), "one-hot": torch.eye(2)[y], "column": y[:, None], "below": y - 1}[labels]
+        y = {"y": y, "int32": y.int(), "one-hot": torch.eye(2)[y], "column": y[:, None], "below": y - 1}.get(labels, y)
         attributes = [DataAttribute((y.argmax(1) if labels == "one-hot" else y.flatten()).tolist(), "targets")]
         if task_labels:
             attributes.append(DataAttribute([experience + shift] * count, "targets_task_labels", use_in_getitem=True))
-        return AvalancheDataset([TensorDataset((255 * x).byte() if as_bytes else x, y)], data_attributes=attributes)
+        data = {"noisy": Noisy(x, y), "text": [(image, "a bar") for image in x], "none": [(image, None) for image in x]}
+        tensors = TensorDataset((255 * x).byte() if as_bytes else x, y)
+        return AvalancheDataset([data.get(labels, tensors)], data_attributes=attributes)
 
     train = [images(experience, 60, experience) for experience in range(experiences)]
     test = [images(experience, size, 100 + experience, shift) for experience in range(tests or experiences)]
     return benchmark_from_datasets(train=train, test=test)
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x + torch.rand(()), y
 
 
 def none():
@@ -107,7 +115,7 @@ def outsiders(tmp_path):
     return write
 
 
-TEN = ["naive", "joint", "cumulative", "frozen", "l2", "ewc", "mas", "replay", "avalanche-lwf", "avalanche-agem"]
+TEN = ["naive", "joint", "frozen", "l2", "ewc", "mas", "replay", "avalanche-lwf", "avalanche-si", "avalanche-agem"]
 
 
 def test_ten_strategies_on_an_outsiders_benchmark_by_one_command(outsiders, tmp_path, monkeypatch, capsys):
@@ -135,6 +143,16 @@ def test_without_task_labels(outsiders, tmp_path, scenario):
     record = execute(run_of(protocol.get(str(path)), "replay"), tmp_path / "runs", "cpu", "disabled", lambda _: None)
     assert record.complete, record.reason
     assert record.acc > 0.8
+
+
+def test_looking_at_samples_draws_no_random_number_of_the_run(outsiders):
+    run = run_of(protocol.get(str(outsiders(('["task"]', '["task"]\narguments = { labels = "noisy" }')))), "naive")
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert run.experiences == 3
+    assert len(benchmark_of(run).train_stream) == 3
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_an_outsiders_experiences_pass_over_by_degrees(outsiders):
@@ -201,7 +219,7 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
         (
             '["task"]',
             '["task"]\narguments = { labels = "int32" }',
-            r"labels of .*bars are torch.int32 tensors of shape \[\];",
+            r"labels of .*bars, experience 0 of its train_stream, are torch.int32 tensors of",
         ),
         (
             '["task"]',
@@ -213,7 +231,17 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             '["task"]\narguments = { labels = "column" }',
             r"are torch.int64 tensors of shape \[1\]; a label is",
         ),
-        ('["task"]', '["task"]\narguments = { labels = "below" }', "bars has a class -1; classes are numbered from 0"),
+        (
+            '["task"]',
+            '["task"]\narguments = { labels = "text" }',
+            "are of type str; a label is the number of its class",
+        ),
+        ('["task"]', '["task"]\narguments = { labels = "none" }', "are of type NoneType; a label is the number"),
+        (
+            '["task"]',
+            '["task"]\narguments = { labels = "below" }',
+            "train_stream, has a class -1; classes are numbered from 0",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(outsiders, old, new, message):

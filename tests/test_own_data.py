@@ -332,11 +332,22 @@ def test_a_split_of_several_files_and_one_called_validation(hub, tmp_path):
     assert len(data.test_y) == 12
 
 
-def test_a_split_of_which_a_file_is_missing(hub, tmp_path):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00002"], "of the 2 files train-.*parquet number 1 is missing$"),
+        (["train-00001-of-00003-0a1b"], "of the 3 files train-.*parquet number 0 and 1 more are missing$"),
+        (["train-00000-of-00001", "train-a-00000-of-00001"], "there are train-.* and train-a-.*; leave those of one"),
+    ],
+)
+def test_a_split_of_which_a_file_is_missing_or_too_much(hub, tmp_path, names, message):
     name = hub()
     file = tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
-    file.rename(file.with_name("train-00000-of-00002.parquet"))
-    with pytest.raises(DataError, match=r"00002.parquet is one of 2 files, and 1 of them is there; fetch the others"):
+    content = file.read_bytes()
+    file.unlink()
+    for shard in names:
+        file.with_name(f"{shard}.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=message):
         load(name)
 
 

@@ -98,6 +98,24 @@ RECORDS = [
 LOST = "mas lambda 9: the loss became nan"
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("the loss became nan", "the loss became nan"),
+        ("OSError: no room\nin here (see /home/alice/runs/p/0/traceback.txt)", "OSError: no room"),
+        ("ValueError (see /home/alice/runs/p/0/traceback.txt)", "ValueError (see …/0/traceback.txt)"),
+        ("an a | b", "an a \\| b"),
+    ],
+)
+def test_why_a_run_failed_is_one_cell_without_paths(published, reason, said):
+    failed = record("mas", 0, 0.5, "p/task", status="failed").model_copy(
+        update={"reason": reason, "hyperparameters": {"strategy": {}}}
+    )
+    text = parity_tables.as_markdown(parity.compare(parity.read(published), [failed]), [])
+    (line,) = [line for line in text.splitlines() if "| 0 (1 failed) |" in line.replace("  ", " ").replace("  ", " ")]
+    assert f"| {said} " in line
+
+
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     path = tmp_path / "published.toml"

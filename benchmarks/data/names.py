@@ -58,8 +58,8 @@ def label_column(dataset: str) -> str | None:
     return dataset.partition("#")[2] or None if dataset.startswith(f"{PARQUET}:") else None
 
 
-PIECE = re.compile(r"-\d+-of-(\d+)")
-"""In a file's name: of how many files it is one."""
+SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)")
+"""A file's name: of what, which part, of how many."""
 
 
 def parquet_files(folder: Path) -> list[list[Path]]:
@@ -77,14 +77,26 @@ def parquet_files(folder: Path) -> list[list[Path]]:
             raise DataError(
                 f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}"
             )
-        pieces = [piece for file in split if (piece := PIECE.search(file.stem))]
-        if pieces and len(pieces) != (wanted := int(pieces[0][1])):
-            raise DataError(
-                f"{split[0]} is one of {wanted} files, and {len(pieces)} of them {'is' if len(pieces) == 1 else 'are'} "
-                f"there; fetch the others"
-            )
+        _check_shards(split)
         found.append(split)
     return found
+
+
+def _check_shards(files: list[Path]) -> None:
+    """Raises a DataError where the names say that a part is missing, or that the parts are of several cuts."""
+    cuts: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if shard := SHARD.match(file.stem):
+            cuts.setdefault((shard[1], int(shard[3])), set()).add(int(shard[2]))
+    for (of, count), there in cuts.items():
+        if missing := sorted(set(range(count)) - there):
+            more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else " is missing"
+            raise DataError(
+                f"{files[0].parent}: of the {count} files {of}-...-of-{count:05d}.parquet number {missing[0]}{more}"
+            )
+    if len(cuts) > 1:
+        named = " and ".join(f"{of}-...-of-{count:05d}.parquet" for of, count in cuts)
+        raise DataError(f"{files[0].parent}: there are {named}; leave those of one")
 
 
 def absolute(dataset: str, folder: Path) -> str:

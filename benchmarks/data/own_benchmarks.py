@@ -46,7 +46,7 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
         ProtocolError: there is no such function or argument; what it makes lacks what the scenario needs.
         DataError: it fails.
     """
-    parts = _streams(reference, json.dumps(stream.arguments, sort_keys=True), seed)
+    parts = _both(reference, json.dumps(stream.arguments, sort_keys=True), seed)
     if judge == "test":
         learned, judged = parts["train"], parts["test"]
     else:
@@ -71,11 +71,15 @@ def experience_count(reference: str, arguments: str) -> int:
     Raises:
         ProtocolError, DataError: as :func:`own_benchmark`.
     """
-    return len(_streams(reference, arguments, seed=0)["train"])
+    return len(_both(reference, arguments, seed=0)["train"])
 
 
-def _streams(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
-    """The data sets to learn, and as many to be judged on."""
+def _both(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
+    """Returns the data sets to learn, and as many to be judged on.
+
+    Raises:
+        ProtocolError, DataError: as :func:`own_benchmark`.
+    """
     made = _made(reference, arguments, seed)
     parts = {name: _data_sets(reference, made, name) for name in ("train", "test")}
     if len(parts["train"]) != len(parts["test"]):
@@ -131,7 +135,11 @@ def _function(reference: str) -> Callable[..., Any]:
 
 
 def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]:
-    """Those of a stream's experiences, with task labels."""
+    """Returns those of a stream's experiences, checked, with task labels, in order.
+
+    Raises:
+        ProtocolError: one is none that can be learned.
+    """
     experiences = getattr(made, f"{stream}_stream", None)
     if experiences is None:
         what = f"a {type(made).__name__} without a {stream}_stream"
@@ -150,7 +158,7 @@ def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]
             known = hasattr(data, "targets_task_labels")
             labels = [] if known else [TaskLabels(ConstantSequence(0, len(data)))]
             data = TaskAwareSupervisedClassificationDataset([data], data_attributes=labels)
-        _check_sample(reference, data)
+        _check_samples(f"{reference}, experience {len(found)} of its {stream}_stream,", data)
         found.append(_in_order(data))
     if not found:
         raise ProtocolError(f"benchmark: {reference} has no experience in its {stream}_stream")
@@ -169,23 +177,29 @@ def _in_order(data: AvalancheDataset) -> AvalancheDataset:
     return data.subset(sorted(range(len(places)), key=places.__getitem__))
 
 
-def _check_sample(reference: str, data: AvalancheDataset) -> None:
-    x, y, *_ = data[0]
+def _check_samples(where: str, data: AvalancheDataset) -> None:
+    """Raises a ProtocolError if the first sample is none that a network and a loss take, or a class is below 0."""
+    with same_random_numbers():  # a transformation may draw some
+        x, y, *_ = data[0]
     if not isinstance(x, Tensor) or not torch.is_floating_point(x):
         what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
         raise ProtocolError(
-            f"benchmark: the samples of {reference} are {what}; a network takes floats: give it a transformation that "
+            f"benchmark: the samples of {where} are {what}; a network takes floats: give it a transformation that "
             f"makes them (torchvision's ToTensor())"
         )
-    label = default_collate([y])
+    try:
+        label = default_collate([y])
+    except TypeError:  # None, an object
+        label = y
     if not isinstance(label, Tensor) or label.dim() > 1 or label.dtype not in (torch.int64, torch.uint8):
-        kind = f"{label.dtype} tensors of shape {list(label.shape[1:])}" if isinstance(label, Tensor) else type(y)
+        tensors = isinstance(label, Tensor)
+        what = f"{label.dtype} tensors of shape {list(label.shape[1:])}" if tensors else f"of type {type(y).__name__}"
         raise ProtocolError(
-            f"benchmark: the labels of {reference} are {kind}; a label is the number of its class: a Python int, or an "
+            f"benchmark: the labels of {where} are {what}; a label is the number of its class: a Python int, or an "
             f"int64 tensor of no dimension (y.long(), or y.argmax() of one-hot labels)"
         )
     if (lowest := min(data.targets.uniques)) < 0:
-        raise ProtocolError(f"benchmark: {reference} has a class {lowest}; classes are numbered from 0")
+        raise ProtocolError(f"benchmark: {where} has a class {lowest}; classes are numbered from 0")
 
 
 def _check_task_labels(reference: str, benchmark: CLScenario) -> None:

@@ -26,7 +26,7 @@ from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.checkpoint import Checkpoints
 from engrams.benchmarks.training.learn import Learned, learn
 from engrams.reports import predictions, store
-from engrams.reports.errors import UserError
+from engrams.reports.errors import UserError, without_paths
 from engrams.reports.matrix import metrics, undefined
 from engrams.reports.store import Record
 from engrams.reports.wandb import page
@@ -153,7 +153,7 @@ def journal_of(run: Run, folder: Path, ran_on: dict[str, Any], lines: int = 0) -
         "title": run.protocol.title,
         "sources": run.protocol.sources,
         "engrams": {"version": ran_on["versions"]["engrams"], "commit": commit()},
-        "command": page.without_paths(shlex.join(["engrams", *sys.argv[1:]])),
+        "command": without_paths(shlex.join(["engrams", *sys.argv[1:]])),
     }
     return Journal(folder, page.introduction(known, about), run.strategy.whole_stream_at_once, lines)
 

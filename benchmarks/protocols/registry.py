@@ -26,8 +26,8 @@ from engrams.benchmarks.protocols.schema import (
     Protocol,
     ProtocolError,
     ProtocolFile,
-    first_problem,
     flattened,
+    problem_of,
     set_below,
 )
 from engrams.reports.errors import UserError, near_or
@@ -174,10 +174,10 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
-        problem = first_problem(error)
-        key = problem.partition(":")[0]
-        if key in changed:
-            hint = near_or("", key, flattened(content).keys() - changed.keys()) if "unknown key" in problem else ""
+        problem = problem_of(error)
+        if wrong := next((key for key in problem.keys if key in changed), ""):
+            known = flattened(content).keys() - changed.keys()
+            hint = near_or("", wrong, known) if problem.what == "unknown key" else ""
             raise ProtocolError(f"--set {problem}{hint and f'; {hint}'}") from error
         raise ProtocolError(f"{path}: {problem}") from error
     _check_strategies(path, file.strategies)
@@ -325,7 +325,7 @@ def read_chosen(path: Path) -> dict[str, Choice]:
         chosen = TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
         return {name: choice.model_copy(update={"file": str(path)}) for name, choice in chosen.items()}
     except ValidationError as error:
-        raise ProtocolError(f"{path}: {first_problem(error)}; delete it and search again") from error
+        raise ProtocolError(f"{path}: {problem_of(error)}; delete it and search again") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

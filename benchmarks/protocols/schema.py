@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -552,17 +552,19 @@ class Protocol(Table):
         try:
             found = strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
-            problem = first_problem(error)
-            keys = problem.partition(":")[0].split(", ")
-            if keys[0] in (settings or {}):
+            problem = problem_of(error)
+            if any(key in (settings or {}) for key in problem.keys):
                 raise ProtocolError(f"{self.name}: {strategy.name}: {problem}") from error
-            searched = all(key in strategy.search for key in keys)
             chosen = self.chosen.get(strategy.name)
-            where = chosen.file if chosen and keys[0] in chosen.hyperparameters else self.reference
-            options = " ".join(f"--set {key}=..." for key in keys)
+            was_chosen = chosen is not None and any(key in chosen.hyperparameters for key in problem.keys)
+            where = f"{chosen.file if chosen and was_chosen else self.reference}: strategies.{strategy.name}"
+            if not problem.keys:
+                raise ProtocolError(f"{where}: {problem}") from error
+            options = " ".join(f"--set {key}=..." for key in problem.keys)
+            searched = all(key in strategy.search for key in problem.keys)
             raise ProtocolError(
-                f"{where}: strategies.{strategy.name}.{problem}; set {'it' if len(keys) == 1 else 'them'} in the "
-                f"protocol or with {options}" + (f", or run '{searching(self, strategy)}'" if searched else "")
+                f"{where}.{problem}; set {'it' if len(problem.keys) == 1 else 'them'} in the protocol or with {options}"
+                + (f", or run '{searching(self, strategy)}'" if searched else "")
             ) from error
         self._check_kept(strategy, found)
         return found
@@ -746,8 +748,18 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str:
-    """Returns ``key.key: what is wrong (got VALUE)`` of one problem that pydantic found.
+class Problem(NamedTuple):
+    """What is wrong with which settings, by dotted keys; without a key it is about several together."""
+
+    keys: list[str]
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, [", ".join(self.keys), self.what]))
+
+
+def problem_of(error: ValidationError, kinds: Collection[str] = KINDS) -> Problem:
+    """Returns one problem that pydantic found: what is wrong and which value was given.
 
     What is missing comes last, and all of it at once: ``key.key, key.key: missing``.
 
@@ -758,14 +770,16 @@ def first_problem(error: ValidationError, kinds: Collection[str] = KINDS) -> str
     problems = error.errors()
     wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
     if wrong is None:
-        return f"{', '.join(_key(problem, kinds) for problem in problems)}: missing"
-    key = _key(wrong, kinds)
-    message = "unknown key" if wrong["type"] == "extra_forbidden" else wrong["msg"].removeprefix("Value error, ")
-    if not key or isinstance(wrong["input"], dict):  # a file, a table: nobody wants to read all of it
-        return ": ".join(filter(None, [key, message]))
-    got = "" if wrong["type"] == "extra_forbidden" else f" (got {wrong['input']!r})"
-    return f"{key}: {message}{got}"
+        return Problem([_key(problem, kinds) for problem in problems], "missing")
+    keys = list(filter(None, [_key(wrong, kinds)]))
+    if wrong["type"] == "extra_forbidden":
+        return Problem(keys, "unknown key")
+    message = wrong["msg"].removeprefix("Value error, ")
+    if not keys or isinstance(wrong["input"], dict):  # a file, a table: nobody wants to read all of it
+        return Problem(keys, message)
+    return Problem(keys, f"{message} (got {wrong['input']!r})")
 
 
 def _key(problem: ErrorDetails, kinds: Collection[str]) -> str:
+    """Returns the dotted key that a problem is about, without the kinds between; empty if it is about several."""
     return ".".join(str(key) for key in problem["loc"] if key not in kinds)

@@ -33,9 +33,9 @@ from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Protocol, flattened, searching
 from engrams.benchmarks.runs import Run
+from engrams.reports.errors import without_paths
 from engrams.reports.matrix import seen_so_far
 from engrams.reports.store import replace_file
-from engrams.reports.wandb import page
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBMode, WandBSettings
 from engrams.strategies.contract import Strategy
@@ -337,7 +337,7 @@ def _try_out(trial: Trial, report: Report, stream_from_disk: bool, wandb_mode: W
     journal = journal_of(trial.run, trial.folder, environment(device))
     outcome = _outcome_of(trial, report, device, stream_from_disk, [journal])
     if reason := outcome.pruned or outcome.diverged or outcome.broken:
-        journal.ended({"status": "pruned" if outcome.pruned else "failed", "reason": page.without_paths(reason)}, False)
+        journal.ended({"status": "pruned" if outcome.pruned else "failed", "reason": without_paths(reason)}, False)
     else:
         journal.ended({"status": "complete", "final/validation_ACC": outcome.acc[-1]})
     return outcome

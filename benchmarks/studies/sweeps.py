@@ -24,7 +24,7 @@ from engrams.benchmarks.jobs.suite import finished, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.registry import read_toml
-from engrams.benchmarks.protocols.schema import Judge, Positive, ProtocolError, Table, first_problem
+from engrams.benchmarks.protocols.schema import Judge, Positive, ProtocolError, Table, problem_of
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
 from engrams.reports.errors import UserError
@@ -121,7 +121,7 @@ def read(path: Path) -> dict[str, Sweep | Subsets]:
     try:
         return TypeAdapter(dict[Name, Study]).validate_python(read_toml(path))
     except ValidationError as error:
-        raise StudyError(f"{path}: {first_problem(error, ('sweep', 'subsets'))}") from error
+        raise StudyError(f"{path}: {problem_of(error, ('sweep', 'subsets'))}") from error
 
 
 def get(name: str) -> Sweep | Subsets:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engrams.reports.errors import UserError
+from engrams.reports.errors import UserError, without_paths
 from engrams.reports.estimates import Estimate, quantile
 from engrams.reports.pages.comparison import grouped
 from engrams.reports.store import Record
@@ -177,7 +177,7 @@ class Comparison:
     """Where it is undecided, what would decide it: so many seeds of ours, or nothing of ours."""
     published_setting: str
     our_setting: str
-    """With what went wrong where no run came to an end."""
+    """It ends with what went wrong where no run came to an end."""
 
 
 @dataclass(frozen=True)
@@ -398,9 +398,12 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
 
 
 def _our_setting(record: Record) -> str:
-    """The strategy's hyperparameters, and why the run failed if it did."""
+    """Returns the strategy's hyperparameters, and why the run failed if it did."""
     settings = _words(record.hyperparameters.get("strategy", {}))
-    return settings if record.complete else f"{settings}: {record.reason}"
+    if record.complete:
+        return settings
+    reason, *_ = without_paths(record.reason or "no reason is recorded").splitlines()
+    return f"{settings}: {reason}" if settings else reason
 
 
 def _acc(record: Record, after: int | None) -> float:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from engrams.reports.errors import without_paths
 from engrams.reports.matrix import METRICS, seen_so_far
 from engrams.reports.store import Generated, Record
 
@@ -252,16 +251,3 @@ def numbered(one: Mapping[str, Any], prefix: str) -> list[float]:
     """Returns a row's values whose names begin with ``prefix``, by the numbers that they end with: 11 before 100."""
     names = (name for name in one if name.startswith(prefix))
     return [one[name] for name in sorted(names, key=lambda name: int(name.rpartition("_")[2]))]
-
-
-def without_paths(text: str) -> str:
-    """Returns a text with the last two parts of every absolute path in it, which say nothing of this machine."""
-    for known in sorted({str(Path.cwd()), str(Path.home())} - {"/"}, key=len, reverse=True):
-        text = text.replace(known + "/", "/…/")  # they may have spaces
-    text = re.sub(r'(?<=File ")[^"\n]+(?=")', lambda found: _short(found[0]), text)
-    return re.sub(r"(?<![\w/:.…])/(?:[^\s/:\"',;()]+/)+[^\s/:\"',;()]*", lambda found: _short(found[0]), text)
-
-
-def _short(path: str) -> str:
-    parts = [part for part in path.split("/") if part and part != "…"]
-    return "/".join(["…", *parts[-2:]]) if path.startswith(("/", "…")) else path

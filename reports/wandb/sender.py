@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from engrams.reports import store
+from engrams.reports.errors import without_paths
 from engrams.reports.figures import heat_map_of_size
 from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
@@ -506,7 +507,7 @@ class Page:
 
         path = self.folder / RECORD
         if self.record and self.record.reason:  # it may name paths of this machine
-            cleaned = self.record.model_copy(update={"reason": page.without_paths(self.record.reason)})
+            cleaned = self.record.model_copy(update={"reason": without_paths(self.record.reason)})
             path = store.write(cleaned, self.folder / FOLDER)
         with self._staged():
             artifact = wandb.Artifact(f"record-{self.run.id}", type="record")
