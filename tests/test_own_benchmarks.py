@@ -10,11 +10,12 @@ from engrams.benchmarks.cli.app import main
 from engrams.benchmarks.data import own_benchmarks
 from engrams.benchmarks.data.loading import columns_of
 from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ProtocolError
-from engrams.benchmarks.training.build import benchmark_of
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import store
 from engrams.strategies import catalogue
 
@@ -25,21 +26,48 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch.utils.data import TensorDataset
 
 
-def bars(experiences=3, size=40, task_labels=True, tests=None, as_bytes=False, shift=0, labels="y"):
+LABELS = {
+    "int32": lambda y: y.int(),
+    "one-hot": lambda y: torch.eye(2)[y],
+    "column": lambda y: y[:, None],
+    "below": lambda y: y - 1,
+    "huge": lambda y: 50000 * y,
+    "other": lambda y: 1 - y,
+}
+SAMPLES = {
+    "double": lambda x: x.double(),
+    "bytes": lambda x: (255 * x).byte(),
+    "nan": lambda x: x / 0 * 0,
+    "narrower": lambda x: x[..., :7],
+}
+DATA = {
+    "noisy": lambda x, y: Noisy(x, y),
+    "broken": lambda x, y: [None] * len(x),
+    "text": lambda x, y: [(image, "a bar") for image in x],
+    "none": lambda x, y: [(image, None) for image in x],
+}
+
+
+def bars(experiences=3, size=40, task_labels=True, tests=None, what="", shift=0, noise=0, swapped=False):
     # bright rows or bright columns of 8x8 images, in another place of the image in every experience
     def images(experience, count, seed, shift=0):
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator().manual_seed(seed + noise)
         y = torch.arange(count) % 2
         x = torch.rand(count, 1, 8, 8, generator=random) / 2
         x[y == 0, :, 2 * experience] = 1
         x[y == 1, :, :, 2 * experience] = 1
-        y = {"y": y, "int32": y.int(), "one-hot": torch.eye(2)[y], "column": y[:, None], "below": y - 1}.get(labels, y)
-        attributes = [DataAttribute((y.argmax(1) if labels == "one-hot" else y.flatten()).tolist(), "targets")]
+        if swapped:  # class 0 comes last
+            y = y + 2 * (experiences - 1 - experience)
+        targets = y
+        y = LABELS.get(what, lambda y: y)(y)
+        if what in ("below", "huge"):
+            targets = y
+        if experience or what != "narrower":
+            x = SAMPLES.get(what, lambda x: x)(x)
+        attributes = [DataAttribute(targets.tolist(), "targets")]
         if task_labels:
             attributes.append(DataAttribute([experience + shift] * count, "targets_task_labels", use_in_getitem=True))
-        data = {"noisy": Noisy(x, y), "text": [(image, "a bar") for image in x], "none": [(image, None) for image in x]}
-        tensors = TensorDataset((255 * x).byte() if as_bytes else x, y)
-        return AvalancheDataset([data.get(labels, tensors)], data_attributes=attributes)
+        return AvalancheDataset([DATA.get(what, TensorDataset)(x, y)], data_attributes=attributes)
 
     train = [images(experience, 60, experience) for experience in range(experiences)]
     test = [images(experience, size, 100 + experience, shift) for experience in range(tests or experiences)]
@@ -54,6 +82,19 @@ class Noisy(TensorDataset):
 
 def none():
     return [1, 2]
+
+
+def of_seed(seed):
+    return bars(experiences=3 if seed == 0 else 4)
+
+
+def unseeded():
+    import os
+    return bars(noise=int.from_bytes(os.urandom(4), "big"))
+
+
+def needs(experiences):
+    return bars(experiences)
 
 
 def fails():
@@ -146,13 +187,55 @@ def test_without_task_labels(outsiders, tmp_path, scenario):
 
 
 def test_looking_at_samples_draws_no_random_number_of_the_run(outsiders):
-    run = run_of(protocol.get(str(outsiders(('["task"]', '["task"]\narguments = { labels = "noisy" }')))), "naive")
+    run = run_of(protocol.get(str(outsiders(('["task"]', '["task"]\narguments = { what = "noisy" }')))), "naive")
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
     assert run.experiences == 3
     assert len(benchmark_of(run).train_stream) == 3
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_benchmark_that_is_another_one_every_time_is_refused(outsiders):
+    run = run_of(protocol.get(str(outsiders(('"bars.py:bars"', '"bars.py:unseeded"')))), "naive")
+    with pytest.raises(
+        ProtocolError, match="is another one whenever it is asked for, and every run would learn its own"
+    ):
+        sizes.check([run.data], False)
+    sizes.check([run_of(protocol.get(str(outsiders())), "naive").data], False)
+
+
+def test_every_seed_has_as_many_experiences(outsiders):
+    runs = plan(str(outsiders(('"bars.py:bars"', '"bars.py:of_seed"'))), ["naive"], [0, 1])
+    assert len(benchmark_of(runs[0]).train_stream) == 3
+    with pytest.raises(ProtocolError, match="has 4 experiences with the seed 1 and 3 with the seed 0"):
+        benchmark_of(runs[1])
+
+
+def test_a_held_out_part_without_samples_is_one_line(outsiders):
+    path = outsiders(("validation_fraction = 0.2", "validation_fraction = 0.01"))
+    from engrams.benchmarks.runs import Run
+
+    naive = catalogue.get("naive")
+    with pytest.raises(ProtocolError, match=r"0.01 of an experience of 60 samples is none to choose by; raise it"):
+        benchmark_of(Run(protocol.get(str(path)), naive, 0, naive.hyperparameters(), "validation"))
+
+
+def test_forward_transfer_is_0_whichever_experience_has_class_0(outsiders, tmp_path):
+    """Before training every unit is masked, and the first is answered; that is no knowledge of a later experience."""
+    path = outsiders(('["task"]', '["class"]\narguments = { swapped = true }'))
+    record = execute(run_of(protocol.get(str(path)), "naive"), tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert record.complete, record.reason
+    assert record.accuracy_at_initialisation[1:] == [0, 0]
+    assert record.metrics["FWT"] == 0
+
+
+def test_crops_need_to_know_what_black_is(outsiders):
+    run = plan(str(outsiders()), ["naive"], [0], {"training.random_crops": 2})[0]
+    with pytest.raises(ProtocolError, match=r"training.random_crops pads with black and must know what black"):
+        make_strategy(run, benchmark_of(run), "cpu", [])
+    run = plan(str(outsiders()), ["naive"], [0], {"training.random_crops": 2, "images.mean": 0.3})[0]
+    make_strategy(run, benchmark_of(run), "cpu", [])
 
 
 def test_an_outsiders_experiences_pass_over_by_degrees(outsiders):
@@ -214,32 +297,47 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             '["task"]\narguments = { shift = 1 }',
             "experience 0 of .*bars has the task label 0 where it is learned and 1 in the test stream, whose head",
         ),
-        ('["task"]', '["task"]\narguments = { size = 0 }', "experience 0 of .*bars's test_stream has no samples"),
-        ('["task"]', '["task"]\narguments = { as_bytes = true }', "are torch.uint8 tensors; a network takes floats"),
+        ('["task"]', '["task"]\narguments = { what = "other" }', "has the label 1, and the targets .* say 0"),
         (
             '["task"]',
-            '["task"]\narguments = { labels = "int32" }',
+            '["task"]\narguments = { what = "huge" }',
+            "has a class 50000; classes are numbered from 0, below",
+        ),
+        (
+            '["task"]',
+            '["task"]\narguments = { what = "double" }',
+            "are torch.float64 tensors; a network takes float32",
+        ),
+        ('["task"]', '["task"]\narguments = { what = "nan" }', "sample 0 of .* is not finite"),
+        ('["task"]', '["task"]\narguments = { what = "narrower" }', r"has shape \[1, 8, 7\], those before \[1, 8, 8\]"),
+        ('["task"]', '["task"]\narguments = { what = "broken" }', "sample 0 of .* cannot be read: AttributeError"),
+        ('"bars.py:bars"', '"bars.py:needs"', "stream.arguments.experiences: missing; .*needs needs it"),
+        ('["task"]', '["task"]\narguments = { size = 0 }', "experience 0 of .*bars's test_stream has no samples"),
+        ('["task"]', '["task"]\narguments = { what = "bytes" }', "are torch.uint8 tensors; a network takes float32"),
+        (
+            '["task"]',
+            '["task"]\narguments = { what = "int32" }',
             r"labels of .*bars, experience 0 of its train_stream, are torch.int32 tensors of",
         ),
         (
             '["task"]',
-            '["task"]\narguments = { labels = "one-hot" }',
+            '["task"]\narguments = { what = "one-hot" }',
             r"are torch.float32 tensors of shape \[2\]; a label",
         ),
         (
             '["task"]',
-            '["task"]\narguments = { labels = "column" }',
+            '["task"]\narguments = { what = "column" }',
             r"are torch.int64 tensors of shape \[1\]; a label is",
         ),
         (
             '["task"]',
-            '["task"]\narguments = { labels = "text" }',
+            '["task"]\narguments = { what = "text" }',
             "are of type str; a label is the number of its class",
         ),
-        ('["task"]', '["task"]\narguments = { labels = "none" }', "are of type NoneType; a label is the number"),
+        ('["task"]', '["task"]\narguments = { what = "none" }', "are of type NoneType; a label is the number"),
         (
             '["task"]',
-            '["task"]\narguments = { labels = "below" }',
+            '["task"]\narguments = { what = "below" }',
             "train_stream, has a class -1; classes are numbered from 0",
         ),
     ],

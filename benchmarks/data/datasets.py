@@ -28,8 +28,8 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.transforms.functional import rgb_to_grayscale, to_pil_image
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
-from engrams.benchmarks.data.names import FEATURES, NPZ, OFFLINE, DataError, is_own
-from engrams.benchmarks.data.own import load_own
+from engrams.benchmarks.data.names import FEATURES, NPZ, OFFLINE, DataError, is_own, path_of
+from engrams.benchmarks.data.own import check_repeatable, load_own
 from engrams.benchmarks.data.parquet import ParquetImages
 from engrams.reports.errors import near_or
 
@@ -140,6 +140,9 @@ def check(name: str, from_disk: bool) -> None:
         DataError: as :func:`load`.
     """
     name = DERIVED.get(name, name)
+    if is_own(name) and path_of(name) is None:
+        check_repeatable(name)
+        return
     if name not in SOURCES or not SOURCES[name][0].in_any_order:
         load(name, from_disk)
         return

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.training.determinism.rng_manager import RNGManager
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -28,7 +29,10 @@ from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
 from engrams.benchmarks.data.names import FOLDER, NPZ, PARQUET, SPLITS, DataError, label_column, path_of
 from engrams.benchmarks.data.parquet import load_parquet
 from engrams.strategies.references import BadReference, resolve
+from engrams.strategies.undisturbed import same_random_numbers
 
+SEED = 0
+"""Of what a function draws from the global generators: the same data in every run."""
 ARRAYS = (
     ("train_images", "x_train"),
     ("train_labels", "y_train"),
@@ -96,6 +100,22 @@ def _array(path: Path, file: Any, names: tuple[str, str]) -> np.ndarray:
         raise
 
 
+def check_repeatable(dataset: str) -> None:
+    """Calls a function of one's own twice.
+
+    Raises:
+        DataError: it returns other data the second time, as each run would learn others; or as :func:`load_own`.
+    """
+    once, again = (_returned(dataset) for _ in range(2))
+    for name in ("train_y", "test_y", "train_x", "test_x"):
+        columns = getattr(once, name), getattr(again, name)
+        if all(isinstance(column, Tensor) for column in columns) and not torch.equal(*columns):
+            raise DataError(
+                f"{dataset} returns other data whenever it is called, and every run would learn its own: give what it "
+                f"draws at random a seed"
+            )
+
+
 def _returned(dataset: str) -> ImageData:
     try:
         function = resolve(dataset)
@@ -104,7 +124,9 @@ def _returned(dataset: str) -> ImageData:
     if not callable(function):
         raise DataError(f"{dataset} is no function but a {type(function).__name__}")
     try:
-        data = function()
+        with same_random_numbers():
+            RNGManager.set_random_seeds(SEED)
+            data = function()
     except Exception as error:  # somebody's own code: anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(f"{dataset} fails in {frame.filename}, line {frame.lineno}: {_said(error)}") from error

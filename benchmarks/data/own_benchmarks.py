@@ -10,10 +10,12 @@ import inspect
 import json
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, benchmark_with_validation_stream, classic
 from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
@@ -29,6 +31,11 @@ from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judg
 from engrams.reports.errors import near_or
 from engrams.strategies.references import BadReference, resolve
 from engrams.strategies.undisturbed import same_random_numbers
+
+LOOKED_AT = 10
+"""Samples of every experience, before anything is learned."""
+MOST_CLASSES = 2**15
+"""What answers are kept as."""
 
 
 def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge: Judge, seed: int) -> CLScenario:
@@ -46,7 +53,14 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
         ProtocolError: there is no such function or argument; what it makes lacks what the scenario needs.
         DataError: it fails.
     """
-    parts = _both(reference, json.dumps(stream.arguments, sort_keys=True), seed)
+    arguments = json.dumps(stream.arguments, sort_keys=True)
+    expected = experience_count(reference, arguments)  # first: one benchmark is kept
+    parts = _both(reference, arguments, seed)
+    if (count := len(parts["train"])) != expected:
+        raise ProtocolError(
+            f"benchmark: {reference} has {count} experiences with the seed {seed} and {expected} with the seed 0; a "
+            f"table needs as many with every seed"
+        )
     if judge == "test":
         learned, judged = parts["train"], parts["test"]
     else:
@@ -54,6 +68,11 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
             benchmark_from_datasets(**parts), stream.validation_fraction, shuffle=True, seed=VALIDATION_SEED
         )
         learned, judged = ([one.dataset for one in split.streams[name]] for name in ("train", "valid"))
+        if nothing := next((len(part) for part, held in zip(parts["train"], judged, strict=True) if not len(held)), 0):
+            raise ProtocolError(
+                f"stream.validation_fraction: {stream.validation_fraction:g} of an experience of {nothing} samples is "
+                f"none to choose by; raise it"
+            )
     benchmark = labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
     if scenario == "task":
         _check_task_labels(reference, benchmark)
@@ -74,6 +93,35 @@ def experience_count(reference: str, arguments: str) -> int:
     return len(_both(reference, arguments, seed=0)["train"])
 
 
+def check_repeatable(reference: str, arguments: str) -> None:
+    """Asks for a benchmark twice.
+
+    Raises:
+        ProtocolError: it is another one the second time, as each run would learn another one.
+        DataError: as :func:`own_benchmark`.
+    """
+    if reference.startswith(f"{AVALANCHE}:"):
+        return
+    digests = []
+    for _ in range(2):
+        _made.cache_clear()
+        digests.append([_digest(data) for stream in _both(reference, arguments, seed=0).values() for data in stream])
+    if digests[0] != digests[1]:
+        raise ProtocolError(
+            f"benchmark: {reference} is another one whenever it is asked for, and every run would learn its own: let "
+            f"what it draws at random follow a seed (an argument 'seed' is given the run's)"
+        )
+
+
+def _digest(data: AvalancheDataset) -> str:
+    """Returns a digest of all labels and of some samples, as they are in evaluation."""
+    found = sha256(repr([int(label) for label in data.targets]).encode())
+    with same_random_numbers():
+        for index in _some(data):
+            found.update(data.eval()[index][0].numpy().tobytes())
+    return found.hexdigest()
+
+
 def _both(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
     """Returns the data sets to learn, and as many to be judged on.
 
@@ -81,12 +129,16 @@ def _both(reference: str, arguments: str, seed: int) -> dict[str, list[Avalanche
         ProtocolError, DataError: as :func:`own_benchmark`.
     """
     made = _made(reference, arguments, seed)
-    parts = {name: _data_sets(reference, made, name) for name in ("train", "test")}
+    shapes: list[torch.Size] = []
+    parts = {name: _data_sets(reference, made, name, shapes) for name in ("train", "test")}
     if len(parts["train"]) != len(parts["test"]):
         raise ProtocolError(
             f"benchmark: {reference} has {len(parts['train'])} experiences to learn and {len(parts['test'])} to be "
             f"judged on; an accuracy matrix needs one of the second for each of the first"
         )
+    classes = {name: {int(label) for data in part for label in data.targets.uniques} for name, part in parts.items()}
+    if new := sorted(classes["test"] - classes["train"]):
+        raise ProtocolError(f"benchmark: class {new[0]} is in the test_stream of {reference}, but in no train_stream")
     return parts
 
 
@@ -95,19 +147,27 @@ def _made(reference: str, arguments: str, seed: int) -> Any:
     """What the function returns; no random number is taken from the network's."""
     function = _function(reference)
     given = json.loads(arguments)
-    takes: Mapping[str, inspect.Parameter]
+    takes: Mapping[str, inspect.Parameter] = {}
+    known = True
     try:
         takes = inspect.signature(function).parameters
     except (TypeError, ValueError):  # written in C, say
-        takes = {}
+        known = False
     for name, value in (("seed", seed), ("dataset_root", os.environ.get("ENGRAMS_DATA"))):
         if name in takes and name not in given and value is not None:
             given[name] = value
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     for name in given:
-        if takes and name not in takes and not takes_any:
+        if known and name not in takes and not takes_any:
             hint = near_or(f"it takes {', '.join(takes) or 'none'}", name, takes)
             raise ProtocolError(f"stream.arguments.{name}: {reference} takes no such argument; {hint}")
+    for name, parameter in takes.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        )
+        if needed and name not in given:
+            raise ProtocolError(f"stream.arguments.{name}: missing; {reference} needs it")
     try:
         with same_random_numbers():
             return function(**given)
@@ -134,8 +194,14 @@ def _function(reference: str) -> Callable[..., Any]:
     return function
 
 
-def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]:
+def _data_sets(reference: str, made: Any, stream: str, shapes: list[torch.Size]) -> list[AvalancheDataset]:
     """Returns those of a stream's experiences, checked, with task labels, in order.
+
+    Args:
+        reference: of the benchmark.
+        made: it.
+        stream: ``train`` or ``test``.
+        shapes: of the samples met so far, which all have one; those of these are put behind.
 
     Raises:
         ProtocolError: one is none that can be learned.
@@ -158,7 +224,8 @@ def _data_sets(reference: str, made: Any, stream: str) -> list[AvalancheDataset]
             known = hasattr(data, "targets_task_labels")
             labels = [] if known else [TaskLabels(ConstantSequence(0, len(data)))]
             data = TaskAwareSupervisedClassificationDataset([data], data_attributes=labels)
-        _check_samples(f"{reference}, experience {len(found)} of its {stream}_stream,", data)
+        seen = data if stream == "train" else data.eval()
+        shapes.append(_check_samples(f"{reference}, experience {len(found)} of its {stream}_stream,", seen, shapes))
         found.append(_in_order(data))
     if not found:
         raise ProtocolError(f"benchmark: {reference} has no experience in its {stream}_stream")
@@ -177,16 +244,55 @@ def _in_order(data: AvalancheDataset) -> AvalancheDataset:
     return data.subset(sorted(range(len(places)), key=places.__getitem__))
 
 
-def _check_samples(where: str, data: AvalancheDataset) -> None:
-    """Raises a ProtocolError if the first sample is none that a network and a loss take, or a class is below 0."""
-    with same_random_numbers():  # a transformation may draw some
-        x, y, *_ = data[0]
-    if not isinstance(x, Tensor) or not torch.is_floating_point(x):
-        what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+def _some(data: AvalancheDataset) -> list[int]:
+    """Returns the places of some samples: the first, the last, and others between."""
+    return sorted({round(place) for place in np.linspace(0, len(data) - 1, LOOKED_AT)})
+
+
+def _check_samples(where: str, data: AvalancheDataset, shapes: Sequence[torch.Size]) -> torch.Size:
+    """Returns the shape of the samples, of which some are looked at.
+
+    Args:
+        where: they are, for messages.
+        data: the samples.
+        shapes: of others, which are to have the same.
+
+    Raises:
+        ProtocolError: they are none that a network and a loss take; a class has no number that can be.
+        DataError: one cannot be read.
+    """
+    x: Any = None
+    for index in _some(data):
+        try:
+            with same_random_numbers():  # a transformation may draw some
+                x, y, *_ = data[index]
+        except Exception as error:  # somebody's own code, a file: anything
+            raise DataError(f"benchmark: sample {index} of {where} cannot be read: {_said(error)}") from error
+        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+            what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+            raise ProtocolError(
+                f"benchmark: the samples of {where} are {what}; a network takes float32: give it .float(), or a "
+                f"transformation that makes them (torchvision's ToTensor())"
+            )
+        if not x.isfinite().all():
+            raise ProtocolError(f"benchmark: sample {index} of {where} is not finite (NaN or infinite)")
+        if shapes and x.shape != shapes[0]:
+            raise ProtocolError(
+                f"benchmark: sample {index} of {where} has shape {list(x.shape)}, those before {list(shapes[0])}; "
+                f"bring all to one shape, in training and in evaluation"
+            )
+        _check_label(where, index, y, int(data.targets[index]))
+    lowest, highest = min(data.targets.uniques), max(data.targets.uniques)
+    if lowest < 0 or highest >= MOST_CLASSES:
         raise ProtocolError(
-            f"benchmark: the samples of {where} are {what}; a network takes floats: give it a transformation that "
-            f"makes them (torchvision's ToTensor())"
+            f"benchmark: {where} has a class {lowest if lowest < 0 else highest}; classes are numbered from 0, below "
+            f"{MOST_CLASSES:,}"
         )
+    return x.shape
+
+
+def _check_label(where: str, index: int, y: Any, target: int) -> None:
+    """Raises a ProtocolError if a sample's label is none that a loss takes, or not what its data set says it is."""
     try:
         label = default_collate([y])
     except TypeError:  # None, an object
@@ -198,8 +304,11 @@ def _check_samples(where: str, data: AvalancheDataset) -> None:
             f"benchmark: the labels of {where} are {what}; a label is the number of its class: a Python int, or an "
             f"int64 tensor of no dimension (y.long(), or y.argmax() of one-hot labels)"
         )
-    if (lowest := min(data.targets.uniques)) < 0:
-        raise ProtocolError(f"benchmark: {where} has a class {lowest}; classes are numbered from 0")
+    if int(label) != target:
+        raise ProtocolError(
+            f"benchmark: sample {index} of {where} has the label {int(label)}, and the targets of its data set say "
+            f"{target}: by these the classes are known, and a target_transform does not change them; change the labels"
+        )
 
 
 def _check_task_labels(reference: str, benchmark: CLScenario) -> None:

@@ -55,11 +55,13 @@ def check(several: Collection[Data], from_disk: bool) -> None:
 
 
 def _checked(several: Collection[Data], from_disk: bool) -> dict[Data, int]:
-    from engrams.benchmarks.data import datasets
+    from engrams.benchmarks.data import datasets, own_benchmarks
 
     for data in several:
         if data.arguments is None:
             datasets.check(data.name, from_disk)
+        else:
+            own_benchmarks.check_repeatable(data.name, data.arguments)
     return {data: _size(data) for data in several if not _is_known(data)}
 
 

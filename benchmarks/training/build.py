@@ -136,19 +136,26 @@ def _augmentation(run: Run, shape: tuple[int, ...]) -> list[Augmentation]:
     if len(shape) != 3:
         which = "horizontal_flips" if training.horizontal_flips else "random_crops"
         raise ProtocolError(f"{run.protocol.name}: training.{which} is for images; these are vectors")
+    if training.random_crops:
+        _check_black_is_known(run, "training.random_crops pads with black")
     black = bounds(shape, run.protocol.images)[0]
     return [Augmentation(training.horizontal_flips, training.random_crops, training.augmented, black, run.seed)]
 
 
 def _images(run: Run, shape: tuple[int, ...]) -> ImageSpec:
     """Returns what a strategy that makes images must know of them."""
+    _check_black_is_known(run, f"{run.strategy.name} makes images")
+    return ImageSpec(shape, *bounds(shape, run.protocol.images))
+
+
+def _check_black_is_known(run: Run, who: str) -> None:
+    """Raises a ProtocolError where a benchmark does not say how its images are normalised."""
     protocol = run.protocol
     if protocol.stream.kind == "benchmark" and "mean" not in protocol.images.model_fields_set:
         raise ProtocolError(
-            f"{protocol.name}: {run.strategy.name} makes images and must know what black and white are in this "
-            f"benchmark: say by images.mean and images.std how it normalises (0 and 1 if it does not)"
+            f"{protocol.name}: {who} and must know what black and white are in this benchmark: say by images.mean and "
+            f"images.std how it normalises (0 and 1 if it does not)"
         )
-    return ImageSpec(shape, *bounds(shape, protocol.images))
 
 
 class SilentInTraining(KeepsNothing, KeepsNothingWithin, EvaluationPlugin):

@@ -12,7 +12,7 @@ from typing import Protocol as Structural
 import numpy as np
 import torch
 from avalanche.benchmarks import CLExperience
-from avalanche.models import MultiHeadClassifier
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier
 from avalanche.training.determinism.rng_manager import RNGManager
 from avalanche.training.templates import SupervisedTemplate
 from numpy.typing import NDArray
@@ -172,7 +172,7 @@ class _Learning:
         """Returns what comes out of the stream as a continual learner meets it."""
         anytime, prequential = self._while_it_learns()
         if kept is None:
-            self.at_initialisation = accuracy_row(self.strategy.eval(self.judged))
+            self.at_initialisation = self._before_training()
         if anytime:
             self.strategy.plugins.append(anytime)
         if prequential:
@@ -205,6 +205,16 @@ class _Learning:
                 self.strategy.train(experiences, **how)
             finally:
                 self.operations.end()
+
+    def _before_training(self) -> list[float]:
+        """Returns the accuracy on every experience.
+
+        Where no class has a unit yet, all answers are the first class, which says nothing of an experience that has it:
+        later ones have 0, as when others have units.
+        """
+        row = accuracy_row(self.strategy.eval(self.judged))
+        masked = [module.active_units for module in self.strategy.model.modules() if _grows(module)]
+        return [row[0], *[0.0] * (len(row) - 1)] if masked and not any(units.any() for units in masked) else row
 
     def _look(self) -> None:
         """Evaluates on every experience whose answers may be others than before, and shows it to the watchers."""
@@ -266,6 +276,10 @@ class _Learning:
 
     def _watchers_that_keep(self) -> dict[str, Any]:
         return {type(one).__name__: one for one in self.watchers if hasattr(one, "state_dict")}
+
+
+def _grows(module: nn.Module) -> bool:
+    return isinstance(module, IncrementalClassifier) and module.masking
 
 
 def may_have_changed(model: nn.Module, experience: CLExperience) -> bool:
