@@ -149,7 +149,7 @@ def outsiders(tmp_path):
             assert old in text
             text = text.replace(old, new, 1)
         (tmp_path / "bars.toml").write_text(text, encoding="utf-8")
-        own_benchmarks._made.cache_clear()
+        own_benchmarks._both.cache_clear()
         own_benchmarks.experience_count.cache_clear()
         return tmp_path / "bars.toml"
 
@@ -407,7 +407,7 @@ def of_mnist(tmp_path, name, benchmark, scenario, arguments):
 @pytest.mark.parametrize("scenario", ["task", "class"])
 def test_avalanches_split_mnist_gives_our_record_to_the_bit(idx_files, fresh_data, tmp_path, scenario):
     fresh_data.setenv("ENGRAMS_DATA", str(idx_files(train=400, test=100)))
-    own_benchmarks._made.cache_clear()
+    own_benchmarks._both.cache_clear()
     zero_based = "true" if scenario == "task" else "false"
     theirs = of_mnist(
         tmp_path,
@@ -436,7 +436,7 @@ def test_avalanches_split_mnist_gives_our_record_to_the_bit(idx_files, fresh_dat
 def test_avalanches_rotated_mnist(idx_files, fresh_data, tmp_path):
     """Its angles follow the run's seed, unless the protocol has one; the first is as it is."""
     fresh_data.setenv("ENGRAMS_DATA", str(idx_files(train=60, test=30)))
-    own_benchmarks._made.cache_clear()
+    own_benchmarks._both.cache_clear()
     arguments = "arguments = { n_experiences = 2, rotations_list = [0, 90] }"
     entry = of_mnist(tmp_path, "rotated.toml", 'benchmark = "avalanche:RotatedMNIST"', "domain", arguments)
     benchmark = benchmark_of(run_of(entry, "naive"))

@@ -236,6 +236,10 @@ def image_data():
 def three(): return x, y, x
 def fails():
     return 1 / 0
+def seeds():
+    torch.manual_seed(3)
+    return tensors()
+def unseeded(): return np.random.default_rng().permutation(x), y, x, y
 def ragged(): return [[1], [2, 3]], y, x, y
 number = 3
 """
@@ -272,6 +276,22 @@ def test_a_function_that_cannot_be_is_one_line(functions, name, message):
     with pytest.raises(DataError, match=message) as caught:
         load(functions(name))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_function_draws_is_the_same_in_every_run_and_nothing_of_the_runs(functions):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        datasets.load.cache_clear()
+        found.append(load(functions("tensors")).train_x)
+        load(functions("seeds"))
+        assert torch.equal(torch.rand(3), expected) == (seed == 0)
+    assert torch.equal(*found)
+    datasets.check(functions("tensors"), False)
+    with pytest.raises(DataError, match="unseeded returns other data whenever it is called, and every run would learn"):
+        datasets.check(functions("unseeded"), False)
 
 
 def test_an_unknown_name_says_how_ones_own_are_named():

@@ -104,7 +104,7 @@ def check_repeatable(reference: str, arguments: str) -> None:
         return
     digests = []
     for _ in range(2):
-        _made.cache_clear()
+        _both.cache_clear()
         digests.append([_digest(data) for stream in _both(reference, arguments, seed=0).values() for data in stream])
     if digests[0] != digests[1]:
         raise ProtocolError(
@@ -122,6 +122,7 @@ def _digest(data: AvalancheDataset) -> str:
     return found.hexdigest()
 
 
+@lru_cache(maxsize=1)
 def _both(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
     """Returns the data sets to learn, and as many to be judged on.
 
@@ -142,7 +143,6 @@ def _both(reference: str, arguments: str, seed: int) -> dict[str, list[Avalanche
     return parts
 
 
-@lru_cache(maxsize=1)
 def _made(reference: str, arguments: str, seed: int) -> Any:
     """What the function returns; no random number is taken from the network's."""
     function = _function(reference)
@@ -268,7 +268,7 @@ def _check_samples(where: str, data: AvalancheDataset, shapes: Sequence[torch.Si
                 x, y, *_ = data[index]
         except Exception as error:  # somebody's own code, a file: anything
             raise DataError(f"benchmark: sample {index} of {where} cannot be read: {_said(error)}") from error
-        if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        if not isinstance(x, Tensor) or x.dtype != torch.get_default_dtype():  # the network's
             what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
             raise ProtocolError(
                 f"benchmark: the samples of {where} are {what}; a network takes float32: give it .float(), or a "
