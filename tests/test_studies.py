@@ -1,6 +1,7 @@
 """Studies, through the command line as a user has it: sweeps and the adaptive experiment."""
 
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -124,6 +125,20 @@ def test_what_is_recorded_is_not_run_again_and_can_be_drawn_alone(small_sweep, m
     assert "(2 of 3 seeds)" in drawn.stdout
     assert size_of_png(out / "small.png")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("record.json")} == before
+
+
+def test_a_run_that_failed_is_drawn_as_failed(small_sweep, tmp_path, monkeypatch):
+    out = tmp_path / "copy"
+    shutil.copytree(small_sweep[0], out)
+    write_studies(monkeypatch, out)
+    path = sorted(out.rglob("ewc/*/0/record.json"))[0]
+    lost = {"status": "failed", "reason": "the loss became nan", "accuracy_matrix": [], "metrics": {}, "undefined": {}}
+    store.write(store.read(path).model_copy(update=lost), path.parent)
+    drawn = study("small", "--out", out, "--only-draw")
+    assert drawn.returncode == 1, drawn.stderr
+    assert drawn.stdout.count("(1 failed)") == 1
+    assert "failed: " in drawn.stdout
+    assert ": the loss became nan" in drawn.stdout
 
 
 def test_drawing_where_nothing_is_recorded_is_one_line(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from engrams.benchmarks.protocols.registry import read_toml
 from engrams.benchmarks.protocols.schema import Judge, Positive, ProtocolError, Table, problem_of
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
+from engrams.reports import store
 from engrams.reports.errors import UserError
 from engrams.reports.store import Record, RecordError
 from engrams.reports.studies.curves import Curve, Curves, Point
@@ -197,7 +198,7 @@ def run_sweep(
 
 
 def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> dict[Run, Record]:
-    """Returns the complete records that are there; ``damaged`` gets why one is left out.
+    """Returns the records that are there, of failed runs too; ``damaged`` gets why one is left out.
 
     Raises:
         SuiteError: one is of other settings.
@@ -205,13 +206,19 @@ def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> 
     found = {}
     for run in (run for point in points for run in point.runs):
         try:
-            record = finished(run, out)
+            record = finished(run, out) or _failed(run, out)
         except RecordError as error:
             damaged.append(error)
             continue
         if record is not None:
             found[run] = record
     return found
+
+
+def _failed(run: Run, out: Path) -> Record | None:
+    path = run.folder(out) / store.RECORD
+    record = store.read(path) if path.exists() else None
+    return record if record is not None and record.hyperparameters == run.deciding() else None
 
 
 def curves_of(sweep: Sweep, points: Sequence[Asked], records: dict[Run, Record]) -> Curves:

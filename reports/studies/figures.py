@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,9 @@ from engrams.reports.estimates import Estimate
 from engrams.reports.figures import COLOURS, MARKERS
 from engrams.reports.studies.adaptive import Classes, Outcome, Results
 from engrams.reports.studies.curves import Curves
+
+TITLE = 80
+"""Characters in a line of a title."""
 
 
 def curves_figure(found: Curves) -> Figure:
@@ -47,7 +51,7 @@ def curves_figure(found: Curves) -> Figure:
     axes.set_ylim(*_limits(found))
     axes.set_xlabel(found.hyperparameter)
     axes.set_ylabel(f"ACC (%) on {found.judged_on} data, mean and 95% interval")
-    axes.set_title(found.title, fontsize="medium")
+    axes.set_title(fill(found.title, TITLE), fontsize="medium")
     axes.grid(color="0.9")
     axes.legend(handles, labels, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
