@@ -16,8 +16,9 @@ class UserError(Exception):
 
 def near_or(otherwise: str, name: str, known: Iterable[str]) -> str:
     """Returns "did you mean ...?" if one of the known names is near, and else what else to say."""
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    by_small_letters = {one.lower(): one for one in known}
+    near = get_close_matches(name.lower(), by_small_letters, n=1)
+    return f"did you mean {by_small_letters[near[0]]!r}?" if near else otherwise
 
 
 def without_paths(text: str) -> str:

@@ -247,10 +247,10 @@ def test_importances_of_a_network_with_batch_norm_are_right(model):
 @pytest.mark.parametrize(
     ("network", "shape", "message"),
     [
-        (SMALL, (7,), r"network.kind: cnn needs images .*; these are vectors of 7 values, which mlp takes"),
-        (RESNET, (7,), r"network.kind: resnet18-reduced needs images .*; these are vectors of 7 values"),
-        (RESNET, (1, 8, 8), "resnet18-reduced needs images of at least 9x9; these are 8x8 .images.pad enlarges them"),
-        (WIDE, (1, 4, 4), "wide-resnet needs images of at least 5x5; these are 4x4 .images.pad enlarges them"),
+        (SMALL, (7,), r"network.kind: cnn needs images .*; these have shape \[7\], which mlp takes"),
+        (RESNET, (7,), r"network.kind: resnet18-reduced needs images .*; these have shape \[7\]"),
+        (RESNET, (1, 8, 8), "resnet18-reduced needs images of at least 9x9; these are 8x8 .images.pad enlarges those"),
+        (WIDE, (1, 4, 4), "wide-resnet needs images of at least 5x5; these are 4x4 .images.pad enlarges those"),
         (SMALL, (1, 3, 3), "network.convolutions: 2 poolings are too many for images of 3x3"),
     ],
 )

@@ -282,6 +282,7 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
     ("old", "new", "message"),
     [
         ('"bars.py:bars"', '"avalanche:RotatedMNITS"', "Avalanche's is called 'RotatedMNITS'; did you mean 'Rotated"),
+        ('"bars.py:bars"', '"avalanche:SplitMnist"', "called 'SplitMnist'; did you mean 'SplitMNIST'"),
         ('"bars.py:bars"', '"bars.py:bras"', "bars.py has no 'bras'; did you mean 'bars'"),
         ('"bars.py:bars"', '"bars.py:none"', "returns a list without a train_stream; it has to return an Avalanche"),
         ('"bars.py:bars"', '"bars.py:fails"', r"fails in .*bars.py, line \d+: RuntimeError: out of paint"),

@@ -128,14 +128,14 @@ def _(network: OwnNetwork, shape, classes):
 def _check_images(kind: str, shape: torch.Size, halvings: int = 0) -> None:
     if len(shape) != 3:
         raise ProtocolError(
-            f"network.kind: {kind} needs images [channels, height, width]; these are vectors of {shape.numel()} "
-            f"values, which mlp takes"
+            f"network.kind: {kind} needs images [channels, height, width]; these have shape {list(shape)}, which mlp "
+            f"takes"
         )
     if halvings and min(shape[1:]) <= 2**halvings:  # of one pixel, a minibatch of one image has no variance
         least = 2**halvings + 1
         raise ProtocolError(
             f"network.kind: {kind} needs images of at least {least}x{least}; these are {shape[1]}x{shape[2]} "
-            f"(images.pad enlarges them)"
+            f"(images.pad enlarges those of a data set; a benchmark enlarges its own)"
         )
 
 
