@@ -141,7 +141,7 @@ def check(name: str, from_disk: bool) -> None:
     """
     name = DERIVED.get(name, name)
     if is_own(name) and path_of(name) is None:
-        check_repeatable(name)
+        check_repeatable(name, load(name, from_disk=True))  # kept for class_count, which asks for it so
         return
     if name not in SOURCES or not SOURCES[name][0].in_any_order:
         load(name, from_disk)

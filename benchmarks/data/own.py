@@ -100,13 +100,17 @@ def _array(path: Path, file: Any, names: tuple[str, str]) -> np.ndarray:
         raise
 
 
-def check_repeatable(dataset: str) -> None:
-    """Calls a function of one's own twice.
+def check_repeatable(dataset: str, once: ImageData) -> None:
+    """Calls a function of one's own again.
+
+    Args:
+        dataset: the function.
+        once: what it returned before.
 
     Raises:
         DataError: it returns other data the second time, as each run would learn others; or as :func:`load_own`.
     """
-    once, again = (_returned(dataset) for _ in range(2))
+    again = _returned(dataset)
     for name in ("train_y", "test_y", "train_x", "test_x"):
         columns = getattr(once, name), getattr(again, name)
         if all(isinstance(column, Tensor) for column in columns) and not torch.equal(*columns):
