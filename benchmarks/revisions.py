@@ -17,7 +17,7 @@ CLASSIFIER_REVISION = 1
 def revisions_of(strategy: Strategy) -> dict[str, int]:
     """Returns part of the code -> revision, of all that a record of a strategy depends on.
 
-    An own strategy is not among them: its record keeps a fingerprint of its file.
+    An own strategy is not among them: its record keeps a fingerprint of its file and what it imports.
     """
     found = {part.name: part.revision for part in strategy.parts or (strategy,) if part.name in CATALOGUE}
     return found | ({CLASSIFIER: CLASSIFIER_REVISION} if strategy.needs_images else {})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 import traceback
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -44,7 +46,8 @@ def resolve(reference: str) -> object:
 def fingerprint(reference: str) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 of the source file that a reference names.
 
-    What that file imports is not in it.
+    Files of one's own that it imports are in it too: those in its folder or below, or in the folder of its package.
+    Installed packages are not.
 
     Args:
         reference: as for :func:`resolve`.
@@ -54,7 +57,8 @@ def fingerprint(reference: str) -> str:
     """
     where, _ = _parts(reference)
     if where.endswith(".py"):
-        return _digest(_source(reference, where)[1])
+        path, source = _source(reference, where)
+        return _digest(source + _imported(path, path.parent))
     _current_folder_is_importable()
     try:
         spec = find_spec(where)
@@ -64,7 +68,31 @@ def fingerprint(reference: str) -> str:
         raise _not_imported(reference, where, ModuleNotFoundError(name=where))
     if not spec.has_location or spec.origin is None:
         raise BadReference(f"{reference}: {where} has no source file; put the function into a file of your own")
-    return _digest(Path(spec.origin).read_bytes())
+    path = Path(spec.origin)
+    depth = where.count(".") + (path.name == "__init__.py")
+    return _digest(path.read_bytes() + _imported(path, path.parents[depth], where))
+
+
+def _imported(path: Path, root: Path, module: str = "") -> bytes:
+    """Returns the digests of the files below a folder that a file imports, and those that they import; mostly none.
+
+    Args:
+        path: the file.
+        root: modules are looked for in this folder alone.
+        module: the file's, where it is one of a package and may import by ``from . import``.
+    """
+    if root in (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
+        return b""
+    finder = ModuleFinder([str(root)])
+    try:
+        if module:
+            finder.import_hook(module)
+        else:
+            finder.run_script(str(path))  # reads it, and runs nothing
+    except (SyntaxError, ImportError):
+        return b""  # importing it says what is wrong
+    files = {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}
+    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(files.items()) if file != path).encode()
 
 
 def absolute(reference: str, folder: Path) -> str:

@@ -79,6 +79,36 @@ def test_the_fingerprint_is_that_of_the_file_however_it_is_named(here):
     assert fingerprint("mine.py:x") == fingerprint("mine:x") == fingerprint(f"{here}/mine.py:x") == "9e26bf369911"
 
 
+def test_what_a_file_of_ones_own_imports_is_in_its_fingerprint(here):
+    write(here / "mine.py", "import numpy\nimport beside\n\ndef f():\n    import late\n    return late.x")
+    write(here / "beside.py", "import package.inner\nx = 1\n")
+    write(here / "late.py", "x = 1\n")
+    write(here / "package" / "__init__.py", "")
+    write(here / "package" / "inner.py", "from . import other\n")
+    write(here / "package" / "other.py", "x = 1\n")
+    write(here / "apart.py", "x = 1\n")
+    seen = [fingerprint("mine.py:f")]
+    for name in ("beside.py", "late.py", "package/inner.py", "package/other.py"):
+        with open(here / name, "a") as file:
+            file.write("y = 2\n")
+        seen.append(fingerprint("mine.py:f"))
+        assert fingerprint("mine:f") == seen[-1]
+    assert len(set(seen)) == 5
+    of_package = fingerprint("package.inner:other")
+    write(here / "apart.py", "x = 2\n")
+    assert (fingerprint("mine.py:f"), fingerprint("package.inner:other")) == (seen[-1], of_package)
+    write(here / "package" / "other.py", "x = 3\n")
+    assert fingerprint("package.inner:other") != of_package
+
+
+def test_what_cannot_be_read_as_python_is_said_where_it_is_imported(here):
+    write(here / "mine.py", "import beside\n")
+    write(here / "beside.py", "x = (\n")
+    assert len(fingerprint("mine.py:x")) == 12
+    with pytest.raises(BadReference, match=r"beside.py, line 1: SyntaxError"):
+        resolve("mine.py:x")
+
+
 def test_a_path_is_taken_from_the_folder_that_is_given(here):
     assert absolute("a/b.py:f", here) == f"{here}/a/b.py:f"
     assert absolute("/a/b.py:f", here) == "/a/b.py:f"
