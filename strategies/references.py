@@ -91,8 +91,9 @@ def _imported(path: Path, root: Path, module: str = "") -> bytes:
             finder.run_script(str(path))  # reads it, and runs nothing
     except (SyntaxError, ImportError):
         return b""  # importing it says what is wrong
-    files = {name: Path(found.__file__) for name, found in finder.modules.items() if found.__file__}
-    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(files.items()) if file != path).encode()
+    files = {name: getattr(found, "__file__", None) for name, found in finder.modules.items()}
+    others = sorted((name, Path(file)) for name, file in files.items() if file and Path(file) != path)
+    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in others).encode()
 
 
 def absolute(reference: str, folder: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 from engrams.benchmarks.cli.options import settings_of
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs import suites
-from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ProtocolError
 from engrams.reports import store
@@ -256,9 +256,22 @@ def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
         entry.hyperparameters_of(catalogue.get("ewc"))
     assert entry.hyperparameters_of(catalogue.get("ewc"), {"ewc_lambda": 3.0}).ewc_lambda == 3
     path.write_text(re.sub(r"mem_size = \d+\nepochs = \d+\n", "", GOOD), encoding="utf-8")
-    several = "gdumb.mem_size, epochs: missing; set them in .* with --set mem_size=... --set epochs=..."
+    several = "gdumb.mem_size, strategies.avalanche-gdumb.epochs: missing; set them in .* with --set mem_size=... --set epochs=..."
     with pytest.raises(ProtocolError, match=several):
         protocol.read(path)[0].hyperparameters_of(catalogue.get("avalanche-gdumb"))
+
+
+def test_what_all_strategies_lack_is_said_at_once(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(re.sub(r"mem_size = \d+\nepochs = \d+\n", "", GOOD), encoding="utf-8")
+    with pytest.raises(
+        ProtocolError,
+        match=rf"{path}/task: strategies.ewc.ewc_lambda, strategies.avalanche-gdumb.mem_size, "
+        rf"strategies.avalanche-gdumb.epochs, strategies.mas.mas_lambda: missing; set them in the protocol or with "
+        rf"--set ewc_lambda=... --set mem_size=... --set epochs=... --set mas_lambda=..., or run 'engrams search "
+        rf"{path}/task ewc mas' for those that a search chooses$",
+    ):
+        plan(f"{path}/task", ["naive", "ewc", "avalanche-gdumb", "mas"], [0])
 
 
 def test_all_that_a_file_lacks_is_said_at_once(tmp_path):

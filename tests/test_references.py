@@ -89,7 +89,7 @@ def test_what_a_file_of_ones_own_imports_is_in_its_fingerprint(here):
     write(here / "apart.py", "x = 1\n")
     seen = [fingerprint("mine.py:f")]
     for name in ("beside.py", "late.py", "package/inner.py", "package/other.py"):
-        with open(here / name, "a") as file:
+        with (here / name).open("a") as file:
             file.write("y = 2\n")
         seen.append(fingerprint("mine.py:f"))
         assert fingerprint("mine:f") == seen[-1]

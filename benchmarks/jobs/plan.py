@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import Protocol
+from engrams.benchmarks.protocols.schema import MissingHyperparameters, Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.strategies import references
@@ -81,14 +81,21 @@ def plan(
     if wrong := [seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS]:
         raise PlanError(f"a seed is a whole number from 0 to {SEEDS - 1}; got {wrong[0]!r}")
     runs = []
+    missing: list[tuple[Strategy, str]] = []
     for entry in by_name(entries).values():
         own = {key: value for key, value in of_strategies.items() if key in keys_of(entry)}
-        hyperparameters = protocol.hyperparameters_of(entry, own)
+        try:
+            hyperparameters = protocol.hyperparameters_of(entry, own)
+        except MissingHyperparameters as error:  # what all strategies lack is said at once
+            missing += error.missing
+            continue
         # In one order, so that the same settings are the same row.
         shown = dict(sorted(own.items())) | dict(sorted(protocol.changed.items()))
         shown |= {} if first is None else {"experiences": first}
         variant = ",".join(f"{key}={shown_as(key, value)}" for key, value in shown.items())
         runs += [Run(protocol, entry, seed, hyperparameters, variant=variant, first=first) for seed in seeds]
+    if missing:
+        raise MissingHyperparameters(protocol, missing)
     return runs
 
 

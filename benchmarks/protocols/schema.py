@@ -56,6 +56,27 @@ class ProtocolError(UserError):
     """A protocol file says something that cannot be; the message is one line naming the file and the line or key."""
 
 
+class MissingHyperparameters(ProtocolError):
+    """A protocol sets no value for what some strategies cannot do without."""
+
+    def __init__(self, protocol: Protocol, missing: Sequence[tuple[Strategy, str]]):
+        """
+        Args:
+            protocol: which sets none.
+            missing: strategies, and dotted keys of theirs.
+        """
+        self.missing = missing
+        values = ", ".join(f"strategies.{strategy.name}.{key}" for strategy, key in missing)
+        advice = f"set {'it' if len(missing) == 1 else 'them'} in the protocol or with "
+        advice += " ".join(f"--set {key}=..." for key in dict.fromkeys(key for _, key in missing))
+        searched = {strategy.reference: strategy for strategy, key in missing if key in strategy.search}
+        if searched:
+            advice += f", or run '{searching(protocol, *searched.values())}'"
+            if not all(key in strategy.search for strategy, key in missing):
+                advice += " for those that a search chooses"
+        super().__init__(f"{protocol.reference}: {values}: missing; {advice}")
+
+
 class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -540,7 +561,8 @@ class Protocol(Table):
                 below their names: ``ewc.ewc_lambda``.
 
         Raises:
-            ProtocolError: one is missing, unknown or out of range; or as :meth:`check`.
+            MissingHyperparameters: some have no value.
+            ProtocolError: one is unknown or out of range; or as :meth:`check`.
         """
         self.check(strategy)
         parts = [part.name for part in strategy.parts]
@@ -553,6 +575,8 @@ class Protocol(Table):
             found = strategy.hyperparameters.model_validate(values)
         except ValidationError as error:
             problem = problem_of(error)
+            if problem.what == MISSING:
+                raise MissingHyperparameters(self, [(strategy, key) for key in problem.keys]) from error
             if any(key in (settings or {}) for key in problem.keys):
                 raise ProtocolError(f"{self.name}: {strategy.name}: {problem}") from error
             chosen = self.chosen.get(strategy.name)
@@ -560,12 +584,7 @@ class Protocol(Table):
             where = f"{chosen.file if chosen and was_chosen else self.reference}: strategies.{strategy.name}"
             if not problem.keys:
                 raise ProtocolError(f"{where}: {problem}") from error
-            options = " ".join(f"--set {key}=..." for key in problem.keys)
-            searched = all(key in strategy.search for key in problem.keys)
-            raise ProtocolError(
-                f"{where}.{problem}; set {'it' if len(problem.keys) == 1 else 'them'} in the protocol or with {options}"
-                + (f", or run '{searching(self, strategy)}'" if searched else "")
-            ) from error
+            raise ProtocolError(f"{where}.{problem}") from error
         self._check_kept(strategy, found)
         return found
 
@@ -722,9 +741,9 @@ class Protocol(Table):
         return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
 
 
-def searching(protocol: Protocol, strategy: Strategy) -> str:
-    """Returns the command that chooses a strategy's hyperparameters, as a shell takes it."""
-    return shlex.join(["engrams", "search", protocol.reference, strategy.reference])
+def searching(protocol: Protocol, *strategies: Strategy) -> str:
+    """Returns the command that chooses the hyperparameters of strategies, as a shell takes it."""
+    return shlex.join(["engrams", "search", protocol.reference, *(strategy.reference for strategy in strategies)])
 
 
 def set_below(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -746,6 +765,9 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+MISSING = "missing"
 
 
 class Problem(NamedTuple):
@@ -770,7 +792,7 @@ def problem_of(error: ValidationError, kinds: Collection[str] = KINDS) -> Proble
     problems = error.errors()
     wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
     if wrong is None:
-        return Problem([_key(problem, kinds) for problem in problems], "missing")
+        return Problem([_key(problem, kinds) for problem in problems], MISSING)
     keys = list(filter(None, [_key(wrong, kinds)]))
     if wrong["type"] == "extra_forbidden":
         return Problem(keys, "unknown key")
