@@ -18,7 +18,8 @@ def near_or(otherwise: str, name: str, known: Iterable[str]) -> str:
     """Returns "did you mean ...?" if one of the known names is near, and else what else to say."""
     by_small_letters = {one.lower(): one for one in known}
     near = get_close_matches(name.lower(), by_small_letters, n=1)
-    return f"did you mean {by_small_letters[near[0]]!r}?" if near else otherwise
+    near = near or [one for one in by_small_letters if name.lower() in one.split("-")]  # lwf: avalanche-lwf
+    return f"did you mean {by_small_letters[near[0]]!r}?" if len(near) == 1 else otherwise
 
 
 def without_paths(text: str) -> str:

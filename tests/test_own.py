@@ -184,6 +184,7 @@ def test_rates_of_ones_own_strategies_go_by_their_names(mine):
         ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
+        ("LwF", "no strategy is called 'LwF'; did you mean 'avalanche-lwf'?"),
         ("ewc+rplay", "no strategy is called 'rplay'; did you mean 'replay'?"),
         ("ewc+ewc", "ewc+ewc: ewc is there twice"),
         ("ewc+joint", "joint learns the whole stream at once"),

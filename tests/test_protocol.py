@@ -256,7 +256,7 @@ def test_a_missing_hyperparameter_says_how_to_get_one(tmp_path):
         entry.hyperparameters_of(catalogue.get("ewc"))
     assert entry.hyperparameters_of(catalogue.get("ewc"), {"ewc_lambda": 3.0}).ewc_lambda == 3
     path.write_text(re.sub(r"mem_size = \d+\nepochs = \d+\n", "", GOOD), encoding="utf-8")
-    several = "gdumb.mem_size, strategies.avalanche-gdumb.epochs: missing; set them in .* with --set mem_size=... --set epochs=..."
+    several = r"gdumb.mem_size, \S+gdumb.epochs: missing; set them in .* with --set mem_size=... --set epochs=..."
     with pytest.raises(ProtocolError, match=several):
         protocol.read(path)[0].hyperparameters_of(catalogue.get("avalanche-gdumb"))
 
