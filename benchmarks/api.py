@@ -14,7 +14,7 @@ from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import Protocol
+from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.reports.store import Records
 from engrams.reports.wandb.settings import WandBMode, WandBSettings, resolve
 from engrams.strategies.contract import Strategy

@@ -14,7 +14,9 @@ from typing import Any
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.sizes import Data
-from engrams.benchmarks.protocols.schema import AVALANCHE, Judge, OwnNetwork, Protocol, ProtocolError, Training
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.protocol import Protocol
+from engrams.benchmarks.protocols.schema import AVALANCHE, Judge, OwnNetwork, Training
 from engrams.reports import store
 from engrams.strategies import catalogue
 from engrams.strategies.contract import Budget, Hyperparameters, Strategy

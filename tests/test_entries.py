@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.strategies import catalogue, choices
 from engrams.strategies.contract import ROUND, Budget

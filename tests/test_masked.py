@@ -7,7 +7,7 @@ import torch
 from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.judging.masked import only
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.learn import learn
 
 

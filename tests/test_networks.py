@@ -10,15 +10,8 @@ from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import make_benchmark
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.protocols.schema import (
-    CNN,
-    MLP,
-    OwnNetwork,
-    ProtocolError,
-    ReducedResNet18,
-    SplitStream,
-    WideResNet,
-)
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import CNN, MLP, OwnNetwork, ReducedResNet18, SplitStream, WideResNet
 from engrams.benchmarks.training.networks import (
     ConvolutionalNetwork,
     PreActivationBlock,

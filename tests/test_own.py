@@ -10,7 +10,7 @@ import torch
 from engrams.benchmarks import load_protocol, run
 from engrams.benchmarks.cli.options import OptionError, seeds_of, settings_of
 from engrams.benchmarks.jobs.plan import PlanError, plan
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import UserError, read_records, store
 from engrams.strategies import catalogue

@@ -14,7 +14,7 @@ from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import store
 from engrams.strategies import catalogue

@@ -17,7 +17,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import run_of
 from engrams.benchmarks.judging import vectors
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of
 from engrams.reports import store
 from engrams.reports.pages import class_shares

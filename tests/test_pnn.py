@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from engrams.benchmarks.data.streams import labelled
 from engrams.benchmarks.jobs.plan import plan
-from engrams.benchmarks.protocols.schema import CNN, ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import CNN
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.networks import ConvolutionalNetwork, ReducedResNet
 from engrams.strategies.heads import MASKED

@@ -12,7 +12,7 @@ from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.jobs import suites
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
-from engrams.benchmarks.protocols.schema import ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.reports import store
 from engrams.strategies import catalogue
 from engrams.strategies.catalogue import CATALOGUE

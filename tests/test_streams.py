@@ -11,7 +11,8 @@ from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.data.streams import bounds, brightness, make_benchmark, prepared
-from engrams.benchmarks.protocols.schema import Images, PermutedStream, ProtocolError, RotatedStream, SplitStream
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import Images, PermutedStream, RotatedStream, SplitStream
 
 DATA = load("digits")
 DIGIT_OF = {

@@ -27,7 +27,8 @@ from torch.utils.data import default_collate
 from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
-from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge, ProtocolError
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import AVALANCHE, BenchmarkStream, Judge
 from engrams.reports.errors import near_or
 from engrams.strategies.references import BadReference, resolve
 from engrams.strategies.undisturbed import same_random_numbers

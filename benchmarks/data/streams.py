@@ -18,15 +18,8 @@ from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
 from engrams.benchmarks.data.loading import TensorClassificationDataset
-from engrams.benchmarks.protocols.schema import (
-    Images,
-    Judge,
-    MadeStream,
-    PermutedStream,
-    ProtocolError,
-    RotatedStream,
-    SplitStream,
-)
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import Images, Judge, MadeStream, PermutedStream, RotatedStream, SplitStream
 
 VALIDATION_SEED = 0
 """Of the choice of validation samples, the same in every run: what is chosen on them is never trained on."""

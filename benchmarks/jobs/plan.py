@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import MissingHyperparameters, Protocol
+from engrams.benchmarks.protocols.protocol import MissingHyperparameters, Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.strategies import references

@@ -14,7 +14,8 @@ from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import first_difference, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import Protocol, flattened
+from engrams.benchmarks.protocols.dotted import flattened
+from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.reports.provenance import DECIDING

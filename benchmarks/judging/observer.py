@@ -16,7 +16,7 @@ from engrams.benchmarks.judging.pictures import drawn
 from engrams.benchmarks.judging.privacy import by_class, given_away_by_run
 from engrams.benchmarks.judging.quality import features_of, first_of_each, precision_and_recall
 from engrams.benchmarks.judging.real_classifier import RealClassifier, real_classifier
-from engrams.benchmarks.protocols.schema import Protocol
+from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.privacy import Privacy
 from engrams.reports.store import Generated

@@ -16,7 +16,7 @@ from engrams.benchmarks.data.streams import black_and_white, brightness, prepare
 from engrams.benchmarks.judging.pictures import drawn
 from engrams.benchmarks.judging.quality import features_of
 from engrams.benchmarks.judging.real_classifier import RealClassifier
-from engrams.benchmarks.protocols.schema import Protocol
+from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.reports.figures import sheet_figure
 from engrams.reports.privacy import Nearness, Privacy
 

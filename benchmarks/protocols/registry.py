@@ -20,16 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.names import check_strategy_name
-from engrams.benchmarks.protocols.schema import (
-    FOLDER,
-    Choice,
-    Protocol,
-    ProtocolError,
-    ProtocolFile,
-    flattened,
-    problem_of,
-    set_below,
-)
+from engrams.benchmarks.protocols.dotted import flattened, set_below
+from engrams.benchmarks.protocols.problems import ProtocolError, problem_of
+from engrams.benchmarks.protocols.protocol import FOLDER, Protocol
+from engrams.benchmarks.protocols.schema import KINDS, Choice, ProtocolFile
 from engrams.reports.errors import UserError, near_or
 from engrams.strategies import catalogue, references
 from engrams.strategies.references import BadReference
@@ -174,7 +168,7 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
-        problem = problem_of(error)
+        problem = problem_of(error, KINDS)
         if wrong := next((key for key in problem.keys if key in changed), ""):
             known = flattened(content).keys() - changed.keys()
             hint = near_or("", wrong, known) if problem.what == "unknown key" else ""
@@ -325,7 +319,7 @@ def read_chosen(path: Path) -> dict[str, Choice]:
         chosen = TypeAdapter(dict[str, Choice]).validate_python(read_toml(path))
         return {name: choice.model_copy(update={"file": str(path)}) for name, choice in chosen.items()}
     except ValidationError as error:
-        raise ProtocolError(f"{path}: {problem_of(error)}; delete it and search again") from error
+        raise ProtocolError(f"{path}: {problem_of(error, KINDS)}; delete it and search again") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

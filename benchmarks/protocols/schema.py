@@ -1,18 +1,13 @@
-"""A protocol: the stream, the network, the optimiser and the budget of a comparison, and where each number is from.
+"""What a protocol's file may hold: its tables, checked by pydantic.
 
-The models of what a protocol file may hold. :mod:`engrams.benchmarks.protocols.registry` finds and reads the files.
+:mod:`engrams.benchmarks.protocols.registry` finds and reads the files, and makes a
+:class:`engrams.benchmarks.protocols.protocol.Protocol` of each.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shlex
-from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time
-from hashlib import sha256
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,60 +16,26 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
-    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
-from engrams.benchmarks.data import names as data_names
-from engrams.reports.errors import UserError
-from engrams.strategies import references
+from engrams.benchmarks.protocols.dotted import flattened
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.strategies.contract import (
-    Budget,
     GANSettings,
-    Hyperparameters,
     LearningRate,
     SolverSchedule,
-    Strategy,
     without_usual,
 )
-from engrams.strategies.references import BadReference
 
-FOLDER = Path(__file__).parent
-"""Of the protocols that come with Engrams."""
 Scenario = Literal["task", "domain", "class"]
 Judge = Literal["test", "validation"]
 """What a run is judged on; it is of a search's trials that the second is asked."""
 Augmented = Literal["both", "stream", "buffer"]
 Positive = Annotated[int, Field(ge=1)]
 Degrees = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class ProtocolError(UserError):
-    """A protocol file says something that cannot be; the message is one line naming the file and the line or key."""
-
-
-class MissingHyperparameters(ProtocolError):
-    """A protocol sets no value for what some strategies cannot do without."""
-
-    def __init__(self, protocol: Protocol, missing: Sequence[tuple[Strategy, str]]):
-        """
-        Args:
-            protocol: which sets none.
-            missing: strategies, and dotted keys of theirs.
-        """
-        self.missing = missing
-        values = ", ".join(f"strategies.{strategy.name}.{key}" for strategy, key in missing)
-        advice = f"set {'it' if len(missing) == 1 else 'them'} in the protocol or with "
-        advice += " ".join(f"--set {key}=..." for key in dict.fromkeys(key for _, key in missing))
-        searched = {strategy.reference: strategy for strategy, key in missing if key in strategy.search}
-        if searched:
-            advice += f", or run '{searching(protocol, *searched.values())}'"
-            if not all(key in strategy.search for strategy, key in missing):
-                advice += " for those that a search chooses"
-        super().__init__(f"{protocol.reference}: {values}: missing; {advice}")
 
 
 class Table(BaseModel):
@@ -524,284 +485,5 @@ class Choice(Table):
     file: str = Field("", exclude=True)
     """Where it stands."""
     fingerprint: str = ""
-    """Of everything else that decided the trials; see :meth:`Protocol.fingerprint`."""
+    """Of everything else that decided the trials, as ``Protocol.fingerprint`` returns it."""
     evidence: dict[str, Any]
-
-
-class Protocol(Table):
-    """Everything that a run needs besides a strategy and a seed."""
-
-    name: str
-    title: str
-    dataset: str
-    scenario: Scenario
-    images: Images
-    stream: Stream
-    network: Network
-    training: Training
-    generation: Generation | None
-    gan: GANSettings | None
-    judging: Judging | None = None
-    strategies: dict[str, dict[str, Any]]
-    """Name -> the hyperparameters that the file sets for it."""
-    chosen: dict[str, Choice]
-    """Name -> what a search chose for it; goes before what the file sets."""
-    sources: dict[str, str]
-    file: Path
-    """The file that it was read from; what a search chooses is written beside it."""
-    changed: dict[str, Any] = {}
-    """Dotted key -> value of what was set besides the file."""
-
-    def hyperparameters_of(self, strategy: Strategy, settings: Mapping[str, Any] | None = None) -> Hyperparameters:
-        """Returns the strategy's hyperparameters under this protocol, checked.
-
-        Args:
-            strategy: of the catalogue, or one's own.
-            settings: dotted key -> value, to use in place of the protocol's. Strategies that are joined have their keys
-                below their names: ``ewc.ewc_lambda``.
-
-        Raises:
-            MissingHyperparameters: some have no value.
-            ProtocolError: one is unknown or out of range; or as :meth:`check`.
-        """
-        self.check(strategy)
-        parts = [part.name for part in strategy.parts]
-        values: dict[str, Any] = {part: self._values_of(part) for part in parts}
-        for key, value in {**flattened(self._values_of(strategy.name)), **(settings or {})}.items():
-            # A part's name may have a dot of its own: package.module:name.
-            part = next((part for part in parts if key.startswith(f"{part}.")), "")
-            set_below(values, [part, *key[len(part) + 1 :].split(".")] if part else key.split("."), value)
-        try:
-            found = strategy.hyperparameters.model_validate(values)
-        except ValidationError as error:
-            problem = problem_of(error)
-            if problem.what == MISSING:
-                raise MissingHyperparameters(self, [(strategy, key) for key in problem.keys]) from error
-            if any(key in (settings or {}) for key in problem.keys):
-                raise ProtocolError(f"{self.name}: {strategy.name}: {problem}") from error
-            chosen = self.chosen.get(strategy.name)
-            was_chosen = chosen is not None and any(key in chosen.hyperparameters for key in problem.keys)
-            where = f"{chosen.file if chosen and was_chosen else self.reference}: strategies.{strategy.name}"
-            if not problem.keys:
-                raise ProtocolError(f"{where}: {problem}") from error
-            raise ProtocolError(f"{where}.{problem}") from error
-        self._check_kept(strategy, found)
-        return found
-
-    def _check_kept(self, strategy: Strategy, hyperparameters: Hyperparameters) -> None:
-        """Raises a ProtocolError for a value that a record could not give back."""
-        written = flattened(hyperparameters.settings())
-        for key, value in flattened(hyperparameters.model_dump(by_alias=True)).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ProtocolError(
-                    f"{self.name}: {strategy.name}.{key}: a record cannot hold {value}; set it to a finite number"
-                )
-            if isinstance(value, date | time):
-                raise ProtocolError(
-                    f"{self.name}: {strategy.name}.{key}: a record would hold {written[key]!r} as a text; set it to one"
-                )
-
-    def _values_of(self, name: str) -> dict[str, Any]:
-        chosen = self.chosen[name].hyperparameters if name in self.chosen else {}
-        return self.strategies.get(name, {}) | chosen
-
-    @property
-    def masks_tasks(self) -> bool:
-        """Tells whether tasks are told apart where the network is judged, and nowhere else."""
-        return self.scenario == "task" and self.network.all_classes
-
-    @property
-    def learned_as(self) -> Scenario:
-        """Returns the scenario that the learner sees."""
-        return "class" if self.masks_tasks else self.scenario
-
-    @property
-    def reference(self) -> str:
-        """Returns what the command line calls it: its name, or the path of somebody's own file."""
-        if self.file.parent == FOLDER:
-            return self.name
-        _, several, scenario = self.name.partition("/")
-        return f"{self.file}{several}{scenario}"
-
-    def check(self, strategy: Strategy) -> None:
-        """Says what would keep a strategy from being built under this protocol.
-
-        Raises:
-            ProtocolError: it has no solver, or no generator that can be asked for a class, where it is this that is
-                judged; it needs task labels where the learner gets none; it trains a conditional GAN of which the
-                protocol says nothing, or whose classes do not tell the protocol's experiences apart.
-        """
-        name = strategy.name
-        if self.generation and strategy.generate is None:
-            raise ProtocolError(
-                f"{self.name}: {name} has not got a generator that can be asked for a class; mergan-jtr, mergan-ra and "
-                f"gan-* have one"
-            )
-        if not self.generation and not strategy.has_solver:
-            raise ProtocolError(f"{self.name}: {name} has not got a solver; it runs under the generate-* protocols")
-        if strategy.needs_task_labels and self.learned_as != "task":
-            without = " without network.all_classes" if self.masks_tasks else ""
-            raise ProtocolError(
-                f"{self.name}: {name} must be told the task of every sample, which this protocol does not tell; it "
-                f"runs in the scenario task{without}"
-            )
-        if strategy.has_gan and self.gan is None:
-            raise ProtocolError(f"{self.name}: {name} needs the settings of its GAN; add a table [gan]")
-        if self.scenario == "task" and self.stream.boundaries == "gradual":  # Avalanche's heads mask by one of them
-            raise ProtocolError(
-                f"{self.name}: stream.boundaries = 'gradual' goes with the scenarios domain and class: an experience "
-                f"would have several task labels"
-            )
-        again = self.scenario != "class" or self.stream.boundaries == "gradual"
-        if strategy.has_gan and again:  # a class met again is a new one, and nothing is replayed
-            raise ProtocolError(f"{self.name}: {name} remembers classes: every experience must bring new ones")
-
-    def budget(self, strategy: Strategy, hyperparameters: Hyperparameters) -> Budget:
-        """Returns the epochs of one call of ``train`` under this protocol, and the schedule of the solver's rate.
-
-        ``epochs`` is 0 where there is no solver to train.
-        """
-        own = strategy.budget(hyperparameters, self.gan)
-        training = self.training_of(strategy)
-        epochs = training.epochs if own.epochs is None else own.epochs
-        if self.generation and strategy.has_gan:
-            epochs = 0
-        return Budget(epochs, own.generator_epochs, own.schedule or training.schedule)
-
-    def training_of(self, strategy: Strategy) -> Training:
-        """Returns how one strategy is trained."""
-        return self.training.of_strategy(strategy.name)
-
-    def deciding(self, strategy: Strategy) -> dict[str, Any]:
-        """Returns the part of the protocol that decides a strategy's result, for the record."""
-        decides = {"dataset", "scenario", "images", "stream", "network", "training"}
-        if self.generation:
-            decides.add("generation")
-        if strategy.has_gan:
-            decides.add("gan")
-        # As JSON has it: a tuple in a record read back is a list.
-        decided = self.model_dump(mode="json", include=decides)
-        decided["training"] = self.training_of(strategy).model_dump(mode="json")
-        decided["stream"].pop("scenarios", None)  # the file's others; this one's is in "scenario"
-        return decided | self._own()
-
-    def _own(self) -> dict[str, Any]:
-        """What is one's own, by a name that says nothing of where it lies, and by a fingerprint of its content."""
-        own: dict[str, Any] = {}
-        if self.stream.kind == "benchmark":
-            own["dataset"] = references.short(self.dataset)
-            if not self.dataset.startswith(f"{AVALANCHE}:"):
-                try:
-                    own["dataset_fingerprint"] = references.fingerprint(self.dataset)
-                except BadReference as error:
-                    raise ProtocolError(f"{self.name}: benchmark: {error}") from error
-        elif data_names.is_own(self.dataset):
-            own["dataset"] = data_names.short(self.dataset)
-            own["dataset_fingerprint"] = data_names.fingerprint(self.dataset)
-        if isinstance(self.network, OwnNetwork):
-            kind = self.network.kind
-            try:
-                own["network"] = {
-                    **self.network.model_dump(mode="json"),
-                    **{"kind": references.short(kind), "fingerprint": references.fingerprint(kind)},
-                }
-            except BadReference as error:
-                raise ProtocolError(f"{self.name}: network.kind: {error}") from error
-        return own
-
-    def fingerprint(self, strategy: Strategy) -> str:
-        """Returns 12 hexadecimal digits for all that decides what a search finds but the ranges that it looks in.
-
-        That is the protocol's part of :meth:`deciding` and those of the strategy's hyperparameters that are not
-        searched.
-        """
-        lowest = {key: space.low for key, space in strategy.search.items()}
-        fixed = flattened(self.hyperparameters_of(strategy, lowest).settings())
-        kept = {key: value for key, value in fixed.items() if key not in strategy.search}
-        text = json.dumps([self.deciding(strategy), kept, strategy.code], sort_keys=True)
-        return sha256(text.encode()).hexdigest()[:12]
-
-    def stale(self, strategy: Strategy, by_hand: Collection[str] = ()) -> str | None:
-        """Returns one line where what was chosen for a strategy was chosen under other settings, else None.
-
-        Args:
-            strategy: of the catalogue, or one's own. What was chosen for the parts of a joined one is theirs to say.
-            by_hand: hyperparameters that were set in place of what was chosen.
-        """
-        choice = self.chosen.get(strategy.name)
-        if choice is None or not choice.fingerprint or choice.fingerprint == self.fingerprint(strategy):
-            return None
-        keys = [key for key in choice.hyperparameters if key not in by_hand]
-        if not keys:
-            return None
-        if self.changed:
-            advice = "set it by hand, or put these settings into a file that extends the protocol and search that"
-        else:
-            advice = f"'{searching(self, strategy)}' chooses anew"
-        return f"{self.name}: {', '.join(keys)} of {strategy.name} was chosen under other settings than these; {advice}"
-
-
-def searching(protocol: Protocol, *strategies: Strategy) -> str:
-    """Returns the command that chooses the hyperparameters of strategies, as a shell takes it."""
-    return shlex.join(["engrams", "search", protocol.reference, *(strategy.reference for strategy in strategies)])
-
-
-def set_below(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Sets ``values[keys[0]][keys[1]]...``; tables on the way that are missing, or are none, are made."""
-    *tables, last = keys
-    for key in tables:
-        inner = values.get(key)
-        values[key] = dict(inner) if isinstance(inner, Mapping) else {}  # a copy: the file's own stays as it is
-        values = values[key]
-    values[last] = value
-
-
-def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested tables as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": leaf for inner, leaf in flattened(value).items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-MISSING = "missing"
-
-
-class Problem(NamedTuple):
-    """What is wrong with which settings, by dotted keys; without a key it is about several together."""
-
-    keys: list[str]
-    what: str
-
-    def __str__(self) -> str:
-        return ": ".join(filter(None, [", ".join(self.keys), self.what]))
-
-
-def problem_of(error: ValidationError, kinds: Collection[str] = KINDS) -> Problem:
-    """Returns one problem that pydantic found: what is wrong and which value was given.
-
-    What is missing comes last, and all of it at once: ``key.key, key.key: missing``.
-
-    Args:
-        error: what pydantic raised.
-        kinds: the values of ``kind``: pydantic names the chosen one between the keys; it is no key of the file.
-    """
-    problems = error.errors()
-    wrong = next((problem for problem in problems if problem["type"] != "missing"), None)
-    if wrong is None:
-        return Problem([_key(problem, kinds) for problem in problems], MISSING)
-    keys = list(filter(None, [_key(wrong, kinds)]))
-    if wrong["type"] == "extra_forbidden":
-        return Problem(keys, "unknown key")
-    message = wrong["msg"].removeprefix("Value error, ")
-    if not keys or isinstance(wrong["input"], dict):  # a file, a table: nobody wants to read all of it
-        return Problem(keys, message)
-    return Problem(keys, f"{message} (got {wrong['input']!r})")
-
-
-def _key(problem: ErrorDetails, kinds: Collection[str]) -> str:
-    """Returns the dotted key that a problem is about, without the kinds between; empty if it is about several."""
-    return ".".join(str(key) for key in problem["loc"] if key not in kinds)

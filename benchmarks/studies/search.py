@@ -31,7 +31,8 @@ from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.protocols import registry
-from engrams.benchmarks.protocols.schema import Protocol, flattened, searching
+from engrams.benchmarks.protocols.dotted import flattened
+from engrams.benchmarks.protocols.protocol import Protocol, searching
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import without_paths
 from engrams.reports.matrix import seen_so_far

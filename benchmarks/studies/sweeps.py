@@ -23,8 +23,9 @@ from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import finished, run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.problems import ProtocolError, problem_of
 from engrams.benchmarks.protocols.registry import read_toml
-from engrams.benchmarks.protocols.schema import Judge, Positive, ProtocolError, Table, problem_of
+from engrams.benchmarks.protocols.schema import Judge, Positive, Table
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
 from engrams.reports import store

@@ -16,7 +16,8 @@ from torch import nn
 from engrams.benchmarks.data.loading import InMemoryLoading
 from engrams.benchmarks.data.own_benchmarks import own_benchmark
 from engrams.benchmarks.data.streams import bounds, make_benchmark, prepared
-from engrams.benchmarks.protocols.schema import MLP, ProtocolError, Training
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import MLP, Training
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.augment import Augmentation
 from engrams.benchmarks.training.networks import make_network, plain_network

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
 
-from engrams.benchmarks.protocols.schema import (
-    CNN,
-    MLP,
-    Network,
-    OwnNetwork,
-    ProtocolError,
-    ReducedResNet18,
-    WideResNet,
-)
+from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ReducedResNet18, WideResNet
 from engrams.strategies.references import BadReference, resolve
 from engrams.strategies.undisturbed import evaluation_mode
 
