@@ -45,12 +45,13 @@ def protocol(name: ProtocolName, set: Set = None) -> None:
 @app.command()
 def data(wide: Wide = False) -> None:
     """Show where the data sets are looked for, and which are here."""
-    from engrams.benchmarks.data import datasets
+    from engrams.benchmarks.data.datasets import located
+    from engrams.benchmarks.data.sources import SOURCES
     from engrams.reports.render import Sheet
 
     rows = [{"data": "digits", "where": "comes with scikit-learn"}]
-    for name in datasets.SOURCES:
-        found = datasets.located(name)
+    for name in SOURCES:
+        found = located(name)
         where = "not here; looked for in ENGRAMS_DATA, downloaded when first used"
         if found:
             source, root = found
