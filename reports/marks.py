@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from engrams.reports.errors import UserError
-from engrams.reports.store import replace_file
+from engrams.reports.files import replace_file
 
 
 class MarkError(UserError):

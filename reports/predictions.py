@@ -13,7 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from engrams.reports.store import RECORD, TOLERANCE, Record, RecordError, read, replacing
+from engrams.reports.files import replacing
+from engrams.reports.store import RECORD, TOLERANCE, Record, RecordError, read
 
 PREDICTIONS = "predictions.npz"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engrams.reports import pages, render
+from engrams.reports.files import replace_file
 from engrams.reports.pages import comparison
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Duel
 from engrams.reports.render import Sheet
-from engrams.reports.store import Record, replace_file
+from engrams.reports.store import Record
 
 GENERATED = "<!-- Made by 'engrams pages' from the records: changes made here are lost. -->"
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +29,7 @@ from pydantic import (
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
+from engrams.reports.files import write_json
 from engrams.reports.generators import ByClass
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.privacy import Privacy
@@ -47,7 +44,6 @@ LONGEST_NAME = 120
 """Bytes of one part of a path; file systems take 255, and temporary files add to it."""
 SCHEMA = 2
 """Of the files written here. Files of version 1 have no checksum, and nobody wrote down which version they are."""
-TEMPORARY = ".tmp"
 MEND = "move it away, or give the command that made it again: it keeps the file beside and does the run anew"
 TOLERANCE = 1e-9
 """Of a metric against its matrix: another NumPy may add in another order."""
@@ -222,54 +218,6 @@ def checksum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    replace_file(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Exchanges a file's content in one step that has reached the disk when this returns.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of the attempt.
-    """
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write to; at the end of the block it takes the place of another in one step, as above.
-
-    Raises:
-        OSError: it cannot be written; nothing is left of the attempt.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")  # nobody else's, on any machine
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name is the folder's content
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # not every file system knows this for folders
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what a process left in a run's folder that was killed while it wrote; only for who alone writes there."""
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
-
-
 def read(path: Path) -> Record:
     """Reads one record.
 
@@ -381,12 +329,6 @@ def _problem(error: ValueError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     return f"{key + ': ' if key else ''}{problem['msg']}"
-
-
-def set_aside(path: Path) -> Path:
-    """Renames a file that is of no use, and returns what it is called now; nothing is overwritten."""
-    kept = next(one for n in count(1) if not (one := path.with_name(f"{path.name}.aside-{n}")).exists())
-    return path.rename(kept)
 
 
 # --- many -------------------------------------------------------------------------------------------------------------

@@ -440,7 +440,7 @@ def test_a_disk_that_is_full_costs_a_checkpoint_and_not_the_run(tmp_path, monkey
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.store, "replace_file", full)
+    monkeypatch.setattr(checkpoint.files, "replace_file", full)
     kept = Checkpoints(tmp_path, "it")
     kept.offer(dict)
     assert "checkpoint cannot be written: [Errno 28] No space left" in capfd.readouterr().err

@@ -26,7 +26,7 @@ from engrams.benchmarks.jobs.plan import plan
 from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.training import checkpoint
-from engrams.reports import store
+from engrams.reports import files, store
 from engrams.reports.wandb.settings import DISABLED, WandBSettings
 from tests.slurm import Slurm, why_not
 from tests.waiting import until
@@ -309,5 +309,5 @@ def test_a_status_tells_what_goes_on_from_what_has_ended(here, tmp_path, monkeyp
 
     submission = tmp_path / slurm.FOLDER / f"{slurm.PREFIX}1"
     submission.mkdir(parents=True)
-    store.write_json(submission / slurm.RUNS, {"runs": [stopped.relative_to(tmp_path).as_posix()]})
+    files.write_json(submission / slurm.RUNS, {"runs": [stopped.relative_to(tmp_path).as_posix()]})
     assert "what is in a queue is not seen: squeue is not on PATH" in engrams("status", tmp_path)[1]

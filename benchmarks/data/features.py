@@ -24,7 +24,7 @@ from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.images import ImageData
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.pretrained import Pretrained, pretrained
-from engrams.reports.store import replace_file, replacing
+from engrams.reports.files import replace_file, replacing
 
 IMAGES_IN_A_PART = 1000
 """Kept on disk as one, so that this much is done again at most."""

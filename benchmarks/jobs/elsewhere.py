@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engrams.benchmarks.data.names import OFFLINE
-from engrams.reports.store import TEMPORARY
+from engrams.reports.files import TEMPORARY
 
 if TYPE_CHECKING:
     from engrams.benchmarks.jobs.place import Report

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from engrams.benchmarks.jobs.claims import claim
 from engrams.benchmarks.jobs.elsewhere import Errand, epochs_told
 from engrams.benchmarks.jobs.place import PlaceError, ProcessError, Report
-from engrams.reports import store
+from engrams.reports import files, store
 from engrams.reports.store import Record, RecordError
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class Slurm:
                 part = owed[first : first + AT_ONCE]
                 submission = self.out / FOLDER / f"{PREFIX}{uuid.uuid4().hex[:8]}"
                 submission.mkdir()
-                store.write_json(
+                files.write_json(
                     submission / RUNS, {"runs": [folder.relative_to(self.out).as_posix() for folder in part]}
                 )
                 tasks = [_Task(work, runs[folder], folder.absolute()) for folder in part]

@@ -18,6 +18,7 @@ from engrams.benchmarks.revisions import present
 from engrams.benchmarks.runs import Run
 from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
+from engrams.reports.files import remove_leftovers, set_aside
 from engrams.reports.store import Record, RecordError
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import WandBMode, WandBSettings
@@ -210,8 +211,8 @@ def _work(
                 if (record := finished(run, out)) is not None:  # by another command, meanwhile
                     return record
             except RecordError:
-                store.set_aside(folder / store.RECORD)
-            store.remove_leftovers(folder)
+                set_aside(folder / store.RECORD)
+            remove_leftovers(folder)
             report(0)
             with gpu.room(device, partial(gpu_memory, run, out)):
                 return execute(run, out, device, wandb_mode, report, stream_from_disk)

@@ -35,8 +35,8 @@ from engrams.benchmarks.protocols.dotted import flattened
 from engrams.benchmarks.protocols.protocol import Protocol, searching
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import without_paths
+from engrams.reports.files import replace_file
 from engrams.reports.matrix import seen_so_far
-from engrams.reports.store import replace_file
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBMode, WandBSettings
 from engrams.strategies.contract import Strategy

@@ -24,7 +24,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch.utils._pytree import tree_map
 
 from engrams.benchmarks.training import stopping
-from engrams.reports import store
+from engrams.reports import files, store
 from engrams.reports.errors import UserError
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.kept import (
@@ -100,7 +100,7 @@ class Checkpoints:
         except Exception:  # half of one, or whatever a pickle that nobody here wrote makes torch say
             problem = "it is cut short, or no checkpoint"
         try:
-            _say(f"{self.path} is not used, and kept as {store.set_aside(self.path).name}: {problem}")
+            _say(f"{self.path} is not used, and kept as {files.set_aside(self.path).name}: {problem}")
         except OSError as error:
             _say(f"{self.path} is not used: {problem} ({error})")
         return None
@@ -168,7 +168,7 @@ class Checkpoints:
         torch.save({"identity": self.identity, "state": state}, body)
         content = body.getvalue()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        store.replace_file(self.path, FORMAT + sha256(content).hexdigest().encode() + b"\n" + content)
+        files.replace_file(self.path, FORMAT + sha256(content).hexdigest().encode() + b"\n" + content)
 
     def remove(self) -> None:
         """Removes the checkpoint of a run that is complete."""

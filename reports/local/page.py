@@ -21,13 +21,14 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from engrams.reports.errors import UserError
+from engrams.reports.files import replace_file
 from engrams.reports.local import contents
 from engrams.reports.local.contents import Section
 from engrams.reports.pages import comparison
 from engrams.reports.parity import tables
 from engrams.reports.parity.board import Board, Duel
 from engrams.reports.predictions import PREDICTIONS, predictions_of
-from engrams.reports.store import Record, RecordError, paths_below, read, replace_file
+from engrams.reports.store import Record, RecordError, paths_below, read
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, PICTURES = "index.html", "engrams-pictures"

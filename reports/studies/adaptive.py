@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engrams.reports.estimates import Estimate, p_value
+from engrams.reports.files import write_json
 from engrams.reports.render import Sheet
-from engrams.reports.store import read_json, write_json
+from engrams.reports.store import read_json
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Classes = tuple[int, ...]
