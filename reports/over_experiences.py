@@ -16,11 +16,15 @@ from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.store import Record
 
 SHOWN = (
-    *("naive", "ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
+    *("naive", "avalanche-er-ace", "avalanche-mir"),
+    *("ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
     *("ewc+replay", "avalanche-agem", "der", "er", "avalanche-gem", "ewc-separate"),
-    *("icarl", "si", "avalanche-rwalk", "chaudhry2019-mas", "chaudhry2019-ewc"),
+    *("icarl", "si", "avalanche-rwalk", "chaudhry2019-mas", "chaudhry2019-ewc", "avalanche-gdumb"),
 )
-"""The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first."""
+"""The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first.
+
+Before them come strategies of somebody's own.
+"""
 
 
 class Line(NamedTuple):
@@ -42,7 +46,8 @@ def lines_of(records: Iterable[Record]) -> list[Line]:
     """
     groups = {row: group for (_, row), group in complete_by_row(records).items()}
     found = []
-    for strategy in [row for row in SHOWN if row in groups][: len(COLOURS)]:
+    own = [row for row in groups if ":" in row]
+    for strategy in [*own, *(row for row in SHOWN if row in groups)][: len(COLOURS)]:
         matrices = [record.accuracy_matrix for record in groups[strategy]]
         stages = range(1, len(matrices[0]) + 1)
         found.append(Line(strategy, [_estimate([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))

@@ -11,6 +11,7 @@ from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.learn import learn
 from engrams.reports import pages, store
 from engrams.reports.anytime import measures
+from engrams.reports.pages import anytime
 
 
 def test_the_measures_of_a_curve_made_by_hand():
@@ -116,6 +117,10 @@ def test_what_was_measured_along_the_way_is_in_the_record_and_the_tables(tmp_pat
     assert "along the way" in shown
     assert f"{100 * record.along_the_way['AAA']:.2f}" in shown
     assert "judging" not in record.hyperparameters, "it decides nothing"
+    (sheet,) = anytime.sheets(anytime.compare([record]))
+    assert list(sheet.rows[0]) == ["strategy", "AAA", "min-ACC", "WC-ACC", "gap", "prequential", "seeds"]
+    (sheet,) = anytime.sheets(anytime.compare([record.model_copy(update={"prequential": None})]))
+    assert list(sheet.rows[0]) == ["strategy", "AAA", "min-ACC", "WC-ACC", "gap", "seeds"], "what was measured"
     joint = execute(a_run("joint", "class", judging_every=4), tmp_path, "cpu", "disabled", _quiet)
     assert joint.complete
     assert not joint.along_the_way

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from engrams.reports import marks, matrices
+from engrams.reports import marks, matrices, over_experiences
 from engrams.reports.estimates import p_value, quantile
 from engrams.reports.matrix import METRICS
 from engrams.reports.pages import comparison as tables
@@ -202,3 +202,10 @@ def test_matrices_side_by_side(tmp_path):
     assert cells["p", "ewc", 1, 0] == pytest.approx(0.7)
     with pytest.raises(RecordError, match="there is no complete record of the protocol 'r'; there are p, q"):
         matrices.of(records, ("r",))
+
+
+def test_a_protocols_picture_has_ones_own_strategies_and_what_is_known_best():
+    rows = ["naive", "mine.py:slow", "avalanche-er-ace", "avalanche-ewc-online", "ewc", "replay mem_size=5", "joint"]
+    records = [one for place, row in enumerate(rows) for one in group(row, 0.1 * place, 0.1 * place, 0.1 * place)]
+    lines = over_experiences.lines_of(records)
+    assert [line.strategy for line in lines] == ["ewc", "avalanche-er-ace", "mine.py:slow", "naive", "joint"]

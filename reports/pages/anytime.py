@@ -49,16 +49,16 @@ def compare(records: Iterable[Record]) -> list[AlongTheWay]:
     return sorted(found, key=lambda row: (row.protocol, -row.measures["AAA"].mean if "AAA" in row.measures else 0))
 
 
-def _cells(row: AlongTheWay) -> dict[str, str]:
-    shown = {
-        heading: row.measures[name].percent() if name in row.measures else "" for name, heading in HEADINGS.items()
-    }
+def _cells(row: AlongTheWay, names: Iterable[str]) -> dict[str, str]:
+    shown = {HEADINGS[name]: row.measures[name].percent() if name in row.measures else "" for name in names}
     return {"strategy": row.strategy, **shown, "seeds": str(row.seeds)}
 
 
 def sheets(rows: Iterable[AlongTheWay]) -> list[Sheet]:
-    """Returns one table a protocol; none where nothing was measured along the way."""
-    return [
-        Sheet(f"{protocol}: along the way", [_cells(row) for row in group], spare=("seeds", "gap", "min-ACC"))
-        for protocol, group in by_protocol(rows).items()
-    ]
+    """Returns one table a protocol, with a column for each measure that it has; none where nothing was measured."""
+    found = []
+    for protocol, group in by_protocol(rows).items():
+        names = [name for name in HEADINGS if any(name in row.measures for row in group)]
+        cells = [_cells(row, names) for row in group]
+        found.append(Sheet(f"{protocol}: along the way", cells, spare=("seeds", "gap", "min-ACC")))
+    return found
