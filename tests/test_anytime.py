@@ -7,6 +7,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.judging.anytime import AnytimePlugin
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.learn import learn
 from engrams.reports import pages, store
@@ -37,13 +38,59 @@ def test_of_one_experience_there_is_no_past():
             measures(*curve)
 
 
+OTHERWISE_AT_THE_END = """
+from avalanche.training.plugins import SupervisedPlugin
+import torch
+
+def turn(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1)
+
+class Turned(SupervisedPlugin):
+    def after_training_exp(self, strategy, **kwargs):
+        turn(strategy.model)
+
+class Evaluated(SupervisedPlugin):
+    def before_eval(self, strategy, **kwargs):
+        turn(strategy.model)
+
+    def after_eval(self, strategy, **kwargs):
+        turn(strategy.model)
+"""
+
+
 def a_run(strategy, scenario, **settings):
-    values = {"training.epochs": 1} | {key.replace("_", ".", 1): value for key, value in settings.items()}
+    settings = {key if key in ("mem_size",) else key.replace("_", ".", 1): value for key, value in settings.items()}
+    values = {"training.epochs": 1} | settings
     return plan(f"split-digits/{scenario}", [strategy], [0], values)[0]
 
 
 def _quiet(epochs):
     pass
+
+
+@pytest.mark.parametrize("strategy", ["naive", "avalanche-slda", "avalanche-ncm"])
+def test_what_is_asked_within_an_experience_is_what_the_strategy_answers(strategy, monkeypatch):
+    """Streaming LDA's network only flattens images; its answers are its own."""
+    monkeypatch.setattr(AnytimePlugin, "at_end", lambda *_: None)
+    found = learn(a_run(strategy, "class", judging_every=1), "cpu", [], _quiet)
+    for index, row in enumerate(found.accuracy_matrix):
+        last = max(place for place, now in enumerate(found.anytime.experience) if now == index)
+        assert found.anytime.accuracy[last] == pytest.approx(row[: index + 1])
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_the_end_of_an_experience_is_what_its_evaluation_answers(every, tmp_path):
+    """iCaRL answers by the nearest mean there; a strategy may change its network, or only evaluate another."""
+    (tmp_path / "mine.py").write_text(OTHERWISE_AT_THE_END, encoding="utf-8")
+    for strategy in ("icarl", f"{tmp_path}/mine.py:Turned", f"{tmp_path}/mine.py:Evaluated"):
+        settings = {"mem_size": 50} if strategy == "icarl" else {}
+        found = learn(a_run(strategy, "class", judging_every=every, **settings), "cpu", [], _quiet)
+        for index, row in enumerate(found.accuracy_matrix):
+            last = max(place for place, now in enumerate(found.anytime.experience) if now == index)
+            assert found.anytime.accuracy[last] == pytest.approx(row[: index + 1])
+        assert len(set(zip(found.anytime.steps, found.anytime.experience, strict=True))) == len(found.anytime.steps)
 
 
 @pytest.mark.parametrize("strategy", ["naive", "replay", "avalanche-lwf"])
@@ -105,6 +152,21 @@ def test_prequential_accuracy_is_of_what_has_not_been_learned():
     repeated = learn(in_a_row, "cpu", [], _quiet).prequential
     assert len(repeated.windows) == len(once.windows)
     assert repeated.accuracy < 0.99
+
+
+@pytest.mark.parametrize("batch_size", [10, 64, 128])
+def test_prequential_accuracy_has_every_sample_of_the_stream_once(batch_size):
+    """What Avalanche's loader replays stands behind the new ones, in the last and smaller minibatch as in others."""
+    settings = {"judging_prequential": True, "judging_window": 1, "training_batch_size": batch_size}
+    run = a_run("avalanche-replay", "class", **settings)
+    found = learn(run, "cpu", [], _quiet).prequential
+    assert len(found.windows) == sum(len(experience.dataset) for experience in benchmark_of(run).train_stream)
+
+
+@pytest.mark.parametrize("strategy", ["cumulative", "icarl", "avalanche-gdumb"])
+def test_where_old_samples_are_learned_among_the_new_there_is_no_prequential_accuracy(strategy):
+    settings = {} if strategy == "cumulative" else {"mem_size": 50}
+    assert learn(a_run(strategy, "class", judging_prequential=True, **settings), "cpu", [], _quiet).prequential is None
 
 
 def test_what_was_measured_along_the_way_is_in_the_record_and_the_tables(tmp_path):

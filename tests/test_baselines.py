@@ -349,6 +349,21 @@ def test_mir_draws_its_candidates_anew_and_all_that_is_kept_is_too_few_where_all
     assert candidates(30) is None, "as in Avalanche"
 
 
+@pytest.mark.parametrize(("mem_size", "subsample"), [(28, 20), (20, 20), (24, 20), (30, 20), (18, 20)])
+def test_mir_replays_as_many_in_every_step(mem_size, subsample):
+    replayed = []
+
+    class Listening(WorkingMIRPlugin):
+        def before_backward(self, strategy, **kwargs):
+            if self.replay_loader is not None:
+                asked = strategy.model.register_forward_hook(lambda module, x, y: replayed.append(len(y)))
+                super().before_backward(strategy, **kwargs)
+                asked.remove()
+
+    learn(nn.Linear(6, 6), stream([[0, 1], [2, 3]]), Listening(10, mem_size=mem_size, subsample=subsample))
+    assert set(replayed[2::3]) == {10}, "behind a pass of each of two networks over the candidates"
+
+
 # --- Avalanche's MAS --------------------------------------------------------------------------------------------------
 
 

@@ -360,7 +360,17 @@ def of_another_version(path):
     kept.offer(lambda: content["state"])
 
 
-@pytest.mark.parametrize("damage", [damage_cut, damage_a_bit, damage_foreign, of_another_seed, of_another_version])
+def of_another_judging(path):
+    run = small("split-digits/task", "naive")
+    run = replace(run, protocol=run.protocol.model_copy(update={"judging": Judging(every=3)}))
+    path.unlink()
+    cut_short(run, path.parents[4], after=5)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_cut, damage_a_bit, damage_foreign, of_another_seed, of_another_version, of_another_judging],
+)
 def test_a_checkpoint_that_is_of_no_use_is_set_aside_with_one_line(tmp_path, capfd, damage):
     run = small("split-digits/task", "naive")
     out = tmp_path / "split-digits"

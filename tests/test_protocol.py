@@ -176,6 +176,7 @@ def test_what_was_chosen_was_chosen_under_the_settings_that_there_are_now():
             "[strategies.ewc-onlin]",
             "no strategy is called 'ewc-onlin'; did you mean 'ewc-onl",
         ),
+        ("[stream]", "[judging]\nsamples = 5\n[stream]", "judging: samples are those .*: set every, too"),
         ('["task", "domain", "class"]', '["task", "task"]', "stream.scenarios: .*a scenario stands there twice"),
     ],
 )

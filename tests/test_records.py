@@ -21,6 +21,7 @@ from engrams.benchmarks.jobs.verify import compared, run_of_record
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training.learn import Learned
 from engrams.reports import provenance, read_records, store
+from engrams.reports.anytime import Anytime
 from engrams.reports.matrix import metrics
 from engrams.reports.predictions import Predictions
 from engrams.reports.store import Record, RecordError
@@ -339,6 +340,18 @@ def test_records_that_are_done_again_are_compared_to_the_bit(runs):
     verdict = compared(elsewhere, true)
     assert "cpu another there" in verdict.said
     assert verdict.holds is (abs(elsewhere.acc - true.acc) <= 0.02)
+
+
+def test_a_curve_that_is_another_now_differs(tmp_path):
+    curve = Anytime(every=2, steps=[2], experience=[0], accuracy=[[0.5]], measures={"AAA": 0.5})
+    then, now = (record().model_copy(update={"anytime": one}) for one in (curve, curve.model_copy()))
+    assert compared(then, now).holds
+    other = curve.model_copy(update={"accuracy": [[0.25]]})
+    verdict = compared(then, now.model_copy(update={"anytime": other}))
+    assert "anytime differ" in verdict.said
+    assert not verdict.holds
+    looked_at_elsewhere = other.model_copy(update={"every": 3})
+    assert compared(then, now.model_copy(update={"anytime": looked_at_elsewhere})).holds, "measured in another way"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from engrams.benchmarks.data.images import ImageData, PreparedLater
 from engrams.benchmarks.data.streams import make_benchmark, prepared
 from engrams.benchmarks.jobs import execute as execution
 from engrams.benchmarks.jobs.execute import execute
-from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.plan import plan, run_of
+from engrams.benchmarks.jobs.suite import SuiteError, finished
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.schema import ReducedResNet18
 from engrams.benchmarks.runs import Run
@@ -343,6 +344,34 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path):
     assert "was made with other settings (strategy.ewc_lambda was 12345.0, is now" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert path.read_bytes() == before
+
+
+def test_another_way_of_judging_along_the_way_is_refused(tmp_path):
+    """Else one row would be of curves that were measured in different ways."""
+    small = {"training.epochs": 1}
+
+    def given(**judging):
+        (run,) = plan("split-digits/class", ["naive"], [0], small | {f"judging.{k}": v for k, v in judging.items()})
+        return replace(run, variant="one")
+
+    assert execute(given(every=5, prequential=True, window=100), tmp_path, "cpu", "disabled", _quiet).complete
+    assert finished(given(every=5, prequential=True, window=100), tmp_path)
+    assert finished(given(), tmp_path), "what is not asked for may be there"
+    for judging, message in (
+        ({"every": 7}, "judging.every was 5, is now 7"),
+        ({"every": 5, "samples": 3}, "judging.samples was None, is now 3"),
+        ({"every": 5, "prequential": True, "window": 10}, "judging.window was 100, is now 10"),
+    ):
+        with pytest.raises(SuiteError, match=message):
+            finished(given(**judging), tmp_path)
+    again = replace(given(), seed=1)
+    assert execute(again, tmp_path, "cpu", "disabled", _quiet).complete
+    with pytest.raises(SuiteError, match=r"judging\.every was None, is now 5"):
+        finished(replace(given(every=5), seed=1), tmp_path)
+    for strategy in ("joint", "cumulative"):  # of these there is no curve, or no prequential accuracy
+        (run,) = plan("split-digits/class", [strategy], [0], small | {"judging.every": 5, "judging.prequential": True})
+        assert execute(run, tmp_path, "cpu", "disabled", _quiet).complete
+        assert finished(run, tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

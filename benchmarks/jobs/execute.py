@@ -126,7 +126,9 @@ def _kept(folder: Path) -> str:
 def _identity(run: Run, ran_on: Mapping[str, Any]) -> str:
     """What a checkpoint and a run that goes on from it have in common."""
     of_run = [run.protocol.name, run.strategy.name, run.variant, run.seed, run.deciding(), revisions_of(run.strategy)]
-    return json.dumps([*of_run, ran_on["versions"], ran_on["device"]], sort_keys=True)
+    judging = run.protocol.judging
+    looked = judging.model_dump() if judging else None  # it decides nothing, but a curve has one of them
+    return json.dumps([*of_run, ran_on["versions"], ran_on["device"], looked], sort_keys=True)
 
 
 def journal_of(run: Run, folder: Path, ran_on: dict[str, Any], lines: int = 0) -> Journal:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.claims import Claimed, claim
@@ -174,9 +175,9 @@ def finished(run: Run, out: Path) -> Record | None:
     record = store.read(path)
     if not record.complete:
         return None
-    wanted = run.deciding()
-    if record.hyperparameters != wanted:
-        difference = first_difference(record.hyperparameters, wanted)
+    wanted, was, looked = run.deciding(), *_looked_at(run, record)
+    if record.hyperparameters != wanted or was != looked:
+        difference = first_difference({**record.hyperparameters, "judging": was}, {**wanted, "judging": looked})
         if difference.startswith("code was "):  # a digest of the strategy's own file, which tells nobody anything
             difference = f"{run.strategy.reference.rpartition(':')[0]} has changed since"
         raise SuiteError(
@@ -184,6 +185,23 @@ def finished(run: Run, out: Path) -> Record | None:
             f"folder to run again"
         )
     return record
+
+
+def _looked_at(run: Run, record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns how a complete record was judged while it learned, and how it would be now, as far as that is asked for.
+
+    What the whole stream at once or a mixture of old and new samples leaves undefined is in neither.
+    """
+    judging = run.protocol.judging
+    was: dict[str, Any] = {}
+    now: dict[str, Any] = {}
+    if judging and judging.every and not run.strategy.whole_stream_at_once:
+        curve = record.anytime
+        was = {"every": curve and curve.every, "samples": curve and curve.samples}
+        now = {"every": judging.every, "samples": judging.samples}
+    if judging and judging.prequential and record.prequential:
+        was["window"], now["window"] = record.prequential.window, judging.window
+    return was, now
 
 
 def first_difference(old: dict, new: dict, key: str = "") -> str:

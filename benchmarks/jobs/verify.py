@@ -119,6 +119,14 @@ def repeat(records: Sequence[Record], workers: int | None, display: Display) -> 
     return [verdicts[index] for index in range(len(records))]
 
 
+def _another_curve(then: Record, now: Record, name: str) -> bool:
+    """Tells whether what a record has of the time while it learned is another now, measured in the same way."""
+    before, after = getattr(then, name), getattr(now, name)
+    how = ("every", "samples", "window")
+    alike = before and after and all(getattr(before, key, None) == getattr(after, key, None) for key in how)
+    return bool(alike and before != after)
+
+
 def compared(then: Record, now: Record) -> Verdict:
     """Returns what is to be said of a record and of that of the same run, done again."""
     if not now.complete:
@@ -128,6 +136,7 @@ def compared(then: Record, now: Record) -> Verdict:
     # An older record has less of a generator; what it has must be the same.
     made_then, made_now = (one.generated.model_dump() if one.generated else {} for one in (then, now))
     differences += [f"generated.{name}" for name, value in made_then.items() if made_now.get(name) != value]
+    differences += [name for name in ("anytime", "prequential") if _another_curve(then, now, name)]
     if not differences:
         return Verdict(then, True, "equal to the bit")
     said = f"ACC {100 * then.acc:.2f} in the record, {100 * now.acc:.2f} here; {', '.join(differences)} differ"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from avalanche.benchmarks import CLExperience
-from avalanche.models import avalanche_forward
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from engrams.benchmarks.judging.masked import classes_asked, only
 from engrams.benchmarks.protocols.schema import Judging
+from engrams.benchmarks.training.augment import new_samples
 from engrams.reports.anytime import Anytime, Prequential, measures
 from engrams.strategies.kept import State
 from engrams.strategies.undisturbed import evaluation_mode
@@ -25,6 +25,10 @@ AT_ONCE = 1000
 
 class AnytimePlugin(SupervisedPlugin):
     """Measures the accuracy on all experiences met, every so many steps and at the end of each experience.
+
+    At the end it is that of the answers which the evaluation after the experience has (:meth:`at_end`), of the same
+    samples, so that a network that is changed there, or asked in another way than while it learns (iCaRL's nearest
+    mean), is judged as in the accuracy matrix.
 
     It takes no random number and leaves the network as it was, so that what is learned is the same without it.
     """
@@ -77,24 +81,33 @@ class AnytimePlugin(SupervisedPlugin):
         if self._done % self.every == 0:
             self._look(strategy)
 
-    def after_training_exp(self, strategy, **kwargs):
-        here = (self._done, strategy.experience.current_experience)
-        if not self.steps or (self.steps[-1], self.experience[-1]) != here:
-            self._look(strategy)
-
     def _look(self, strategy) -> None:
         with self.paused():
             current = strategy.experience.current_experience
             while len(self.columns) <= current:
                 self.columns.append(_sample(self.judged[len(self.columns)], self.samples, strategy.device))
-            self.steps.append(self._done)
-            self.experience.append(current)
-            self.accuracy.append(
-                [
-                    float(right(strategy.model, x, y, tasks, classes_asked(experience, self.masked)).double().mean())
-                    for (x, y, tasks), experience in zip(self.columns[: current + 1], self.judged, strict=False)
-                ]
-            )
+            row = [
+                float(right(strategy, x, y, tasks, classes_asked(experience, self.masked)).double().mean())
+                for (x, y, tasks), experience in zip(self.columns[: current + 1], self.judged, strict=False)
+            ]
+            self._add(current, row)
+
+    def at_end(self, current: int, answers: Mapping[int, Tensor], targets: Mapping[int, Tensor]) -> None:
+        """Adds the moment at the end of an experience, in place of one that was measured at the same step.
+
+        Args:
+            current: the experience that has been learned.
+            answers, targets: experience -> classes of all its samples, [N].
+        """
+        if self.experience and (self.steps[-1], self.experience[-1]) == (self._done, current):
+            del self.steps[-1], self.experience[-1], self.accuracy[-1]
+        right = (answers[place] == targets[place] for place in range(current + 1))
+        self._add(current, [float(one[_chosen(len(one), self.samples)].double().mean()) for one in right])
+
+    def _add(self, current: int, row: list[float]) -> None:
+        self.steps.append(self._done)
+        self.experience.append(current)
+        self.accuracy.append(row)
 
     def result(self) -> Anytime:
         """Returns what was seen, for the record."""
@@ -109,9 +122,11 @@ class AnytimePlugin(SupervisedPlugin):
 
 
 class PrequentialPlugin(SupervisedPlugin):
-    """Predicts every minibatch, in eval mode, before it is learned from for the first time.
+    """Predicts every sample of the stream, in eval mode, before it is learned from for the first time.
 
-    It has to be the first of the plugins: samples that are replayed are added behind the new ones, and not predicted.
+    It has to be the first of the plugins: samples that are replayed stand behind the new ones, and are not predicted.
+    Where a strategy trains on other samples than the experience's, old ones among them (cumulative training, iCaRL,
+    GDumb), nobody can tell which are new, and there is no such accuracy.
     """
 
     def __init__(
@@ -134,56 +149,71 @@ class PrequentialPlugin(SupervisedPlugin):
         self.paused = paused
         self.iterations = iterations
         self.right: list[Tensor] = []
+        self.mixed = False
+        """Whether old samples were among those trained on."""
 
     def state_dict(self) -> State:
-        """Returns which minibatches were told rightly so far."""
-        return {"right": list(self.right)}
+        """Returns which samples were told rightly so far."""
+        return {"right": list(self.right), "mixed": self.mixed}
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from a state."""
-        self.right = state["right"]
+        self.right, self.mixed = state["right"], state["mixed"]
 
     state_dict_within, load_state_dict_within = state_dict, load_state_dict
 
     def before_training_iteration(self, strategy, **kwargs):
         if strategy.clock.train_exp_epochs or strategy.clock.train_epoch_iterations % self.iterations:
             return
+        self.mixed = self.mixed or len(strategy.adapted_dataset) != len(strategy.experience.dataset)
+        if self.mixed:
+            return
         with self.paused():
-            new = slice(strategy.train_mb_size)
+            new = slice(new_samples(strategy, self.iterations))
             x, y, tasks = strategy.mb_x[new], strategy.mb_y[new], strategy.mb_task_id[new]
             classes = classes_asked(strategy.experience, self.masked)
-            self.right.append(right(strategy.model, x, y, tasks, classes).cpu())
+            self.right.append(right(strategy, x, y, tasks, classes).cpu())
 
-    def result(self) -> Prequential:
-        """Returns what was seen, for the record."""
+    def result(self) -> Prequential | None:
+        """Returns what was seen, for the record; None where the stream's samples cannot be told from old ones."""
+        if self.mixed:
+            return None
         every = torch.cat(self.right).double()
         windows = [float(part.mean()) for part in every.split(self.window)]
         return Prequential(accuracy=float(every.mean()), window=self.window, windows=windows)
 
 
-def right(model: nn.Module, x: Tensor, y: Tensor, tasks: Tensor, classes: Collection[int] | None = None) -> Tensor:
-    """Returns whether each sample is told rightly by a network in eval mode, bool [N].
+def right(strategy, x: Tensor, y: Tensor, tasks: Tensor, classes: Collection[int] | None = None) -> Tensor:
+    """Returns whether each sample is told rightly by a strategy whose network is in eval mode, bool [N].
 
     Args:
-        model: asked under the task labels, if it has several heads.
+        strategy: asked by its own ``forward``, which may be more than its network's.
         x: inputs, [N, ...].
         y: labels, [N].
         tasks: labels, [N].
         classes: among which they are told apart; None for all.
     """
-    with evaluation_mode(model), torch.no_grad():
-        found = [
-            only(classes, avalanche_forward(model, *parts)).argmax(1)
-            for parts in zip(x.split(AT_ONCE), tasks.split(AT_ONCE), strict=True)
-        ]
+    kept = strategy.mbatch, strategy.is_training
+    found = []
+    with evaluation_mode(strategy.model), torch.no_grad():
+        try:
+            strategy.is_training = False
+            for strategy.mbatch in zip(*(column.split(AT_ONCE) for column in (x, y, tasks)), strict=True):
+                found.append(only(classes, strategy.forward()).argmax(1))
+        finally:
+            strategy.mbatch, strategy.is_training = kept
     return torch.cat(found) == y
+
+
+def _chosen(count: int, samples: int | None) -> Tensor:
+    """The places of the samples that are looked at, of so many: always the same."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:samples]
 
 
 def _sample(experience: CLExperience, samples: int | None, device: torch.device) -> list[Tensor]:
     """(x, y, task labels) of an experience's samples, or of some of them, always the same."""
     data = experience.dataset.eval()
     if samples is not None:
-        chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(SEED))[:samples]
-        data = data.subset(chosen.tolist())
+        data = data.subset(_chosen(len(data), samples).tolist())
     loader = DataLoader(data, len(data), collate_fn=data.collate_fn, generator=torch.Generator())
     return [column.to(device) for column in next(iter(loader))]

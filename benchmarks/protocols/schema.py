@@ -414,6 +414,12 @@ class Judging(Table):
     prequential: bool = False
     window: Positive = 1000
 
+    @model_validator(mode="after")
+    def _samples_are_looked_at(self) -> Judging:
+        if self.samples is not None and self.every is None:
+            raise ValueError("samples are those that are looked at every so many steps: set every, too")
+        return self
+
 
 class ProtocolFile(Table):
     title: str
@@ -458,6 +464,12 @@ class ProtocolFile(Table):
         stream = self.stream
         if self.network.all_classes and stream.kind != "split" and "task" in stream.scenarios:
             raise ValueError("network.all_classes with the scenario task goes with stream.kind = 'split'")
+        return self
+
+    @model_validator(mode="after")
+    def _generators_are_not_judged_while_they_learn(self) -> ProtocolFile:
+        if self.generation is not None and self.judging is not None:
+            raise ValueError("judging is of what a classifier answers; a protocol with generation has none")
         return self
 
     @model_validator(mode="after")

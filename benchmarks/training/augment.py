@@ -26,6 +26,7 @@ class Augmentation(SupervisedPlugin):
         augmented: Augmented = "both",
         black: Tensor | float = 0.0,
         seed: int = 0,
+        iterations: int = 1,
     ):
         """
         Args:
@@ -35,13 +36,14 @@ class Augmentation(SupervisedPlugin):
             augmented: ``stream``: the new images only; ``buffer``: those that are replayed only; or ``both``.
             black: its value as the network sees it, one number or one a channel, [channels, 1, 1].
             seed: of what is drawn; a generator of its own, as the order of the samples has.
+            iterations: steps in a row on every minibatch.
         """
         super().__init__()
         self.flips = flips
         self.padding = padding
         self.augmented = augmented
         self.black = black
-        self.new = NewSamples()
+        self.new = NewSamples(iterations)
         self._random = torch.Generator().manual_seed(seed)
 
     def state_dict(self) -> State:
@@ -79,9 +81,30 @@ class NewSamples(KeepsNothing, KeepsNothingWithin, SupervisedPlugin):
 
     count: int | None = None
 
+    def __init__(self, iterations: int):
+        """
+        Args:
+            iterations: steps in a row on every minibatch.
+        """
+        super().__init__()
+        self.iterations = iterations
+
     def before_training_iteration(self, strategy: Any, **kwargs):
-        # Avalanche's own replay comes joined from its loader, the new samples first.
-        self.count = min(len(strategy.mb_x), strategy.train_mb_size)
+        self.count = new_samples(strategy, self.iterations)
+
+
+def new_samples(strategy: Any, iterations: int) -> int:
+    """Returns how many samples of a minibatch are of what is trained on, before any plugin has added some.
+
+    They are the first ones; those that Avalanche's own loader replays come behind them. The last minibatch of an epoch
+    may have fewer than the others.
+
+    Args:
+        strategy: before a step.
+        iterations: steps in a row on every minibatch.
+    """
+    before = strategy.clock.train_epoch_iterations // iterations * strategy.train_mb_size
+    return min(len(strategy.mb_x), strategy.train_mb_size, len(strategy.adapted_dataset) - before)
 
 
 def cropped(x: Tensor, padding: int, offsets: Tensor, black: Tensor | float) -> Tensor:

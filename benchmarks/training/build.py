@@ -140,7 +140,8 @@ def _augmentation(run: Run, shape: tuple[int, ...]) -> list[Augmentation]:
     if training.random_crops:
         _check_black_is_known(run, "training.random_crops pads with black")
     black = bounds(shape, run.protocol.images)[0]
-    return [Augmentation(training.horizontal_flips, training.random_crops, training.augmented, black, run.seed)]
+    what = training.horizontal_flips, training.random_crops, training.augmented
+    return [Augmentation(*what, black, run.seed, training.iterations_per_batch)]
 
 
 def _images(run: Run, shape: tuple[int, ...]) -> ImageSpec:

@@ -186,6 +186,8 @@ class _Learning:
                     within.begin(self.strategy)
                 self._train(experience, reset_optimizer_state=self.run.training.reset_optimizer)
                 self._look()
+                if anytime:
+                    anytime.at_end(len(self.matrix) - 1, self.predictions.answers[-1], self.predictions.targets)
                 if checkpoints and len(self.matrix) < len(self.learned):
                     with self.clock.paused():
                         checkpoints.offer(lambda: {**self._so_far(), **before_experience(self.strategy)})

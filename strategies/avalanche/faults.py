@@ -113,6 +113,9 @@ class WorkingMIRPlugin(MIRPlugin):
     When an experience ends it leaves the classes of its last minibatch out of what it replays, and keeps to that until
     the next one ends: made for streams whose experiences are single minibatches. Here all that the buffer holds is
     replayed in the next experience, which are images of earlier experiences alone, as Aljundi et al. 2019 have it.
+
+    Of candidates that are fewer than what is replayed it takes too few, even fewer than there are: a pass over the
+    buffer that would end with such a rest ends before it here.
     """
 
     def after_training_exp(self, strategy, **kwargs):
@@ -120,7 +123,9 @@ class WorkingMIRPlugin(MIRPlugin):
         buffer = concat_datasets([group.buffer for group in self.storage_policy.buffer_groups.values()])
         self.replay_loader = None
         if len(buffer) > self.batch_size_mem:
-            self.replay_loader = cycle(DataLoader(buffer, batch_size=self.subsample, shuffle=True))
+            rest_is_short = len(buffer) % self.subsample < self.batch_size_mem
+            loader = DataLoader(buffer, self.subsample, shuffle=True, drop_last=rest_is_short)
+            self.replay_loader = cycle(loader)
 
 
 def _any_above_zero(values) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engrams.strategies.contract import (
     Budget,
@@ -84,6 +84,15 @@ class DrawnReplayHyperparameters(ReplayHyperparameters):
     batch_size_mem: Positive
     """Samples drawn from the memory for every minibatch."""
 
+    @model_validator(mode="after")
+    def _memory_is_replayed(self) -> Self:
+        if self.mem_size < self.batch_size_mem:
+            raise ValueError(
+                f"mem_size {self.mem_size} is below batch_size_mem {self.batch_size_mem}: of a memory that has fewer "
+                f"samples than are drawn, Avalanche replays none"
+            )
+        return self
+
 
 class DERHyperparameters(DrawnReplayHyperparameters):
     alpha: Lambda
@@ -98,6 +107,15 @@ class DERPlusHyperparameters(DERHyperparameters):
 class MIRHyperparameters(DrawnReplayHyperparameters):
     subsample: Positive
     """Candidates, of which those are replayed that a step would harm most."""
+
+    @model_validator(mode="after")
+    def _some_are_left_out(self) -> Self:
+        if min(self.mem_size, self.subsample) <= self.batch_size_mem:
+            raise ValueError(
+                f"mem_size {self.mem_size} and subsample {self.subsample} have to be above batch_size_mem "
+                f"{self.batch_size_mem}: of the candidates those are replayed that a step would harm most"
+            )
+        return self
 
 
 class GDumbHyperparameters(ReplayHyperparameters):
