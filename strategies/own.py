@@ -6,7 +6,7 @@ import inspect
 import typing
 from typing import Any
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
 from engrams.strategies.contract import Hyperparameters, Strategy
 
@@ -83,9 +83,23 @@ def _arguments_of(found: type, given: set[str]) -> type[Arguments]:
         else:
             continue
         # Its name may be one that pydantic has for itself.
-        kind = hints.get(parameter.name, Any)
-        fields[f"argument_{index}"] = (kind, Field(default, alias=parameter.name))
+        kind = _kind(hints.get(parameter.name, Any), default)
+        several = (typing.get_origin(kind) or kind) in (tuple, list)  # a file has lists alone
+        fields[f"argument_{index}"] = (kind, Field(default, alias=parameter.name, strict=False if several else None))
     return create_model(f"{found.__name__}Arguments", __base__=Arguments, **fields)
+
+
+def _kind(hint: Any, default: Any) -> Any:
+    """Returns what an argument may be: what its hint says, as far as its own default keeps to that."""
+    if default is ...:
+        return hint
+    if default is None:
+        return hint | None
+    try:
+        TypeAdapter(hint, config=Arguments.model_config).validate_python(default)
+    except Exception:  # or there is no telling what the hint allows
+        return Any
+    return hint
 
 
 def _can_be_written(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 import sysconfig
@@ -9,7 +10,6 @@ import traceback
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from modulefinder import ModuleFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -83,17 +83,35 @@ def _imported(path: Path, root: Path, module: str = "") -> bytes:
     """
     if root in (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
         return b""
-    finder = ModuleFinder([str(root)])
+    found: dict[str, Path] = {}
+    left = [(module, path)]
+    while left:
+        for name in _names_imported(*left.pop()):
+            place = root.joinpath(*name.split("."))
+            file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
+            if file is not None and file != path and name not in found:
+                found[name] = file
+                left.append((name, file))
+    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(found.items())).encode()
+
+
+def _names_imported(module: str, path: Path) -> set[str]:
+    """Returns the dotted names that a file imports anywhere in it, packages above them and what may be modules."""
     try:
-        if module:
-            finder.import_hook(module)
-        else:
-            finder.run_script(str(path))  # reads it, and runs nothing
-    except (SyntaxError, ImportError):
-        return b""  # importing it says what is wrong
-    files = {name: getattr(found, "__file__", None) for name, found in finder.modules.items()}
-    others = sorted((name, Path(file)) for name, file in files.items() if file and Path(file) != path)
-    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in others).encode()
+        nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    except (OSError, ValueError, SyntaxError):
+        return set()  # importing it says what is wrong
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [one.name for one in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            start = ".".join([*above, *filter(None, [node.module])])
+            names += [start, *(f"{start}.{one.name}" if start else one.name for one in node.names)]
+    parts = [name.split(".") for name in names if name]
+    return {".".join(one[: depth + 1]) for one in parts for depth in range(len(one)) if "*" not in one[: depth + 1]}
 
 
 def absolute(reference: str, folder: Path) -> str:

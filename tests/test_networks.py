@@ -266,6 +266,20 @@ def test_a_head_may_have_every_class_from_the_start():
     assert isinstance(heads, MultiHeadClassifier), "a head a task has its own classes"
 
 
+def test_a_seed_in_ones_own_file_is_not_the_runs(tmp_path):
+    """Its file is read in the run; what it does to the global generators is undone."""
+    text = "import torch\ntorch.manual_seed(42)\n\n\nclass Net(torch.nn.Sequential):\n"
+    text += "    def __init__(self, shape, classes):\n        super().__init__(torch.nn.Flatten())\n"
+    text += "        self.classifier = torch.nn.Linear(64, classes)\n"
+    found, benchmark = [], benchmark_of(1, 8, "class")
+    for seed in (0, 1):
+        (tmp_path / f"of_{seed}.py").write_text(text, encoding="utf-8")
+        torch.manual_seed(seed)
+        network = make_network(OwnNetwork(kind=f"{tmp_path}/of_{seed}.py:Net"), "class", benchmark)
+        found.append(network.classifier.classifier.weight)
+    assert not torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

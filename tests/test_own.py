@@ -119,6 +119,41 @@ def test_what_a_record_cannot_hold_is_refused_and_two_of_one_name_are(mine):
     assert len(plan("split-digits/class", [names[0], names[0]], [0], {"strength": 0.1})) == 1
 
 
+ARGUMENTS = """
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+
+
+class Argued(SupervisedPlugin):
+    def __init__(
+        self,
+        strength: float = 1.0,
+        log_file: str = None,
+        betas: tuple = (0.9, 0.99),
+        pair: tuple[float, float] = (1.0, 2.0),
+        device: torch.device = None,
+        steps: int = 1e3,
+        names: list[str] = ["a"],
+    ):
+        super().__init__()
+        assert (strength, log_file, tuple(betas), device, steps, names) == (1.0, None, (0.9, 0.99), None, 1e3, ["a"])
+        assert pair[1] == 3.0 or pair == (1.0, 2.0)
+
+    def after_training_exp(self, strategy, **kwargs):
+        strategy.eval(strategy.experience)
+"""
+
+
+def test_a_plugin_has_its_arguments_as_they_are_written(mine):
+    """Hints that their own defaults do not keep to, and pairs, which a file has as lists; and it may evaluate."""
+    (mine / "argued.py").write_text(ARGUMENTS)
+    done = engrams("run", "split-digits/domain", "argued.py:Argued", *QUICK, "--set", "pair=[2.0, 3.0]", "--out", "own")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert only_record("own").complete
+    with pytest.raises(ProtocolError, match="strength: Input should be a valid number"):
+        plan("split-digits/class", ["argued.py:Argued"], [0], {"strength": "abc"})
+
+
 def test_a_strategy_that_changed_is_another(mine):
     arguments = ("run", "split-digits/domain", "mine.py:decay", *QUICK, "--set", "strength=0.1")
     assert engrams(*arguments).returncode == 0

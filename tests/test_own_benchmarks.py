@@ -230,6 +230,16 @@ def test_forward_transfer_is_0_whichever_experience_has_class_0(outsiders, tmp_p
     assert record.metrics["FWT"] == 0
 
 
+def test_where_classes_come_again_nothing_learned_is_no_forward_transfer(outsiders, tmp_path):
+    """The first class is answered before training, which is right for half of each experience's samples."""
+    path = outsiders(('["task"]', '["class"]'))
+    run = run_of(protocol.get(str(path), {"training.learning_rate": 1e-12}), "naive")
+    record = execute(run, tmp_path / "runs", "cpu", "disabled", lambda _: None)
+    assert record.accuracy_at_initialisation == [0.5, 0.5, 0.5]
+    assert record.accuracy_matrix[0] == record.accuracy_matrix[2]
+    assert record.metrics["FWT"] == pytest.approx(record.accuracy_matrix[0][1] - 0.5)
+
+
 def test_crops_need_to_know_what_black_is(outsiders):
     run = plan(str(outsiders()), ["naive"], [0], {"training.random_crops": 2})[0]
     with pytest.raises(ProtocolError, match=r"training.random_crops pads with black and must know what black"):

@@ -65,6 +65,19 @@ def test_a_job_that_kills_its_process_twice_is_given_up_and_the_others_go_on(tmp
     assert "SIGKILL (out of memory?), having held 0." in str(given_up)
 
 
+def hash_of_a_text(job, report):
+    return hash("cat")
+
+
+def test_a_text_has_one_hash_in_every_process_of_every_command():
+    """Or the order of a set, by which somebody numbers classes, is another each time."""
+    command = [sys.executable, "-c", "print(hash('cat'))"]
+    asked = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0"}, capture_output=True, check=True)
+    ((_, found),) = in_processes([job("a")], hash_of_a_text, 1, quiet)
+    assert found == int(asked.stdout)
+    assert "PYTHONHASHSEED" not in os.environ
+
+
 def unreadable():
     raise SyntaxError("unfinished")
 

@@ -101,6 +101,17 @@ def test_what_a_file_of_ones_own_imports_is_in_its_fingerprint(here):
     assert fingerprint("package.inner:other") != of_package
 
 
+def test_folders_that_are_no_packages_stand_in_no_ones_way(here):
+    """A folder without __init__.py is a package to Python all the same; W&B's own folder is called as W&B is."""
+    write(here / "mine.py", "import wandb, torch\nfrom datasets import load_dataset\nfrom lib.helper import x\n")
+    for folder in ("wandb/run-1", "torch", "datasets"):
+        (here / folder).mkdir(parents=True)
+    write(here / "lib" / "helper.py", "x = 1\n")
+    before = fingerprint("mine.py:x")
+    write(here / "lib" / "helper.py", "x = 2\n")
+    assert fingerprint("mine.py:x") != before
+
+
 def test_what_cannot_be_read_as_python_is_said_where_it_is_imported(here):
     write(here / "mine.py", "import beside\n")
     write(here / "beside.py", "x = (\n")

@@ -204,6 +204,25 @@ def test_matrices_side_by_side(tmp_path):
         matrices.of(records, ("r",))
 
 
+def test_rows_of_other_streams_are_not_compared():
+    """A file that was edited between two commands."""
+
+    def of(strategy, variant="", **settings):
+        return record(strategy, 0, 0.5).model_copy(update={"hyperparameters": settings, "variant": variant})
+
+    records = [of("naive", stream={"kind": "split"}), of("ewc", stream={"kind": "permuted"})]
+    with pytest.raises(RecordError, match="p: naive and ewc were run with another stream, and cannot be compared"):
+        tables.compare(records)
+    records[1] = of("ewc", variant="stream.kind=permuted", stream={"kind": "permuted"})
+    assert len(tables.compare(records)) == 2, "a row whose name says it"
+
+
+def test_a_run_that_failed_with_a_file_that_is_mended_now_is_in_nobodys_way():
+    failed = record("mine", 1, 0.5, status="failed").model_copy(update={"hyperparameters": {"code": "old"}})
+    (row,) = tables.compare([failed, record("mine", 0, 0.5)])
+    assert (row.seeds, row.failed) == (1, 1)
+
+
 def test_a_protocols_picture_has_ones_own_strategies_and_what_is_known_best():
     rows = ["naive", "mine.py:slow", "avalanche-er-ace", "avalanche-ewc-online", "ewc", "replay mem_size=5", "joint"]
     records = [one for place, row in enumerate(rows) for one in group(row, 0.1 * place, 0.1 * place, 0.1 * place)]

@@ -122,7 +122,8 @@ def check_repeatable(dataset: str, once: ImageData) -> None:
 
 def _returned(dataset: str) -> ImageData:
     try:
-        function = resolve(dataset)
+        with same_random_numbers():  # its file may set a seed
+            function = resolve(dataset)
     except BadReference as error:
         raise DataError(str(error)) from error
     if not callable(function):

@@ -187,7 +187,8 @@ def _function(reference: str) -> Callable[..., Any]:
             raise ProtocolError(f"benchmark: no benchmark of Avalanche's is called {name!r}; {hint}")
         return found
     try:
-        function = resolve(reference)
+        with same_random_numbers():  # its file may set a seed
+            function = resolve(reference)
     except BadReference as error:
         raise ProtocolError(f"benchmark: {error}") from error
     if not callable(function):

@@ -17,17 +17,19 @@ KIND = torch.int16
 
 
 class PredictionsPlugin(KeepsNothingWithin, SupervisedPlugin):
-    """Keeps the answers of every evaluation."""
+    """Keeps the answers of the evaluations that it is told to keep: a plugin may evaluate while it learns, too."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._latest: dict[int, tuple[Tensor, Tensor]] = {}
+        """Experience -> answers and targets of the latest evaluation."""
         self.targets: dict[int, Tensor] = {}
         """Experience -> classes."""
         self.answers: list[dict[int, Tensor]] = []
-        """One for each evaluation: experience -> classes."""
+        """One for each evaluation that is kept: experience -> classes."""
 
     def before_eval(self, strategy, **kwargs):
-        self.answers.append({})
+        self._latest = {}
 
     def before_eval_exp(self, strategy, **kwargs):
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -39,8 +41,12 @@ class PredictionsPlugin(KeepsNothingWithin, SupervisedPlugin):
 
     def after_eval_exp(self, strategy, **kwargs):
         experience = strategy.experience.current_experience
-        self.answers[-1][experience] = torch.cat(self._parts["answers"])
-        self.targets[experience] = torch.cat(self._parts["targets"])
+        self._latest[experience] = torch.cat(self._parts["answers"]), torch.cat(self._parts["targets"])
+
+    def keep(self) -> None:
+        """Keeps the answers of the latest evaluation."""
+        self.answers.append({experience: answers for experience, (answers, _) in self._latest.items()})
+        self.targets.update({experience: targets for experience, (_, targets) in self._latest.items()})
 
     def state_dict(self) -> State:
         """Returns what was answered so far."""

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from engrams.strategies.kept import State
+from engrams.strategies.rehearsal import ReservoirPlugin
 
 
 def _product(total: torch.Size, one: torch.Size, other: torch.Size, **more: Any) -> int:
@@ -104,7 +105,11 @@ class OperationsPlugin(SupervisedPlugin):
 
     def begin(self, kind: str, strategy: SupervisedTemplate) -> None:
         """Begins an iteration of Avalanche's, of a strategy that trains what ``kind`` says."""
-        self._iteration.enter_context(self.counting(kind, len(strategy.mb_y)))
+        # What a reservoir adds grows until it holds as much as is drawn.
+        reservoirs = [plugin for plugin in strategy.plugins if isinstance(plugin, ReservoirPlugin)]
+        drawn = [one.batch_size_mem or strategy.train_mb_size for one in reservoirs]
+        added = tuple(min(len(one.memory), most) for one, most in zip(reservoirs, drawn, strict=True))
+        self._iteration.enter_context(self.counting(kind, (len(strategy.mb_y), added)))
 
     def end(self) -> None:
         """Ends the iteration that was begun: it is over, or has failed."""

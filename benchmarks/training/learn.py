@@ -211,12 +211,22 @@ class _Learning:
     def _before_training(self) -> list[float]:
         """Returns the accuracy on every experience.
 
-        Where no class has a unit yet, all answers are the first class, which says nothing of an experience that has it:
-        later ones have 0, as when others have units.
+        Where no class has a unit yet, all answers are the first class, which says nothing of an experience that has it
+        for the first time: those have 0, as when others have units.
         """
-        row = accuracy_row(self.strategy.eval(self.judged))
+        row = self._evaluated(self.judged)
         masked = [module.active_units for module in self.strategy.model.modules() if _grows(module)]
-        return [row[0], *[0.0] * (len(row) - 1)] if masked and not any(units.any() for units in masked) else row
+        if not masked or any(units.any() for units in masked):
+            return row
+        classes = [set(experience.classes_in_this_experience) for experience in self.judged]
+        comes_again = [bool(classes[place] & set().union(*classes[:place])) for place in range(len(row))]
+        return [value if place == 0 or comes_again[place] else 0.0 for place, value in enumerate(row)]
+
+    def _evaluated(self, judged: Sequence[CLExperience]) -> list[float]:
+        """Returns the accuracy on experiences, whose answers are kept."""
+        row = accuracy_row(self.strategy.eval(judged))
+        self.predictions.keep()
+        return row
 
     def _look(self) -> None:
         """Evaluates on every experience whose answers may be others than before, and shows it to the watchers."""
@@ -224,7 +234,7 @@ class _Learning:
             not self.matrix or place <= len(self.matrix) or may_have_changed(self.strategy.model, experience)
             for place, experience in enumerate(self.judged)
         ]
-        row = iter(accuracy_row(self.strategy.eval(list(compress(self.judged, asked)))))
+        row = iter(self._evaluated(list(compress(self.judged, asked))))
         self.matrix.append([next(row) if ask else self.at_initialisation[place] for place, ask in enumerate(asked)])
         seen: dict[str, Any] = {"seconds": self.clock.seconds}
         with self.clock.paused():

@@ -15,7 +15,7 @@ from torchvision.models.vgg import make_layers
 from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ReducedResNet18, WideResNet
 from engrams.strategies.references import BadReference, resolve
-from engrams.strategies.undisturbed import evaluation_mode
+from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 
 def make_network(network: Network, scenario: str, benchmark: CLScenario) -> nn.Module:
@@ -146,7 +146,8 @@ def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Modu
         ProtocolError: there is no such function, it fails, or it returns something else; the message is one line.
     """
     try:
-        function = resolve(reference)
+        with same_random_numbers():  # its file may set a seed
+            function = resolve(reference)
     except BadReference as error:
         raise ProtocolError(f"network.kind: {error}") from error
     if not callable(function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -92,6 +93,7 @@ def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
     for protocol, by_strategy in by_protocol.items():
         for strategy, group in by_strategy.items():
             _check_one_row(protocol, strategy, group)
+        _check_one_stream(protocol, [record for group in by_strategy.values() for record in group])
     return by_protocol
 
 
@@ -142,10 +144,24 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
     seeds = [record.seed for record in group]
     if len(set(seeds)) < len(seeds):
         raise RecordError(f"{protocol} {strategy}: a seed is there twice; keep one set of records in the folder")
-    if any(record.hyperparameters != group[0].hyperparameters for record in group):
+    complete = [record for record in group if record.complete]  # one that failed may be of a file that is mended now
+    if any(record.hyperparameters != complete[0].hyperparameters for record in complete):
         raise RecordError(
             f"{protocol} {strategy}: its seeds were run with different hyperparameters; run them again into one folder"
         )
+
+
+def _check_one_stream(protocol: str, records: Iterable[Record]) -> None:
+    """Raises a RecordError where rows of a protocol's own settings learned other data, or by another network."""
+    own = [record for record in records if record.complete and not record.variant]
+    for name in ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network"):
+        values = {json.dumps(one.hyperparameters.get(name), sort_keys=True): one.strategy for one in own}
+        if len(values) > 1:
+            first, second = list(values.values())[:2]
+            raise RecordError(
+                f"{protocol}: {first} and {second} were run with another {name.replace('_', ' ')}, and cannot be "
+                f"compared; run them again into one folder, or call one protocol otherwise"
+            )
 
 
 def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
