@@ -7,6 +7,7 @@ import importlib
 import sys
 import sysconfig
 import traceback
+from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -58,7 +59,7 @@ def fingerprint(reference: str) -> str:
     where, _ = _parts(reference)
     if where.endswith(".py"):
         path, source = _source(reference, where)
-        return _digest(source + _imported(path, path.parent))
+        return _digest(source + _digests(_imported(path, path.parent)))
     _current_folder_is_importable()
     try:
         spec = find_spec(where)
@@ -70,11 +71,15 @@ def fingerprint(reference: str) -> str:
         raise BadReference(f"{reference}: {where} has no source file; put the function into a file of your own")
     path = Path(spec.origin)
     depth = where.count(".") + (path.name == "__init__.py")
-    return _digest(path.read_bytes() + _imported(path, path.parents[depth], where))
+    return _digest(path.read_bytes() + _digests(_imported(path, path.parents[depth], where)))
 
 
-def _imported(path: Path, root: Path, module: str = "") -> bytes:
-    """Returns the digests of the files below a folder that a file imports, and those that they import; mostly none.
+def _digests(files: Mapping[str, Path]) -> bytes:
+    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(files.items())).encode()
+
+
+def _imported(path: Path, root: Path, module: str = "") -> dict[str, Path]:
+    """Returns module -> file of those below a folder that a file imports, and that these import; mostly none.
 
     Args:
         path: the file.
@@ -82,7 +87,7 @@ def _imported(path: Path, root: Path, module: str = "") -> bytes:
         module: the file's, where it is one of a package and may import by ``from . import``.
     """
     if root in (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
-        return b""
+        return {}
     found: dict[str, Path] = {}
     left = [(module, path)]
     while left:
@@ -92,7 +97,7 @@ def _imported(path: Path, root: Path, module: str = "") -> bytes:
             if file is not None and file != path and name not in found:
                 found[name] = file
                 left.append((name, file))
-    return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(found.items())).encode()
+    return found
 
 
 def _names_imported(module: str, path: Path) -> set[str]:
@@ -145,15 +150,34 @@ def _run_file(reference: str, where: str) -> ModuleType:
     assert spec is not None
     module = module_from_spec(spec)
     vars(module)["__fingerprint__"] = digest
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # what lies beside it can be imported; last, so that it hides nothing
+    _check_none_has_the_name_of_another(reference, path)
     sys.modules[name] = module  # before it runs, as importing does: dataclasses look there
+    beside = str(path.parent)
+    sys.path.insert(0, beside)  # as Python has it for a file that it is given
     try:
         exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(reference, error) from error
+    finally:
+        sys.path.remove(beside)
+    if beside not in sys.path:
+        sys.path.append(beside)  # for what is imported later on; last, so that it hides nothing
     return module
+
+
+def _check_none_has_the_name_of_another(reference: str, path: Path) -> None:
+    """Raises a BadReference where a file would get another module than the one beside it, which has been read before.
+
+    Python keeps one module of a name.
+    """
+    for name, file in _imported(path, path.parent).items():
+        read = getattr(sys.modules.get(name), "__file__", None)
+        if read and Path(read).resolve() != file:
+            raise BadReference(
+                f"{reference}: it imports {name}, which is {file} beside it, and {read} has been read under that name "
+                f"before: give one of them another name"
+            )
 
 
 def _source(reference: str, where: str) -> tuple[Path, bytes]:

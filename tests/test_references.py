@@ -101,6 +101,30 @@ def test_what_a_file_of_ones_own_imports_is_in_its_fingerprint(here):
     assert fingerprint("package.inner:other") != of_package
 
 
+def test_each_file_has_the_helper_beside_it_or_says_that_there_are_two_of_a_name(here):
+    write(here / "utils.py", "x = 0\n")
+    for place, name in enumerate(("a", "b"), start=1):
+        write(here / name / "mine.py", "from utils import x\n")
+        write(here / name / "utils.py", f"x = {place}\n")
+    assert resolve("a/mine.py:x") == 1, "not that of the current folder"
+    with pytest.raises(
+        BadReference, match=r"it imports utils, which is .*/b/utils.py beside it, and .*/a/utils.py has"
+    ):
+        resolve("b/mine.py:x")
+    done = subprocess.run(
+        [sys.executable, "-c", "from engrams.strategies.references import resolve; print(resolve('b/mine.py:x'))"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "2\n", done.stderr
+    write(here / "own" / "mine.py", "import json\nx = json.x\n")
+    write(here / "own" / "json.py", "x = 1\n")
+    with pytest.raises(BadReference, match=r"it imports json, .*has been read under that name before"):
+        resolve("own/mine.py:x")
+
+
 def test_folders_that_are_no_packages_stand_in_no_ones_way(here):
     """A folder without __init__.py is a package to Python all the same; W&B's own folder is called as W&B is."""
     write(here / "mine.py", "import wandb, torch\nfrom datasets import load_dataset\nfrom lib.helper import x\n")

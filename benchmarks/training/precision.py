@@ -16,8 +16,9 @@ def train_in_bfloat16(strategy: SupervisedTemplate) -> None:
     """Lets a strategy's forward pass of a training minibatch, and so its backward pass, go through PyTorch's autocast.
 
     Matrix products and convolutions are then of bfloat16 (8 bits of precision, the range of float32); weights, the
-    loss, the optimiser and all evaluation stay float32. A second pass, over what is replayed, goes the same way. What a
-    strategy computes besides (a penalty, an importance, a generator) stays float32 too.
+    loss, the optimiser and all evaluation stay float32. A second pass over what our own strategies replay goes the same
+    way. What a strategy computes besides (a penalty, an importance, a generator, the passes that Avalanche's ER-ACE,
+    MIR, GEM, A-GEM and LwF make of the model by themselves) stays float32 too.
 
     Args:
         strategy: Avalanche's, not trained yet.

@@ -34,6 +34,8 @@ class AlongTheWay:
     strategy: str
     seeds: int
     measures: dict[str, Estimate]
+    looked: frozenset[tuple[int, int | None]] = frozenset()
+    """Steps between two moments, and test samples of each experience; None for all."""
 
 
 def compare(records: Iterable[Record]) -> list[AlongTheWay]:
@@ -45,7 +47,8 @@ def compare(records: Iterable[Record]) -> list[AlongTheWay]:
             values = [value for record in group if (value := record.along_the_way.get(name)) is not None]
             if values:
                 measures[name] = Estimate.of(values)
-        found.append(AlongTheWay(protocol, strategy, len(group), measures))
+        looked = frozenset((one.anytime.every, one.anytime.samples) for one in group if one.anytime)
+        found.append(AlongTheWay(protocol, strategy, len(group), measures, looked))
     return sorted(found, key=lambda row: (row.protocol, -row.measures["AAA"].mean if "AAA" in row.measures else 0))
 
 
@@ -60,5 +63,11 @@ def sheets(rows: Iterable[AlongTheWay]) -> list[Sheet]:
     for protocol, group in by_protocol(rows).items():
         names = [name for name in HEADINGS if any(name in row.measures for row in group)]
         cells = [_cells(row, names) for row in group]
-        found.append(Sheet(f"{protocol}: along the way", cells, spare=("seeds", "gap", "min-ACC")))
+        ways = sorted(set().union(*(row.looked for row in group)), key=str)
+        note = "; ".join(
+            f"Measured every {every} steps, on "
+            + (f"{samples} test samples of each experience, the same in every run" if samples else "all test samples")
+            for every, samples in ways
+        )
+        found.append(Sheet(f"{protocol}: along the way", cells, spare=("seeds", "gap", "min-ACC"), note=note))
     return found
