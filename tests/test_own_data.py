@@ -1,6 +1,7 @@
 """Data of one's own: arrays, folders of images, functions; what comes out, and what is said to those that cannot be."""
 
 import io
+import json
 import os
 import sys
 
@@ -337,6 +338,46 @@ def test_a_folder_of_parquet_files_as_the_hub_has_them(hub, from_disk):
     assert torch.equal(images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
     assert (data.train_y.tolist(), data.test_y.tolist()) == (LABELS.tolist(), LABELS[:12].tolist())
     assert isinstance(data.train_x, ImagesOnDisk) == from_disk
+
+
+@pytest.mark.parametrize("others", [["train"], ["train", "train_extra"], ["train_more"]])
+def test_a_whole_beside_its_parts_is_not_read_twice(hub, tmp_path, others):
+    name = hub()
+    folder = tmp_path / "hub" / "data"
+    part = folder / "train-00000-of-00001.parquet"
+    for other in others:
+        (folder / f"{other}.parquet").write_bytes(part.read_bytes())
+    if len(others) > 1:
+        part.unlink()
+    for what in (load, fingerprint):
+        with pytest.raises(DataError, match=r"data: train.*.parquet would all be read as one split; leave"):
+            what(name)
+
+
+def test_classes_of_other_names_are_refused(hub, tmp_path):
+    name = hub()
+    folder = tmp_path / "hub" / "data"
+
+    def called(split, *names):
+        path = folder / f"{split}.parquet"
+        table = parquet.read_table(path)
+        features = {"label": {"_type": "ClassLabel", "names": list(names)}}
+        told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        parquet.write_table(table.replace_schema_metadata(told), path)
+        datasets.load.cache_clear()
+
+    called("train-00000-of-00001", "cat", "dog", "owl")
+    called("test-00000-of-00001", "cat", "dog", "owl")
+    assert load(name).classes == 3
+    called("test-00000-of-00001", "cat", "owl", "dog")
+    with pytest.raises(DataError, match="class 1 is called dog in the training data and owl in the test data"):
+        load(name)
+    called("test-00000-of-00001", "cat", "dog", "owl")
+    (folder / "train-00000-of-00001.parquet").rename(folder / "train-00000-of-00002.parquet")
+    (folder / "train-00001-of-00002.parquet").write_bytes((folder / "train-00000-of-00002.parquet").read_bytes())
+    called("train-00001-of-00002", "dog", "cat", "owl")
+    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet: its classes are called \['dog'"):
+        load(name)
 
 
 def test_a_split_of_several_files_and_one_called_validation(hub, tmp_path):

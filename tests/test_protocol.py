@@ -307,3 +307,8 @@ def test_suites_name_only_what_exists():
     seeds = {part: {s for p, _, s in suites.runs_of("mnist") if p.startswith(part)} for part in ("split", "permuted")}
     assert {part: len(found) for part, found in seeds.items()} == {"split": 10, "permuted": 5}
     assert {s for *_, s in suites.runs_of("mnist", seeds=2)} == {0, 1}
+
+
+def test_generators_are_not_judged_while_they_learn():
+    with pytest.raises(ProtocolError, match="judging is of what a classifier answers; a protocol with generation has"):
+        protocol.get("generate-digits", {"judging.every": 10})

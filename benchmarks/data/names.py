@@ -83,7 +83,17 @@ def parquet_files(folder: Path) -> list[list[Path]]:
 
 
 def _check_shards(files: list[Path]) -> None:
-    """Raises a DataError where the names say that a part is missing, or that the parts are of several cuts."""
+    """Raises a DataError where the names say that a part is missing, that the parts are of several cuts, or that there
+    is the whole beside them.
+    """
+    parts = [file for file in files if SHARD.match(file.stem)]
+    called_as_a_split = any(file.stem in names for file in files for names in PARQUET_SPLITS)
+    if len(files) > 1 and (called_as_a_split or 0 < len(parts) < len(files)):
+        named = ", ".join(file.name for file in files[:4])
+        raise DataError(
+            f"{files[0].parent}: {named} would all be read as one split; leave the whole or its parts, and name no "
+            f"other file so"
+        )
     cuts: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if shard := SHARD.match(file.stem):

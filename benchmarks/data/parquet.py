@@ -10,6 +10,7 @@ import io
 import json
 from collections import Counter
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,15 @@ class ParquetImages(Dataset):
             raise DataError(
                 f"{self.where} is no Parquet file, or cut short or corrupt ({_said(error)}); fetch it again"
             ) from error
-        column = table[image].combine_chunks()
-        self.encoded = column.field("bytes") if pyarrow.types.is_struct(column.type) else column
+        column = table[image]
+        if pyarrow.types.is_struct(column.type):
+            column = pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+        # Offsets of 32 bits end at 2 GiB of images.
+        self.encoded = column.cast(pyarrow.large_binary()).combine_chunks()
+        self.classes = _features(schema).get(label, {}).get("names")
+        for file in files[1:]:
+            if (names := _features(parquet.read_schema(file)).get(label, {}).get("names")) != self.classes:
+                raise DataError(f"{file}: its classes are called {names}, those of {files[0]} {self.classes}")
         labels = table[label]
         if labels.null_count:
             raise DataError(f"{self.where}: {labels.null_count} rows have no label in the column {label!r}")
@@ -147,6 +155,13 @@ def load_parquet(folder: Path, label: str | None, from_disk: bool) -> ImageData:
         DataError: as :class:`ParquetImages`; images of the two splits differ in size or colour.
     """
     train, test = (ParquetImages(files, label) for files in parquet_files(folder))
+    if train.classes and test.classes and train.classes != test.classes:
+        pairs = enumerate(zip_longest(train.classes, test.classes))
+        number, names = next((place, names) for place, names in pairs if names[0] != names[1])
+        raise DataError(
+            f"{folder}: class {number} is called {names[0]} in the training data and {names[1]} in the test data; give "
+            f"both splits the same classes"
+        )
     shapes = [np.asarray(data[0][0]).shape for data in (train, test)]
     if shapes[0] != shapes[1]:
         raise DataError(f"{folder}: training images have shape {shapes[0]}, test images {shapes[1]}")

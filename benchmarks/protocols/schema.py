@@ -455,8 +455,9 @@ class ProtocolFile(Table):
                 "stream.kind = 'benchmark' goes with benchmark = 'avalanche:NAME', 'module:function' or "
                 "'file.py:function' in place of dataset"
             )
-        if self.stream.kind == "benchmark" and self.images.pad:
-            raise ValueError("images.pad: a benchmark prepares its images itself")
+        if self.stream.kind == "benchmark" and (self.images.pad or self.images.standardise):
+            which = "pad" if self.images.pad else "standardise"
+            raise ValueError(f"images.{which}: a benchmark prepares its images itself")
         return self
 
     @model_validator(mode="after")
