@@ -154,6 +154,33 @@ def test_a_plugin_has_its_arguments_as_they_are_written(mine):
         plan("split-digits/class", ["argued.py:Argued"], [0], {"strength": "abc"})
 
 
+LEAVES_OUT = """
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+
+
+class NoPlugins(SupervisedTemplate):
+    def __init__(self, plugins, **template):
+        super().__init__(**template)
+
+
+class OwnEvaluator(SupervisedTemplate):
+    def __init__(self, evaluator, **template):
+        super().__init__(evaluator=EvaluationPlugin(accuracy_metrics(stream=True)), **template)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("NoPlugins", "does not take the plugins that"), ("OwnEvaluator", "has an evaluator of its")]
+)
+def test_a_strategy_that_leaves_out_what_it_is_given_is_refused(mine, name, message):
+    (mine / "leaves.py").write_text(LEAVES_OUT)
+    (run,) = plan("split-digits/class", [f"leaves.py:{name}"], [0])
+    with pytest.raises(ProtocolError, match=f"split-digits/class: leaves:{name} {message}"):
+        make_strategy(run, benchmark_of(run), "cpu", [])
+
+
 def test_a_strategy_that_changed_is_another(mine):
     arguments = ("run", "split-digits/domain", "mine.py:decay", *QUICK, "--set", "strength=0.1")
     assert engrams(*arguments).returncode == 0

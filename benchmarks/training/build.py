@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,6 +96,8 @@ def make_strategy(
         raise ProtocolError(f"{protocol.name}: {entry.name}: {error}") from error
     if training.iterations_per_batch > 1 and strategy.optimizer is None:
         raise ProtocolError(f"{protocol.name}: {entry.name} takes no steps: training.iterations_per_batch is 1")
+    if entry.code:
+        _check_template_is_taken(f"{protocol.name}: {entry.name}", template, strategy)
     for plugin in augmentation:
         strategy.plugins.insert(0, plugin.new)
     if training.precision == "bf16":
@@ -103,6 +105,18 @@ def make_strategy(
             raise ProtocolError(f"{protocol.name}: training.precision is for what classifies; GANs need float32")
         train_in_bfloat16(strategy)
     return strategy
+
+
+def _check_template_is_taken(name: str, template: Mapping[str, Any], strategy: SupervisedTemplate) -> None:
+    """Raises a ProtocolError where somebody's strategy leaves out what loads, augments and judges."""
+    taken = {id(plugin) for plugin in strategy.plugins}
+    if any(id(plugin) not in taken for plugin in template["plugins"]):
+        raise ProtocolError(
+            f"{name} does not take the plugins that it is given, which load and augment as the protocol says: "
+            f"hand plugins on to Avalanche's template, its own beside them"
+        )
+    if strategy.evaluator is not template["evaluator"]:
+        raise ProtocolError(f"{name} has an evaluator of its own, and would not be judged: hand on the one it is given")
 
 
 def _evaluation_batch(run: Run, device: str) -> int:
