@@ -108,7 +108,7 @@ def test_a_plan_names_every_run(terminal):
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_table_keeps_what_it_is_about(terminal, width):
     lines = terminal(width, "table", RECORDS)
-    comparisons = [above for above in heading_lines(lines) if "ACC" in above]
+    comparisons = [above for above in heading_lines(lines) if "ACC" in above and "AAA" not in above]
     assert len(comparisons) == len({record.protocol for record in read_records(RECORDS)})
     assert all(word in above for above in comparisons for word in ("strategy", "ACC", "forgetting"))
     [best] = [line for line in lines if line.startswith("avalanche-replay-large") and "95.62 ± 0.33" in line]
@@ -132,7 +132,7 @@ def test_what_is_left_out_is_said_and_wide_shows_it(terminal):
     narrow, wide = (terminal(80, "table", RECORDS, *flag) for flag in ((), ("--wide",)))
     assert any(line.startswith("left out for want of room: s a run; FWT") for line in narrow)
     assert not any("left out" in line for line in wide)
-    assert all("FWT" in above for above in heading_lines(wide) if "ACC" in above)
+    assert all("FWT" in above for above in heading_lines(wide) if "ACC" in above and "AAA" not in above)
     assert max(map(len, wide)) > 80
 
 

@@ -58,6 +58,7 @@ def compare(records: Iterable[Record]) -> list[Row]:
     """
     rows = []
     for protocol, by_strategy in sorted(grouped(records).items()):
+        _check_one_stream(protocol, [record for group in by_strategy.values() for record in group])
         acc = {
             strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
@@ -93,7 +94,6 @@ def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
     for protocol, by_strategy in by_protocol.items():
         for strategy, group in by_strategy.items():
             _check_one_row(protocol, strategy, group)
-        _check_one_stream(protocol, [record for group in by_strategy.values() for record in group])
     return by_protocol
 
 
