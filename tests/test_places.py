@@ -6,11 +6,14 @@
 import io
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 import psutil
@@ -54,6 +57,27 @@ def assert_equal(records, here):
         assert record.complete, record.reason
         own, others = (one.model_dump(exclude={"seconds", "costs", "environment"}) for one in (record, here[run.name]))
         assert own == others, run.name
+
+
+HASH = int(
+    subprocess.run(
+        [sys.executable, "-c", "print(hash('cat'))"],
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        capture_output=True,
+        check=True,
+    ).stdout
+)
+
+
+@dataclass(frozen=True)
+class HashOfAText:
+    """Work in place of a run's."""
+
+    out: Path
+
+    def __call__(self, run, report):
+        (self.out / "hash").write_text(str(hash("cat")))
+        return hash("cat")
 
 
 @pytest.fixture
@@ -142,6 +166,14 @@ def test_a_suite_in_a_queue_that_is_meddled_with_ends_in_the_same_records(queue_
     assert not list(out.rglob(TOLD))
 
 
+def test_a_text_has_the_hash_in_a_queue_that_it_has_here(queue_here, shown, tmp_path, monkeypatch):
+    """Or the order of a set, by which somebody numbers classes, is another there."""
+    monkeypatch.setattr(slurm, "UNSEEN", 1.0)
+    assert len(list(slurm.Slurm(tmp_path, shown.say).do(runs_of(1), HashOfAText(tmp_path), lambda *_: None))) == 1
+    assert int((tmp_path / "hash").read_text()) == HASH
+    assert "PYTHONHASHSEED" not in os.environ
+
+
 def test_what_slurm_does_not_take_is_said_in_its_own_words(queue_here, shown, tmp_path):
     place = slurm.Slurm(tmp_path, shown.say, slurm.parameters("nowhere", None, None, None, {}))
     with pytest.raises(PlaceError, match=r"SLURM does not take the runs: .*invalid partition"):
@@ -208,6 +240,8 @@ def test_a_suite_on_a_cluster_that_loses_a_node_ends_in_the_same_records(two_nod
     assert "Ray: 2 nodes, 2 CPUs" in shown.said()
     assert_equal(records, here)
     assert not list(tmp_path.rglob(TOLD))
+    place = ray.Ray(tmp_path, shown.say, cluster.address)
+    assert [found for _, found in place.do(runs_of(1), HashOfAText(tmp_path), lambda *_: None)] == [HASH]
 
 
 def test_what_is_asked_for_is_asked_of_ray():

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import psutil
 
+from engrams.benchmarks.jobs import hashes
 from engrams.benchmarks.jobs.place import ProcessError, Report
 from engrams.benchmarks.training import stopping
 from engrams.reports.errors import UserError
@@ -60,26 +61,9 @@ def start_server() -> None:
     if os.name != "posix":
         return
     _context.set_forkserver_preload(["engrams.benchmarks.jobs.execute"])
-    with _heard_here(), _same_hashes():
+    with _heard_here(), hashes.the_same():
         forkserver.ensure_running()
     _started = True
-
-
-@contextmanager
-def _same_hashes() -> Iterator[None]:
-    """A Python that is started in the block has the hashes of texts, and so the order of a set, that every other has.
-
-    Else a function of one's own that numbers classes by ``set(names)`` would make another stream in every command.
-    """
-    name = "PYTHONHASHSEED"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = "0"
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 @contextmanager

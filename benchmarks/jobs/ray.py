@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engrams.benchmarks.jobs import hashes
 from engrams.benchmarks.jobs.elsewhere import Errand, epochs_told
 from engrams.benchmarks.jobs.place import PlaceError, ProcessError, Report
 
@@ -116,7 +117,13 @@ class Ray:
         import ray
 
         try:
-            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            ray.init(
+                address=self.address,
+                runtime_env={"env_vars": hashes.variables()},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False,
+            )
         except Exception as error:  # whatever its network layer comes up with
             where = self.address or "the cluster of this machine"
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engrams.benchmarks.jobs import hashes
 from engrams.benchmarks.jobs.claims import claim
 from engrams.benchmarks.jobs.elsewhere import Errand, epochs_told
 from engrams.benchmarks.jobs.place import PlaceError, ProcessError, Report
@@ -290,7 +291,7 @@ class Slurm:
                 try:
                     executor = SlurmExecutor(submission, max_num_timeout=TURNS)
                     executor.update_parameters(job_name=submission.name, **self.parameters)
-                    with redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
+                    with redirect_stderr(io.StringIO()), hashes.the_same():  # submitit prints what it raises, too
                         submitted = executor.submit_array(tasks)
                 except (FailedJobError, FailedSubmissionError) as error:
                     shutil.rmtree(submission)
