@@ -518,4 +518,5 @@ def test_a_changed_folder_has_another_fingerprint(folder):
     assert fingerprint(f"folder:{folder}") == before
     assert len({before, moved, added}) == 3
     (folder / "README").write_text("beside the images")
+    (folder / "train" / "bee" / ".DS_Store").write_text("of a desktop")
     assert fingerprint(f"folder:{folder}") == before

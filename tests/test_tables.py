@@ -128,6 +128,8 @@ def test_every_format_says_the_same():
     assert r"joint $\ddagger$" in latex
     assert r"\bottomrule" in latex
     assert r"my\_own:P step\_size=1 &" in tables.as_latex(tables.compare([record("my_own:P step_size=1", 0, 0.5)]))
+    hard = tables.as_latex(tables.compare([record(r"ewc lr=a^b~{c}\d", 0, 0.5)]))
+    assert r"ewc lr=a\textasciicircum b\textasciitilde \{c\}\textbackslash d &" in hard
     csv = pd.read_csv(io.StringIO(tables.as_csv(compared))).set_index("strategy")
     assert csv.loc["below", "ACC"] == pytest.approx(0.75)
     assert csv.loc["below", "supported_difference_to_best"] == pytest.approx(-0.05)

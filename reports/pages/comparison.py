@@ -240,9 +240,10 @@ def as_latex(rows: Iterable[Row]) -> str:
 
     parts = []
     for protocol, group in by_protocol(rows).items():
-        escaped = pd.DataFrame([_cells(row) for row in group]).replace(r"([#$%&_])", r"\\\1", regex=True)
-        frame = escaped.replace({"±": r"$\\pm$", "‡": r"$\\ddagger$"}, regex=True)
-        body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=False)
+        frame = pd.DataFrame([_cells(row) for row in group])
+        body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=True)
+        for sign, command in {"±": r"$\pm$", "‡": r"$\ddagger$"}.items():
+            body = body.replace(sign, command)
         parts.append(f"% {protocol}\n{body}")
     return "\n".join([*parts, f"% {LEGEND.replace('%', chr(92) + '%')}", ""])
 
