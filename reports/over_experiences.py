@@ -76,14 +76,14 @@ def figure(lines: Sequence[Line]) -> Figure:
     for index, line in enumerate(lines):
         mean = 100 * np.array([one.mean for one in line.acc])
         aside = 100 * np.array([one.half_width or 0.0 for one in line.acc])
-        label = f"{line.strategy} {mean[-1]:.1f}"
+        label = f"{line.strategy} {mean[-1]:.1f}" + (f" ± {aside[-1]:.1f}" if aside[-1] else "")
         if len(line.acc) == 1:
             axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=label)
             continue
         stages, colour = np.arange(1, len(mean) + 1), COLOURS[index % len(COLOURS)]
         axes.plot(stages, mean, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
         axes.fill_between(
-            stages, np.maximum(mean - aside, 0), np.minimum(mean + aside, 100), color=colour, alpha=0.2, linewidth=0
+            stages, np.maximum(mean - aside, 0), np.minimum(mean + aside, 100), color=colour, alpha=0.15, linewidth=0
         )
     axes.set_xlabel("experiences learned")
     axes.set_ylabel("accuracy on them (%), mean and 95% interval")
