@@ -254,6 +254,32 @@ def test_one_command_from_a_file_to_the_record(folder, tmp_path, monkeypatch):
     assert "was made with other settings (dataset_fingerprint was" in changed.stderr
 
 
+STRATEGY = """
+from avalanche.training.plugins import ReplayPlugin
+from engrams.strategies import Strategy
+
+replay = Strategy(plugin=lambda h: ReplayPlugin(mem_size=20))
+"""
+
+
+def test_runs_of_ones_own_are_done_again_where_their_files_are(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(place).absolute()) for place in sys.path if place))
+    monkeypatch.chdir(folder)
+    (folder / "mine.py").write_text(STRATEGY)
+    for protocol in ("own-net.toml", "features.toml/class"):
+        done = engrams(
+            "run", protocol, "mine.py:replay", "--set", "training.epochs=1", "--seeds", 1, "--wandb", "disabled"
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    again = engrams("verify", "runs", "--rerun", 2)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("equal to the bit") == 2
+    monkeypatch.chdir(folder.parent)
+    elsewhere = engrams("verify", "mine/runs", "--rerun", 2)
+    assert elsewhere.returncode == 1
+    assert elsewhere.stdout.count("cannot be done again here") == 2
+
+
 def run_of_naive():
     return run_of(registry.get("split-digits/class"), "naive", 0)
 

@@ -64,11 +64,13 @@ def _run_of(record: Record) -> Run:
 
 
 def _protocol(name: str, strategy: Strategy, decided: dict[str, Any]) -> Protocol:
-    """The protocol with the values that a record has."""
-    protocol = registry.get(name)
+    """The protocol with the values that a record has; one of one's own is looked for in the current folder."""
+    file, slash, scenario = name.partition("/")
+    reference = f"{file}.toml{slash}{scenario}" if Path(f"{file}.toml").is_file() else name
+    protocol = registry.get(reference)
     now, then = (registry.of_protocol(flattened(one)) for one in (protocol.deciding(strategy), decided))
     changed = {key: value for key, value in then.items() if now.get(key) != value}
-    return registry.get(name, changed) if changed else protocol
+    return registry.get(reference, changed) if changed else protocol
 
 
 def wrong_size(record: Record) -> str | None:
