@@ -22,6 +22,8 @@ def check_strategy_name(name: str) -> None:
         known = [*catalogue.CATALOGUE, *catalogue.registered()]
         if not part:
             raise StrategyError(f"{name!r}: a strategy's name is missing before or after '+'")
+        if part.endswith(".py"):
+            raise StrategyError(f"{part} is a file: say what in it is the strategy, as in {part}:my_strategy")
         if part not in known and ":" not in part:
             raise UnknownName("strategy", part, known)
 

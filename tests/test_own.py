@@ -246,6 +246,7 @@ def test_rates_of_ones_own_strategies_go_by_their_names(mine):
         ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
+        ("ewc+mine.py", "mine.py is a file: say what in it is the strategy, as in mine.py:my_strategy"),
         ("LwF", "no strategy is called 'LwF'; did you mean 'avalanche-lwf'?"),
         ("ewc+rplay", "no strategy is called 'rplay'; did you mean 'replay'?"),
         ("ewc+ewc", "ewc+ewc: ewc is there twice"),
@@ -486,6 +487,7 @@ def test_own_settings_lie_apart_and_stand_beside_the_protocols_own(mine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--set", "epochs=3"], "no strategy here has 'epochs' to set; the protocol's is training.epochs"),
         (["--set", "ewc_lambd=3"], "no strategy here has 'ewc_lambd' to set; there are ewc_lambda, fisher"),
         (
             ["--set", "ewc_lambda=-3"],

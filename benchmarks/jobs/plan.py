@@ -10,6 +10,7 @@ from typing import Any, get_origin
 from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.names import check_strategy_name, strategy_called
 from engrams.benchmarks.protocols import registry
+from engrams.benchmarks.protocols.dotted import flattened
 from engrams.benchmarks.protocols.protocol import MissingHyperparameters, Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
@@ -74,7 +75,11 @@ def plan(
     for key in of_strategies:
         if not any(key in keys_of(entry) for entry in entries):
             known = sorted({key for entry in entries for key in keys_of(entry)})
-            raise PlanError(f"no strategy here has {key!r} to set; there are {', '.join(known) or 'none'}")
+            there = f"there are {', '.join(known)}" if known else "there is nothing to set"
+            its_own = registry.of_protocol(flattened(protocol.model_dump(mode="json", exclude={"strategies"})))
+            near = [one for one in its_own if one.endswith(f".{key}")]
+            hint = f"the protocol's is {' or '.join(near)}" if near else there
+            raise PlanError(f"no strategy here has {key!r} to set; {hint}")
     seeds = list(dict.fromkeys(int(seed) if isinstance(seed, Integral) else seed for seed in seeds))  # NumPy's, too
     if not seeds:
         raise PlanError("no seed is asked for")
