@@ -31,7 +31,7 @@ class DERPlugin(ReservoirPlugin):
     """Dark experience replay, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
-    replays is changed with the new ones.
+    replays is changed with the new ones. What a data set's own transformations have drawn for a sample stays with it.
     """
 
     def __init__(self, mem_size: int, alpha: float, beta: float = 0.0, batch_size_mem: int | None = None):

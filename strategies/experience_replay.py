@@ -30,7 +30,7 @@ class ExperienceReplayPlugin(ReservoirPlugin):
     """Experience replay from a reservoir, under any Avalanche strategy.
 
     It has to stand before plugins that change a minibatch's images: the memory keeps them as they come, and what it
-    replays is changed with the new ones.
+    replays is changed with the new ones. What a data set's own transformations have drawn for a sample stays with it.
     """
 
     def __init__(
