@@ -22,6 +22,7 @@ from engrams.benchmarks.jobs.processes import in_processes
 from engrams.reports import read_records
 from engrams.reports.parity.board import PUBLISHED, against_avalanche, read
 from engrams.reports.render import Sheet
+from engrams.strategies import catalogue
 from engrams.strategies.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
@@ -214,12 +215,14 @@ def warn(job, report):
                 call(None)
         plugins = str(Path(avalanche.__file__).parent / "training" / "utils.py")
         warnings.warn_explicit("every importance is 0", UserWarning, plugins, 75)
+        warnings.warn_explicit("it will take a minute", UserWarning, catalogue.__file__, 1)
     return said.getvalue()
 
 
 def test_a_worker_says_everything_but_avalanches_own_calls():
     [(_, said)] = in_processes([SimpleNamespace(name="a job")], warn, 1, lambda job, epochs: None)
     assert "the penalty is unstable" in said
-    assert "UserWarning: every importance is 0" in said.splitlines(), "no line of Avalanche"
+    for one in ("every importance is 0", "it will take a minute"):
+        assert f"UserWarning: {one}" in said.splitlines(), "no line of Avalanche, or of ours"
     assert said.count("Call to deprecated function update") == 1, "a user's call is theirs to mend"
     assert "plugins/replay.py" not in said

@@ -417,25 +417,27 @@ def prepare() -> None:
     import torch
 
     torch.set_num_threads(1)
-    silence_avalanches_own_calls()
+    warn_in_one_line()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism on a GPU asks for
 
 
-def silence_avalanches_own_calls() -> None:
-    """Keeps Avalanche 0.6.0 from saying that functions are deprecated which it calls itself (replay, GDumb).
+def warn_in_one_line() -> None:
+    """Says what a strategy or Avalanche warns of without the line of theirs, which says nothing.
 
-    No filter can: at every such call Avalanche puts its own in front of all others (``avalanche/_annotations.py``).
-    What anybody else calls, and every other warning, is still said.
+    That functions are deprecated which Avalanche 0.6.0 calls itself (replay, GDumb) is not said. No filter can do that:
+    at every such call Avalanche puts its own in front of all others (``avalanche/_annotations.py``).
     """
     import avalanche
 
-    folder = str(Path(avalanche.__file__).parent)
+    from engrams import strategies
+
+    avalanches, ours = str(Path(avalanche.__file__).parent), strategies.__path__[0]
     show = warnings.showwarning
 
     def shown(message, category, filename, lineno, file=None, line=None) -> None:
-        if not filename.startswith(folder):
+        if not filename.startswith((avalanches, ours)):
             show(message, category, filename, lineno, file, line)
-        elif not issubclass(category, DeprecationWarning):  # of a plugin that Avalanche calls: its line says nothing
+        elif filename.startswith(ours) or not issubclass(category, DeprecationWarning):
             print(f"{category.__name__}: {message}", file=file or sys.stderr, flush=True)
 
     warnings.showwarning = shown
