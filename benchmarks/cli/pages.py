@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from engrams.reports.publish import Described, StudyPage
     from engrams.reports.store import RecordError
 
-SHOWN = ("split-mnist/task", "split-mnist/domain", "split-mnist/class")
+SHOWN = ("split-mnist/task", "split-mnist/domain", "split-mnist/class", "agem2019-split-cifar100")
 """The protocols of the README's table."""
 ROWS = (
-    *("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "avalanche-si", "avalanche-lwf"),
-    *("replay", "dgr-vae", "avalanche-generative-replay", "joint"),
+    *("naive", "l2", "ewc", "avalanche-ewc", "mas", "avalanche-mas", "si", "avalanche-si", "avalanche-rwalk"),
+    *("avalanche-lwf", "replay", "er", "dgr-vae", "avalanche-generative-replay", "joint"),
 )
 PICTURED = {
     "split-mnist/task": ("naive", "ewc", "mas", "dgr-vae"),
