@@ -8,7 +8,8 @@ as torch's modules and optimisers have them::
 
 A state is made of tensors, numbers, texts, None, and lists and dictionaries of these: it is read back without running
 anybody's code. It is asked for between two experiences, and belongs to whoever asked: what goes on in the plugin, or in
-one that it was loaded into, changes nothing of it. One that remembers nothing says so by :class:`KeepsNothing`.
+one that it was loaded into, changes nothing of it. One that remembers nothing says so by :class:`KeepsNothing`. A class
+of one's own says it itself: what it inherits from another plugin says nothing of what it has besides.
 
 A long experience can be gone on with from its middle, too, where all say what has changed since it began::
 
@@ -85,8 +86,8 @@ def state_of(part: object) -> State:
     Raises:
         Unkept: it does not say what it keeps.
     """
-    if hasattr(part, "state_dict"):
-        return part.state_dict()
+    if _says(part, "state_dict"):
+        return part.state_dict()  # type: ignore[attr-defined]
     return {name: deepcopy(getattr(part, name)) for name in _attributes(part)}
 
 
@@ -96,8 +97,8 @@ def restore(part: object, state: State) -> None:
     Raises:
         Unkept: it does not say what it keeps.
     """
-    if hasattr(part, "load_state_dict"):
-        part.load_state_dict(state)
+    if _says(part, "load_state_dict"):
+        part.load_state_dict(state)  # type: ignore[attr-defined]
     else:
         for name in _attributes(part):
             setattr(part, name, deepcopy(state[name]))
@@ -109,8 +110,8 @@ def state_within(part: object) -> State:
     Raises:
         Unkept: it does not say it.
     """
-    if hasattr(part, "state_dict_within"):
-        return part.state_dict_within()
+    if _says(part, "state_dict_within"):
+        return part.state_dict_within()  # type: ignore[attr-defined]
     if type(part) not in AVALANCHES:
         raise Unkept(f"{type(part).__name__} does not say what changes in an experience (state_dict_within)")
     return state_of(part)
@@ -118,10 +119,25 @@ def state_within(part: object) -> State:
 
 def restore_within(part: object, state: State) -> None:
     """Takes a plugin or a strategy that has begun an experience to the middle of it."""
-    if hasattr(part, "load_state_dict_within"):
-        part.load_state_dict_within(state)
+    if _says(part, "load_state_dict_within"):
+        part.load_state_dict_within(state)  # type: ignore[attr-defined]
     else:
         restore(part, state)
+
+
+def is_own(kind: type) -> bool:
+    """Tells whether a class is somebody's own: neither Engrams' nor one of the libraries that it is built on."""
+    return kind.__module__.partition(".")[0] not in ("engrams", "avalanche", "torch", "torchvision", "builtins")
+
+
+def _says(part: object, method: str) -> bool:
+    """Whether a part says by a method what it keeps; a class of one's own below the one that has it may have more."""
+    kinds = type(part).__mro__
+    says = next((place for place, kind in enumerate(kinds) if method in vars(kind)), None)
+    if says is None:
+        return False
+    by_name = kinds[says] in (KeepsNothing, KeepsNothingWithin) and kinds[says] in type(part).__bases__
+    return by_name or not any(map(is_own, kinds[:says]))
 
 
 def _attributes(part: object) -> tuple[str, ...]:

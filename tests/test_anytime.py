@@ -61,7 +61,10 @@ class Evaluated(SupervisedPlugin):
 
 
 def a_run(strategy, scenario, **settings):
-    settings = {key if key in ("mem_size",) else key.replace("_", ".", 1): value for key, value in settings.items()}
+    settings = {
+        key if key in ("mem_size", "batch_size_mem") else key.replace("_", ".", 1): value
+        for key, value in settings.items()
+    }
     values = {"training.epochs": 1} | settings
     return plan(f"split-digits/{scenario}", [strategy], [0], values)[0]
 
@@ -163,9 +166,10 @@ def test_prequential_accuracy_has_every_sample_of_the_stream_once(batch_size):
     assert len(found.windows) == sum(len(experience.dataset) for experience in benchmark_of(run).train_stream)
 
 
-@pytest.mark.parametrize("strategy", ["cumulative", "icarl", "avalanche-gdumb"])
+@pytest.mark.parametrize("strategy", ["cumulative", "icarl", "avalanche-gdumb", "avalanche-er-ace"])
 def test_where_old_samples_are_learned_among_the_new_there_is_no_prequential_accuracy(strategy):
     settings = {} if strategy == "cumulative" else {"mem_size": 50}
+    settings |= {"batch_size_mem": 10} if strategy == "avalanche-er-ace" else {}
     assert learn(a_run(strategy, "class", judging_prequential=True, **settings), "cpu", [], _quiet).prequential is None
 
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from rich.console import Console
+from torch import nn
 
 from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.execute import execute
@@ -17,10 +19,12 @@ from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.judging import generation, real_classifier
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import Judging
+from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training import checkpoint
 from engrams.benchmarks.training.checkpoint import FILE, INTERVAL, SHARE, Checkpoints, Within
 from engrams.reports.errors import UserError
 from engrams.reports.wandb.journal import Reader
+from engrams.strategies import EWCPlugin
 from engrams.strategies.contract import Strategy
 from engrams.strategies.generators import acgan
 
@@ -319,7 +323,85 @@ class Saying(Remembering):
         self.met = state["met"]
 
 
-@pytest.mark.parametrize(("plugin", "goes_on"), [(Remembering, False), (Saying, True)])
+class SilentBelow(Saying):
+    """What it inherits says nothing of what it has besides."""
+
+    more = 0
+
+    def after_training_exp(self, strategy, **kwargs):
+        super().after_training_exp(strategy, **kwargs)
+        self.more += 1
+
+    def before_backward(self, strategy, **kwargs):
+        strategy.loss = strategy.loss * (1 + self.more)
+
+
+class BelowOurs(EWCPlugin):
+    def __init__(self):
+        super().__init__(1.0)
+        self.met = 0
+
+    def before_training_exp(self, strategy, **kwargs):
+        super().before_training_exp(strategy, **kwargs)
+        self.met += 1
+
+    def before_backward(self, strategy, **kwargs):
+        super().before_backward(strategy, **kwargs)
+        strategy.loss = strategy.loss * (1 + self.met)
+
+
+class AModule(Remembering, nn.Module):
+    """Torch answers for it, of parameters alone."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        Remembering.__init__(self)
+
+
+class CountingLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, outputs, y):
+        self.asked += outputs.requires_grad
+        return nn.functional.cross_entropy(outputs, y) / (1 + self.asked)
+
+
+class CountingNetwork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(64, 10)
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return self.classifier(x.flatten(1)) * (1 + 0.01 * self.steps)
+
+
+@pytest.mark.parametrize(
+    "changed", [lambda: {"criterion": CountingLoss()}, lambda: {"model": CountingNetwork()}], ids=["loss", "network"]
+)
+def test_a_loss_or_a_network_that_counts_begins_again(tmp_path, changed):
+    def build(h, template):
+        new = changed()
+        if "model" in new:
+            new["optimizer"] = torch.optim.SGD(new["model"].parameters(), lr=0.1)
+        return Naive(**template | new)
+
+    own = Strategy(build=build, name="own", reference="own")
+    run = Run(small("split-digits/domain", "naive").protocol, own, 0, own.hyperparameters())
+    whole, epochs = counted(run, tmp_path / "whole")
+    cut_short(run, tmp_path / "cut", after=5)
+    again, rest = counted(run, tmp_path / "cut")
+    assert again.accuracy_matrix == whole.accuracy_matrix
+    assert len(rest) == len(epochs)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "goes_on"),
+    [(Remembering, False), (Saying, True), (SilentBelow, False), (BelowOurs, False), (AModule, False)],
+)
 def test_a_plugin_of_ones_own_goes_on_if_it_says_what_it_keeps(tmp_path, plugin, goes_on):
     run = small("split-digits/task", "naive")
     own = Strategy(plugin=lambda h: plugin(), name="own", reference="own")

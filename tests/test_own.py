@@ -149,7 +149,11 @@ def test_a_plugin_has_its_arguments_as_they_are_written(mine):
     (mine / "argued.py").write_text(ARGUMENTS)
     done = engrams("run", "split-digits/domain", "argued.py:Argued", *QUICK, "--set", "pair=[2.0, 3.0]", "--out", "own")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert only_record("own").complete
+    found = only_record("own")
+    assert found.complete
+    assert engrams("run", "split-digits/domain", "naive", *QUICK, "--out", "plain").returncode == 0
+    plain = only_record("plain")
+    assert found.accuracy_matrix == plain.accuracy_matrix, "of the test stream, whatever a plugin evaluates"
     with pytest.raises(ProtocolError, match="strength: Input should be a valid number"):
         plan("split-digits/class", ["argued.py:Argued"], [0], {"strength": "abc"})
 
@@ -168,6 +172,11 @@ class NoPlugins(SupervisedTemplate):
 class OwnEvaluator(SupervisedTemplate):
     def __init__(self, evaluator, **template):
         super().__init__(evaluator=EvaluationPlugin(accuracy_metrics(stream=True)), **template)
+
+
+class OneByOne(SupervisedTemplate):
+    def __init__(self, train_mb_size=1, train_epochs=1, **template):
+        super().__init__(train_epochs=train_epochs, **template)
 """
 
 
@@ -179,6 +188,14 @@ def test_a_strategy_that_leaves_out_what_it_is_given_is_refused(mine, name, mess
     (run,) = plan("split-digits/class", [f"leaves.py:{name}"], [0])
     with pytest.raises(ProtocolError, match=f"split-digits/class: leaves:{name} {message}"):
         make_strategy(run, benchmark_of(run), "cpu", [])
+
+
+def test_a_strategy_that_leaves_out_its_budget_is_warned_of(mine):
+    (mine / "leaves.py").write_text(LEAVES_OUT)
+    (run,) = plan("split-digits/class", ["leaves.py:OneByOne"], [0])
+    with pytest.warns(UserWarning, match="OneByOne trains with train_mb_size = 1, and its record will say") as said:
+        make_strategy(run, benchmark_of(run), "cpu", [])
+    assert not [one for one in said if "trains with train_epochs" in str(one.message)]
 
 
 def test_a_strategy_that_changed_is_another(mine):

@@ -88,6 +88,12 @@ def of_seed(seed):
     return bars(experiences=3 if seed == 0 else 4)
 
 
+def backwards():
+    made = bars(task_labels=False, swapped=True)
+    train, test = ([one.dataset for one in stream] for stream in made.streams.values())
+    return benchmark_from_datasets(train=train, test=test[::-1])
+
+
 def unseeded():
     import os
     return bars(noise=int.from_bytes(os.urandom(4), "big"))
@@ -322,6 +328,11 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
         ('["task"]', '["task"]\narguments = { what = "nan" }', "sample 0 of .* is not finite"),
         ('["task"]', '["task"]\narguments = { what = "narrower" }', r"has shape \[1, 8, 7\], those before \[1, 8, 8\]"),
         ('["task"]', '["task"]\narguments = { what = "broken" }', "sample 0 of .* cannot be read: AttributeError"),
+        (
+            '"bars.py:bars"',
+            '"bars.py:backwards"',
+            "experience 0 of .* has class 4 where it is learned and none of .* in the test_stream, but class 0",
+        ),
         ('"bars.py:bars"', '"bars.py:needs"', "stream.arguments.experiences: missing; .*needs needs it"),
         ('["task"]', '["task"]\narguments = { size = 0 }', "experience 0 of .*bars's test_stream has no samples"),
         ('["task"]', '["task"]\narguments = { what = "bytes" }', "are torch.uint8 tensors; a network takes float32"),

@@ -102,7 +102,7 @@ class InMemoryLoading(SupervisedPlugin):
         self._began()
         strategy.train_mb_size = self._batch_size
         if _made_by_the_template(strategy):
-            kept = not kwargs.get("shuffle", True) or (self.in_order and _learns_its_experience(strategy))
+            kept = not kwargs.get("shuffle", True) or (self.in_order and learns_its_experience(strategy))
             order = None if kept else self._order
             drop_last = kwargs.get("drop_last", False)
             self._batches = BatchOrder(
@@ -152,8 +152,23 @@ class InMemoryLoading(SupervisedPlugin):
             strategy.dataloader = TensorLoader(on_device, batches)
 
 
-def _learns_its_experience(strategy) -> bool:
-    """Whether what is learned are the experience's samples and no others: Avalanche copies a data set shallowly."""
+def new_sample_count(strategy: Any, iterations: int) -> int:
+    """Returns how many samples of a minibatch are of what is trained on, before any plugin has added some.
+
+    They are the first ones; those that Avalanche's own loader replays come behind them. The last minibatch of an epoch
+    may have fewer than the others.
+
+    Args:
+        strategy: before a step.
+        iterations: steps in a row on every minibatch.
+    """
+    before = strategy.clock.train_epoch_iterations // iterations * strategy.train_mb_size
+    return min(len(strategy.mb_x), strategy.train_mb_size, len(strategy.adapted_dataset) - before)
+
+
+def learns_its_experience(strategy: Any) -> bool:
+    """Tells whether what is learned are the experience's samples and no others: Avalanche copies a data set
+    shallowly."""
     own, learned = getattr(strategy.experience, "dataset", None), strategy.adapted_dataset
     if own is None:
         return False

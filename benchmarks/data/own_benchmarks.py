@@ -139,6 +139,13 @@ def _both(reference: str, arguments: str, seed: int) -> dict[str, list[Avalanche
             f"judged on; an accuracy matrix needs one of the second for each of the first"
         )
     classes = {name: {int(label) for data in part for label in data.targets.uniques} for name, part in parts.items()}
+    for place, of_both in enumerate(zip(parts["train"], parts["test"], strict=True)):
+        learned, judged = (sorted(map(int, data.targets.uniques)) for data in of_both)
+        if not set(learned) & set(judged):
+            raise ProtocolError(
+                f"benchmark: experience {place} of {reference} has class {learned[0]} where it is learned and none of "
+                f"its classes in the test_stream, but class {judged[0]}: give both streams one order"
+            )
     if new := sorted(classes["test"] - classes["train"]):
         raise ProtocolError(f"benchmark: class {new[0]} is in the test_stream of {reference}, but in no train_stream")
     return parts

@@ -429,13 +429,13 @@ def warn_in_one_line() -> None:
     """
     import avalanche
 
-    from engrams import strategies
+    from engrams import benchmarks, strategies
 
-    avalanches, ours = str(Path(avalanche.__file__).parent), strategies.__path__[0]
+    avalanches, ours = str(Path(avalanche.__file__).parent), (benchmarks.__path__[0], strategies.__path__[0])
     show = warnings.showwarning
 
     def shown(message, category, filename, lineno, file=None, line=None) -> None:
-        if not filename.startswith((avalanches, ours)):
+        if not filename.startswith((avalanches, *ours)):
             show(message, category, filename, lineno, file, line)
         elif filename.startswith(ours) or not issubclass(category, DeprecationWarning):
             print(f"{category.__name__}: {message}", file=file or sys.stderr, flush=True)

@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 
 import torch
 from avalanche.benchmarks import CLExperience
+from avalanche.training import ER_ACE
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from engrams.benchmarks.data.loading import learns_its_experience, new_sample_count
 from engrams.benchmarks.judging.masked import classes_asked, only
 from engrams.benchmarks.protocols.schema import Judging
-from engrams.benchmarks.training.augment import new_samples
 from engrams.reports.anytime import Anytime, Prequential, measures
 from engrams.strategies.kept import State
 from engrams.strategies.undisturbed import evaluation_mode
@@ -126,7 +127,8 @@ class PrequentialPlugin(SupervisedPlugin):
 
     It has to be the first of the plugins: samples that are replayed stand behind the new ones, and are not predicted.
     Where a strategy trains on other samples than the experience's, old ones among them (cumulative training, iCaRL,
-    GDumb), nobody can tell which are new, and there is no such accuracy.
+    GDumb), or replays samples that are still to come (Avalanche's ER-ACE), nobody can tell which are new, and there is
+    no such accuracy.
     """
 
     def __init__(
@@ -165,11 +167,12 @@ class PrequentialPlugin(SupervisedPlugin):
     def before_training_iteration(self, strategy, **kwargs):
         if strategy.clock.train_exp_epochs or strategy.clock.train_epoch_iterations % self.iterations:
             return
-        self.mixed = self.mixed or len(strategy.adapted_dataset) != len(strategy.experience.dataset)
+        # Avalanche's ER-ACE replays an experience's samples from its beginning on.
+        self.mixed = self.mixed or isinstance(strategy, ER_ACE) or not learns_its_experience(strategy)
         if self.mixed:
             return
         with self.paused():
-            new = slice(new_samples(strategy, self.iterations))
+            new = slice(new_sample_count(strategy, self.iterations))
             x, y, tasks = strategy.mb_x[new], strategy.mb_y[new], strategy.mb_task_id[new]
             classes = classes_asked(strategy.experience, self.masked)
             self.right.append(right(strategy, x, y, tasks, classes).cpu())

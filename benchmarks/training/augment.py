@@ -8,6 +8,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from engrams.benchmarks.data.loading import new_sample_count
 from engrams.benchmarks.protocols.schema import Augmented
 from engrams.strategies.kept import KeepsNothing, KeepsNothingWithin, State
 
@@ -90,21 +91,7 @@ class NewSamples(KeepsNothing, KeepsNothingWithin, SupervisedPlugin):
         self.iterations = iterations
 
     def before_training_iteration(self, strategy: Any, **kwargs):
-        self.count = new_samples(strategy, self.iterations)
-
-
-def new_samples(strategy: Any, iterations: int) -> int:
-    """Returns how many samples of a minibatch are of what is trained on, before any plugin has added some.
-
-    They are the first ones; those that Avalanche's own loader replays come behind them. The last minibatch of an epoch
-    may have fewer than the others.
-
-    Args:
-        strategy: before a step.
-        iterations: steps in a row on every minibatch.
-    """
-    before = strategy.clock.train_epoch_iterations // iterations * strategy.train_mb_size
-    return min(len(strategy.mb_x), strategy.train_mb_size, len(strategy.adapted_dataset) - before)
+        self.count = new_sample_count(strategy, self.iterations)
 
 
 def cropped(x: Tensor, padding: int, offsets: Tensor, black: Tensor | float) -> Tensor:

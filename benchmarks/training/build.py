@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ def make_strategy(
         raise ProtocolError(f"{protocol.name}: {entry.name} takes no steps: training.iterations_per_batch is 1")
     if entry.code:
         _check_template_is_taken(f"{protocol.name}: {entry.name}", template, strategy)
+        _warn_of_another_budget(run, strategy)
     for plugin in augmentation:
         strategy.plugins.insert(0, plugin.new)
     if training.precision == "bf16":
@@ -117,6 +119,18 @@ def _check_template_is_taken(name: str, template: Mapping[str, Any], strategy: S
         )
     if strategy.evaluator is not template["evaluator"]:
         raise ProtocolError(f"{name} has an evaluator of its own, and would not be judged: hand on the one it is given")
+
+
+def _warn_of_another_budget(run: Run, strategy: SupervisedTemplate) -> None:
+    """Warns where somebody's strategy is not trained as its record will say."""
+    asked = {"train_mb_size": run.training.batch_size, "train_epochs": run.budget.epochs or run.training.epochs}
+    for name, value in asked.items():
+        if (taken := getattr(strategy, name, value)) != value:
+            warnings.warn(
+                f"{run.protocol.name}: {run.strategy.name} trains with {name} = {taken}, and its record will say "
+                f"{value}: hand on what it is given, or let the protocol say it",
+                stacklevel=2,
+            )
 
 
 def _evaluation_batch(run: Run, device: str) -> int:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.training.templates import SupervisedTemplate
+from torch import nn
 from torch.utils._pytree import tree_map
 
 from engrams.benchmarks.training import stopping
@@ -32,6 +34,7 @@ from engrams.strategies.kept import (
     KeepsNothingWithin,
     State,
     Unkept,
+    is_own,
     restore,
     restore_within,
     state_of,
@@ -193,14 +196,51 @@ def state_of_strategy(strategy: SupervisedTemplate) -> State:
     """Returns what a strategy has learned, between two experiences.
 
     Raises:
-        Unkept: it, or one of its plugins, does not say what it keeps.
+        Unkept: it, one of its plugins or a criterion of one's own does not say what it keeps.
     """
+    _refuse_own_criterion(getattr(strategy, "_criterion", None))
     return {
         "own": state_of(strategy),
         "plugins": [{"kind": type(plugin).__name__, "state": state_of(plugin)} for plugin in strategy.plugins],
         "model": strategy.model.state_dict(),
         "optimizer": _state_of_optimizer(strategy),
     }
+
+
+def attributes_of(model: nn.Module) -> dict[str, str]:
+    """Returns what a network of one's own has besides what torch keeps of it: attribute -> a text that tells it apart.
+
+    It is what its modules' classes give them, and buffers that are not persistent; none of torch's own modules.
+    """
+    found: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if is_own(type(module)):
+            left_out = {key: module._buffers[key] for key in module._non_persistent_buffers_set}
+            attributes = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+            found |= {f"{name}.{key}": _told_apart(value) for key, value in (attributes | left_out).items()}
+    return found
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _told_apart(value: Any) -> str:
+    try:
+        return sha256(pickle.dumps(value)).hexdigest()
+    except Exception:  # a function made in a function, say
+        return repr(value)
+
+
+def refuse_other_attributes(as_made: Mapping[str, str], model: nn.Module) -> None:
+    """Raises an Unkept if a network of one's own has other attributes than when it was made, which no state has."""
+    now = attributes_of(model)
+    if changed := sorted(key for key in as_made.keys() | now.keys() if as_made.get(key) != now.get(key)):
+        raise Unkept(f"the network has changed {changed[0].removeprefix('.')}, which its state_dict has not")
+
+
+def _refuse_own_criterion(criterion: Any) -> None:
+    if isinstance(criterion, nn.Module) and is_own(type(criterion)):
+        raise Unkept(f"the criterion {type(criterion).__name__} may have changed")
 
 
 def restore_strategy(strategy: SupervisedTemplate, state: State, learned: Sequence, judged: Sequence) -> None:

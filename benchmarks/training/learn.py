@@ -28,7 +28,9 @@ from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.checkpoint import (
     Checkpoints,
     Within,
+    attributes_of,
     before_experience,
+    refuse_other_attributes,
     restore_random,
     restore_strategy,
 )
@@ -146,6 +148,7 @@ class _Learning:
             self.strategy.plugins.append(TaskMaskPlugin())
         self.predictions = PredictionsPlugin()
         self.strategy.plugins.append(self.predictions)
+        self.network_as_made = attributes_of(self.strategy.model)
         self.matrix: list[list[float]] = kept["matrix"] if kept else []
         self.at_initialisation: list[float] = kept["at_initialisation"] if kept else []
         self.epochs = kept["epochs"] if kept else 0
@@ -224,6 +227,7 @@ class _Learning:
 
     def _evaluated(self, judged: Sequence[CLExperience]) -> list[float]:
         """Returns the accuracy on experiences, whose answers are kept."""
+        self.strategy.evaluator.reset_last_metrics()  # a plugin may have evaluated on another stream
         row = accuracy_row(self.strategy.eval(judged))
         self.predictions.keep()
         return row
@@ -270,6 +274,7 @@ class _Learning:
         return within
 
     def _so_far(self) -> State:
+        refuse_other_attributes(self.network_as_made, self.strategy.model)
         return {
             "matrix": self.matrix,
             "at_initialisation": self.at_initialisation,
