@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ SHOWN = (
 )
 """The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first.
 
-Before them come strategies of somebody's own.
+Before them come strategies of somebody's own, the best ones first, with half of the colours.
 """
 
 
@@ -46,7 +47,8 @@ def lines_of(records: Iterable[Record]) -> list[Line]:
     """
     groups = {row: group for (_, row), group in complete_by_row(records).items()}
     found = []
-    own = [row for row in groups if ":" in row]
+    own = [row for row in groups if ":" in row.partition(" ")[0]]
+    own = sorted(own, key=lambda row: -fmean(record.acc for record in groups[row]))[: len(COLOURS) // 2]
     for strategy in [*own, *(row for row in SHOWN if row in groups)][: len(COLOURS)]:
         matrices = [record.accuracy_matrix for record in groups[strategy]]
         stages = range(1, len(matrices[0]) + 1)

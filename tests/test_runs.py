@@ -368,6 +368,8 @@ def test_another_way_of_judging_along_the_way_is_refused(tmp_path):
     assert execute(again, tmp_path, "cpu", "disabled", _quiet).complete
     with pytest.raises(SuiteError, match=r"judging\.every was None, is now 5"):
         finished(replace(given(every=5), seed=1), tmp_path)
+    with pytest.raises(SuiteError, match=r"judging\.window was None, is now 1000"):
+        finished(replace(given(prequential=True), seed=1), tmp_path)
     for strategy in ("joint", "cumulative"):  # of these there is no curve, or no prequential accuracy
         (run,) = plan("split-digits/class", [strategy], [0], small | {"judging.every": 5, "judging.prequential": True})
         assert execute(run, tmp_path, "cpu", "disabled", _quiet).complete

@@ -230,3 +230,8 @@ def test_a_protocols_picture_has_ones_own_strategies_and_what_is_known_best():
     records = [one for place, row in enumerate(rows) for one in group(row, 0.1 * place, 0.1 * place, 0.1 * place)]
     lines = over_experiences.lines_of(records)
     assert [line.strategy for line in lines] == ["ewc", "avalanche-er-ace", "mine.py:slow", "naive", "joint"]
+    variants = [f"mine.py:slow step={place}" for place in range(12)] + ["naive network.kind=mine.py:Net"]
+    records += [one for place, row in enumerate(variants) for one in group(row, 0.01 * place, 0.01 * place)]
+    shown = {line.strategy for line in over_experiences.lines_of(records)}
+    assert {"naive", "ewc", "mine.py:slow", "mine.py:slow step=11", "joint"} <= shown, "not all of one's own"
+    assert "naive network.kind=mine.py:Net" not in shown

@@ -81,7 +81,10 @@ def execute(
             "accuracy_matrix": learned.accuracy_matrix,
             "accuracy_at_initialisation": learned.accuracy_at_initialisation,
             "metrics": metrics(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
-            "undefined": undefined(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
+            "undefined": {
+                **undefined(learned.accuracy_matrix, learned.accuracy_at_initialisation or None),
+                **_without_prequential(run, learned),
+            },
             "generated": observer.summary() if observer else None,
             "anytime": learned.anytime,
             "prequential": learned.prequential,
@@ -111,6 +114,16 @@ def execute(
     if journal:
         journal.ended(complete=record.complete)
     return record
+
+
+def _without_prequential(run: Run, learned: Learned) -> dict[str, str]:
+    """Why there is no prequential accuracy where it was asked for, for the record."""
+    judging = run.protocol.judging
+    if not (judging and judging.prequential) or learned.prequential:
+        return {}
+    if run.strategy.whole_stream_at_once:
+        return {"prequential": "the whole stream is learned at once"}
+    return {"prequential": "old samples, or some that are still to come, are learned among the new ones"}
 
 
 def _kept(folder: Path) -> str:

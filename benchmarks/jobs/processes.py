@@ -290,6 +290,9 @@ class _Crew:
         worker.process.join()
         worker.connection.close()
         if not worker.is_last_attempt:
+            print(
+                f"the process of {worker.job.name} died ({_cause(worker.process.exitcode)}); once more", file=sys.stderr
+            )
             self.once_more.append(worker.job)
             self.draw()
             return None

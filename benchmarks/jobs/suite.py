@@ -199,8 +199,8 @@ def _looked_at(run: Run, record: Record) -> tuple[dict[str, Any], dict[str, Any]
         curve = record.anytime
         was = {"every": curve and curve.every, "samples": curve and curve.samples}
         now = {"every": judging.every, "samples": judging.samples}
-    if judging and judging.prequential and record.prequential:
-        was["window"], now["window"] = record.prequential.window, judging.window
+    if judging and judging.prequential and "prequential" not in record.undefined:
+        was["window"], now["window"] = record.prequential and record.prequential.window, judging.window
     return was, now
 
 

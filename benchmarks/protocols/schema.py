@@ -405,8 +405,8 @@ class Judging(Table):
 
     ``every``: the accuracy on all experiences met is measured every so many steps of the optimiser, for the measures of
     De Lange et al. 2023. ``samples``: of how many test samples of each experience; all, if none are named.
-    ``prequential``: every minibatch is predicted before it is learned from. ``window``: samples whose prequential
-    accuracy is given one after another.
+    ``prequential``: every sample is predicted before it is learned from for the first time. ``window``: samples whose
+    prequential accuracy is given one after another.
     """
 
     every: Positive | None = None
@@ -418,6 +418,8 @@ class Judging(Table):
     def _samples_are_looked_at(self) -> Judging:
         if self.samples is not None and self.every is None:
             raise ValueError("samples are those that are looked at every so many steps: set every, too")
+        if self.window != type(self).model_fields["window"].default and not self.prequential:
+            raise ValueError("window is of the prequential accuracy: set prequential, too")
         return self
 
 
