@@ -416,12 +416,51 @@ def test_the_column_of_the_labels_is_named_where_there_are_several(hub):
     two = {"label": None, "fine": LABELS, "coarse": LABELS % 2}
     first = {"label": None, "fine": LABELS[:12], "coarse": LABELS[:12] % 2}
     name = hub(two, first)
-    with pytest.raises(DataError, match=r"which column has the labels, fine or coarse.*parquet:FOLDER#fine"):
+    with pytest.raises(DataError, match=r"which column has the labels\? .* fine, coarse; .*parquet:FOLDER#fine"):
         load(name)
     assert load(f"{name}#coarse").classes == 2
     assert load(f"{name}#fine").classes == 3
     with pytest.raises(DataError, match="no column of whole numbers called 'fien'; it has fine, coarse"):
         load(f"{name}#fien")
+
+
+WORDS = np.array(["ant", "bee", "cow"])[LABELS]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"fold": LABELS % 2}, r"which column has the labels\? Those of whole numbers are fold; .*FOLDER#fold"),
+        (
+            {"label": WORDS, "fold": LABELS % 2},
+            "the column 'label' is string, and labels are whole .*, or name .*#fold",
+        ),
+        ({"Class": WORDS, "y": LABELS}, "the column 'Class' is string, and labels are whole .*, or name .*FOLDER#y"),
+        ({"target": LABELS / 1}, "the column 'target' is double, and labels are whole numbers 0, 1, ...; write those$"),
+        ({"fine_label": LABELS, "coarse_label": LABELS % 2}, r"whole numbers are fine_label, coarse_label; name one"),
+    ],
+)
+def test_whole_numbers_are_not_taken_for_labels_that_they_may_not_be(hub, columns, message):
+    name = hub({"label": None, **columns}, {"label": None, **{of: column[:12] for of, column in columns.items()}})
+    with pytest.raises(DataError, match=message) as caught:
+        load(name)
+    assert "\n" not in str(caught.value)
+    if isinstance(columns.get("fold"), np.ndarray):
+        assert load(f"{name}#fold").classes == 2
+
+
+@pytest.mark.parametrize("column", ["targets", "fine_label", "Label", "y"])
+def test_a_column_called_like_labels_needs_no_name(hub, column):
+    name = hub(
+        {"label": None, "fold": LABELS % 2, column: LABELS},
+        {"label": None, "fold": LABELS[:12] % 2, column: LABELS[:12]},
+    )
+    assert load(name).train_y.tolist() == LABELS.tolist()
+
+
+def test_truth_values_are_labels(hub):
+    data = load(hub({"label": LABELS == 2}, {"label": LABELS[:12] == 2}))
+    assert data.train_y.tolist() == (LABELS == 2).astype(int).tolist()
 
 
 def with_another(image, place=4, count=30):

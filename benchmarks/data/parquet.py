@@ -29,6 +29,11 @@ GREY, COLOURED = ("1", "L"), ("P", "RGB")
 """PIL's modes of images without transparency, of at most 8 bits a channel."""
 EXACT = "exact"
 """A column of booleans that says of an image whether every pixel is the original's; few data sets have one."""
+LABELS = (
+    *("label", "labels", "label_id", "fine_label", "coarse_label", "class", "classes", "class_id"),
+    *("category", "category_id", "target", "targets", "y"),
+)
+"""What a column of labels is called, in capitals or not, where the metadata do not say which one it is."""
 
 
 class ParquetImages(Dataset):
@@ -200,7 +205,7 @@ def _image_column(where: str, schema: pyarrow.Schema) -> str:
 
 def _label_column(where: str, schema: pyarrow.Schema, wanted: str | None) -> str:
     features = _features(schema)
-    integers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
+    integers = [field.name for field in schema if _are_whole(field) and field.name != EXACT]
     if wanted is not None:
         if wanted not in integers:
             raise DataError(
@@ -208,19 +213,31 @@ def _label_column(where: str, schema: pyarrow.Schema, wanted: str | None) -> str
                 f"{', '.join(integers) or 'none'}"
             )
         return wanted
-    named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
-    for candidates in (["label"], named, integers):
-        found = [name for name in candidates if name in integers]
-        if len(found) == 1:
-            return found[0]
-        if len(found) > 1:
-            break
+    if "label" in integers:
+        return "label"
+    called = [field for field in schema if field.name.lower() in LABELS]
+    for field in called:  # beside labels in words, whole numbers are something else: folds, sizes
+        if not _are_whole(field):
+            other = f", or name another column behind the folder: parquet:FOLDER#{integers[0]}" if integers else ""
+            raise DataError(
+                f"{where}: the column {field.name!r} is {field.type}, and labels are whole numbers 0, 1, ...; write "
+                f"those{other}"
+            )
     if not integers:
         raise DataError(f"{where} has no labels: no column of whole numbers; it has {', '.join(schema.names)}")
+    named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
+    found = named or [field.name for field in called]
+    if len(found) == 1:
+        return found[0]
     raise DataError(
-        f"{where}: which column has the labels, {' or '.join(integers)}? Name it behind the folder: "
-        f"parquet:FOLDER#{integers[0]}"
+        f"{where}: which column has the labels? Those of whole numbers are {', '.join(integers)}; name one behind the "
+        f"folder: parquet:FOLDER#{(found or integers)[0]}"
     )
+
+
+def _are_whole(column: pyarrow.Field) -> bool:
+    """Whole numbers; truth values are 0 and 1."""
+    return pyarrow.types.is_integer(column.type) or pyarrow.types.is_boolean(column.type)
 
 
 def _said(error: Exception) -> str:
