@@ -27,6 +27,8 @@ from engrams.benchmarks.data.names import DataError, parquet_files
 
 GREY, COLOURED = ("1", "L"), ("P", "RGB")
 """PIL's modes of images without transparency, of at most 8 bits a channel."""
+OTHER_COLOURS = ("CMYK", "YCbCr", "HSV", "LAB")
+"""Those of coloured ones that are not made of red, green and blue."""
 EXACT = "exact"
 """A column of booleans that says of an image whether every pixel is the original's; few data sets have one."""
 LABELS = (
@@ -136,9 +138,9 @@ class ParquetImages(Dataset):
                     f"{size[0]}x{size[1]}; bring all to one size"
                 )
             if mode not in GREY + COLOURED:
+                what = "other colours than RGB" if mode in OTHER_COLOURS else "transparency or over 8 bits a channel"
                 raise DataError(
-                    f"{self.where}: the image in row {index} has transparency or more than 8 bits a channel (PIL's "
-                    f"mode {mode}); save all as grey or RGB"
+                    f"{self.where}: the image in row {index} has {what} (PIL's mode {mode}); convert all to RGB or grey"
                 )
             if (mode in GREY) != grey:
                 what, most = ("grey", "coloured") if mode in GREY else ("coloured", "grey")
