@@ -70,6 +70,12 @@ def test_floats_are_images_between_0_and_1_or_vectors_of_any_size(saved):
     assert data.vectors
 
 
+def test_black_and_white_images_are_255_times_0_and_1_or_floats(saved):
+    binary = IMAGES // 128
+    assert load(saved(**arrays(binary * 255))).train_x.unique().tolist() == [0, 255]
+    assert load(saved(**arrays(binary.astype(np.float32)))).train_x.unique().tolist() == [0, 1]
+
+
 def test_kerass_names_and_columns_of_labels(saved):
     columns = {"x_train": IMAGES, "y_train": LABELS[:, None].astype(np.uint8), "x_test": IMAGES, "y_test": LABELS}
     assert load(saved(**columns)).train_y.tolist() == LABELS.tolist()
@@ -99,6 +105,7 @@ def with_one_changed(values, place, value):
         (arrays(IMAGES.astype(int)), "train_images is int64; images are uint8 in .0, 255. or floats"),
         (arrays(IMAGES.reshape(30, 30)), r"is uint8; vectors are floats \[N, values\]; reshape images"),
         (arrays(IMAGES / 1.0), "images that are floats lie in .0, 1.; these go from 0 to 255"),
+        (arrays(IMAGES // 128), "train_images is uint8, .* but goes from 0 to 1; multiply all images by 255, or"),
         (arrays(IMAGES[:0]), r"train_images has shape \(0, 6, 5\)"),
         (arrays(VECTORS[:, 0]), r"train_images has shape \(30,\); images are"),
         (arrays(with_one_changed(VECTORS, (4, 2), np.nan)), "train_images: 1 of 30 have NaN .* the first at 4"),
@@ -303,9 +310,10 @@ def test_an_unknown_name_says_how_ones_own_are_named():
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def encoded(pixels):
+def encoded(pixels, format="PNG", mode=None, **how):
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+    image = Image.fromarray(pixels)
+    image.convert(mode or image.mode).save(file, format=format, **how)
     return {"bytes": file.getvalue(), "path": "x.png"}
 
 
@@ -473,6 +481,12 @@ def with_another(image, place=4, count=30):
     [
         (with_another(COLOURED[0][:4]), None, "the image in row 4 is 5x4, most are 5x6; bring all to one size"),
         (with_another(COLOURED[0][..., 0]), None, "the image in row 4 is grey, most are coloured"),
+        ({"image": [encoded(COLOURED[0], mode="RGBA")] * 30}, None, "has transparency or .*mode RGBA.; convert all"),
+        (
+            {"image": [encoded(COLOURED[0], "JPEG", "CMYK")] * 30},
+            None,
+            "row 0 has other colours than RGB .PIL's mode CMYK.; convert all to RGB",
+        ),
         ({"image": [{"bytes": b"no image", "path": ""}] * 30}, None, "row 0 holds no image, or a corrupt one"),
         ({"image": [{"bytes": None, "path": "a.png"}] * 30}, None, "row 0 holds no image|no column holds images"),
         ({"image": np.arange(30) / 7}, None, r"no column holds images .*; it has image, label"),
