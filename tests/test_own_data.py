@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from pyarrow import parquet
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.datasets import load
-from engrams.benchmarks.data.images import ImagesOnDisk
+from engrams.benchmarks.data.images import ImagesOnDisk, upright, upright_size
 from engrams.benchmarks.data.names import DataError, absolute, fingerprint, short
 
 RNG = np.random.default_rng(0)
@@ -184,6 +184,22 @@ def test_a_folder_of_grey_images_has_one_channel(folder):
     assert load(f"folder:{folder}").train_x.shape == (15, 3, 5, 6)
 
 
+def on_its_side(pixels, orientation=6, format="PNG"):
+    """An image as a camera that is turned by a quarter to the left writes it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return encoded(np.rot90(pixels), format, exif=exif)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_an_image_of_a_folder_is_turned_upright(folder, from_disk):
+    path = folder / "test" / "bee" / "1.png"
+    pixels = RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    path.write_bytes(on_its_side(pixels)["bytes"])
+    image = load(f"folder:{folder}", from_disk).test_x[3]
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
 def damage(path, how):
     if how == "text":
         path.write_text("no image")
@@ -346,6 +362,25 @@ def test_a_folder_of_parquet_files_as_the_hub_has_them(hub, from_disk):
     assert torch.equal(images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
     assert (data.train_y.tolist(), data.test_y.tolist()) == (LABELS.tolist(), LABELS[:12].tolist())
     assert isinstance(data.train_x, ImagesOnDisk) == from_disk
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_an_image_in_parquet_files_is_turned_upright(hub, from_disk):
+    images = [on_its_side(x) if n % 3 else encoded(x) for n, x in enumerate(COLOURED)]
+    data = load(hub({"image": images}), from_disk)
+    images = torch.stack([data.train_x[n] for n in range(30)])
+    assert torch.equal(images, torch.from_numpy(COLOURED).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("how", ["JPEG", "WEBP", "TIFF", "PNG", "no orientation", "broken"])
+def test_images_of_all_formats_have_the_size_that_is_said_of_them(how):
+    format = how if how.isupper() else "JPEG"
+    image = on_its_side(COLOURED[0], 1 if how == "no orientation" else 6, format)
+    if how == "broken":
+        image = encoded(COLOURED[0], "JPEG", exif=b"Exif\0\0no TIFF, nor anything else")
+    opened = Image.open(io.BytesIO(image["bytes"]))
+    size = upright_size(opened)
+    assert size == upright(opened).convert("RGB").size == ((6, 5) if how == "no orientation" else (5, 6))
 
 
 @pytest.mark.parametrize("others", [["train"], ["train", "train_extra"], ["train_more"]])

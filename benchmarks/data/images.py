@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -117,6 +118,26 @@ class ImageData:
 def as_float(x: Tensor) -> Tensor:
     """Returns grey levels 0..255 as float32 in [0, 1]; float32 is left as it is."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the image turned as its EXIF orientation says: a camera held upright writes the picture on its side."""
+    return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Returns the width and height that the image has when it is upright; nothing is decoded."""
+    quarter_turn = _orientation(image) in (5, 6, 7, 8)
+    return image.size[::-1] if quarter_turn else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info:  # asked all the same, PIL would decode a PNG; a TIFF it turns by itself
+        return 1
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever PIL makes of broken EXIF; the pixels may be whole
+        return 1
 
 
 def all_decoded(data: Any) -> Tensor:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded, upright, upright_size
 from engrams.benchmarks.data.names import FOLDER, NPZ, PARQUET, SPLITS, DataError, label_column, path_of
 from engrams.benchmarks.data.parquet import load_parquet
 from engrams.strategies.references import BadReference, resolve
@@ -305,7 +305,7 @@ def _mode(paths: Sequence[Path]) -> str:
 def _header(path: Path) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(path) as image:
-            return image.size, image.mode
+            return upright_size(image), image.mode
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error and more
         raise _broken(path, error) from error
 
@@ -313,7 +313,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
 def _read(path: str, mode: str) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return upright(image).convert(mode)
     except Exception as error:
         raise _broken(path, error) from error
 

@@ -22,7 +22,7 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded
+from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded, upright, upright_size
 from engrams.benchmarks.data.names import DataError, parquet_files
 
 GREY, COLOURED = ("1", "L"), ("P", "RGB")
@@ -98,7 +98,7 @@ class ParquetImages(Dataset):
 
     def _opened(self, index: int) -> Image.Image:
         try:
-            image = self._identified(index)
+            image = upright(self._identified(index))
             image.load()
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, TypeError and more
             raise DataError(
@@ -122,7 +122,7 @@ class ParquetImages(Dataset):
         def header(index: int) -> tuple[tuple[int, int], str]:
             try:
                 with self._identified(index) as image:
-                    return image.size, image.mode
+                    return upright_size(image), image.mode
             except Exception as error:
                 raise DataError(
                     f"{self.where}: row {index} holds no image, or a corrupt one ({type(error).__name__})"
