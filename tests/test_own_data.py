@@ -436,6 +436,26 @@ def test_a_split_of_several_files_and_one_called_validation(hub, tmp_path):
     assert len(data.test_y) == 12
 
 
+@pytest.mark.parametrize("place", ["", "default"])
+def test_a_folder_for_each_split_as_the_hub_itself_lays_them_out(hub, tmp_path, place):
+    name = hub()
+    for split in ("train", "test"):
+        old = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        new = tmp_path / "hub" / place / split
+        new.mkdir(parents=True)
+        whole = parquet.read_table(old)
+        for part in (0, 1, 2):
+            parquet.write_table(whole.slice(part * len(whole) // 3, len(whole) // 3), new / f"000{part}.parquet")
+        old.unlink()
+    data = load(name)
+    assert (data.train_y.tolist(), data.test_y.tolist()) == (LABELS.tolist(), LABELS[:12].tolist())
+    fingerprint(name)
+    (tmp_path / "hub" / place / "test" / "0001.parquet").unlink()
+    datasets.load.cache_clear()
+    with pytest.raises(DataError, match=r"test: 0001.parquet is missing between 0000 and 0002"):
+        load(name)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

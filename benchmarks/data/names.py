@@ -60,22 +60,26 @@ def label_column(dataset: str) -> str | None:
 
 SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)")
 """A file's name: of what, which part, of how many."""
+NUMBER = re.compile(r"\d{4}")
+"""A file's name where a split has a folder of its own: which part."""
 
 
 def parquet_files(folder: Path) -> list[list[Path]]:
     """Returns the files of the two splits of a folder of Parquet files, each in the order of their names.
 
     Raises:
-        DataError: a split has no file, in the folder or in ``data`` below it, or not all that their names speak of.
+        DataError: a split has no file, in the folder or in ``data`` below it, nor a folder of its own, there or in
+            ``default``; or not all files that their names speak of.
     """
     found = []
     for beginnings in PARQUET_SPLITS:
-        places = [(place, beginning) for place in (folder, folder / "data") for beginning in beginnings]
-        files = (sorted(place.glob(f"{beginning}*.parquet")) for place, beginning in places)
-        split = next((some for some in files if some), None)
+        patterns = [f"{place}{beginning}*.parquet" for place in ("", "data/") for beginning in beginnings]
+        patterns += [f"{place}{beginning}/*.parquet" for place in ("", "default/") for beginning in beginnings]
+        split = next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), None)
         if split is None:
             raise DataError(
-                f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}"
+                f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}, nor a "
+                f"folder {' or '.join(beginnings)} of Parquet files"
             )
         _check_shards(split)
         found.append(split)
@@ -93,6 +97,11 @@ def _check_shards(files: list[Path]) -> None:
         raise DataError(
             f"{files[0].parent}: {named} would all be read as one split; leave the whole or its parts, and name no "
             f"other file so"
+        )
+    numbers = [int(file.stem) for file in files if NUMBER.fullmatch(file.stem)]
+    if numbers and (missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers))):
+        raise DataError(
+            f"{files[0].parent}: {missing[0]:04d}.parquet is missing between {numbers[0]:04d} and {numbers[-1]:04d}"
         )
     cuts: dict[tuple[str, int], set[int]] = {}
     for file in files:

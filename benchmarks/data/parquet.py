@@ -1,7 +1,8 @@
 """Image data sets as they lie on the Hugging Face hub: Parquet files with a column of encoded images, one of labels.
 
 A folder holds ``train*.parquet`` and ``test*.parquet`` (or ``validation*``, ``valid*``, ``val*``), or has a folder
-``data`` that does; a split may be in several files (``train-00000-of-00002.parquet``).
+``data`` that does; a split may be in several files (``train-00000-of-00002.parquet``). Or each split has a folder,
+as the hub itself lays them out: ``train/0000.parquet``, or ``default/train/0000.parquet``.
 """
 
 from __future__ import annotations
