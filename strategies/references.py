@@ -86,7 +86,8 @@ def _imported(path: Path, root: Path, module: str = "") -> dict[str, Path]:
         root: modules are looked for in this folder alone.
         module: the file's, where it is one of a package and may import by ``from . import``.
     """
-    if root in (Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib")):
+    # The user's, the system's and a virtual environment's packages lie in folders of these names.
+    if root.name in ("site-packages", "dist-packages") or root == Path(sysconfig.get_path("stdlib")):
         return {}
     found: dict[str, Path] = {}
     left = [(module, path)]

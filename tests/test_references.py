@@ -125,6 +125,16 @@ def test_each_file_has_the_helper_beside_it_or_says_that_there_are_two_of_a_name
         resolve("own/mine.py:x")
 
 
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_installed_packages_are_in_no_fingerprint_whosever_they_are(here, folder):
+    sys.path.insert(0, str(here / folder))
+    write(here / folder / "installed.py", "import beside\nx = 1\n")
+    write(here / folder / "beside.py", "x = 1\n")
+    before = fingerprint("installed:x")
+    write(here / folder / "beside.py", "x = 2\n")
+    assert fingerprint("installed:x") == before
+
+
 def test_folders_that_are_no_packages_stand_in_no_ones_way(here):
     """A folder without __init__.py is a package to Python all the same; W&B's own folder is called as W&B is."""
     write(here / "mine.py", "import wandb, torch\nfrom datasets import load_dataset\nfrom lib.helper import x\n")
