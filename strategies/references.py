@@ -93,12 +93,17 @@ def _imported(path: Path, root: Path, module: str = "") -> dict[str, Path]:
     left = [(module, path)]
     while left:
         for name in _names_imported(*left.pop()):
-            place = root.joinpath(*name.split("."))
-            file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
+            file = _module_at(root.joinpath(*name.split(".")))
             if file is not None and file != path and name not in found:
                 found[name] = file
                 left.append((name, file))
     return found
+
+
+def _module_at(place: Path) -> Path | None:
+    """Returns the file of the module or package that a path without ``.py`` stands for, if there is one."""
+    # Python takes the package where there are both.
+    return next((one for one in (place / "__init__.py", place.with_suffix(".py")) if one.is_file()), None)
 
 
 def _names_imported(module: str, path: Path) -> set[str]:
@@ -174,7 +179,7 @@ def _check_none_has_the_name_of_another(reference: str, path: Path) -> None:
     """
     for name, file in _imported(path, path.parent).items():
         read = getattr(sys.modules.get(name), "__file__", None)
-        if read and Path(read).resolve() != file:
+        if read and Path(read).resolve() != file.resolve():
             raise BadReference(
                 f"{reference}: it imports {name}, which is {file} beside it, and {read} has been read under that name "
                 f"before: give one of them another name"

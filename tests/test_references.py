@@ -125,6 +125,29 @@ def test_each_file_has_the_helper_beside_it_or_says_that_there_are_two_of_a_name
         resolve("own/mine.py:x")
 
 
+def test_a_helper_may_be_a_link(here):
+    write(here / "shared" / "helper.py", "x = 1\n")
+    (here / "helper.py").symlink_to(here / "shared" / "helper.py")
+    write(here / "mine.py", "from helper import x\n\ndef f():\n    import later\n")
+    (here / "later.py").symlink_to(here / "shared" / "helper.py")
+    write(here / "other.py", "from helper import x\n")
+    assert resolve("mine.py:x") == resolve("other.py:x") == 1
+
+
+def test_a_package_goes_before_a_module_of_its_name(here):
+    write(here / "mine.py", "from utils import x\n")
+    write(here / "utils.py", "x = 1\n")
+    write(here / "utils" / "__init__.py", "x = 2\n")
+    before = fingerprint("mine.py:x")
+    assert resolve("mine.py:x") == 2
+    write(here / "utils.py", "x = 3\n")
+    assert fingerprint("mine.py:x") == before
+    write(here / "utils" / "__init__.py", "x = 3\n")
+    assert fingerprint("mine.py:x") != before
+    write(here / "other.py", "from utils import x\n")
+    assert resolve("other.py:x") == 2, "the package is the same"
+
+
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
 def test_installed_packages_are_in_no_fingerprint_whosever_they_are(here, folder):
     sys.path.insert(0, str(here / folder))
