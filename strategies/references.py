@@ -169,6 +169,11 @@ def _run_file(reference: str, where: str) -> ModuleType:
         sys.path.remove(beside)
     if beside not in sys.path:
         sys.path.append(beside)  # for what is imported later on; last, so that it hides nothing
+    try:
+        _check_none_hides_what_is_imported_later(reference, path)
+    except BadReference:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -184,6 +189,33 @@ def _check_none_has_the_name_of_another(reference: str, path: Path) -> None:
                 f"{reference}: it imports {name}, which is {file} beside it, and {read} has been read under that name "
                 f"before: give one of them another name"
             )
+
+
+def _check_none_hides_what_is_imported_later(reference: str, path: Path) -> None:
+    """Raises a BadReference where a function of a file that has run would import another module than that beside it.
+
+    The folder of the file is the first that Python looks in only while the file runs.
+    """
+    importlib.invalidate_caches()
+    for name, file in _imported(path, path.parent).items():
+        found = None if name in sys.modules else _would_be_read(name)
+        if found and found.resolve() != file.resolve():
+            raise BadReference(
+                f"{reference}: a function imports {name}, which is {file} beside it, and {found} would be read under "
+                f"that name: give one of them another name, or import it at the top of the file"
+            )
+
+
+def _would_be_read(name: str) -> Path | None:
+    """Returns the file that importing a module would read now, without importing the packages above it."""
+    top, *below = name.split(".")
+    spec = find_spec(top)
+    if spec is None:
+        return None
+    if not below:
+        return Path(spec.origin) if spec.origin else None
+    files = (_module_at(Path(folder, *below)) for folder in spec.submodule_search_locations or ())
+    return next(filter(None, files), None)
 
 
 def _source(reference: str, where: str) -> tuple[Path, bytes]:

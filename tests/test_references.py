@@ -125,6 +125,30 @@ def test_each_file_has_the_helper_beside_it_or_says_that_there_are_two_of_a_name
         resolve("own/mine.py:x")
 
 
+@pytest.mark.parametrize("name", ["utils", "lib.utils"])
+def test_a_function_imports_the_helper_beside_its_file_or_it_is_said_that_there_are_two_of_a_name(here, name):
+    """The folder of the file is the first to be looked in only while it runs."""
+    sys.path.insert(0, str(here))
+    helper = Path(*name.split(".")).with_suffix(".py")
+    write(here / helper, "x = 0\n")
+    write(here / "a" / helper, "x = 1\n")
+    write(here / "a" / "mine.py", f"def f():\n    from {name} import x\n    return x\n")
+    for _ in range(2):
+        with pytest.raises(
+            BadReference, match=rf"imports {name}, which is .*/a/{helper} beside it, and {here}/{helper}"
+        ):
+            resolve("a/mine.py:f")
+    (here / helper).unlink()
+    assert resolve("a/mine.py:f")() == 1
+
+
+def test_a_folder_called_as_a_helper_is_called_is_no_other_helper(here):
+    write(here / "mine.py", "from utils import x\n")
+    write(here / "utils.py", "x = 1\n")
+    write(here / "utils" / "x.py", "")
+    assert resolve("mine.py:x") == 1
+
+
 def test_a_helper_may_be_a_link(here):
     write(here / "shared" / "helper.py", "x = 1\n")
     (here / "helper.py").symlink_to(here / "shared" / "helper.py")
