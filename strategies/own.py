@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import types
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, create_model
 
@@ -83,23 +84,28 @@ def _arguments_of(found: type, given: set[str]) -> type[Arguments]:
         else:
             continue
         # Its name may be one that pydantic has for itself.
-        kind = _kind(hints.get(parameter.name, Any), default)
-        several = (typing.get_origin(kind) or kind) in (tuple, list)  # a file has lists alone
-        fields[f"argument_{index}"] = (kind, Field(default, alias=parameter.name, strict=False if several else None))
+        kind = _with_lists(_kind(hints.get(parameter.name, Any), default))
+        fields[f"argument_{index}"] = (kind, Field(default, alias=parameter.name))
     return create_model(f"{found.__name__}Arguments", __base__=Arguments, **fields)
 
 
 def _kind(hint: Any, default: Any) -> Any:
     """Returns what an argument may be: what its hint says, as far as its own default keeps to that."""
-    if default is ...:
-        return hint
-    if default is None:
-        return hint | None
     try:
-        TypeAdapter(hint, config=Arguments.model_config).validate_python(default)
-    except Exception:  # or there is no telling what the hint allows
+        optional = hint | None
+        TypeAdapter(optional, config=Arguments.model_config).validate_python(None if default is ... else default)
+    except Exception:  # or there is no telling what the hint allows: it may be a function, as np.array is
         return Any
-    return hint
+    return optional if default is None else hint
+
+
+def _with_lists(hint: Any) -> Any:
+    """Returns a hint that allows lists wherever this one has tuples, and the reverse: a file has lists alone."""
+    kind = typing.get_origin(hint) or hint
+    if within := typing.get_args(hint):
+        whole = typing.Union if kind is types.UnionType else kind
+        hint = whole[tuple(map(_with_lists, within))]
+    return Annotated[hint, Field(strict=False)] if kind in (tuple, list) else hint
 
 
 def _can_be_written(value: object) -> bool:

@@ -158,6 +158,54 @@ def test_a_plugin_has_its_arguments_as_they_are_written(mine):
         plan("split-digits/class", ["argued.py:Argued"], [0], {"strength": "abc"})
 
 
+HINTED = """
+from typing import List, Optional, Tuple
+
+import numpy as np
+from avalanche.training.plugins import SupervisedPlugin
+
+
+class Hinted(SupervisedPlugin):
+    def __init__(
+        self,
+        needed: np.array,
+        weights: np.array = None,
+        anything: any = None,
+        called: callable = None,
+        old: Optional[Tuple[float, float]] = None,
+        new: "tuple[float, ...] | None" = None,
+        missing: tuple[float, float] = None,
+        pairs: list[tuple[int, int]] = [(1, 2)],
+        named: Optional[dict[str, List[Tuple[int, int]]]] = None,
+        either: Optional[List[float]] = None,
+    ):
+        super().__init__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("weights", [1, 2], [1, 2]),
+        ("anything", "a", "a"),
+        ("called", 1, 1),
+        ("old", [0.9, 0.99], (0.9, 0.99)),
+        ("new", [0.9, 1], (0.9, 1.0)),
+        ("missing", [0.9, 0.99], (0.9, 0.99)),
+        ("pairs", [[3, 4], [5, 6]], [(3, 4), (5, 6)]),
+        ("named", {"a": [[3, 4]]}, {"a": [(3, 4)]}),
+        ("either", (1, 2.0), [1.0, 2.0]),
+    ],
+)
+def test_a_hint_may_be_no_type_and_a_list_stands_for_a_tuple_anywhere_in_one(mine, name, given, kept):
+    (mine / "hinted.py").write_text(HINTED)
+    declared = catalogue.get("hinted.py:Hinted").hyperparameters
+    assert declared(needed=0).arguments()[name] in (None, [(1, 2)])
+    assert declared(**{"needed": 0, name: given}).arguments()[name] == kept
+    with pytest.raises(ValueError, match=r"old.0\n +Input should be a valid number"):
+        declared(needed=0, old=["a", 1.0])
+
+
 LEAVES_OUT = """
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin
