@@ -98,6 +98,13 @@ def test_what_does_not_belong_in_one_row_is_refused():
     other = record("good", 2, 0.7).model_copy(update={"hyperparameters": {"strategy": {"ewc_lambda": 3.0}}})
     with pytest.raises(RecordError, match="p good: its seeds were run with different hyperparameters"):
         tables.compare([*group("good", 0.8, 0.9), other])
+    mixed = [one.model_copy(update={"hyperparameters": {"training": {"epochs": 1}}}) for one in group("good", 0.8, 0.9)]
+    mixed.append(other.model_copy(update={"hyperparameters": {"training": {"epochs": 2}}}))
+    with pytest.raises(RecordError, match=r"\(seed 0 has training.epochs 1, seed 2 has 2\); run them again"):
+        tables.compare(mixed)
+    mixed = [record("f.py:f", seed, 0.5).model_copy(update={"hyperparameters": {"code": str(seed)}}) for seed in (0, 1)]
+    with pytest.raises(RecordError, match=r"\(its file changed between seed 0 and seed 1\)"):
+        tables.compare(mixed)
     with pytest.raises(RecordError, match="p good: a seed is there twice"):
         tables.compare([*group("good", 0.8, 0.9), record("good", 0, 0.8)])
     for look in (lambda records: matrices.of(records), lambda records: records.matrices("p", "good"), costs.compare):

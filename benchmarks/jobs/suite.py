@@ -20,6 +20,7 @@ from engrams.benchmarks.runs import Run
 from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
 from engrams.reports.files import remove_leftovers, set_aside
+from engrams.reports.settings import first_difference
 from engrams.reports.store import Record, RecordError
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import WandBMode, WandBSettings
@@ -202,17 +203,6 @@ def _looked_at(run: Run, record: Record) -> tuple[dict[str, Any], dict[str, Any]
     if judging and judging.prequential and "prequential" not in record.undefined:
         was["window"], now["window"] = record.prequential and record.prequential.window, judging.window
     return was, now
-
-
-def first_difference(old: dict, new: dict, key: str = "") -> str:
-    """Returns ``key.key was OLD, is now NEW`` of the first setting that differs."""
-    for name in sorted(old.keys() | new.keys()):
-        before, now = old.get(name), new.get(name)
-        if before != now:
-            if isinstance(before, dict) and isinstance(now, dict):
-                return first_difference(before, now, f"{key}{name}.")
-            return f"{key}{name} was {before}, is now {now}"
-    return "none"
 
 
 def _work(

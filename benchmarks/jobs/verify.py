@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from engrams.benchmarks.jobs.processes import Here
 from engrams.benchmarks.jobs.progress import Display
-from engrams.benchmarks.jobs.suite import first_difference, run_all
+from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.names import strategy_called
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.dotted import flattened
@@ -19,6 +19,7 @@ from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.reports.provenance import DECIDING
+from engrams.reports.settings import first_difference
 from engrams.reports.store import Record
 from engrams.reports.wandb.settings import DISABLED
 from engrams.strategies.contract import NoHyperparameters, Strategy

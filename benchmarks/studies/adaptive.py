@@ -23,13 +23,14 @@ from engrams.benchmarks.jobs.execute import journal_of, usual_device
 from engrams.benchmarks.jobs.outcomes import environment
 from engrams.benchmarks.jobs.processes import ProcessError, Report, in_processes
 from engrams.benchmarks.jobs.progress import Display
-from engrams.benchmarks.jobs.suite import SuiteError, check_startable, first_difference
+from engrams.benchmarks.jobs.suite import SuiteError, check_startable
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.schema import SplitStream
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies.sweeps import StudyError, Subsets
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.watch import Diverged, watch
+from engrams.reports.settings import first_difference
 from engrams.reports.studies import adaptive as outcomes
 from engrams.reports.studies.adaptive import NOTHING, Classes, Outcome, Results
 from engrams.reports.wandb.sending import sending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from engrams.reports.matrix import seen_so_far
 from engrams.reports.pages import class_shares, comparison, costs, generation, privacy
 from engrams.reports.predictions import Predictions
 from engrams.reports.render import Sheet
+from engrams.reports.settings import flat, set_by_hand
 from engrams.reports.store import Record
 
 AT_FIRST = 7
@@ -162,13 +162,6 @@ def command(record: Record) -> str:
     return shlex.join([*words, "--seeds", f"{record.seed}-{record.seed}"])
 
 
-def set_by_hand(variant: str) -> list[tuple[str, str]]:
-    """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them."""
-    settings = re.sub(r"\s*\([^()]*\)$", "", variant)
-    pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", settings) if part)
-    return [(key, value) for key, _, value in pairs]
-
-
 def _recorded(hyperparameters: Mapping[str, Any], key: str, otherwise: str) -> str:
     """A setting's value as TOML has it, a text as it is; ``otherwise`` where nothing is recorded under the key."""
     for holder in (hyperparameters.get("strategy", {}), hyperparameters):
@@ -178,17 +171,6 @@ def _recorded(hyperparameters: Mapping[str, Any], key: str, otherwise: str) -> s
             continue
         return value if isinstance(value, str) else json.dumps(value)
     return otherwise
-
-
-def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
-    """Returns nested settings as dotted key -> text, in their order."""
-    found: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{before}{key}.")
-        elif value is not None:
-            found[f"{before}{key}"] = value if isinstance(value, str) else json.dumps(value)
-    return found
 
 
 def run(record: Record, pictures: Sequence[str], answered: Predictions | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
 from engrams.reports.render import Sheet
+from engrams.reports.settings import differing
 from engrams.reports.store import Record, RecordError
 
 LEVEL_FROM = 3
@@ -145,10 +146,17 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
     if len(set(seeds)) < len(seeds):
         raise RecordError(f"{protocol} {strategy}: a seed is there twice; keep one set of records in the folder")
     complete = [record for record in group if record.complete]  # one that failed may be of a file that is mended now
-    if any(record.hyperparameters != complete[0].hyperparameters for record in complete):
-        raise RecordError(
-            f"{protocol} {strategy}: its seeds were run with different hyperparameters; run them again into one folder"
-        )
+    for record in complete:
+        if found := differing(complete[0].hyperparameters, record.hyperparameters):
+            key, before, now = found
+            first, other = f"seed {complete[0].seed}", f"seed {record.seed}"
+            how = f"{first} has {key} {before}, {other} has {now}"
+            if key == "code":  # a digest of the strategy's own file, which tells nobody anything
+                how = f"its file changed between {first} and {other}"
+            raise RecordError(
+                f"{protocol} {strategy}: its seeds were run with different hyperparameters ({how}); run them again "
+                f"into one folder"
+            )
 
 
 def _check_one_stream(protocol: str, records: Iterable[Record]) -> None:

@@ -1,0 +1,47 @@
+"""What decided a run, as a record and its row's name have it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
+    """Returns nested settings as dotted key -> text, in their order."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{before}{key}.")
+        elif value is not None:
+            found[f"{before}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return found
+
+
+def set_by_hand(variant: str) -> list[tuple[str, str]]:
+    """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them."""
+    settings = re.sub(r"\s*\([^()]*\)$", "", variant)
+    pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", settings) if part)
+    return [(key, value) for key, _, value in pairs]
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[str, Any, Any] | None:
+    """Returns the dotted key of the first setting that differs, and its two values; None if none does.
+
+    What is missing is None.
+    """
+    for key in sorted(one.keys() | other.keys()):
+        first, second = one.get(key), other.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            if found := differing(first, second, f"{before}{key}."):
+                return found
+        elif first != second:
+            return f"{before}{key}", first, second
+    return None
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Returns ``key.key was OLD, is now NEW`` of the first setting that differs."""
+    found = differing(old, new)
+    return "{} was {}, is now {}".format(*found) if found else "none"
