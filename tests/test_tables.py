@@ -224,6 +224,35 @@ def test_rows_of_other_streams_are_not_compared():
         tables.compare(records)
     records[1] = of("ewc", variant="stream.kind=permuted", stream={"kind": "permuted"})
     assert len(tables.compare(records)) == 2, "a row whose name says it"
+    records[1] = of("ewc", variant="ewc_lambda=3", stream={"kind": "permuted"})
+    with pytest.raises(RecordError, match="p: naive and ewc ewc_lambda=3 were run with another stream"):
+        tables.compare(records)
+    records = [of(name, "training.epochs=1", stream={"kind": kind}) for name, kind in (("a", "split"), ("b", "other"))]
+    with pytest.raises(RecordError, match=r"a training.epochs=1 and b training.epochs=1 were run with another stream"):
+        tables.compare(records)
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "compared"),
+    [
+        ("network.width=64", {"network": {"kind": "r", "width": 64}}, True),
+        ("network.width=64", {"network": {"kind": "w", "width": 64}}, False),
+        ("network=64", {"network": {"kind": "r", "width": 64}}, False),
+        ("network.kind=f.py:w", {"network": {"kind": "f.py:w", "fingerprint": "1"}}, True),
+        ("dataset=f.npz", {"dataset": "f.npz", "dataset_fingerprint": "1"}, True),
+        ("images.standardise=first-experience", {"images": {"standardise": "first-experience"}}, True),
+        ("images.standardise=first-experience", {"images": {"standardise": "first-experience", "pad": 2}}, False),
+    ],
+)
+def test_a_row_may_differ_in_what_its_name_says_and_in_what_goes_with_it(variant, settings, compared):
+    usual = {"dataset": "d", "images": {"mean": 0.5}, "network": {"kind": "r", "width": 20}}
+    rows = [record(name, 0, 0.5).model_copy(update={"hyperparameters": usual}) for name in ("a", "b")]
+    rows[1] = rows[1].model_copy(update={"hyperparameters": usual | settings, "variant": variant})
+    if compared:
+        assert len(tables.compare(rows)) == 2
+    else:
+        with pytest.raises(RecordError, match="were run with another"):
+            tables.compare(rows)
 
 
 def test_a_run_that_failed_with_a_file_that_is_mended_now_is_in_nobodys_way():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -12,11 +11,21 @@ import numpy as np
 from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
 from engrams.reports.render import Sheet
-from engrams.reports.settings import differing
+from engrams.reports.settings import differing, flat, set_by_hand
 from engrams.reports.store import Record, RecordError
 
 LEVEL_FROM = 3
 """Seeds in common from which on it says something that a test finds no difference."""
+ONE_STREAM = ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network")
+"""What rows that are compared have in common."""
+GOES_WITH = {
+    "benchmark": ("dataset", "dataset_fingerprint"),
+    "dataset": ("dataset_fingerprint",),
+    "images.standardise": ("images.mean", "images.std"),
+    "stream.kind": ("stream",),
+    "network.kind": ("network",),
+}
+"""A setting -> what else becomes another by it."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,12 @@ def compare(records: Iterable[Record]) -> list[Row]:
             of a search, which are judged on validation data, are left out.
 
     Raises:
-        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice.
+        RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice; or
+            rows learned other streams, or by other networks, and their names do not say so.
     """
     rows = []
     for protocol, by_strategy in sorted(grouped(records).items()):
-        _check_one_stream(protocol, [record for group in by_strategy.values() for record in group])
+        _check_one_stream(protocol, by_strategy)
         acc = {
             strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
@@ -159,17 +169,30 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
             )
 
 
-def _check_one_stream(protocol: str, records: Iterable[Record]) -> None:
-    """Raises a RecordError where rows of a protocol's own settings learned other data, or by another network."""
-    own = [record for record in records if record.complete and not record.variant]
-    for name in ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network"):
-        values = {json.dumps(one.hyperparameters.get(name), sort_keys=True): one.strategy for one in own}
+def _check_one_stream(protocol: str, by_row: Mapping[str, list[Record]]) -> None:
+    """Raises a RecordError where rows learned other data, or by another network, and their names do not say so."""
+    settings = []
+    for row, group in by_row.items():
+        if one := next((record for record in group if record.complete), None):  # its seeds are all alike
+            # A strategy's own setting may be called "network", too; a protocol's tables are set by what is in them.
+            by_hand = [key for key, _ in set_by_hand(one.variant) if "." in key or key in GOES_WITH]
+            own = {key for chosen in by_hand for key in (chosen, *GOES_WITH.get(chosen, ()))}
+            settings.append((row, own, flat({name: one.hyperparameters.get(name) for name in ONE_STREAM})))
+    for key in dict.fromkeys(key for *_, found in settings for key in found):
+        values = {found.get(key): row for row, own, found in settings if own.isdisjoint(_holders(key))}
         if len(values) > 1:
             first, second = list(values.values())[:2]
+            name = key.partition(".")[0].replace("_", " ")
             raise RecordError(
-                f"{protocol}: {first} and {second} were run with another {name.replace('_', ' ')}, and cannot be "
-                f"compared; run them again into one folder, or call one protocol otherwise"
+                f"{protocol}: {first} and {second} were run with another {name}, and cannot be compared; run them "
+                f"again into one folder, or call one protocol otherwise"
             )
+
+
+def _holders(key: str) -> list[str]:
+    """Returns a dotted key and those of the tables that it is in."""
+    parts = key.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def _supported_difference(ours: dict[int, float], best: dict[int, float]) -> float | None:
