@@ -11,7 +11,8 @@ from engrams.benchmarks.judging.anytime import AnytimePlugin
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.learn import learn
 from engrams.reports import pages, store
-from engrams.reports.anytime import measures
+from engrams.reports.anytime import Anytime, Prequential, measures
+from engrams.reports.matrix import METRICS
 from engrams.reports.pages import anytime
 
 
@@ -190,3 +191,37 @@ def test_what_was_measured_along_the_way_is_in_the_record_and_the_tables(tmp_pat
     joint = execute(a_run("joint", "class", judging_every=4), tmp_path, "cpu", "disabled", _quiet)
     assert joint.complete
     assert not joint.along_the_way
+
+
+def _measured(strategy, seed, every=4, samples=None, window=None):
+    curve = Anytime(
+        every=every, samples=samples, steps=[every], experience=[0], accuracy=[[0.5]], measures={"AAA": 0.5}
+    )
+    first = window and Prequential(accuracy=0.5, window=window, windows=[0.5])
+    return store.Record(
+        **{"protocol": "p", "strategy": strategy, "seed": seed, "status": "complete", "accuracy_matrix": [[0.5]]},
+        **{"metrics": dict.fromkeys(METRICS) | {"ACC": 0.5}, "anytime": curve, "prequential": first},
+        **{"hyperparameters": {}, "seconds": 1.0, "environment": {}},
+    )
+
+
+def test_seeds_that_were_measured_in_different_ways_are_not_averaged():
+    assert len(anytime.compare([_measured("naive", 0), _measured("naive", 1)])) == 1
+    for ways, said in [
+        ({"every": 9}, r"seed 0 every 4 steps, on all test samples; seed 1 every 9 steps, on all test samples\)"),
+        ({"samples": 20}, "seed 0 every 4 steps, on all test samples; seed 1 every 4 steps, on 20 test samples"),
+        ({"window": 7}, r"seed 0 in windows of 5 samples; seed 1 in windows of 7 samples\)"),
+    ]:
+        first = _measured("naive", 0, window=5 if "window" in ways else None)
+        with pytest.raises(store.RecordError, match=f"p naive: its seeds were measured in different ways .{said}"):
+            anytime.compare([first, _measured("naive", 1, **ways)])
+
+
+def test_of_rows_that_were_measured_in_different_ways_the_note_says_which_is_which():
+    records = [_measured("ewc", 0), _measured("naive", 0), _measured("replay", 0, every=9)]
+    (sheet,) = anytime.sheets(anytime.compare(records[:2]))
+    assert sheet.note == "Measured every 4 steps, on all test samples"
+    (sheet,) = anytime.sheets(anytime.compare(records))
+    assert sheet.note == (
+        "ewc, naive: measured every 4 steps, on all test samples; replay: measured every 9 steps, on all test samples"
+    )
