@@ -16,7 +16,7 @@ import pytest
 from engrams.benchmarks.jobs import suite
 from engrams.benchmarks.jobs.claims import CLAIM, Claimed, claim
 from engrams.benchmarks.jobs.execute import execute
-from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.jobs.verify import compared, run_of_record
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training.learn import Learned
@@ -350,8 +350,19 @@ def test_a_curve_that_is_another_now_differs(tmp_path):
     verdict = compared(then, now.model_copy(update={"anytime": other}))
     assert "anytime differ" in verdict.said
     assert not verdict.holds
-    looked_at_elsewhere = other.model_copy(update={"every": 3})
-    assert compared(then, now.model_copy(update={"anytime": looked_at_elsewhere})).holds, "measured in another way"
+    assert not compared(then, now.model_copy(update={"anytime": None})).holds, "nobody has measured it again"
+    assert compared(then.model_copy(update={"anytime": None}), now).holds, "nothing was measured before"
+
+
+def test_what_was_measured_along_the_way_is_measured_again(tmp_path):
+    settings = {"judging.every": 4, "judging.samples": 20, "judging.prequential": True, "judging.window": 50}
+    (asked,) = plan("split-digits/task", ["naive"], [0], {"training.epochs": 1, **settings}, first=2)
+    then = execute(asked, tmp_path, "cpu", "disabled", lambda _: None)
+    run = run_of_record(then)
+    assert run.protocol.judging == asked.protocol.judging
+    assert run.folder(tmp_path) == asked.folder(tmp_path)
+    verdict = compared(then, execute(run, tmp_path / "again", "cpu", "disabled", lambda _: None))
+    assert verdict.said == "equal to the bit"
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def _run_of(record: Record) -> Run:
     decided = record.hyperparameters
     strategy = strategy_called(record.strategy)
     hyperparameters = strategy.hyperparameters.model_validate(decided["strategy"])
-    protocol = _protocol(record.protocol, strategy, decided)
+    # How it was judged while it learned decides nothing of the result, and is not among the hyperparameters.
+    protocol = _protocol(record.protocol, strategy, {**decided, "judging": _judging(record)})
     first = decided.get("first_experiences")
     run = Run(protocol, strategy, record.seed, hyperparameters, decided["judge"], record.variant, first)
     if run.deciding() != decided:
@@ -64,12 +65,24 @@ def _run_of(record: Record) -> Run:
     return run
 
 
+def _judging(record: Record) -> dict[str, Any]:
+    """What has to be asked for so that what a record has of the time while it learned is measured again."""
+    asked: dict[str, Any] = {}
+    if record.anytime:
+        asked |= {"every": record.anytime.every, "samples": record.anytime.samples}
+    if record.prequential:
+        asked |= {"prequential": True, "window": record.prequential.window}
+    return asked
+
+
 def _protocol(name: str, strategy: Strategy, decided: dict[str, Any]) -> Protocol:
     """The protocol with the values that a record has; one of one's own is looked for in the current folder."""
     file, slash, scenario = name.partition("/")
     reference = f"{file}.toml{slash}{scenario}" if Path(f"{file}.toml").is_file() else name
     protocol = registry.get(reference)
-    now, then = (registry.of_protocol(flattened(one)) for one in (protocol.deciding(strategy), decided))
+    judging = protocol.judging.model_dump() if protocol.judging else {}
+    present = {**protocol.deciding(strategy), "judging": judging}
+    now, then = (registry.of_protocol(flattened(one)) for one in (present, decided))
     changed = {key: value for key, value in then.items() if now.get(key) != value}
     return registry.get(reference, changed) if changed else protocol
 
@@ -122,14 +135,6 @@ def repeat(records: Sequence[Record], workers: int | None, display: Display) -> 
     return [verdicts[index] for index in range(len(records))]
 
 
-def _another_curve(then: Record, now: Record, name: str) -> bool:
-    """Tells whether what a record has of the time while it learned is another now, measured in the same way."""
-    before, after = getattr(then, name), getattr(now, name)
-    how = ("every", "samples", "window")
-    alike = before and after and all(getattr(before, key, None) == getattr(after, key, None) for key in how)
-    return bool(alike and before != after)
-
-
 def compared(then: Record, now: Record) -> Verdict:
     """Returns what is to be said of a record and of that of the same run, done again."""
     if not now.complete:
@@ -139,7 +144,8 @@ def compared(then: Record, now: Record) -> Verdict:
     # An older record has less of a generator; what it has must be the same.
     made_then, made_now = (one.generated.model_dump() if one.generated else {} for one in (then, now))
     differences += [f"generated.{name}" for name, value in made_then.items() if made_now.get(name) != value]
-    differences += [name for name in ("anytime", "prequential") if _another_curve(then, now, name)]
+    along_the_way = {"anytime": (then.anytime, now.anytime), "prequential": (then.prequential, now.prequential)}
+    differences += [name for name, (before, after) in along_the_way.items() if before and before != after]
     if not differences:
         return Verdict(then, True, "equal to the bit")
     said = f"ACC {100 * then.acc:.2f} in the record, {100 * now.acc:.2f} here; {', '.join(differences)} differ"
