@@ -77,7 +77,7 @@ def _one_way(protocol: str, strategy: str, by_seed: Mapping[int, Anytime | Prequ
 def _way(measured: Anytime | Prequential) -> str:
     if isinstance(measured, Prequential):
         return f"in windows of {measured.window} samples"
-    on = f"{measured.samples} test samples of each experience, the same in every run"
+    on = f"the same {measured.samples} test samples of each experience"
     return f"every {measured.every} steps, on {on if measured.samples else 'all test samples'}"
 
 
