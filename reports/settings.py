@@ -19,9 +19,19 @@ def flat(settings: Mapping[str, Any], before: str = "") -> dict[str, str]:
     return found
 
 
+FOLDER = re.compile(r"\s*\(([^()]*)\)$")
+"""At the end of a variant's name: which of several folders its record is of."""
+
+
+def folder_named(variant: str) -> str:
+    """Returns the name of the folder that a variant's record is of, where there are several; else ''."""
+    found = FOLDER.search(variant)
+    return found[1] if found else ""
+
+
 def set_by_hand(variant: str) -> list[tuple[str, str]]:
     """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them."""
-    settings = re.sub(r"\s*\([^()]*\)$", "", variant)
+    settings = FOLDER.sub("", variant)
     pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", settings) if part)
     return [(key, value) for key, _, value in pairs]
 

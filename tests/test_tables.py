@@ -224,6 +224,10 @@ def test_rows_of_other_streams_are_not_compared():
         tables.compare(records)
     records[1] = of("ewc", variant="stream.kind=permuted", stream={"kind": "permuted"})
     assert len(tables.compare(records)) == 2, "a row whose name says it"
+    two = [of("naive", f"({kind})", stream={"kind": kind}) for kind in ("split", "permuted")]
+    assert len(tables.compare(two)) == 2, "of two folders, which the rows name"
+    with pytest.raises(RecordError, match=r"naive \(split\) and ewc \(split\) were run with another stream"):
+        tables.compare([*two, of("ewc", "(split)", stream={"kind": "permuted"})])
     records[1] = of("ewc", variant="ewc_lambda=3", stream={"kind": "permuted"})
     with pytest.raises(RecordError, match="p: naive and ewc ewc_lambda=3 were run with another stream"):
         tables.compare(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
 from engrams.reports.render import Sheet
-from engrams.reports.settings import differing, flat, set_by_hand
+from engrams.reports.settings import differing, flat, folder_named, set_by_hand
 from engrams.reports.store import Record, RecordError
 
 LEVEL_FROM = 3
@@ -171,16 +172,19 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
 
 def _check_one_stream(protocol: str, by_row: Mapping[str, list[Record]]) -> None:
     """Raises a RecordError where rows learned other data, or by another network, and their names do not say so."""
-    settings = []
+    settings = defaultdict(list)  # of each folder: the name of a row says which it is of
     for row, group in by_row.items():
         if one := next((record for record in group if record.complete), None):  # its seeds are all alike
             # A strategy's own setting may be called "network", too; a protocol's tables are set by what is in them.
             by_hand = [key for key, _ in set_by_hand(one.variant) if "." in key or key in GOES_WITH]
             own = {key for chosen in by_hand for key in (chosen, *GOES_WITH.get(chosen, ()))}
-            settings.append((row, own, flat({name: one.hyperparameters.get(name) for name in ONE_STREAM})))
-    for key in dict.fromkeys(key for *_, found in settings for key in found):
-        values = {found.get(key): row for row, own, found in settings if own.isdisjoint(_holders(key))}
-        if len(values) > 1:
+            found = flat({name: one.hyperparameters.get(name) for name in ONE_STREAM})
+            settings[folder_named(one.variant)].append((row, own, found))
+    for rows in settings.values():
+        for key in dict.fromkeys(key for *_, found in rows for key in found):
+            values = {found.get(key): row for row, own, found in rows if own.isdisjoint(_holders(key))}
+            if len(values) < 2:
+                continue
             first, second = list(values.values())[:2]
             name = key.partition(".")[0].replace("_", " ")
             raise RecordError(
