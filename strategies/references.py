@@ -147,7 +147,8 @@ def _parts(reference: str) -> tuple[str, str]:
 
 def _run_file(reference: str, where: str) -> ModuleType:
     path, source = _source(reference, where)
-    name = f"{path.stem}_{_digest(str(path).encode())}"  # the same in every process
+    stem = path.stem.replace(".", "_")  # of no package
+    name = f"{stem}_{_digest(str(path).encode())}"  # the same in every process
     digest = _digest(source)
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__fingerprint__") == digest:

@@ -452,7 +452,7 @@ def test_a_folder_for_each_split_as_the_hub_itself_lays_them_out(hub, tmp_path, 
     fingerprint(name)
     (tmp_path / "hub" / place / "test" / "0001.parquet").unlink()
     datasets.load.cache_clear()
-    with pytest.raises(DataError, match=r"test: 0001.parquet is missing between 0000 and 0002"):
+    with pytest.raises(DataError, match=r"test: 0001.parquet is missing before 0002.parquet"):
         load(name)
 
 
@@ -496,9 +496,12 @@ WORDS = np.array(["ant", "bee", "cow"])[LABELS]
         ({"fold": LABELS % 2}, r"which column has the labels\? Those of whole numbers are fold; .*FOLDER#fold"),
         (
             {"label": WORDS, "fold": LABELS % 2},
-            "the column 'label' is string, and labels are whole .*, or name .*#fold",
+            "the column 'label' is string, and labels are whole .*, or name .*#COLUMN",
         ),
-        ({"Class": WORDS, "y": LABELS}, "the column 'Class' is string, and labels are whole .*, or name .*FOLDER#y"),
+        (
+            {"Class": WORDS, "y": LABELS},
+            "the column 'Class' is string, and labels are whole .*, or name .*FOLDER#COLUMN",
+        ),
         ({"target": LABELS / 1}, "the column 'target' is double, and labels are whole numbers 0, 1, ...; write those$"),
         ({"fine_label": LABELS, "coarse_label": LABELS % 2}, r"whole numbers are fine_label, coarse_label; name one"),
     ],
@@ -616,6 +619,7 @@ def test_a_changed_file_has_another_fingerprint(saved, tmp_path):
 
 def test_a_changed_folder_has_another_fingerprint(folder):
     before = fingerprint(f"folder:{folder}")
+    count = len(load(f"folder:{folder}").train_y)
     image = folder / "train" / "bee" / "1.png"
     content = image.read_bytes()
     image.rename(folder / "train" / "cow" / "7.png")
@@ -627,4 +631,6 @@ def test_a_changed_folder_has_another_fingerprint(folder):
     assert len({before, moved, added}) == 3
     (folder / "README").write_text("beside the images")
     (folder / "train" / "bee" / ".DS_Store").write_text("of a desktop")
+    (folder / "train" / "bee" / "._1.png").write_bytes(b"of a desktop, too")
+    assert len(load(f"folder:{folder}").train_y) == count, "nor are hidden files read"
     assert fingerprint(f"folder:{folder}") == before

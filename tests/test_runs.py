@@ -370,6 +370,10 @@ def test_another_way_of_judging_along_the_way_is_refused(tmp_path):
         finished(replace(given(every=5), seed=1), tmp_path)
     with pytest.raises(SuiteError, match=r"judging\.window was None, is now 1000"):
         finished(replace(given(prequential=True), seed=1), tmp_path)
+    (joint,) = plan("split-digits/class", ["joint"], [1], small)
+    assert execute(joint, tmp_path, "cpu", "disabled", _quiet).complete
+    (asked,) = plan("split-digits/class", ["joint"], [1], small | {"judging.prequential": True})
+    assert finished(replace(asked, variant=joint.variant), tmp_path), "there can be none"
     for strategy in ("joint", "cumulative"):  # of these there is no curve, or no prequential accuracy
         (run,) = plan("split-digits/class", [strategy], [0], small | {"judging.every": 5, "judging.prequential": True})
         assert execute(run, tmp_path, "cpu", "disabled", _quiet).complete

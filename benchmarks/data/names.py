@@ -99,10 +99,8 @@ def _check_shards(files: list[Path]) -> None:
             f"other file so"
         )
     numbers = [int(file.stem) for file in files if NUMBER.fullmatch(file.stem)]
-    if numbers and (missing := sorted(set(range(numbers[0], numbers[-1])) - set(numbers))):
-        raise DataError(
-            f"{files[0].parent}: {missing[0]:04d}.parquet is missing between {numbers[0]:04d} and {numbers[-1]:04d}"
-        )
+    if numbers and (missing := sorted(set(range(numbers[-1])) - set(numbers))):
+        raise DataError(f"{files[0].parent}: {missing[0]:04d}.parquet is missing before {numbers[-1]:04d}.parquet")
     cuts: dict[tuple[str, int], set[int]] = {}
     for file in files:
         if shard := SHARD.match(file.stem):

@@ -24,6 +24,7 @@ from avalanche.training.determinism.rng_manager import RNGManager
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded, upright, upright_size
 from engrams.benchmarks.data.names import FOLDER, NPZ, PARQUET, SPLITS, DataError, label_column, path_of
@@ -266,7 +267,7 @@ def _folder(root: Path, from_disk: bool) -> ImageData:
                 f"{root}/test/CLASS"
             )
     try:
-        train, test = (ImageFolder(str(root / split)) for split in SPLITS)
+        train, test = (ImageFolder(str(root / split), is_valid_file=_is_image) for split in SPLITS)
     except (OSError, ValueError) as error:  # no class, or one without images
         raise DataError(f"{root}: {_said(error)}") from error
     if train.classes != test.classes:
@@ -285,6 +286,11 @@ def _folder(root: Path, from_disk: bool) -> ImageData:
     if not from_disk:
         images = [all_decoded(train), all_decoded(test)]
     return ImageData(images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets))
+
+
+def _is_image(path: str) -> bool:
+    """Whether a file of a folder is read: hidden ones are a desktop's own, and in no fingerprint either."""
+    return not Path(path).name.startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
 
 
 def _mode(paths: Sequence[Path]) -> str:

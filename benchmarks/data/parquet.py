@@ -218,17 +218,19 @@ def _label_column(where: str, schema: pyarrow.Schema, wanted: str | None) -> str
         return wanted
     if "label" in integers:
         return "label"
+    named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
+    if len(named) == 1:
+        return named[0]
     called = [field for field in schema if field.name.lower() in LABELS]
     for field in called:  # beside labels in words, whole numbers are something else: folds, sizes
         if not _are_whole(field):
-            other = f", or name another column behind the folder: parquet:FOLDER#{integers[0]}" if integers else ""
+            other = ", or name another column behind the folder: parquet:FOLDER#COLUMN" if integers else ""
             raise DataError(
                 f"{where}: the column {field.name!r} is {field.type}, and labels are whole numbers 0, 1, ...; write "
                 f"those{other}"
             )
     if not integers:
         raise DataError(f"{where} has no labels: no column of whole numbers; it has {', '.join(schema.names)}")
-    named = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"]
     found = named or [field.name for field in called]
     if len(found) == 1:
         return found[0]

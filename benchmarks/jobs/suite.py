@@ -196,11 +196,13 @@ def _looked_at(run: Run, record: Record) -> tuple[dict[str, Any], dict[str, Any]
     judging = run.protocol.judging
     was: dict[str, Any] = {}
     now: dict[str, Any] = {}
-    if judging and judging.every and not run.strategy.whole_stream_at_once:
+    if judging is None or run.strategy.whole_stream_at_once:
+        return was, now
+    if judging.every:
         curve = record.anytime
         was = {"every": curve and curve.every, "samples": curve and curve.samples}
         now = {"every": judging.every, "samples": judging.samples}
-    if judging and judging.prequential and "prequential" not in record.undefined:
+    if judging.prequential and "prequential" not in record.undefined:
         was["window"], now["window"] = record.prequential and record.prequential.window, judging.window
     return was, now
 

@@ -9,6 +9,7 @@ import torch
 from avalanche.benchmarks import CLExperience
 from avalanche.training import ER_ACE
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.supervised.er_aml import ER_AML
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -127,8 +128,8 @@ class PrequentialPlugin(SupervisedPlugin):
 
     It has to be the first of the plugins: samples that are replayed stand behind the new ones, and are not predicted.
     Where a strategy trains on other samples than the experience's, old ones among them (cumulative training, iCaRL,
-    GDumb), or replays samples that are still to come (Avalanche's ER-ACE), nobody can tell which are new, and there is
-    no such accuracy.
+    GDumb), or replays samples that are still to come (Avalanche's ER-ACE and ER-AML), nobody can tell which are new,
+    and there is no such accuracy.
     """
 
     def __init__(
@@ -167,8 +168,8 @@ class PrequentialPlugin(SupervisedPlugin):
     def before_training_iteration(self, strategy, **kwargs):
         if strategy.clock.train_exp_epochs or strategy.clock.train_epoch_iterations % self.iterations:
             return
-        # Avalanche's ER-ACE replays an experience's samples from its beginning on.
-        self.mixed = self.mixed or isinstance(strategy, ER_ACE) or not learns_its_experience(strategy)
+        # Avalanche's ER-ACE and ER-AML replay an experience's samples from its beginning on.
+        self.mixed = self.mixed or isinstance(strategy, ER_ACE | ER_AML) or not learns_its_experience(strategy)
         if self.mixed:
             return
         with self.paused():

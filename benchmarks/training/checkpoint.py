@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.models import MultiTaskModule
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -196,9 +197,8 @@ def state_of_strategy(strategy: SupervisedTemplate) -> State:
     """Returns what a strategy has learned, between two experiences.
 
     Raises:
-        Unkept: it, one of its plugins or a criterion of one's own does not say what it keeps.
+        Unkept: it, or one of its plugins, does not say what it keeps.
     """
-    _refuse_own_criterion(getattr(strategy, "_criterion", None))
     return {
         "own": state_of(strategy),
         "plugins": [{"kind": type(plugin).__name__, "state": state_of(plugin)} for plugin in strategy.plugins],
@@ -207,40 +207,55 @@ def state_of_strategy(strategy: SupervisedTemplate) -> State:
     }
 
 
-def attributes_of(model: nn.Module) -> dict[str, str]:
-    """Returns what a network of one's own has besides what torch keeps of it: attribute -> a text that tells it apart.
+def unkept_of(strategy: SupervisedTemplate) -> dict[str, str]:
+    """Returns what no state has of a network or a criterion of one's own: its name -> a text that tells it apart.
 
-    It is what its modules' classes give them, and buffers that are not persistent; none of torch's own modules.
+    That is what their classes give them besides parameters, and buffers that are not persistent; of a criterion all. A
+    run may go on from a checkpoint only where it is what it was when the strategy was made.
     """
+    found = _attributes_of(strategy.model)
+    criterion = getattr(strategy, "_criterion", None)
+    if isinstance(criterion, nn.Module):
+        state = {f"criterion.{name}": _told_apart(tensor) for name, tensor in criterion.state_dict().items()}
+        found |= state | {f"criterion{name}": value for name, value in _attributes_of(criterion).items()}
+    elif is_own(type(criterion)) and hasattr(criterion, "__dict__"):
+        found |= {f"criterion.{key}": _told_apart(value) for key, value in vars(criterion).items()}
+    return found
+
+
+def _attributes_of(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, module in model.named_modules():
         if is_own(type(module)):
             left_out = {key: module._buffers[key] for key in module._non_persistent_buffers_set}
-            attributes = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+            attributes = {key: value for key, value in vars(module).items() if key not in _MADE_ANEW}
             found |= {f"{name}.{key}": _told_apart(value) for key, value in (attributes | left_out).items()}
     return found
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MADE_ANEW = frozenset(vars(MultiTaskModule()))
+"""What every module of torch's and of Avalanche's has."""
 
 
 def _told_apart(value: Any) -> str:
     try:
-        return sha256(pickle.dumps(value)).hexdigest()
+        return sha256(pickle.dumps(tree_map(_content_of_tensor, value))).hexdigest()
     except Exception:  # a function made in a function, say
         return repr(value)
 
 
-def refuse_other_attributes(as_made: Mapping[str, str], model: nn.Module) -> None:
-    """Raises an Unkept if a network of one's own has other attributes than when it was made, which no state has."""
-    now = attributes_of(model)
+def _content_of_tensor(leaf: Any) -> Any:
+    """A tensor's content, wherever it lies: its pickle has all that it is a part of."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return str(leaf.dtype), tuple(leaf.shape), leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def refuse_what_has_changed(as_made: Mapping[str, str], strategy: SupervisedTemplate) -> None:
+    """Raises an Unkept where a network or a criterion of one's own has become another in what no state has."""
+    now = unkept_of(strategy)
     if changed := sorted(key for key in as_made.keys() | now.keys() if as_made.get(key) != now.get(key)):
-        raise Unkept(f"the network has changed {changed[0].removeprefix('.')}, which its state_dict has not")
-
-
-def _refuse_own_criterion(criterion: Any) -> None:
-    if isinstance(criterion, nn.Module) and is_own(type(criterion)):
-        raise Unkept(f"the criterion {type(criterion).__name__} may have changed")
+        raise Unkept(f"{changed[0].removeprefix('.')} has changed, which no state_dict has")
 
 
 def restore_strategy(strategy: SupervisedTemplate, state: State, learned: Sequence, judged: Sequence) -> None:

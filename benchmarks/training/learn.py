@@ -28,11 +28,11 @@ from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.benchmarks.training.checkpoint import (
     Checkpoints,
     Within,
-    attributes_of,
     before_experience,
-    refuse_other_attributes,
+    refuse_what_has_changed,
     restore_random,
     restore_strategy,
+    unkept_of,
 )
 from engrams.benchmarks.training.costs import PeakMemory, bytes_of, count_operations
 from engrams.benchmarks.training.watch import watch
@@ -148,7 +148,7 @@ class _Learning:
             self.strategy.plugins.append(TaskMaskPlugin())
         self.predictions = PredictionsPlugin()
         self.strategy.plugins.append(self.predictions)
-        self.network_as_made = attributes_of(self.strategy.model)
+        self.as_made = unkept_of(self.strategy)
         self.matrix: list[list[float]] = kept["matrix"] if kept else []
         self.at_initialisation: list[float] = kept["at_initialisation"] if kept else []
         self.epochs = kept["epochs"] if kept else 0
@@ -274,7 +274,7 @@ class _Learning:
         return within
 
     def _so_far(self) -> State:
-        refuse_other_attributes(self.network_as_made, self.strategy.model)
+        refuse_what_has_changed(self.as_made, self.strategy)
         return {
             "matrix": self.matrix,
             "at_initialisation": self.at_initialisation,
