@@ -138,15 +138,14 @@ def _both(reference: str, arguments: str, seed: int) -> dict[str, list[Avalanche
             f"benchmark: {reference} has {len(parts['train'])} experiences to learn and {len(parts['test'])} to be "
             f"judged on; an accuracy matrix needs one of the second for each of the first"
         )
-    classes = {name: {int(label) for data in part for label in data.targets.uniques} for name, part in parts.items()}
-    for place, of_both in enumerate(zip(parts["train"], parts["test"], strict=True)):
-        learned, judged = (sorted(map(int, data.targets.uniques)) for data in of_both)
-        if not set(learned) & set(judged):
+    classes = {name: [set(map(int, data.targets.uniques)) for data in part] for name, part in parts.items()}
+    for place, (learned, judged) in enumerate(zip(classes["train"], classes["test"], strict=True)):
+        if learned.isdisjoint(judged):
             raise ProtocolError(
-                f"benchmark: experience {place} of {reference} has class {learned[0]} where it is learned and none of "
-                f"its classes in the test_stream, but class {judged[0]}: give both streams one order"
+                f"benchmark: experience {place} of {reference} has class {min(learned)} where it is learned and none "
+                f"of its classes in the test_stream, but class {min(judged)}: give both streams one order"
             )
-    if new := sorted(classes["test"] - classes["train"]):
+    if new := sorted(set().union(*classes["test"]) - set().union(*classes["train"])):
         raise ProtocolError(f"benchmark: class {new[0]} is in the test_stream of {reference}, but in no train_stream")
     return parts
 
