@@ -48,6 +48,13 @@ def test_what_has_no_record_is_guessed_and_said_or_not_known(runs_of):
     assert known.left() == pytest.approx(8 * 40 / 2)
     assert "(4 of them guessed: no record is like them)" in known.line()
     _, unknown = runs_of("ewc")
+    assert unknown.left() == pytest.approx(4 * 40 / 2), "as long as those of another strategy under this protocol"
+    assert unknown.line() == "to do: 4 runs, about 80 s with 2 at once (4 of them guessed: no record is like them)"
+
+
+def test_where_no_strategy_has_a_record_nothing_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "COMMITTED", tmp_path / "none")
+    unknown = forecast(plan(PROTOCOL, ["ewc"], range(4)), tmp_path / "runs", 2)
     assert unknown.left() is None
     assert unknown.line() == "to do: 4 runs, for how long no record says"
 
@@ -66,6 +73,7 @@ def test_it_learns_as_it_goes(runs_of, monkeypatch):
     known.advanced(runs[1], 10)  # of 50 epochs
     assert known.left() == pytest.approx(80 + 2 * 80)
     runs, unknown = runs_of("ewc", workers=1)
+    unknown.guessed.clear()
     unknown.advanced(runs[0], 0)
     assert unknown.left() is None
     now[0] += 10

@@ -40,6 +40,8 @@ class Forecast:
     workers: int
     seconds: dict[Run, float]
     """Of those runs that there are records of."""
+    guessed: dict[Run, float]
+    """Of others: as long as those of other strategies under their protocol took."""
     memory: int | None
     """Bytes that as many of the runs take at once as there are workers, the largest."""
     disk: int
@@ -69,11 +71,12 @@ class Forecast:
 
         One that nothing is known of is taken for the mean of the others.
         """
-        found = [self._left_of(run) for run in self.runs if run not in self._ended]
-        known = [seconds for seconds in found if seconds is not None]
-        if not found or not known:
+        found = {run: self._left_of(run) for run in self.runs if run not in self._ended}
+        known = [seconds for seconds in found.values() if seconds is not None]
+        if not found or not (known or self.guessed):
             return None if found else 0.0
-        filled = [mean(known) if seconds is None else seconds for seconds in found]
+        usual = mean(known or self.guessed.values())
+        filled = [self.guessed.get(run, usual) if seconds is None else seconds for run, seconds in found.items()]
         return max(max(filled), sum(filled) / min(self.workers, len(filled)))
 
     def _left_of(self, run: Run) -> float | None:
@@ -137,14 +140,17 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
     workers = min(workers or joblib.cpu_count(), max(1, len(runs)))
     like = {key: _like(*key, (out, COMMITTED)) for key in {_kind(run) for run in runs}}
     seconds: dict[Run, float] = {}
+    guessed: dict[Run, float] = {}
     memory: list[int] = []
     disk = 0.0
     for run in runs:
         if records := like[_kind(run)]:
-            seconds[run] = median(record.seconds * _share(run, record) for record, _ in records)
+            seconds[run] = _seconds(run, records)
             disk += median(size for _, size in records)
             memory += [max(peaks)] if (peaks := [peak for record, _ in records if (peak := _peak(record))]) else []
-    return Forecast(runs, workers, seconds, sum(nlargest(workers, memory)) or None, int(disk))
+        elif others := next(filter(None, (_others(run.protocol.name, root) for root in (out, COMMITTED))), None):
+            guessed[run] = _seconds(run, others)
+    return Forecast(runs, workers, seconds, guessed, sum(nlargest(workers, memory)) or None, int(disk))
 
 
 def gpu_memory(run: Run, out: Path) -> int | None:
@@ -160,7 +166,7 @@ def gpu_memory(run: Run, out: Path) -> int | None:
     for root in (out, COMMITTED):
         if own := _gpu_peaks(_like(*_kind(run), (root,))):
             return max(own)
-        if others := _gpu_peaks(islice(_complete(store.paths_below(root / run.protocol.name)), ENOUGH)):
+        if others := _gpu_peaks(_others(run.protocol.name, root)):
             return OTHERS * max(others)
     return None
 
@@ -184,11 +190,20 @@ def _like(protocol: str, strategy: str, variant: str, roots: Iterable[Path]) -> 
     return []
 
 
+def _others(protocol: str, root: Path) -> list[tuple[Record, int]]:
+    """A few complete records of each strategy under a protocol, and the bytes of their folders."""
+    return [one for folder in (root / protocol).glob("*/") for one in _like(protocol, folder.name, "", (root,))]
+
+
 def _complete(paths: Iterable[Path]) -> Iterator[tuple[Record, int]]:
     for path in paths:
         with suppress(RecordError, OSError):
             if (record := store.read(path)).complete:
                 yield record, sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+
+
+def _seconds(run: Run, records: list[tuple[Record, int]]) -> float:
+    return median(record.seconds * _share(run, record) for record, _ in records)
 
 
 def _share(run: Run, record: Record) -> float:
