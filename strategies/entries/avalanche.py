@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from engrams.strategies.contract import (
     Budget,

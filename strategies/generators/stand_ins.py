@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from engrams.strategies.arguments import not_negative
 from engrams.strategies.generators.generator import Generator, ImageSpec, Sampler, check_share
