@@ -30,7 +30,8 @@ class HeatMap:
         figure = Figure(figsize=(width, height), dpi=110)
         bottom, up = 0.6 / height, (height - 1.0) / height
         self._axes = figure.add_axes((0.7 / width, bottom, (width - 1.5) / width, up))
-        self._picture = draw_accuracy_matrix(self._axes, np.zeros((rows, columns)))
+        # Of NaN, since Matplotlib before 3.11 draws an image with all the rest though it is animated.
+        self._picture = draw_accuracy_matrix(self._axes, np.full((rows, columns), np.nan))
         self._axes.set_title(" ", fontsize="medium")
         figure.colorbar(
             self._picture,
