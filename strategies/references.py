@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -47,8 +48,8 @@ def resolve(reference: str) -> object:
 def fingerprint(reference: str) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 of the source file that a reference names.
 
-    Files of one's own that it imports are in it too: those in its folder or below, or in the folder of its package.
-    Installed packages are not.
+    Files of one's own that it imports are in it too: those in its folder or below, or in the folder of its package, in
+    the current folder and in those of ``PYTHONPATH``. Installed packages are not.
 
     Args:
         reference: as for :func:`resolve`.
@@ -59,7 +60,7 @@ def fingerprint(reference: str) -> str:
     where, _ = _parts(reference)
     if where.endswith(".py"):
         path, source = _source(reference, where)
-        return _digest(source + _digests(_imported(path, path.parent)))
+        return _digest(source + _digests(_imported(path, [path.parent, *_own_folders()])))
     _current_folder_is_importable()
     try:
         spec = find_spec(where)
@@ -71,29 +72,37 @@ def fingerprint(reference: str) -> str:
         raise BadReference(f"{reference}: {where} has no source file; put the function into a file of your own")
     path = Path(spec.origin)
     depth = where.count(".") + (path.name == "__init__.py")
-    return _digest(path.read_bytes() + _digests(_imported(path, path.parents[depth], where)))
+    return _digest(path.read_bytes() + _digests(_imported(path, [path.parents[depth], *_own_folders()], where)))
 
 
 def _digests(files: Mapping[str, Path]) -> bytes:
     return "".join(f"{name} {_digest(file.read_bytes())}\n" for name, file in sorted(files.items())).encode()
 
 
-def _imported(path: Path, root: Path, module: str = "") -> dict[str, Path]:
-    """Returns module -> file of those below a folder that a file imports, and that these import; mostly none.
+def _own_folders() -> list[Path]:
+    """Returns the folders, besides a file's own, in which Python looks for modules that nobody has installed."""
+    here = [Path.cwd()] if {"", str(Path.cwd())} & {*sys.path} else []
+    return here + [Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+
+
+def _imported(path: Path, folders: Sequence[Path], module: str = "") -> dict[str, Path]:
+    """Returns module -> file of those below some folders that a file imports, and that these import; mostly none.
 
     Args:
         path: the file.
-        root: modules are looked for in this folder alone.
+        folders: modules are looked for in these alone, in this order.
         module: the file's, where it is one of a package and may import by ``from . import``.
     """
     # The user's, the system's and a virtual environment's packages lie in folders of these names.
-    if root.name in ("site-packages", "dist-packages") or root == Path(sysconfig.get_path("stdlib")):
-        return {}
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    folders = [one for one in folders if one.name not in ("site-packages", "dist-packages") and one != stdlib]
     found: dict[str, Path] = {}
     left = [(module, path)]
     while left:
         for name in _names_imported(*left.pop()):
-            file = _module_at(root.joinpath(*name.split(".")))
+            if name.partition(".")[0] == "engrams":
+                continue
+            file = next(filter(None, (_module_at(folder.joinpath(*name.split("."))) for folder in folders)), None)
             if file is not None and file != path and name not in found:
                 found[name] = file
                 left.append((name, file))
@@ -183,7 +192,7 @@ def _check_none_has_the_name_of_another(reference: str, path: Path) -> None:
 
     Python keeps one module of a name.
     """
-    for name, file in _imported(path, path.parent).items():
+    for name, file in _imported(path, [path.parent]).items():
         read = getattr(sys.modules.get(name), "__file__", None)
         if read and Path(read).resolve() != file.resolve():
             raise BadReference(
@@ -198,7 +207,7 @@ def _check_none_hides_what_is_imported_later(reference: str, path: Path) -> None
     The folder of the file is the first that Python looks in only while the file runs.
     """
     importlib.invalidate_caches()
-    for name, file in _imported(path, path.parent).items():
+    for name, file in _imported(path, [path.parent]).items():
         found = None if name in sys.modules else _would_be_read(name)
         if found and found.resolve() != file.resolve():
             raise BadReference(

@@ -172,6 +172,22 @@ def test_a_package_goes_before_a_module_of_its_name(here):
     assert resolve("other.py:x") == 2, "the package is the same"
 
 
+@pytest.mark.parametrize("where", ["here", "PYTHONPATH"])
+def test_what_is_imported_from_wherever_python_looks_is_in_the_fingerprint(here, monkeypatch, where):
+    root = here if where == "here" else here / "elsewhere"
+    write(here / "strategies" / "mine.py", "from common.util import x\n")
+    write(root / "common" / "__init__.py", "")
+    write(root / "common" / "util.py", "from common import deeper\nx = 1\n")
+    write(root / "common" / "deeper.py", "y = 1\n")
+    monkeypatch.syspath_prepend(root)
+    monkeypatch.setenv("PYTHONPATH", "" if where == "here" else str(root))
+    seen = {fingerprint("strategies/mine.py:x")}
+    for changed in ("util.py", "deeper.py"):
+        write(root / "common" / changed, "x = 2\nfrom common import deeper\n")
+        seen.add(fingerprint("strategies/mine.py:x"))
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
 def test_installed_packages_are_in_no_fingerprint_whosever_they_are(here, folder):
     sys.path.insert(0, str(here / folder))
