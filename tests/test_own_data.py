@@ -617,6 +617,18 @@ def test_a_changed_file_has_another_fingerprint(saved, tmp_path):
     assert fingerprint(saved(**arrays(with_one_changed(IMAGES, (3, 2, 1), 7)))) != before
 
 
+def test_folders_that_are_links_are_in_the_fingerprint_as_they_are_read(folder, tmp_path):
+    linked = tmp_path / "linked"
+    for split in ("train", "test"):
+        (linked / split).mkdir(parents=True)
+        for kind in ("ant", "bee", "cow"):
+            (linked / split / kind).symlink_to(folder / split / kind)
+    assert fingerprint(f"folder:{linked}") == fingerprint(f"folder:{folder}")
+    before = fingerprint(f"folder:{linked}")
+    (folder / "train" / "bee" / "1.png").write_bytes((folder / "train" / "cow" / "1.png").read_bytes())
+    assert fingerprint(f"folder:{linked}") != before
+
+
 def test_a_changed_folder_has_another_fingerprint(folder):
     before = fingerprint(f"folder:{folder}")
     count = len(load(f"folder:{folder}").train_y)
@@ -632,5 +644,8 @@ def test_a_changed_folder_has_another_fingerprint(folder):
     (folder / "README").write_text("beside the images")
     (folder / "train" / "bee" / ".DS_Store").write_text("of a desktop")
     (folder / "train" / "bee" / "._1.png").write_bytes(b"of a desktop, too")
+    for hidden in ("train/.ipynb_checkpoints", "train/bee/.cache", "test/.thumbnails"):
+        (folder / hidden).mkdir()
+        (folder / hidden / "1.png").write_bytes(content)
     assert len(load(f"folder:{folder}").train_y) == count, "nor are hidden files read"
     assert fingerprint(f"folder:{folder}") == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from glob import glob
 from hashlib import sha256
 from pathlib import Path
 
@@ -145,8 +146,8 @@ def fingerprint(dataset: str) -> str:
     """Returns 12 hexadecimal digits of what data of one's own are made of.
 
     Of a file its content; of a folder of images the names and contents of all files in ``train`` and ``test`` that are
-    not hidden; of one of Parquet files those of both splits; of a function the source file that it stands in (what the
-    function reads is not in it).
+    not hidden, nor in a hidden folder; of one of Parquet files those of both splits; of a function the source file that
+    it stands in (what the function reads is not in it).
 
     Raises:
         DataError: there is no such file, folder or module, or it cannot be read.
@@ -157,8 +158,9 @@ def fingerprint(dataset: str) -> str:
             return references.fingerprint(dataset)
         files = [path]
         if dataset.startswith(f"{FOLDER}:"):
-            found = sorted(file for split in SPLITS for file in (path / split).rglob("*") if file.is_file())
-            files = [file for file in found if not file.name.startswith(".")]  # .DS_Store: a desktop's own
+            # Of folders that are links, too, as torchvision reads them; pathlib would pass these over.
+            found = (file for split in SPLITS for file in glob(f"{split}/**", root_dir=path, recursive=True))  # noqa: PTH207
+            files = sorted(path / file for file in found if (path / file).is_file())
         if dataset.startswith(f"{PARQUET}:"):
             files = [file for split in parquet_files(path) for file in split]
         looked_at = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

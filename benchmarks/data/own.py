@@ -15,6 +15,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def _folder(root: Path, from_disk: bool) -> ImageData:
                 f"{root}/test/CLASS"
             )
     try:
-        train, test = (ImageFolder(str(root / split), is_valid_file=_is_image) for split in SPLITS)
+        train, test = (_Images(str(root / split), is_valid_file=partial(_is_image, root)) for split in SPLITS)
     except (OSError, ValueError) as error:  # no class, or one without images
         raise DataError(f"{root}: {_said(error)}") from error
     if train.classes != test.classes:
@@ -288,9 +289,17 @@ def _folder(root: Path, from_disk: bool) -> ImageData:
     return ImageData(images[0], torch.tensor(train.targets), images[1], torch.tensor(test.targets))
 
 
-def _is_image(path: str) -> bool:
-    """Whether a file of a folder is read: hidden ones are a desktop's own, and in no fingerprint either."""
-    return not Path(path).name.startswith(".") and has_file_allowed_extension(path, IMG_EXTENSIONS)
+class _Images(ImageFolder):
+    """Passes over what is hidden, which is in no fingerprint either: a desktop's files, a notebook's checkpoints."""
+
+    def find_classes(self, directory):
+        classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        return classes, {name: label for label, name in enumerate(classes)}
+
+
+def _is_image(root: Path, path: str) -> bool:
+    hidden = any(part.startswith(".") for part in Path(path).relative_to(root).parts)
+    return not hidden and has_file_allowed_extension(path, IMG_EXTENSIONS)
 
 
 def _mode(paths: Sequence[Path]) -> str:
