@@ -69,6 +69,15 @@ def without_its_head(shape, classes):
     net = Net(shape, classes)
     net.forward = lambda x: net.hidden(x)
     return net
+def behind_its_head(shape, classes):
+    net = Net(shape, classes)
+    net.forward = lambda x: net.classifier(net.hidden(x)).log_softmax(1)
+    return net
+def another_name(shape, classes):
+    net = Net(shape, classes)
+    net.head = net.classifier
+    net.forward = lambda x: net.head(net.hidden(x))
+    return net
 def other_input(shape, classes):
     net = Net(shape, classes)
     net.hidden = nn.Linear(5, 9)
@@ -287,6 +296,11 @@ def test_a_seed_in_ones_own_file_is_not_the_runs(tmp_path):
         ("no_head", "an output layer called classifier, an nn.Linear with 2 outputs; its classifier is None"),
         ("no_module", "returns a list, no torch.nn.Module"),
         ("without_its_head", r"makes outputs \(2, 9\) of inputs \(2, 1, 8, 8\); they have to be \(2, 2\)"),
+        ("behind_its_head", r"does more behind its classifier, .*: return what the classifier returns"),
+        (
+            "another_name",
+            r"has a classifier that its forward does not call by that name; .*: call self.classifier",
+        ),
         ("other_input", r"fails on inputs \(2, 1, 8, 8\): RuntimeError: "),
         ("one_argument", r"called with \(1, 8, 8\) and 2, fails in .*: TypeError: one_argument.. takes 1 positional"),
         ("number", "is no function but a int"),

@@ -14,11 +14,11 @@ import torch
 from engrams.benchmarks.data import datasets, streams
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.jobs.execute import execute
-from engrams.benchmarks.jobs.plan import run_of
+from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.judging import vectors
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.problems import ProtocolError
-from engrams.benchmarks.training.build import benchmark_of
+from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import store
 from engrams.reports.pages import class_shares
 from tests.test_runs import engrams
@@ -317,3 +317,45 @@ def test_a_network_that_names_no_function_is_refused_with_its_file(folder):
     (folder / "bad.toml").write_text('extends = "features.toml"\n[network]\nkind = "net.py:"\n')
     with pytest.raises(ProtocolError, match=r"bad.toml: network.kind: 'net.py:' names no function or class"):
         registry.get(str(folder / "bad.toml"))
+
+
+SEEDED = """
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+
+def Net(shape, classes):
+    torch.manual_seed(42)
+    return Forked(shape, classes)
+
+def Forked(shape, classes):
+    with torch.random.fork_rng():
+        torch.manual_seed(42)
+        module = nn.Sequential(nn.Flatten())
+        module.add_module("classifier", nn.Linear(64, classes))
+    return module
+
+class Plugin(SupervisedPlugin):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(42)
+"""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "network", "who"),
+    [("naive", "Net", "the network"), ("{}:Plugin", "Forked", "mine:Plugin"), ("naive", "Forked", None)],
+)
+def test_code_of_ones_own_that_sets_a_seed_is_refused(tmp_path, strategy, network, who):
+    """All seeds would begin with the same weights, or go on with the same minibatches."""
+    (tmp_path / "mine.py").write_text(SEEDED)
+    file = tmp_path / "mine.py"
+    run = plan("split-digits/class", [strategy.format(file)], [0], {"network.kind": f"{file}:{network}"})[0]
+    benchmark = benchmark_of(run)
+    torch.manual_seed(7)
+    if who is None:
+        make_strategy(run, benchmark, "cpu", [])
+        assert torch.initial_seed() == 7
+    else:
+        with pytest.raises(ProtocolError, match=rf"split-digits/class: {who} sets a seed .*torch.random.fork_rng\(\)"):
+            make_strategy(run, benchmark, "cpu", [])

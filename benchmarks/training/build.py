@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ def make_strategy(
     entry, protocol, training = run.strategy, run.protocol, run.training
     shape = tuple(benchmark.train_stream[0].dataset[0][0].shape)
     augmentation = _augmentation(run, shape)
-    model = _network(run, benchmark)
+    with _setting_no_seed(f"{protocol.name}: the network"):
+        model = _network(run, benchmark)
     budget = run.budget
     decay = [Decay(budget.schedule)] if budget.epochs and budget.schedule and budget.schedule != "constant" else []
     in_order = protocol.stream.boundaries == "gradual"
@@ -90,7 +92,8 @@ def make_strategy(
         template |= {"classifier": classifier, "images_per_class": protocol.generation.images_per_class}
     generates = protocol.generation and entry.generate
     try:
-        strategy = (entry.generate if generates else entry.make)(run.hyperparameters, template)
+        with _setting_no_seed(f"{protocol.name}: {entry.name}"):
+            strategy = (entry.generate if generates else entry.make)(run.hyperparameters, template)
         if entry.has_gan:  # now, not where the experience comes that it cannot learn
             strategy.generator.check_minibatch(classes if entry.whole_stream_at_once else max(map(len, classes_met)))
     except ValueError as error:  # it cannot be done on this stream
@@ -107,6 +110,18 @@ def make_strategy(
             raise ProtocolError(f"{protocol.name}: training.precision is for what classifies; GANs need float32")
         train_in_bfloat16(strategy)
     return strategy
+
+
+@contextmanager
+def _setting_no_seed(who: str) -> Iterator[None]:
+    """Raises a ProtocolError where the code within, which may be somebody's own, sets torch's seed."""
+    seed = torch.initial_seed()
+    yield
+    if torch.initial_seed() != seed:
+        raise ProtocolError(
+            f"{who} sets a seed (torch.manual_seed), and the runs of all seeds would go on with the same random "
+            f"numbers: leave that to Engrams, or do it within torch.random.fork_rng()"
+        )
 
 
 def _check_template_is_taken(name: str, template: Mapping[str, Any], strategy: SupervisedTemplate) -> None:

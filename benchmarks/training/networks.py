@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import singledispatch
 from traceback import extract_tb
 
@@ -138,7 +139,7 @@ def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Modu
     Args:
         reference: ``module:function`` or ``file.py:function``. Called with shape and classes, the function returns a
             module whose output layer is an ``nn.Linear`` with ``classes`` outputs, called ``classifier``: other heads
-            are put in its place.
+            are put in its place. The module returns what that layer does.
         shape: of one input, (channels, height, width) or (values,).
         classes: of the first experience.
 
@@ -168,15 +169,31 @@ def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Modu
             f"network.kind: {reference} has to return a module with an output layer called classifier, an "
             f"nn.Linear with {classes} outputs; its classifier is {head}"
         )
+    of_head: list[Tensor] = []
+    module.classifier = deepcopy(head)  # as other heads will be put in its place
+    module.classifier.register_forward_hook(lambda layer, inputs, outputs: of_head.append(outputs.clone()))
     try:
         with evaluation_mode(module), torch.no_grad():
-            outputs = tuple(module(torch.zeros(2, *shape)).shape)
+            outputs = module(torch.zeros(2, *shape))
+            shape_of_outputs, calls = tuple(outputs.shape), len(of_head)
+            are_its = calls == 1 and torch.equal(of_head[0].nan_to_num(), outputs.nan_to_num())
     except Exception as error:
         raise ProtocolError(f"network.kind: {reference} fails on inputs {(2, *shape)}: {_said(error)}") from error
-    if outputs != (2, classes):
+    module.classifier = head
+    if shape_of_outputs != (2, classes):
         raise ProtocolError(
-            f"network.kind: {reference} makes outputs {outputs} of inputs {(2, *shape)}; they have to be "
+            f"network.kind: {reference} makes outputs {shape_of_outputs} of inputs {(2, *shape)}; they have to be "
             f"{(2, classes)}, those of its classifier"
+        )
+    if calls != 1:
+        raise ProtocolError(
+            f"network.kind: {reference} has a classifier that its forward does not call by that name; other heads are "
+            f"put in its place: call self.classifier there, once"
+        )
+    if not are_its:
+        raise ProtocolError(
+            f"network.kind: {reference} does more behind its classifier, where a head for each task has its place: "
+            f"return what the classifier returns (the loss is cross-entropy, which takes the softmax)"
         )
     return module
 
