@@ -236,6 +236,31 @@ def test_rows_of_other_streams_are_not_compared():
         tables.compare(records)
 
 
+def test_rows_that_learned_for_another_time_are_not_compared_but_by_another_rate():
+    def of(strategy, variant="", **training):
+        settings = {"hyperparameters": {"training": training}, "variant": variant}
+        return record(strategy, 0, 0.5).model_copy(update=settings)
+
+    with pytest.raises(RecordError, match=r"p: naive and ewc were run with another training.epochs, and cannot be"):
+        tables.compare([of("naive", epochs=1), of("ewc", epochs=8)])
+    assert len(tables.compare([of("naive", epochs=1), of("ewc", "training.epochs=8", epochs=8)])) == 2
+    assert len(tables.compare([of("naive", learning_rate=0.1), of("ewc", learning_rate=0.2)])) == 2
+
+
+def test_a_run_of_fewer_experiences_competes_with_none_that_is_whole():
+    def of(strategy, acc, experiences):
+        return [one.model_copy(update={"accuracy_matrix": [[acc] * experiences]}) for one in group(strategy, *acc)]
+
+    short, whole = of("smoke", (0.99, 0.98, 0.99), 1), of("naive", (0.5, 0.6, 0.4), 3)
+    found = tables.compare([*short, *whole, *of("ewc", (0.7, 0.8, 0.6), 3)])
+    assert [(row.strategy, row.best, row.common_seeds) for row in found] == [
+        ("ewc", True, 0),
+        ("naive", False, 3),
+        ("smoke", False, 0),
+    ]
+    assert tables.compare(short)[0].best, "alone it does"
+
+
 @pytest.mark.parametrize(
     ("variant", "settings", "compared"),
     [

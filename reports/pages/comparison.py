@@ -17,8 +17,8 @@ from engrams.reports.store import Record, RecordError
 
 LEVEL_FROM = 3
 """Seeds in common from which on it says something that a test finds no difference."""
-ONE_STREAM = ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network")
-"""What rows that are compared have in common."""
+IN_COMMON = ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network", "training")
+"""What rows that are compared have in common, but for the learning rate, which a protocol may set for a strategy."""
 GOES_WITH = {
     "benchmark": ("dataset", "dataset_fingerprint"),
     "dataset": ("dataset_fingerprint",),
@@ -42,9 +42,9 @@ class Row:
     """Mean over seeds."""
     upper_bound: bool
     best: bool
-    """The highest mean ACC of the rows that are no upper bound and have at least half as many seeds as any."""
+    """The highest mean ACC of the rows that compete: no upper bound, as many experiences as any, half as many seeds."""
     common_seeds: int
-    """With the best row; 0 for an upper bound, which is not tested against it."""
+    """With the best row; 0 for an upper bound or fewer experiences, which are not tested against it."""
     below_best: float | None
     """Mean difference in ACC to the best row, where the seeds, paired, support that there is one; else None."""
 
@@ -55,7 +55,7 @@ class Row:
 
 
 def compare(records: Iterable[Record]) -> list[Row]:
-    """Returns the rows of the comparison tables, by protocol, best first, upper bounds last.
+    """Returns the rows of the comparison tables, by protocol, best first, upper bounds last, before them short runs.
 
     Whether a row differs from the best is decided by a paired t-test over the seeds that both have (two-sided, 5%,
     not corrected for the number of rows); with fewer than two common seeds nothing is supported.
@@ -66,31 +66,42 @@ def compare(records: Iterable[Record]) -> list[Row]:
 
     Raises:
         RecordError: the seeds of one strategy were run with different hyperparameters, or a seed is there twice; or
-            rows learned other streams, or by other networks, and their names do not say so.
+            rows learned other streams, or in another way, and their names do not say so.
     """
     rows = []
     for protocol, by_strategy in sorted(grouped(records).items()):
-        _check_one_stream(protocol, by_strategy)
+        _check_settings_in_common(protocol, by_strategy)
         acc = {
             strategy: {record.seed: record.acc for record in group if record.complete}
             for strategy, group in by_strategy.items()
         }
         upper_bounds = {name for name, group in by_strategy.items() if any(record.upper_bound for record in group)}
+        lengths = {name: max(map(_experiences, group)) for name, group in by_strategy.items()}
+        shorter = {name for name, length in lengths.items() if 0 < length < max(lengths.values())}
         most_seeds = max(map(len, acc.values()))
         learners = {
             name: list(by_seed.values())
             for name, by_seed in acc.items()
-            if len(by_seed) >= most_seeds / 2 > 0 and name not in upper_bounds
+            if len(by_seed) >= most_seeds / 2 > 0 and name not in upper_bounds | shorter
         }
         best = max(learners, key=lambda name: np.mean(learners[name]), default=None)
         rows += sorted(
             (
-                _row(protocol, strategy, group, strategy in upper_bounds, best, acc)
+                _row(protocol, strategy, group, strategy in upper_bounds, None if strategy in shorter else best, acc)
                 for strategy, group in by_strategy.items()
             ),
-            key=lambda row: (row.upper_bound, -row.metrics["ACC"].mean if row.metrics else 1.0),
+            key=lambda row: (
+                row.upper_bound,
+                row.strategy in shorter,
+                -row.metrics["ACC"].mean if row.metrics else 1.0,
+            ),
         )
     return rows
+
+
+def _experiences(record: Record) -> int:
+    """Returns on how many experiences a record is judged; 0 of one that failed."""
+    return len(record.accuracy_matrix[0]) if record.complete else 0
 
 
 def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
@@ -170,15 +181,16 @@ def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
             )
 
 
-def _check_one_stream(protocol: str, by_row: Mapping[str, list[Record]]) -> None:
-    """Raises a RecordError where rows learned other data, or by another network, and their names do not say so."""
+def _check_settings_in_common(protocol: str, by_row: Mapping[str, list[Record]]) -> None:
+    """Raises a RecordError where rows learned other data, or in another way, and their names do not say so."""
     settings = defaultdict(list)  # of each folder: the name of a row says which it is of
     for row, group in by_row.items():
         if one := next((record for record in group if record.complete), None):  # its seeds are all alike
             # A strategy's own setting may be called "network", too; a protocol's tables are set by what is in them.
             by_hand = [key for key, _ in set_by_hand(one.variant) if "." in key or key in GOES_WITH]
             own = {key for chosen in by_hand for key in (chosen, *GOES_WITH.get(chosen, ()))}
-            found = flat({name: one.hyperparameters.get(name) for name in ONE_STREAM})
+            found = flat({name: one.hyperparameters.get(name) for name in IN_COMMON})
+            found.pop("training.learning_rate", None)
             settings[folder_named(one.variant)].append((row, own, found))
     for rows in settings.values():
         for key in dict.fromkeys(key for *_, found in rows for key in found):
@@ -186,7 +198,7 @@ def _check_one_stream(protocol: str, by_row: Mapping[str, list[Record]]) -> None
             if len(values) < 2:
                 continue
             first, second = list(values.values())[:2]
-            name = key.partition(".")[0].replace("_", " ")
+            name = key if key.startswith("training.") else key.partition(".")[0].replace("_", " ")
             raise RecordError(
                 f"{protocol}: {first} and {second} were run with another {name}, and cannot be compared; run them "
                 f"again into one folder, or call one protocol otherwise"
@@ -220,7 +232,8 @@ SPARE = ("s a run", "FWT", "learning acc.", "BWT", "seeds", "to best")
 LEGEND = (
     "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
     "paired t-test over the seeds supports one at 5%; '=' where it does not, with three seeds or more in common. Rows "
-    "marked ‡ see data that a continual learner would no longer have and do not compete."
+    "marked ‡ see data that a continual learner would no longer have and do not compete; nor do those of fewer "
+    "experiences."
 )
 
 
