@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,6 +13,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         """Returns the message; what it quotes of a file or a command line breaks no line and steers no terminal."""
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process gets the message: what it was made of may be more than that, or cannot be sent.
+        return Exception.__new__, (type(self), *self.args)
 
 
 def near_or(otherwise: str, name: str, known: Iterable[str]) -> str:
