@@ -1,6 +1,7 @@
 """Protocol files: what they may say, and what is said to those that may not."""
 
 import json
+import pickle
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from engrams.benchmarks.jobs import suites
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.protocols import registry as protocol
 from engrams.benchmarks.protocols.problems import ProtocolError
+from engrams.benchmarks.protocols.protocol import MissingHyperparameters
 from engrams.reports import store
 from engrams.strategies import catalogue
 from engrams.strategies.catalogue import CATALOGUE
@@ -289,6 +291,59 @@ def test_misspelt_names_get_a_suggestion():
         protocol.get("split-mnist/tsk")
     with pytest.raises(UnknownName, match="no suite is called 'digit'; did you mean 'digits'"):
         suites.runs_of("digit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"stream.kind": "split", "training.epochs": 1},
+            "--set stream.kind=split: stream.scenarios, stream.classes_per_experience, stream.class_order, "
+            "stream.validation_fraction: missing; set them, too",
+        ),
+        ({"gan.steps": 5}, "--set gan.steps=5: gan.batch_size, gan.latent_size, gan.width, gan.learning_rate: missing"),
+        ({"training.momentum": 0.5}, "--set training.momentum=0.5: training: adam takes no momentum"),
+        (
+            {"stream.boundaries": "gradual", "stream.width": 1.0},
+            "--set stream.boundaries=gradual --set stream.width=1.0: stream.boundaries = 'gradual' goes with train",
+        ),
+        (
+            {"benchmark": "avalanche:SplitMNIST"},
+            "--set benchmark=avalanche:SplitMNIST: a protocol has a benchmark",
+        ),
+        ({"training.learning_rate_of.nave": 0.1}, "--set training.learning_rate_of.nave: no strategy is called"),
+    ],
+)
+def test_what_is_set_and_contradicts_is_named_and_not_the_file(settings, message):
+    with pytest.raises(ProtocolError, match=f"^{re.escape(message)}"):
+        protocol.get("permuted-digits", settings)
+
+
+def test_a_file_that_is_wrong_by_itself_is_named_whatever_is_set(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace("[training]", "[training]\nmomentum = 0.5"), encoding="utf-8")
+    with pytest.raises(ProtocolError, match=f"^{path}: training: adam takes no momentum$"):
+        protocol.read(path, {"training.epochs": 1})
+
+
+def test_another_kind_of_stream_is_set_in_any_order():
+    settings = {"stream.experiences": 3, "stream.kind": "permuted", "stream.validation_fraction": 0.2}
+    for given in (settings, dict(reversed(settings.items()))):
+        assert protocol.get("split-digits", given).stream.experiences == 3
+    with pytest.raises(
+        ProtocolError, match=r"^split-digits/class: it has 1 .* with what is set; name one: split-digits$"
+    ):
+        protocol.get("split-digits/class", settings)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mine.toml/task", MissingHyperparameters), ("min", UnknownName)])
+def test_what_is_refused_in_another_process_is_said_in_this_one(tmp_path, monkeypatch, name, kind):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(GOOD, encoding="utf-8")
+    with pytest.raises(kind) as raised:
+        plan(name, ["ewc"], [0])
+    received = pickle.loads(pickle.dumps(raised.value))
+    assert (type(received), str(received)) == (kind, str(raised.value))
 
 
 def test_suites_name_only_what_exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engrams.benchmarks.data import names as data_names
 from engrams.benchmarks.errors import UnknownName
 from engrams.benchmarks.names import check_strategy_name
 from engrams.benchmarks.protocols.dotted import flattened, set_below
-from engrams.benchmarks.protocols.problems import ProtocolError, problem_of
+from engrams.benchmarks.protocols.problems import MISSING, Problem, ProtocolError, problem_of
 from engrams.benchmarks.protocols.protocol import FOLDER, Protocol
 from engrams.benchmarks.protocols.schema import KINDS, Choice, ProtocolFile
 from engrams.reports.errors import UserError, near_or
@@ -119,11 +119,12 @@ def get(reference: str, settings: Mapping[str, Any] | None = None) -> Protocol:
     name = f"{path.stem}/{scenario}" if scenario else path.stem
     if name in found:
         return found[name]
-    if path.parent == FOLDER and scenario:
+    if path.parent == FOLDER and scenario and reference not in names():
         raise UnknownName("protocol", reference, names())
     where = path.stem if path.parent == FOLDER else path
-    several = ", ".join(f"{where}/{one.scenario}" for one in found.values()) if len(found) > 1 else str(path)
-    raise ProtocolError(f"{reference}: it has {len(found)} protocol(s); name one: {several}")
+    several = ", ".join(f"{where}/{one.scenario}" for one in found.values()) if len(found) > 1 else str(where)
+    settled = " with what is set" if settings else ""
+    raise ProtocolError(f"{reference}: it has {len(found)} protocol(s){settled}; name one: {several}")
 
 
 def _located(reference: str) -> tuple[Path, str]:
@@ -157,14 +158,14 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
     if not comes_with_engrams and (FOLDER / path.name).exists():
         raise ProtocolError(f"{path}: {path.stem} is the name of a protocol of Engrams; call the file something else")
     changed = dict(settings or {})
+    by_hand: dict[str, Any] = {}
     for key, value in changed.items():
         if key.startswith("strategies."):
             raise ProtocolError(f"--set {key}: write the hyperparameter alone, as in ewc_lambda=10")
         if key == "stream.scenarios":
             raise ProtocolError(f"--set {key}: name the scenario in place of it, as in {path.stem}/class")
-        by_hand: dict[str, Any] = {}
         set_below(by_hand, key.split("."), _absolute("--set", Path.cwd(), key, value))
-        content = _merged(content, by_hand)
+    content = _merged(content, by_hand)  # at once: what is set beside another kind is of that kind
     try:
         file = ProtocolFile.model_validate(content)
     except ValidationError as error:
@@ -173,9 +174,12 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
             known = flattened(content).keys() - changed.keys()
             hint = near_or("", wrong, known) if problem.what == "unknown key" else ""
             raise ProtocolError(f"--set {problem}{hint and f'; {hint}'}") from error
-        raise ProtocolError(f"{path}: {problem}") from error
+        if not changed:
+            raise ProtocolError(f"{path}: {problem}") from error
+        read(path)  # what is wrong with the file alone is said of it
+        raise ProtocolError(_contradicted(problem, changed)) from error
     _check_strategies(path, file.strategies)
-    _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of")
+    _check_strategies(path, file.training.learning_rate_of, "training.learning_rate_of", changed)
     strategies = {catalogue.short_name(name): values for name, values in file.strategies.items()}
     training = file.training
     if training.learning_rate_of:
@@ -199,6 +203,14 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
             )
         )
     return protocols
+
+
+def _contradicted(problem: Problem, changed: Mapping[str, Any]) -> str:
+    """Returns which of the settings do not go with the file or with each other: those of the problem's tables."""
+    tables = {key.partition(".")[0] for key in problem.keys}
+    concerned = [key for key in changed if key.partition(".")[0] in tables] or list(changed)
+    advice = f"; set {'it' if len(problem.keys) == 1 else 'them'}, too" if problem.what == MISSING else ""
+    return f"{' '.join(f'--set {key}={changed[key]}' for key in concerned)}: {problem}{advice}"
 
 
 def _names_in(path: Path, content: dict[str, Any]) -> Iterator[str]:
@@ -360,10 +372,14 @@ def _numbers(value: Any, key: str = "") -> Iterator[str]:
         yield key
 
 
-def _check_strategies(path: Path, strategies: Mapping[str, Any], table: str = "strategies") -> None:
+def _check_strategies(
+    path: Path, strategies: Mapping[str, Any], table: str = "strategies", changed: Collection[str] = ()
+) -> None:
     """A strategy that is set must exist; its values are checked when it is run, since that means to read its file."""
     for name in strategies:
         try:
             check_strategy_name(name)
         except UserError as error:
-            raise ProtocolError(f"{path}: {table}.{name}: {error}") from error
+            key = f"{table}.{name}"
+            where = f"--set {key}" if key in changed else f"{path}: {key}"
+            raise ProtocolError(f"{where}: {error}") from error
