@@ -159,6 +159,8 @@ class Strategy:
     """It is trained once, on all experiences together."""
     needs_task_labels: bool = False
     """It must be told the task of every sample, in testing, too."""
+    needs_new_classes: bool = False
+    """Every experience must bring classes that none before it had."""
     needs_images: bool = False
     """It makes images, and must know what they look like."""
     has_gan: bool = False

@@ -73,6 +73,7 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
         search={f"{part.name}.{key}": space for part in parts for key, space in part.search.items()},
         upper_bound=any(part.upper_bound for part in parts),
         needs_task_labels=any(part.needs_task_labels for part in parts),
+        needs_new_classes=any(part.needs_new_classes for part in parts),
         parts=tuple(parts),
         name="+".join(names),
         reference="+".join(part.reference for part in parts),

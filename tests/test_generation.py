@@ -259,6 +259,9 @@ GRADUAL = ("--set", "stream.boundaries=gradual", "--set", "stream.width=1.0", "-
             ("split-digits/class", "mergan-ra", *GRADUAL),
             "mergan-ra remembers classes: every experience must bring new ones",
         ),
+        (("split-digits/task", "icarl"), "as in the scenario class, or task with network.all_classes, with sharp"),
+        (("split-digits/domain", "ewc+icarl"), "ewc+icarl remembers classes: every experience must bring new ones"),
+        (("split-digits/class", "icarl", *GRADUAL), "icarl remembers classes: every experience must bring new ones"),
         (
             ("split-digits/task", "naive", *GRADUAL),
             "stream.boundaries = 'gradual' goes with the scenarios domain and class",
@@ -275,9 +278,16 @@ def test_what_cannot_be_run_is_one_line(tmp_path, arguments, message):
 # --- as the memory of a solver ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["mergan-jtr", "mergan-ra"])
-def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(elsewhere, strategy):
-    entry = protocol.get("split-digits/class")
+@pytest.mark.parametrize(
+    ("name", "strategy", "settings"),
+    [
+        ("split-digits/class", "mergan-jtr", {}),
+        ("split-digits/class", "mergan-ra", {}),
+        ("split-digits/task", "mergan-ra", {"network.all_classes": True}),
+    ],
+)
+def test_as_the_memory_of_a_solver_it_leaves_the_shares_of_its_classes(elsewhere, name, strategy, settings):
+    entry = protocol.get(name, settings)
     entry = entry.model_copy(update={"gan": entry.gan.model_copy(update={"steps": 5})})
     one = run_of(entry, strategy, 0)
     found = execute(one, elsewhere, "cpu", "disabled", lambda epochs: None)

@@ -160,7 +160,7 @@ class Protocol(Table):
         Raises:
             ProtocolError: it has no solver, or no generator that can be asked for a class, where it is this that is
                 judged; it needs task labels where the learner gets none; it trains a conditional GAN of which the
-                protocol says nothing, or whose classes do not tell the protocol's experiences apart.
+                protocol says nothing; it needs new classes where some come again.
         """
         name = strategy.name
         if self.generation and strategy.generate is None:
@@ -183,9 +183,12 @@ class Protocol(Table):
                 f"{self.name}: stream.boundaries = 'gradual' goes with the scenarios domain and class: an experience "
                 f"would have several task labels"
             )
-        again = self.scenario != "class" or self.stream.boundaries == "gradual"
-        if strategy.has_gan and again:  # a class met again is a new one, and nothing is replayed
-            raise ProtocolError(f"{self.name}: {name} remembers classes: every experience must bring new ones")
+        again = self.learned_as != "class" or self.stream.boundaries == "gradual"
+        if strategy.needs_new_classes and again:  # a class met again is a new one, and nothing is replayed
+            raise ProtocolError(
+                f"{self.name}: {name} remembers classes: every experience must bring new ones, as in the scenario "
+                f"class, or task with network.all_classes, with sharp boundaries"
+            )
 
     def budget(self, strategy: Strategy, hyperparameters: Hyperparameters) -> Budget:
         """Returns the epochs of one call of ``train`` under this protocol, and the schedule of the solver's rate.

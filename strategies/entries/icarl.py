@@ -15,6 +15,8 @@ class ICaRLHyperparameters(Hyperparameters):
 
 ENTRIES = {
     "icarl": Strategy(
-        plugin=lambda h: icarl.ICaRLPlugin(h.mem_size, h.mirrored_means), hyperparameters=ICaRLHyperparameters
+        plugin=lambda h: icarl.ICaRLPlugin(h.mem_size, h.mirrored_means),
+        hyperparameters=ICaRLHyperparameters,
+        needs_new_classes=True,
     ),
 }

@@ -108,6 +108,7 @@ ENTRIES = {
         budget=_rounds,
         needs_images=True,
         has_gan=True,
+        needs_new_classes=True,
     ),
     "mergan-ra": Strategy(
         build=_remembering(lambda: mergan.ReplayAlignmentGAN),
@@ -117,6 +118,7 @@ ENTRIES = {
         budget=_rounds,
         needs_images=True,
         has_gan=True,
+        needs_new_classes=True,
     ),
     "gan-joint": Strategy(
         generate=_generating(lambda: acgan.ACGAN, "GANJointTraining"),
@@ -125,9 +127,10 @@ ENTRIES = {
         whole_stream_at_once=True,
         needs_images=True,
         has_gan=True,
+        needs_new_classes=True,
     ),
     "gan-finetune": Strategy(
-        generate=_generating(lambda: acgan.ACGAN), budget=_rounds, needs_images=True, has_gan=True
+        generate=_generating(lambda: acgan.ACGAN), budget=_rounds, needs_images=True, has_gan=True, needs_new_classes=True
     ),
     "gan-ewc": Strategy(
         generate=_generating(lambda: ewc_gan.EWCGAN),
@@ -136,6 +139,7 @@ ENTRIES = {
         budget=_rounds,
         needs_images=True,
         has_gan=True,
+        needs_new_classes=True,
     ),
     "gan-dgr": Strategy(
         generate=scholar(wgan_gp, lambda **template: judged.GANDeepGenerativeReplay(**template)),
