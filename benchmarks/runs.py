@@ -85,12 +85,24 @@ class Run:
                 raise ProtocolError(f"{self.protocol.name}: {error}") from error
         return count if self.first is None else min(self.first, count)
 
+    def check(self) -> None:
+        """Says what would stop it, as far as that is known before anything is learned.
+
+        Raises:
+            ProtocolError: the strategy cannot learn so many experiences; or as :attr:`experiences`.
+            DataError: as :attr:`experiences`.
+        """
+        try:
+            self.strategy.check(self.hyperparameters, self.experiences)
+        except ValueError as error:
+            raise ProtocolError(f"{self.protocol.name}: {self.strategy.name}: {error}") from error
+
     @property
     def data(self) -> Data:
         """Returns what it reads."""
         stream = self.protocol.stream
         arguments = json.dumps(stream.arguments, sort_keys=True) if stream.kind == "benchmark" else None
-        return Data(self.protocol.dataset, arguments)
+        return Data(self.protocol.dataset, arguments, tasks=arguments is not None and self.protocol.scenario == "task")
 
     @property
     def has_own_code(self) -> bool:

@@ -149,6 +149,8 @@ class Strategy:
     """Hyperparameter -> the range in which one is chosen on the validation stream."""
     budget: Callable[[Any, GANSettings | None], Budget] = lambda h, gan: Budget()
     """Hyperparameters and the protocol's GAN -> what is not the protocol's to say."""
+    check: Callable[[Any, int], None] = lambda h, experiences: None
+    """Hyperparameters and how many experiences there are to learn -> a ValueError, where it cannot learn so many."""
     counterpart: str = ""
     """The name of Avalanche's strategy of the same method, to compare with."""
     upper_bound: bool = False

@@ -58,6 +58,10 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
 
         return Naive(**template)
 
+    def check(h, experiences):
+        for part in parts:
+            part.check(of_parts(h)[part.name], experiences)
+
     inherited: dict[str, Any] = {}
     if base is not None:
         inherited = {
@@ -71,6 +75,7 @@ def joined(name: str, parts: Sequence[Strategy]) -> Strategy:
         build=build,
         hyperparameters=create_model("JoinedHyperparameters", __base__=Hyperparameters, **fields),
         search={f"{part.name}.{key}": space for part in parts for key, space in part.search.items()},
+        check=check,
         upper_bound=any(part.upper_bound for part in parts),
         needs_task_labels=any(part.needs_task_labels for part in parts),
         needs_new_classes=any(part.needs_new_classes for part in parts),

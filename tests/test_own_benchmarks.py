@@ -1,6 +1,7 @@
 """A benchmark of Avalanche's, or an outsider's, in place of a data set and a stream."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,10 +19,13 @@ from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.training.build import benchmark_of, make_strategy
 from engrams.reports import store
 from engrams.strategies import catalogue
+from tests.test_runs import engrams
 
 OUTSIDERS = """
 import torch
-from avalanche.benchmarks import benchmark_from_datasets
+from types import SimpleNamespace
+
+from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from torch.utils.data import TensorDataset
 
@@ -103,6 +107,12 @@ def needs(experiences):
     return bars(experiences)
 
 
+def online(alone=False):
+    benchmark = bars()
+    pieces = split_online_stream(benchmark.train_stream, experience_size=10, seed=0)
+    return pieces if alone else SimpleNamespace(train_stream=pieces, test_stream=benchmark.test_stream)
+
+
 def fails():
     raise RuntimeError("out of paint")
 """
@@ -182,6 +192,32 @@ def test_ten_strategies_on_an_outsiders_benchmark_by_one_command(outsiders, tmp_
     assert len(records["naive"].hyperparameters["dataset_fingerprint"]) == 12
     assert records["naive"].hyperparameters["stream"]["kind"] == "benchmark"
     assert "avalanche-agem" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "message"),
+    [
+        (
+            "task_labels = false",
+            ["naive"],
+            "learning needs task labels, one of its own for every experience; .*bars has 0",
+        ),
+        (
+            "experiences = 4",
+            ["avalanche-agem", "--set", "sample_size=2"],
+            "bars: avalanche-agem: sample_size 2 is below 3, the number of earlier experiences",
+        ),
+        ("", ["dgr-vae", "--stream-from-disk"], "dgr-vae learns to make images and needs an experience's in memory"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_what_stops_a_run_is_said_before_the_first_begins(outsiders, tmp_path, arguments, asked, message, dry):
+    path = outsiders(('["task"]', f'["task"]\narguments = {{ {arguments} }}'))
+    done = engrams("run", path, *asked, "--out", tmp_path / "runs", "--wandb", "disabled", *dry)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("scenario", ["domain", "class"])
@@ -301,6 +337,16 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
         ('"bars.py:bars"', '"avalanche:SplitMnist"', "called 'SplitMnist'; did you mean 'SplitMNIST'"),
         ('"bars.py:bars"', '"bars.py:bras"', "bars.py has no 'bras'; did you mean 'bars'"),
         ('"bars.py:bars"', '"bars.py:none"', "returns a list without a train_stream; it has to return an Avalanche"),
+        (
+            '"bars.py:bars"',
+            '"bars.py:online"',
+            "an online stream, .* before it is split: training.batch_size is a piece",
+        ),
+        (
+            '"bars.py:bars"\n\n[stream]',
+            '"bars.py:online"\n\n[stream]\narguments = { alone = true }',
+            "makes an online stream, whose experiences come in pieces",
+        ),
         ('"bars.py:bars"', '"bars.py:fails"', r"fails in .*bars.py, line \d+: RuntimeError: out of paint"),
         ('["task"]', '["task"]\narguments = { experience = 4 }', "arguments.experience: .*did you mean 'experiences'"),
         (

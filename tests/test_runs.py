@@ -30,6 +30,7 @@ from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan, run_of
 from engrams.benchmarks.jobs.suite import SuiteError, finished
 from engrams.benchmarks.protocols import registry as protocol
+from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.protocols.schema import ReducedResNet18
 from engrams.benchmarks.runs import Run
 from engrams.benchmarks.training.build import make_strategy
@@ -141,6 +142,17 @@ def test_avalanches_der_runs_where_the_head_does_not_grow(tmp_path):
     )
     assert record.complete, record.reason
     assert record.hyperparameters["network"]["all_classes"] is True
+
+
+def test_avalanches_agem_samples_each_earlier_experience(tmp_path):
+    run = plan("split-digits/class", ["avalanche-agem"], [0], {"sample_size": 2, "training.epochs": 1}, first=3)[0]
+    run.check()
+    assert execute(run, tmp_path, "cpu", "disabled", lambda epochs: None).complete
+    joined = plan(
+        "split-digits/class", ["avalanche-agem+ewc"], [0], {"avalanche-agem.sample_size": 3, "ewc.ewc_lambda": 1.0}
+    )
+    with pytest.raises(ProtocolError, match=r"^split-digits/class: avalanche-agem\+ewc: sample_size 3 is below 4, the"):
+        joined[0].check()
 
 
 def test_learning_is_real(small_run):

@@ -208,11 +208,12 @@ def _do(
 ) -> None:
     from engrams.benchmarks.jobs.plan import what_is_stale
     from engrams.benchmarks.jobs.progress import Display
-    from engrams.benchmarks.jobs.suite import run_all
+    from engrams.benchmarks.jobs.suite import check_each, run_all
 
     for line in what_is_stale(runs, by_hand or {}):
         say(line, style="yellow")
     if place is None:
+        check_each(runs, stream_from_disk)
         _show_plan(runs, out, workers, wide)
         return
     display = Display(console)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, benchmark_with_validation_stream, classic
+from avalanche.benchmarks.scenarios import CLStream, OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
@@ -55,8 +56,11 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
         DataError: it fails.
     """
     arguments = json.dumps(stream.arguments, sort_keys=True)
-    expected = experience_count(reference, arguments)  # first: one benchmark is kept
+    tasks = scenario == "task"
+    expected = experience_count(reference, arguments, tasks)  # first: one benchmark is kept
     parts = _both(reference, arguments, seed)
+    if tasks:
+        _check_task_labels(reference, parts)
     if (count := len(parts["train"])) != expected:
         raise ProtocolError(
             f"benchmark: {reference} has {count} experiences with the seed {seed} and {expected} with the seed 0; a "
@@ -74,24 +78,25 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
                 f"stream.validation_fraction: {stream.validation_fraction:g} of an experience of {nothing} samples is "
                 f"none to choose by; raise it"
             )
-    benchmark = labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
-    if scenario == "task":
-        _check_task_labels(reference, benchmark)
-    return benchmark
+    return labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
 
 
 @lru_cache(maxsize=8)
-def experience_count(reference: str, arguments: str) -> int:
+def experience_count(reference: str, arguments: str, tasks: bool) -> int:
     """Returns how many experiences a benchmark has.
 
     Args:
         reference: of the function that makes it.
         arguments: as JSON.
+        tasks: whether each must have a task label of its own.
 
     Raises:
         ProtocolError, DataError: as :func:`own_benchmark`.
     """
-    return len(_both(reference, arguments, seed=0)["train"])
+    parts = _both(reference, arguments, seed=0)
+    if tasks:
+        _check_task_labels(reference, parts)
+    return len(parts["train"])
 
 
 def check_repeatable(reference: str, arguments: str) -> None:
@@ -215,11 +220,15 @@ def _data_sets(reference: str, made: Any, stream: str, shapes: list[torch.Size])
         ProtocolError: one is none that can be learned.
     """
     experiences = getattr(made, f"{stream}_stream", None)
+    if isinstance(made, CLStream) and any(map(_is_piece, made)):
+        raise _in_pieces(reference)
     if experiences is None:
         what = f"a {type(made).__name__} without a {stream}_stream"
         raise ProtocolError(f"benchmark: {reference} returns {what}; it has to return an Avalanche benchmark")
     found: list[AvalancheDataset] = []
     for experience in experiences:
+        if _is_piece(experience):
+            raise _in_pieces(reference)
         data: Any = getattr(experience, "dataset", None)
         if not hasattr(data, "targets"):
             raise ProtocolError(
@@ -238,6 +247,17 @@ def _data_sets(reference: str, made: Any, stream: str, shapes: list[torch.Size])
     if not found:
         raise ProtocolError(f"benchmark: {reference} has no experience in its {stream}_stream")
     return found
+
+
+def _is_piece(experience: Any) -> bool:
+    return isinstance(experience, OnlineCLExperience)
+
+
+def _in_pieces(reference: str) -> ProtocolError:
+    return ProtocolError(
+        f"benchmark: {reference} makes an online stream, whose experiences come in pieces (split_online_stream); give "
+        f"back the benchmark before it is split: training.batch_size is a piece's size, and epochs = 1 learns each once"
+    )
 
 
 def _in_order(data: AvalancheDataset) -> AvalancheDataset:
@@ -319,19 +339,20 @@ def _check_label(where: str, index: int, y: Any, target: int) -> None:
         )
 
 
-def _check_task_labels(reference: str, benchmark: CLScenario) -> None:
-    labels = [tuple(experience.task_labels) for experience in benchmark.train_stream]
-    if any(len(of_one) > 1 for of_one in labels) or len(set(labels)) < len(labels):
+def _check_task_labels(reference: str, parts: Mapping[str, Sequence[AvalancheDataset]]) -> None:
+    labels, of_judged = ([sorted(data.targets_task_labels.uniques) for data in parts[name]] for name in parts)
+    if any(len(of_one) > 1 for of_one in labels) or len({of_one[0] for of_one in labels}) < len(labels):
+        first = ", ".join(str(of_one[0]) if len(of_one) == 1 else str(tuple(of_one)) for of_one in labels[:4])
         raise ProtocolError(
             f"benchmark: task-incremental learning needs task labels, one of its own for every experience; {reference} "
-            f"has {', '.join(str(of_one[0]) if len(of_one) == 1 else str(of_one) for of_one in labels[:4])}, ... "
+            f"has {first}, ... "
             f"(most of Avalanche's take return_task_id = true), or else say scenarios = ['domain'] or ['class']"
         )
-    for place, (learned, judged) in enumerate(zip(labels, benchmark.streams.get("test", ()), strict=False)):
-        if tuple(judged.task_labels) != learned:
+    for place, (learned, judged) in enumerate(zip(labels, of_judged, strict=True)):
+        if judged != learned:
             raise ProtocolError(
                 f"benchmark: experience {place} of {reference} has the task label {learned[0]} where it is learned and "
-                f"{', '.join(map(str, judged.task_labels))} in the test stream, whose head would be asked"
+                f"{', '.join(map(str, judged))} in the test stream, whose head would be asked"
             )
 
 

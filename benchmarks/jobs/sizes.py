@@ -19,6 +19,8 @@ class Data(NamedTuple):
     """Of a data set, or of the function that makes a benchmark."""
     arguments: str | None = None
     """Of that function, as JSON; None for a data set."""
+    tasks: bool = False
+    """Whether every experience of a benchmark must have a task label of its own."""
 
 
 _asked: dict[Data, int] = {}
@@ -76,4 +78,4 @@ def _size(data: Data) -> int:
         return datasets.class_count(data.name)
     from engrams.benchmarks.data.own_benchmarks import experience_count
 
-    return experience_count(data.name, data.arguments)
+    return experience_count(data.name, data.arguments, data.tasks)

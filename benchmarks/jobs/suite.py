@@ -54,7 +54,7 @@ def run_all(
     Raises:
         SuiteError: a complete record in ``out`` is of other settings, or ``out`` cannot be written to.
         PlaceError: the place does not take the runs.
-        ProtocolError: the classes cannot be split as a protocol says.
+        ProtocolError: the classes cannot be split as a protocol says, or a strategy cannot learn so many experiences.
         DataError: data are missing or broken.
         store.NewerRecord: a record is of a later Engrams.
     """
@@ -145,22 +145,32 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
     """Says what would stop every run, once and before any process starts.
 
     Raises:
-        SuiteError: ``out`` cannot be written to; a strategy cannot leave its images on disk.
-        ProtocolError: the classes cannot be split as a protocol says.
+        SuiteError: ``out`` cannot be written to; or as :func:`check_each`.
+        ProtocolError: as :func:`check_each`.
         DataError: data are missing or broken.
     """
     sizes.check(dict.fromkeys(run.data for run in runs), stream_from_disk)
+    check_each(runs, stream_from_disk)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SuiteError(f"the records cannot be written to {out}: {error}") from error
+
+
+def check_each(runs: Iterable[Run], stream_from_disk: bool = False) -> None:
+    """Says what would stop a run, as far as neither all data have to be read for it nor anything is written.
+
+    Raises:
+        SuiteError: a strategy cannot leave its images on disk.
+        ProtocolError, DataError: as :meth:`engrams.benchmarks.runs.Run.check`.
+    """
     for run in runs:
-        _ = run.experiences
+        run.check()
         if stream_from_disk and run.strategy.needs_images:
             raise SuiteError(
                 f"{run.strategy.name} learns to make images and needs an experience's in memory; leave it out or run "
                 f"it without --stream-from-disk"
             )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SuiteError(f"the records cannot be written to {out}: {error}") from error
 
 
 def finished(run: Run, out: Path) -> Record | None:

@@ -146,6 +146,14 @@ class GenerativeReplayHyperparameters(Hyperparameters):
         return self.vae_epochs or self.epochs
 
 
+def _each_experience_is_sampled(h: AGEMHyperparameters, experiences: int) -> None:
+    if h.sample_size < experiences - 1:
+        raise ValueError(
+            f"sample_size {h.sample_size} is below {experiences - 1}, the number of earlier experiences: Avalanche's "
+            f"A-GEM draws equally many samples of each; raise it"
+        )
+
+
 def _der(h: DERHyperparameters, beta: float, template: dict[str, Any]):
     if any(isinstance(module, models.IncrementalClassifier) for module in template["model"].modules()):
         raise ValueError(
@@ -233,6 +241,7 @@ ENTRIES = {
             patterns_per_exp=h.patterns_per_exp, sample_size=h.sample_size, **template
         ),
         hyperparameters=AGEMHyperparameters,
+        check=_each_experience_is_sampled,
     ),
     "avalanche-er-ace": Strategy(
         build=lambda h, template: training.ER_ACE(mem_size=h.mem_size, batch_size_mem=h.batch_size_mem, **template),

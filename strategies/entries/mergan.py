@@ -130,7 +130,11 @@ ENTRIES = {
         needs_new_classes=True,
     ),
     "gan-finetune": Strategy(
-        generate=_generating(lambda: acgan.ACGAN), budget=_rounds, needs_images=True, has_gan=True, needs_new_classes=True
+        generate=_generating(lambda: acgan.ACGAN),
+        budget=_rounds,
+        needs_images=True,
+        has_gan=True,
+        needs_new_classes=True,
     ),
     "gan-ewc": Strategy(
         generate=_generating(lambda: ewc_gan.EWCGAN),
