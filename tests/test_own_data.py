@@ -74,6 +74,10 @@ def test_black_and_white_images_are_255_times_0_and_1_or_floats(saved):
     binary = IMAGES // 128
     assert load(saved(**arrays(binary * 255))).train_x.unique().tolist() == [0, 255]
     assert load(saved(**arrays(binary.astype(np.float32)))).train_x.unique().tolist() == [0, 1]
+    for which in ("train", "test"):
+        one = arrays(binary * 255) | {key: x for key, x in arrays(binary).items() if key == f"{which}_images"}
+        with pytest.raises(DataError, match=f"{which}_images is uint8, .* but goes from 0 to 1; multiply all images"):
+            load(saved(**one))
 
 
 def test_kerass_names_and_columns_of_labels(saved):

@@ -176,12 +176,12 @@ def _checked(
         labels.append(_labels(f"{source}: {names[place + 1]}", y))
         if len(x) != len(labels[-1]):
             raise DataError(f"{source}: {names[place]} has {len(x)}, {names[place + 1]} {len(labels[-1])}")
-    train = inputs[0]
-    if isinstance(train, Tensor) and train.dtype == torch.uint8 and train.max() == 1:
-        raise DataError(
-            f"{source}: {names[0]} is uint8, whose black is 0 and white 255, but goes from 0 to 1; multiply all images "
-            f"by 255, or give floats"
-        )
+    for name, x in zip((names[0], names[2]), inputs, strict=True):
+        if isinstance(x, Tensor) and x.dtype == torch.uint8 and x.max() == 1:
+            raise DataError(
+                f"{source}: {name} is uint8, whose black is 0 and white 255, but goes from 0 to 1; multiply all images "
+                f"by 255, or give floats"
+            )
     shapes = [tuple(x[0].shape) for x in inputs]
     if shapes[0] != shapes[1]:
         raise DataError(f"{source}: training data have shape {shapes[0]} each, test data {shapes[1]}")
