@@ -21,7 +21,7 @@ from engrams.benchmarks.jobs.verify import compared, run_of_record
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.training.learn import Learned
 from engrams.reports import provenance, read_records, store
-from engrams.reports.anytime import Anytime
+from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.matrix import metrics
 from engrams.reports.predictions import Predictions
 from engrams.reports.store import Record, RecordError
@@ -162,6 +162,33 @@ def test_one_damaged_record_stops_no_table_and_is_named(runs, damage):
     assert str(path) in checked.stderr
     with pytest.warns(UserWarning, match="left out"):
         assert len(read_records(runs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"hyperparameters": {"strategy": {"ewc_lambda": 3.0}}}, "its seeds were run with different hyperparameters"),
+        ({"prequential": Prequential(accuracy=0.5, window=7, windows=[0.5])}, "were measured in different ways"),
+    ],
+)
+def test_a_row_of_seeds_that_do_not_belong_together_stops_no_table_and_is_named(tmp_path, other, said):
+    first = {"prequential": Prequential(accuracy=0.5, window=5, windows=[0.5])}
+    for one in (record("ewc", 0, **WHOLE, **first), record("ewc", 1, **WHOLE | first | other), record(**WHOLE)):
+        written(tmp_path / "runs", one)
+    for command in (
+        ["table"],
+        ["table", "--format", "csv"],
+        ["table", "--costs"],
+        ["report", "--out", tmp_path / "page"],
+    ):
+        done = engrams(*command, tmp_path / "runs")
+        assert done.returncode == 1
+        (line,) = [line for line in done.stderr.splitlines() if "left out" in line]
+        assert line.startswith("left out: split-digits/task ewc: ")
+        assert said in line
+        if command[0] == "table":
+            assert "naive" in done.stdout
+            assert "ewc" not in done.stdout
 
 
 @pytest.mark.parametrize("damage", ["cut", "of another seed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from engrams.reports.errors import UserError
 
 if TYPE_CHECKING:
     from engrams.reports.parity.board import Board, Duel
-    from engrams.reports.store import Records
+    from engrams.reports.store import Record
 
 
 class Format(str, Enum):
@@ -52,7 +53,7 @@ def table(
     if costs and format is Format.tex:
         raise UserError("--costs is written as text, md or csv")
     damaged: list[store.RecordError] = []
-    records = store.read_records(*runs, damaged=damaged)
+    records = pages.alike(store.read_records(*runs, damaged=damaged), damaged)
     if format is Format.text:
         show_pages(records, wide, costs)
     elif format is Format.md:
@@ -89,7 +90,7 @@ def parity(
     stop_if_damaged(damaged)
 
 
-def compared(records: Records) -> tuple[list[Board], list[Duel]]:
+def compared(records: Sequence[Record]) -> tuple[list[Board], list[Duel]]:
     """Returns every published figure, and Avalanche's strategies, beside ours."""
     from engrams.reports.parity import board
     from engrams.strategies.catalogue import CATALOGUE
@@ -128,11 +129,11 @@ def report(
     """Write one page with all tables, charts and runs of some records, that opens from disk."""
     from engrams.benchmarks.protocols import registry
     from engrams.benchmarks.revisions import present
-    from engrams.reports import provenance, store
+    from engrams.reports import pages, provenance, store
     from engrams.reports.local import page
 
     damaged: list[store.RecordError] = []
-    records = store.read_records(*runs, damaged=damaged)
+    records = pages.alike(store.read_records(*runs, damaged=damaged), damaged)
     remarks = list(provenance.remarks(records, present()))
     boards: list[Board] = []
     duels: list[Duel] = []

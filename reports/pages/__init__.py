@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from engrams.reports.pages import anytime, class_shares, comparison, costs, generation, privacy
 from engrams.reports.render import Sheet, as_markdown
-from engrams.reports.store import Record
+from engrams.reports.store import Record, RecordError
 
 
 class Page(NamedTuple):
@@ -30,6 +30,28 @@ PAGES = [
 ]
 COSTS = Page(costs.compare, costs.sheets, costs.LEGEND)
 """Shown where it is asked for."""
+
+
+def alike(records: Iterable[Record], left_out: list[RecordError]) -> list[Record]:
+    """Returns the records of those rows that every page can show by themselves.
+
+    Args:
+        records: of any number of rows.
+        left_out: gets why another row cannot be: its seeds were run or measured in different ways.
+    """
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        rows.setdefault((record.protocol, record.row), []).append(record)
+    found: list[Record] = []
+    for group in rows.values():
+        try:
+            for page in (*PAGES, COSTS):
+                page.compare(group)
+        except RecordError as error:
+            left_out.append(error)
+        else:
+            found += group
+    return found
 
 
 def markdown(records: Sequence[Record], chosen: Sequence[Page] = PAGES) -> str:
