@@ -109,7 +109,10 @@ def with_one_changed(values, place, value):
         (arrays(IMAGES.astype(int)), "train_images is int64; images are uint8 in .0, 255. or floats"),
         (arrays(IMAGES.reshape(30, 30)), r"is uint8; vectors are floats \[N, values\]; reshape images"),
         (arrays(IMAGES / 1.0), "images that are floats lie in .0, 1.; these go from 0 to 255"),
-        (arrays(IMAGES // 128), "train_images is uint8, .* but goes from 0 to 1; multiply all images by 255, or"),
+        (
+            arrays(IMAGES // 128),
+            "train_images: of uint8 images black is 0 .* go from 0 to 1; multiply all images by 255",
+        ),
         (arrays(IMAGES[:0]), r"train_images has shape \(0, 6, 5\)"),
         (arrays(VECTORS[:, 0]), r"train_images has shape \(30,\); images are"),
         (arrays(with_one_changed(VECTORS, (4, 2), np.nan)), "train_images: 1 of 30 have NaN .* the first at 4"),
@@ -202,6 +205,39 @@ def test_an_image_of_a_folder_is_turned_upright(folder, from_disk):
     path.write_bytes(on_its_side(pixels)["bytes"])
     image = load(f"folder:{folder}", from_disk).test_x[3]
     assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_masks_of_0_and_1_are_not_taken_for_images(folder, hub, from_disk):
+    masks = {"image": [encoded(x[..., 0] // 128) for x in COLOURED]}
+    with pytest.raises(DataError, match="the training images go from 0 to 1; multiply all images by 255"):
+        load(hub(masks, {"image": masks["image"][:12]}), from_disk)
+    for path in folder.rglob("*.png"):
+        path.write_bytes(masks["image"][0]["bytes"])
+    with pytest.raises(DataError, match="the training images go from 0 to 1; multiply all images by 255"):
+        load(f"folder:{folder}", from_disk)
+    (folder / "train" / "cow" / "4.png").write_bytes(encoded(COLOURED[0][..., 0])["bytes"])
+    datasets.load.cache_clear()
+    assert load(f"folder:{folder}", from_disk).test_x[0].max() == 1
+
+
+UNSEEN = {
+    "transparency .PIL's mode RGBA": ("PNG", "RGBA", {}),
+    "transparency .PIL's mode LA": ("PNG", "LA", {}),
+    "transparency .PIL's mode P": ("PNG", "P", {"transparency": 0}),
+    "transparency .PIL's mode RGB": ("PNG", "RGB", {"transparency": (1, 2, 3)}),
+    "other colours than RGB .PIL's mode CMYK": ("JPEG", "CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("what", UNSEEN)
+def test_colours_that_would_be_lost_unseen_are_refused_wherever_images_lie(folder, hub, what):
+    format, mode, how = UNSEEN[what]
+    high, wide = (encoded(pixels, format, mode, **how) for pixels in (COLOURED[0], COLOURED[0].transpose(1, 0, 2)))
+    (folder / "test" / "bee" / "1.png").write_bytes(wide["bytes"])
+    for name, where in ((f"folder:{folder}", "bee/1.png"), (hub(with_another(high)), "the image in row 4")):
+        with pytest.raises(DataError, match=f"{where} has {what}.; convert all to RGB or grey"):
+            load(name)
 
 
 def damage(path, how):
@@ -534,7 +570,8 @@ def test_truth_values_are_labels(hub):
 
 
 def with_another(image, place=4, count=30):
-    return {"image": [encoded(image) if n == place else encoded(COLOURED[n]) for n in range(count)]}
+    image = image if isinstance(image, dict) else encoded(image)
+    return {"image": [image if n == place else encoded(COLOURED[n]) for n in range(count)]}
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
@@ -543,12 +580,6 @@ def with_another(image, place=4, count=30):
     [
         (with_another(COLOURED[0][:4]), None, "the image in row 4 is 5x4, most are 5x6; bring all to one size"),
         (with_another(COLOURED[0][..., 0]), None, "the image in row 4 is grey, most are coloured"),
-        ({"image": [encoded(COLOURED[0], mode="RGBA")] * 30}, None, "has transparency or .*mode RGBA.; convert all"),
-        (
-            {"image": [encoded(COLOURED[0], "JPEG", "CMYK")] * 30},
-            None,
-            "row 0 has other colours than RGB .PIL's mode CMYK.; convert all to RGB",
-        ),
         ({"image": [{"bytes": b"no image", "path": ""}] * 30}, None, "row 0 holds no image, or a corrupt one"),
         ({"image": [{"bytes": None, "path": "a.png"}] * 30}, None, "row 0 holds no image|no column holds images"),
         ({"image": np.arange(30) / 7}, None, r"no column holds images .*; it has image, label"),

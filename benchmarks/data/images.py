@@ -12,6 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
+GREY, COLOURED = ("1", "L"), ("P", "RGB")
+"""PIL's modes of images without transparency, of at most 8 bits a channel."""
+OTHER_COLOURS = ("CMYK", "YCbCr", "HSV", "LAB")
+"""Those of coloured ones that are not made of red, green and blue."""
+TRANSPARENCY = ("LA", "La", "PA", "RGBA", "RGBa")
+"""Those of images whose pixels have an opacity each."""
+
 
 class ImagesOnDisk(Dataset):
     """Images that the library's own dataset reads one at a time; nothing is kept.
@@ -138,6 +145,22 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # whatever PIL makes of broken EXIF; the pixels may be whole
         return 1
+
+
+def problem_of_colours(image: Image.Image) -> str:
+    """Returns why an image cannot be converted to grey levels or RGB unseen, or nothing if it can; none is decoded.
+
+    What is transparent may have any colour below, mostly black, and CMYK becomes another RGB with every ink.
+    """
+    if image.mode in TRANSPARENCY or "transparency" in image.info:
+        what = "transparency"
+    elif image.mode in OTHER_COLOURS:
+        what = "other colours than RGB"
+    elif image.mode not in GREY + COLOURED:
+        what = "more than 8 bits a channel"
+    else:
+        return ""
+    return f"has {what} (PIL's mode {image.mode}); convert all to RGB or grey, with 8 bits a channel"
 
 
 def all_decoded(data: Any) -> Tensor:

@@ -27,7 +27,15 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded, upright, upright_size
+from engrams.benchmarks.data.images import (
+    GREY,
+    ImageData,
+    ImagesOnDisk,
+    all_decoded,
+    problem_of_colours,
+    upright,
+    upright_size,
+)
 from engrams.benchmarks.data.names import FOLDER, NPZ, PARQUET, SPLITS, DataError, label_column, path_of
 from engrams.benchmarks.data.parquet import load_parquet
 from engrams.strategies.references import BadReference, resolve
@@ -42,8 +50,6 @@ ARRAYS = (
     ("test_labels", "y_test"),
 )
 """What the arrays of an ``.npz`` file may be called: our name and Keras's; vectors are called images too."""
-GREY, COLOURED = ("1", "L"), ("LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB")
-"""PIL's modes of images with at most 8 bits a channel."""
 
 
 def load_own(dataset: str, from_disk: bool) -> ImageData:
@@ -65,9 +71,11 @@ def load_own(dataset: str, from_disk: bool) -> ImageData:
     if dataset.startswith(f"{PARQUET}:"):
         data = load_parquet(path, label_column(dataset), from_disk)
         _check_classes(str(path), data.train_y, data.test_y)
-        return data
-    assert dataset.startswith(f"{FOLDER}:")
-    return _folder(path, from_disk)
+    else:
+        assert dataset.startswith(f"{FOLDER}:")
+        data = _folder(path, from_disk)
+    _check_levels(str(path), data.train_x)
+    return data
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -177,11 +185,7 @@ def _checked(
         if len(x) != len(labels[-1]):
             raise DataError(f"{source}: {names[place]} has {len(x)}, {names[place + 1]} {len(labels[-1])}")
     for name, x in zip((names[0], names[2]), inputs, strict=True):
-        if isinstance(x, Tensor) and x.dtype == torch.uint8 and x.max() == 1:
-            raise DataError(
-                f"{source}: {name} is uint8, whose black is 0 and white 255, but goes from 0 to 1; multiply all images "
-                f"by 255, or give floats"
-            )
+        _check_levels(f"{source}: {name}", x)
     shapes = [tuple(x[0].shape) for x in inputs]
     if shapes[0] != shapes[1]:
         raise DataError(f"{source}: training data have shape {shapes[0]} each, test data {shapes[1]}")
@@ -218,6 +222,20 @@ def _inputs(name: str, x: np.ndarray, channels_first: bool) -> Tensor:
             )
         x = x if first else x.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.array(x))  # a copy, contiguous: nobody else's array is changed
+
+
+def _check_levels(name: str, images: Tensor | ImagesOnDisk) -> None:
+    """Refuses images of whole numbers that are masks of 0 and 1, and would be all but black; most end at the first."""
+    highest = 0
+    for index in range(len(images)):
+        image = images[index]
+        if image.dtype != torch.uint8 or (highest := max(highest, int(image.max()))) > 1:
+            return
+    if highest == 1:
+        raise DataError(
+            f"{name}: of uint8 images black is 0 and white 255, but the training images go from 0 to 1; multiply all "
+            f"images by 255"
+        )
 
 
 def _labels(name: str, y: Any) -> Tensor:
@@ -306,21 +324,22 @@ def _mode(paths: Sequence[Path]) -> str:
     """PIL's mode for all images: grey if every one is; they have to be of one size."""
     with ThreadPoolExecutor() as threads:
         headers = list(threads.map(_header, paths))
-    size = Counter(size for size, _ in headers).most_common(1)[0][0]
-    for path, (its_size, mode) in zip(paths, headers, strict=True):
+    size = Counter(size for size, _, _ in headers).most_common(1)[0][0]
+    for path, (its_size, _, problem) in zip(paths, headers, strict=True):
         if its_size != size:
             raise DataError(
                 f"{path} is {its_size[0]}x{its_size[1]}, most images are {size[0]}x{size[1]}; bring all to one size"
             )
-        if mode not in GREY + COLOURED:
-            raise DataError(f"{path} has more than 8 bits a channel (PIL's mode {mode}); save it with 8")
-    return "L" if all(mode in GREY for _, mode in headers) else "RGB"
+        if problem:
+            raise DataError(f"{path} {problem}")
+    return "L" if all(mode in GREY for _, mode, _ in headers) else "RGB"
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
+def _header(path: Path) -> tuple[tuple[int, int], str, str]:
+    """Returns an image's size, PIL's mode and what is wrong with its colours."""
     try:
         with Image.open(path) as image:
-            return upright_size(image), image.mode
+            return upright_size(image), image.mode, problem_of_colours(image)
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error and more
         raise _broken(path, error) from error
 

@@ -23,13 +23,17 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, all_decoded, upright, upright_size
+from engrams.benchmarks.data.images import (
+    GREY,
+    ImageData,
+    ImagesOnDisk,
+    all_decoded,
+    problem_of_colours,
+    upright,
+    upright_size,
+)
 from engrams.benchmarks.data.names import DataError, parquet_files
 
-GREY, COLOURED = ("1", "L"), ("P", "RGB")
-"""PIL's modes of images without transparency, of at most 8 bits a channel."""
-OTHER_COLOURS = ("CMYK", "YCbCr", "HSV", "LAB")
-"""Those of coloured ones that are not made of red, green and blue."""
 EXACT = "exact"
 """A column of booleans that says of an image whether every pixel is the original's; few data sets have one."""
 LABELS = (
@@ -120,29 +124,26 @@ class ParquetImages(Dataset):
     def _agreed_mode(self) -> str:
         """PIL's mode for all images, which have to be of one size and all grey or all coloured."""
 
-        def header(index: int) -> tuple[tuple[int, int], str]:
+        def header(index: int) -> tuple[tuple[int, int], str, str]:
             try:
                 with self._identified(index) as image:
-                    return upright_size(image), image.mode
+                    return upright_size(image), image.mode, problem_of_colours(image)
             except Exception as error:
                 raise DataError(
                     f"{self.where}: row {index} holds no image, or a corrupt one ({type(error).__name__})"
                 ) from error
 
         headers = list(map(header, range(len(self))))
-        size = Counter(size for size, _ in headers).most_common(1)[0][0]
-        grey = Counter(mode in GREY for _, mode in headers).most_common(1)[0][0]
-        for index, (its_size, mode) in enumerate(headers):
+        size = Counter(size for size, _, _ in headers).most_common(1)[0][0]
+        grey = Counter(mode in GREY for _, mode, _ in headers).most_common(1)[0][0]
+        for index, (its_size, mode, problem) in enumerate(headers):
             if its_size != size:
                 raise DataError(
                     f"{self.where}: the image in row {index} is {its_size[0]}x{its_size[1]}, most are "
                     f"{size[0]}x{size[1]}; bring all to one size"
                 )
-            if mode not in GREY + COLOURED:
-                what = "other colours than RGB" if mode in OTHER_COLOURS else "transparency or over 8 bits a channel"
-                raise DataError(
-                    f"{self.where}: the image in row {index} has {what} (PIL's mode {mode}); convert all to RGB or grey"
-                )
+            if problem:
+                raise DataError(f"{self.where}: the image in row {index} {problem}")
             if (mode in GREY) != grey:
                 what, most = ("grey", "coloured") if mode in GREY else ("coloured", "grey")
                 raise DataError(
