@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.store import RecordError, Records
 
 COLUMNS = 4
+CHARACTER, LINE = 0.07, 0.14
+"""Inches that a title's character is wide, and its line high."""
+UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 class MeanMatrix(NamedTuple):
@@ -72,25 +76,37 @@ def figure(matrices: Sequence[MeanMatrix]) -> Figure:
     for one in matrices:
         groups.setdefault(one.protocol, []).append(one)
     columns = min(COLUMNS, max(map(len, groups.values())))
-    lines = [-(-len(group) // columns) for group in groups.values()]
     side = 0.7 + 0.3 * max(5, *(one.matrix.shape[1] for one in matrices))
-    size = (side * columns + 0.4, (side + 0.2) * sum(lines) + 0.3 * len(lines))
-    picture = Figure(figsize=size, dpi=130, layout="constrained")
-    parts = picture.subfigures(len(groups), height_ratios=lines, squeeze=False)
-    for part, count, (protocol, group) in zip(parts.flat, lines, groups.items(), strict=True):
+    titles = {name: [_title(one, side) for one in group] for name, group in groups.items()}
+    heights = [0.3 + sum(side + 0.2 + more for more in _more_lines(own, columns)) for own in titles.values()]
+    picture = Figure(figsize=(side * columns + 0.4, sum(heights)), dpi=130, layout="constrained")
+    parts = picture.subfigures(len(groups), height_ratios=heights, squeeze=False)
+    for part, (protocol, group) in zip(parts.flat, groups.items(), strict=True):
         part.suptitle(protocol, fontsize="medium", fontweight="bold")
-        grid = part.subplots(count, columns, squeeze=False)
+        grid = part.subplots(-(-len(group) // columns), columns, squeeze=False)
         for axes in grid.flat[len(group) :]:
             axes.set_visible(False)
         for index, (axes, one) in enumerate(zip(grid.flat, group, strict=False)):
             draw_accuracy_matrix(axes, one.matrix)
-            seeds = f"{one.seeds} seed" + ("s" if one.seeds > 1 else "")
-            axes.set_title(f"{one.strategy}: {100 * one.matrix[-1].mean():.1f} % ({seeds})", fontsize="small")
+            axes.set_title(titles[protocol][index], fontsize="small")
             if index % columns:
                 axes.set_ylabel("")
             if index + columns < len(group):
                 axes.set_xlabel("")
     return picture
+
+
+def _title(one: MeanMatrix, width: float) -> str:
+    """What is above a matrix, in lines of at most so many inches; ACC and of how many seeds stay together."""
+    seeds = f"{one.seeds} seed" + ("s" if one.seeds > 1 else "")
+    acc = f"{100 * one.matrix[-1].mean():.1f} % ({seeds})".replace(" ", UNBROKEN)
+    return fill(f"{one.strategy}: {acc}", int(width / CHARACTER)).replace(UNBROKEN, " ")
+
+
+def _more_lines(titles: Sequence[str], columns: int) -> list[float]:
+    """The inches that the titles of each line of matrices take beyond a line of text."""
+    lines = [titles[first : first + columns] for first in range(0, len(titles), columns)]
+    return [LINE * max(title.count("\n") for title in line) for line in lines]
 
 
 def write_csv(matrices: Sequence[MeanMatrix], path: Path) -> None:

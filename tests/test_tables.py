@@ -1,6 +1,7 @@
 """Comparison tables from records."""
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -176,6 +177,23 @@ def test_marks(tmp_path):
     with pytest.raises(marks.MarkError, match="has no place for the tables"):
         marks.replace_between(path, "tables", "new")
     assert path.read_text(encoding="utf-8") == "nothing"
+
+
+def test_titles_of_matrices_stay_above_their_own(tmp_path):
+    """However few experiences there are; and the matrices stay as large as without them."""
+    long = ("my_strategy:slow_weights step=0.3", "ewc+replay ewc.ewc_lambda=10,replay.mem_size=50", "naive", "replay")
+    records = Records([record(name, seed, 0.5) for name in long for seed in range(2)])
+    plain = Records([record(name, seed, 0.5) for name in ("a", "b", "c", "d") for seed in range(2)])
+    sizes = []
+    for some in (records, plain):
+        figure = matrices.figure(matrices.of(some))
+        figure.savefig(tmp_path / "m.png")
+        axes = figure.subfigs[0].axes
+        titles = [one.title.get_window_extent() for one in axes]
+        assert titles[0].x0 >= 0 and titles[-1].x1 <= figure.bbox.x1
+        assert all(left.x1 < right.x0 for left, right in pairwise(titles))
+        sizes.append(axes[0].get_window_extent().height)
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
 
 
 def test_matrices_side_by_side(tmp_path):
