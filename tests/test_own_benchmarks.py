@@ -32,6 +32,7 @@ from torch.utils.data import TensorDataset
 
 LABELS = {
     "int32": lambda y: y.int(),
+    "uint8": lambda y: y.byte(),
     "one-hot": lambda y: torch.eye(2)[y],
     "column": lambda y: y[:, None],
     "below": lambda y: y - 1,
@@ -49,6 +50,8 @@ DATA = {
     "broken": lambda x, y: [None] * len(x),
     "text": lambda x, y: [(image, "a bar") for image in x],
     "none": lambda x, y: [(image, None) for image in x],
+    "pairs": lambda x, y: [((image, image), label) for image, label in zip(x, y)],
+    "weighted": lambda x, y: TensorDataset(x, y, torch.ones(len(x))),
 }
 
 
@@ -386,6 +389,13 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             '["task"]',
             '["task"]\narguments = { what = "int32" }',
             r"labels of .*bars, experience 0 of its train_stream, are torch.int32 tensors of",
+        ),
+        ('["task"]', '["task"]\narguments = { what = "uint8" }', r"are torch.uint8 tensors of shape \[\]; .*y.long"),
+        ('["task"]', '["task"]\narguments = { what = "pairs" }', "are of type tuple; a network takes float32"),
+        (
+            '["task"]',
+            '["task"]\narguments = { what = "weighted" }',
+            "have 4 parts, .* take three: an input, a label, a",
         ),
         (
             '["task"]',

@@ -286,16 +286,22 @@ def _check_samples(where: str, data: AvalancheDataset, shapes: Sequence[torch.Si
         shapes: of others, which are to have the same.
 
     Raises:
-        ProtocolError: they are none that a network and a loss take; a class has no number that can be.
+        ProtocolError: they are none that a network, a loss and every strategy take; a class has no number that can be.
         DataError: one cannot be read.
     """
     x: Any = None
     for index in _some(data):
         try:
             with same_random_numbers():  # a transformation may draw some
-                x, y, *_ = data[index]
+                parts = data[index]
         except Exception as error:  # somebody's own code, a file: anything
             raise DataError(f"benchmark: sample {index} of {where} cannot be read: {_said(error)}") from error
+        if len(parts) != 3:
+            raise ProtocolError(
+                f"benchmark: the samples of {where} have {len(parts)} parts, and some of Avalanche's strategies take "
+                f"three: an input, a label, a task label (which use_in_getitem=True puts there); give them no others"
+            )
+        x, y, _ = parts
         if not isinstance(x, Tensor) or x.dtype != torch.get_default_dtype():  # the network's
             what = f"{x.dtype} tensors" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
             raise ProtocolError(
@@ -320,12 +326,12 @@ def _check_samples(where: str, data: AvalancheDataset, shapes: Sequence[torch.Si
 
 
 def _check_label(where: str, index: int, y: Any, target: int) -> None:
-    """Raises a ProtocolError if a sample's label is none that a loss takes, or not what its data set says it is."""
+    """Raises a ProtocolError if a sample's label is no int64, which every loss takes, or not what its data set says."""
     try:
         label = default_collate([y])
     except TypeError:  # None, an object
         label = y
-    if not isinstance(label, Tensor) or label.dim() > 1 or label.dtype not in (torch.int64, torch.uint8):
+    if not isinstance(label, Tensor) or label.dim() > 1 or label.dtype != torch.int64:
         tensors = isinstance(label, Tensor)
         what = f"{label.dtype} tensors of shape {list(label.shape[1:])}" if tensors else f"of type {type(y).__name__}"
         raise ProtocolError(
