@@ -78,6 +78,24 @@ def test_a_text_has_one_hash_in_every_process_of_every_command():
     assert "PYTHONHASHSEED" not in os.environ
 
 
+def environment(job, report):
+    return {name: os.environ.get(name) for name in ("CHANGED", "ADDED", "REMOVED")}
+
+
+def test_a_process_has_the_environment_of_the_moment_and_not_that_of_the_first_command(monkeypatch):
+    """In a notebook the server of processes outlives what is set between two commands."""
+    monkeypatch.setenv("CHANGED", "1")
+    monkeypatch.setenv("REMOVED", "1")
+    # Another test may have started the server: then it has neither.
+    ((_, found),) = in_processes([job("a")], environment, 1, quiet)
+    assert found == {"CHANGED": "1", "ADDED": None, "REMOVED": "1"}
+    monkeypatch.setenv("CHANGED", "2")
+    monkeypatch.setenv("ADDED", "2")
+    monkeypatch.delenv("REMOVED")
+    ((_, found),) = in_processes([job("a")], environment, 1, quiet)
+    assert found == {"CHANGED": "2", "ADDED": "2", "REMOVED": None}
+
+
 def unreadable():
     raise SyntaxError("unfinished")
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -46,6 +46,8 @@ HEARD_HERE = {signal.SIGINT, signal.SIGTERM}
 _context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 _started = False
 """Whether there is that server."""
+_variables: set[str] = set()
+"""Names that the environment has had whenever the server was asked for: all that it may have been started with."""
 
 
 def start_server() -> None:
@@ -64,6 +66,7 @@ def start_server() -> None:
     with _heard_here(), hashes.the_same():
         forkserver.ensure_running()
     _started = True
+    _variables.update(os.environ)
 
 
 @contextmanager
@@ -98,6 +101,16 @@ def _check_avalanches_folder() -> None:
         raise UserError(
             f"Avalanche keeps its settings in {folder}, which cannot be written: {error}; set HOME"
         ) from error
+
+
+def _environment() -> dict[str, str | None]:
+    """Returns what a worker's environment has to be: a fork has the server's, of when that was started.
+
+    None stands for what has been taken out since. What the server's libraries have set, and the seed of its hashes, are
+    left as they are. So is what they read once, which is fixed when the server starts: how many threads torch takes (a
+    job takes one, see :func:`prepare`), where Avalanche's settings are.
+    """
+    return dict.fromkeys(_variables) | dict(os.environ)
 
 
 def has_torch() -> bool:
@@ -224,7 +237,7 @@ class _Worker:
 
     def __init__(self, work: Callable[[Any, Report], Any], context: Any = _context):
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=False)
+        self.process = context.Process(target=_serve, args=(theirs, work, _environment()), daemon=False)
         self.process.start()
         theirs.close()
         self.job: Any = None
@@ -367,8 +380,9 @@ class _Raised:
         return RuntimeError(f"in a process of its own:\n{self.traceback}")
 
 
-def _serve(connection, work: Callable[[Any, Report], Any]) -> None:
+def _serve(connection, work: Callable[[Any, Report], Any], environment: Mapping[str, str | None]) -> None:
     """Does what comes through the pipe until it ends."""
+    _set(environment)  # first: a job's own files and data are read when it comes
     _prepare()
     process = psutil.Process()
 
@@ -403,6 +417,14 @@ def _attempt(job: Any, work: Callable[[Any, Report], Any], report: Report) -> _R
         except Exception:  # it takes more arguments than it keeps, or holds what cannot be sent
             return _Raised(RuntimeError(f"{type(error).__name__}: {error}"), traceback.format_exc())
         return _Raised(error, traceback.format_exc())
+
+
+def _set(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _prepare() -> None:
