@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from engrams.reports import pages, render
+from engrams.reports.errors import UserError
 from engrams.reports.files import replace_file
 from engrams.reports.pages import comparison
 from engrams.reports.parity import tables
@@ -16,6 +17,10 @@ from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
 GENERATED = "<!-- Made by 'engrams pages' from the records: changes made here are lost. -->"
+
+
+class NotOurs(UserError):
+    """A page would take the place of somebody's own file; the message is one line."""
 
 
 class Described(NamedTuple):
@@ -124,22 +129,27 @@ def overview(records: Iterable[Record], protocols: Sequence[str], strategies: Se
     return Sheet("", rows)
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a page whole or not at all, into a folder that may not be there yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text)
+def write(folder: Path, made: Mapping[str, str]) -> None:
+    """Writes pages, each whole or not at all, and removes those that an earlier call made and this one did not.
 
-
-def remove_stale(folder: Path, pages: Collection[str]) -> None:
-    """Removes the pages that an earlier call made there and this one did not; files of anybody else stay.
+    Files of anybody else stay.
 
     Args:
-        folder: of the pages.
-        pages: the names of the files that are made now, besides the list of all, ``README.md``.
+        folder: of the pages; it may not be there yet.
+        made: name of the file -> page.
+
+    Raises:
+        NotOurs: one of the files is there and was not made by an earlier call; then nothing is written.
     """
-    for path in folder.glob("*.md"):
-        if path.name not in (*pages, "README.md") and GENERATED in path.read_text(encoding="utf-8"):
-            path.unlink()
+    there = {path.name: GENERATED in path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.md")}
+    if others := [str(folder / name) for name in made if not there.get(name, True)]:
+        raise NotOurs(f"{', '.join(others)}: not made by 'engrams pages', and would be lost; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, page in made.items():
+        replace_file(folder / name, page)
+    for name, ours in there.items():
+        if ours and name not in made:
+            (folder / name).unlink()
 
 
 def linked(path: Path, folder: Path) -> str:

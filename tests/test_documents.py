@@ -206,6 +206,15 @@ def test_what_is_generated_is_that_of_the_records(tmp_path, monkeypatch):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_pages_take_the_place_of_nobodys_own(tmp_path):
+    """Whole: where one page cannot be written, none is."""
+    mine = tmp_path / "README.md"
+    mine.write_bytes("my own p\xe4ge\n".encode("latin-1"))
+    with pytest.raises(pytest.fail.Exception, match=r"README.md: not made by 'engrams pages'.*choose another --out"):
+        engrams(["pages", str(RESULTS / "records" / "mnist-usps"), "--out", str(tmp_path)])
+    assert [*tmp_path.iterdir()] == [mine] and mine.read_bytes() == b"my own p\xe4ge\n"
+
+
 def test_the_example_runs(tmp_path, capsys):
     example.main(tmp_path)
     said = capsys.readouterr().out

@@ -49,24 +49,25 @@ def pages(
     damaged: list[store.RecordError] = []
     records = store.read_records(runs, damaged=damaged)
     described = _described()
-    listed = []
+    made, streams, listed = {}, {}, []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
         pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
         lines = over_experiences.lines_of(group)
         stream = Path(publish.page_of(name)).with_suffix(".png") if len(lines) > 1 else None
-        page = publish.protocol_page(name, described.get(name), group, stream, pictures)
-        publish.write(out / publish.page_of(name), page)
+        made[publish.page_of(name)] = publish.protocol_page(name, described.get(name), group, stream, pictures)
         if stream:
-            over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
+            streams[stream] = lines
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
     boards, duels = compared(records)
-    publish.write(out / "parity.md", publish.parity_page(boards, duels))
+    made["parity.md"] = publish.parity_page(boards, duels)
     others = [("parity", "every published figure beside ours, and Avalanche's strategies beside ours")]
     if studies is not None:
-        publish.write(out / "studies.md", publish.studies_page(_studies(studies, damaged), out))
+        made["studies.md"] = publish.studies_page(_studies(studies, damaged), out)
         others.append(("studies", "questions that many runs answer with one figure"))
-    publish.write(out / "README.md", publish.index(listed, others))
-    publish.remove_stale(out, {*(publish.page_of(name) for name, _ in listed), *(f"{name}.md" for name, _ in others)})
+    made["README.md"] = publish.index(listed, others)
+    publish.write(out, made)
+    for stream, lines in streams.items():
+        over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
     if readme is not None:
         marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
         found = [one for protocol, rows in PICTURED.items() for one in matrices.of(records, [protocol], rows)]
