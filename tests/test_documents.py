@@ -212,7 +212,8 @@ def test_pages_take_the_place_of_nobodys_own(tmp_path):
     mine.write_bytes("my own p\xe4ge\n".encode("latin-1"))
     with pytest.raises(pytest.fail.Exception, match=r"README.md: not made by 'engrams pages'.*choose another --out"):
         engrams(["pages", str(RESULTS / "records" / "mnist-usps"), "--out", str(tmp_path)])
-    assert [*tmp_path.iterdir()] == [mine] and mine.read_bytes() == b"my own p\xe4ge\n"
+    assert [*tmp_path.iterdir()] == [mine]
+    assert mine.read_bytes() == b"my own p\xe4ge\n"
 
 
 def test_the_example_runs(tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_black_and_white_images_are_255_times_0_and_1_or_floats(saved):
     assert load(saved(**arrays(binary.astype(np.float32)))).train_x.unique().tolist() == [0, 1]
     for which in ("train", "test"):
         one = arrays(binary * 255) | {key: x for key, x in arrays(binary).items() if key == f"{which}_images"}
-        with pytest.raises(DataError, match=f"{which}_images is uint8, .* but goes from 0 to 1; multiply all images"):
+        with pytest.raises(DataError, match=f"{which}_images: of uint8 images .* these go from 0 to 1; multiply all"):
             load(saved(**one))
 
 
@@ -210,14 +210,18 @@ def test_an_image_of_a_folder_is_turned_upright(folder, from_disk):
 @pytest.mark.parametrize("from_disk", [False, True])
 def test_masks_of_0_and_1_are_not_taken_for_images(folder, hub, from_disk):
     masks = {"image": [encoded(x[..., 0] // 128) for x in COLOURED]}
-    with pytest.raises(DataError, match="the training images go from 0 to 1; multiply all images by 255"):
+    with pytest.raises(DataError, match="but these go from 0 to 1; multiply all images by 255"):
         load(hub(masks, {"image": masks["image"][:12]}), from_disk)
     for path in folder.rglob("*.png"):
         path.write_bytes(masks["image"][0]["bytes"])
-    with pytest.raises(DataError, match="the training images go from 0 to 1; multiply all images by 255"):
+    with pytest.raises(DataError, match="but these go from 0 to 1; multiply all images by 255"):
         load(f"folder:{folder}", from_disk)
-    (folder / "train" / "cow" / "4.png").write_bytes(encoded(COLOURED[0][..., 0])["bytes"])
-    datasets.load.cache_clear()
+    for image in ("train/cow/4.png", "test/cow/1.png"):
+        (folder / image).write_bytes(encoded(COLOURED[0][..., 0])["bytes"])
+        datasets.load.cache_clear()
+        if image.startswith("train"):
+            with pytest.raises(DataError, match=r"test: of uint8 images .* these go from 0 to 1"):
+                load(f"folder:{folder}", from_disk)
     assert load(f"folder:{folder}", from_disk).test_x[0].max() == 1
 
 

@@ -190,7 +190,8 @@ def test_titles_of_matrices_stay_above_their_own(tmp_path):
         figure.savefig(tmp_path / "m.png")
         axes = figure.subfigs[0].axes
         titles = [one.title.get_window_extent() for one in axes]
-        assert titles[0].x0 >= 0 and titles[-1].x1 <= figure.bbox.x1
+        assert titles[0].x0 >= 0
+        assert titles[-1].x1 <= figure.bbox.x1
         assert all(left.x1 < right.x0 for left, right in pairwise(titles))
         sizes.append(axes[0].get_window_extent().height)
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)

@@ -31,6 +31,7 @@ from engrams.benchmarks.data.images import (
     GREY,
     ImageData,
     ImagesOnDisk,
+    PreparedLater,
     all_decoded,
     problem_of_colours,
     upright,
@@ -74,7 +75,8 @@ def load_own(dataset: str, from_disk: bool) -> ImageData:
     else:
         assert dataset.startswith(f"{FOLDER}:")
         data = _folder(path, from_disk)
-    _check_levels(str(path), data.train_x)
+    for split, images in zip(SPLITS, (data.train_x, data.test_x), strict=True):
+        _check_levels(f"{path}: {split}", images)
     return data
 
 
@@ -184,8 +186,8 @@ def _checked(
         labels.append(_labels(f"{source}: {names[place + 1]}", y))
         if len(x) != len(labels[-1]):
             raise DataError(f"{source}: {names[place]} has {len(x)}, {names[place + 1]} {len(labels[-1])}")
-    for name, x in zip((names[0], names[2]), inputs, strict=True):
-        _check_levels(f"{source}: {name}", x)
+    for name, images in zip((names[0], names[2]), inputs, strict=True):
+        _check_levels(f"{source}: {name}", images)
     shapes = [tuple(x[0].shape) for x in inputs]
     if shapes[0] != shapes[1]:
         raise DataError(f"{source}: training data have shape {shapes[0]} each, test data {shapes[1]}")
@@ -224,7 +226,7 @@ def _inputs(name: str, x: np.ndarray, channels_first: bool) -> Tensor:
     return torch.from_numpy(np.array(x))  # a copy, contiguous: nobody else's array is changed
 
 
-def _check_levels(name: str, images: Tensor | ImagesOnDisk) -> None:
+def _check_levels(name: str, images: Tensor | ImagesOnDisk | PreparedLater) -> None:
     """Refuses images of whole numbers that are masks of 0 and 1, and would be all but black; most end at the first."""
     highest = 0
     for index in range(len(images)):
@@ -233,8 +235,8 @@ def _check_levels(name: str, images: Tensor | ImagesOnDisk) -> None:
             return
     if highest == 1:
         raise DataError(
-            f"{name}: of uint8 images black is 0 and white 255, but the training images go from 0 to 1; multiply all "
-            f"images by 255"
+            f"{name}: of uint8 images black is 0 and white 255, but these go from 0 to 1; multiply all images by 255, "
+            f"or give floats"
         )
 
 
