@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 
@@ -29,11 +30,33 @@ def folder_named(variant: str) -> str:
     return found[1] if found else ""
 
 
-def set_by_hand(variant: str) -> list[tuple[str, str]]:
-    """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them."""
-    settings = FOLDER.sub("", variant)
-    pairs = (part.partition("=") for part in re.split(r",(?=[\w.-]+=)", settings) if part)
-    return [(key, value) for key, _, value in pairs]
+def set_by_hand(variant: str, decided: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns (key, value) of every setting that a variant names; a folder's name in parentheses is none of them.
+
+    Args:
+        variant: of a record.
+        decided: its hyperparameters, which tell where a text ends that has ``,key=`` in it.
+    """
+    rest = FOLDER.sub("", variant)
+    found = []
+    while rest:
+        key, _, rest = rest.partition("=")
+        value = str(recorded(decided, key))
+        if not f"{rest},".startswith(f"{value},"):  # a path is named without its folders, 1 may be 1.0
+            value = re.split(r",(?=[\w.-]+=)", rest, maxsplit=1)[0]
+        found.append((key, value))
+        rest = rest[len(value) + 1 :]
+    return found
+
+
+def recorded(decided: Mapping[str, Any], key: str) -> Any:
+    """Returns the value that a record's hyperparameters have under a dotted key; None where they have none."""
+    for holder in (decided.get("strategy", {}), decided):
+        try:
+            return reduce(lambda part, name: part[name], key.split("."), holder)
+        except (KeyError, TypeError):
+            continue
+    return None
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[str, Any, Any] | None:

@@ -25,6 +25,7 @@ from engrams.reports.local import contents, page
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.parity import board
 from engrams.reports.predictions import read_predictions
+from engrams.reports.settings import set_by_hand
 from engrams.reports.store import Generated, Record, folder_of, write
 from tests.test_predictions import done
 
@@ -109,6 +110,19 @@ def test_the_command_repeats_the_run():
     assert again.deciding() == planned.deciding()
     assert (again.variant, again.seed) == (planned.variant, 7)
     assert contents.command(record("p", "naive", 0, variant="(runs/a)")) == "engrams run p naive --seeds 0-0"
+
+
+def test_the_command_of_a_protocol_of_ones_own_names_its_file():
+    p, q = contents.sections(RECORDS, {"q": "a title"})
+    commands = [contents.run(next(iter(one.runs.values()))[0], [], own_file=one.own_file)["command"] for one in (p, q)]
+    assert commands == ["engrams run p.toml/class a --seeds 0-0", "engrams run q a --seeds 0-0"]
+
+
+def test_the_command_takes_a_text_whole():
+    decided = {"strategy": {"note": "a,b.c=d", "rate": 10.0}, "dataset": "npz:/full/x,y=1.npz"}
+    one = record("p", "a:b", 0, variant="note=a,b.c=d,rate=10,dataset=npz:x.npz (runs/a)", hyperparameters=decided)
+    assert set_by_hand(one.variant, decided) == [("note", "a,b.c=d"), ("rate", "10"), ("dataset", "npz:x.npz")]
+    assert "--set note=a,b.c=d --set rate=10.0 --set dataset=npz:/full/x,y=1.npz --seeds" in contents.command(one)
 
 
 def test_the_command_writes_it_without_torch(tmp_path):

@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from engrams.reports.matrix import seen_so_far
 from engrams.reports.pages import class_shares, comparison, costs, generation, privacy
 from engrams.reports.predictions import Predictions
 from engrams.reports.render import Sheet
-from engrams.reports.settings import flat, set_by_hand
+from engrams.reports.settings import flat, recorded, set_by_hand
 from engrams.reports.store import Record
 
 AT_FIRST = 7
@@ -56,6 +55,8 @@ class Section:
 
     protocol: str
     title: str
+    own_file: bool
+    """Whether the protocol is somebody's own."""
     rows: list[comparison.Row]
     lines: list[Line]
     sheets: list[tuple[Sheet, str]]
@@ -87,6 +88,7 @@ def sections(records: Sequence[Record], titles: Mapping[str, str]) -> list[Secti
             Section(
                 protocol,
                 titles.get(protocol, "a protocol of somebody's own"),
+                protocol not in titles,
                 rows[protocol],
                 [
                     _line(row, [one for one in runs[row.strategy] if one.complete], row.strategy in chosen)
@@ -148,38 +150,38 @@ def _interval_of(row: comparison.Row, metric: str) -> Interval | None:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def command(record: Record) -> str:
+def command(record: Record, own_file: bool = False) -> str:
     """Returns the command that repeats a run.
 
     What was set by hand is named in the variant, and its value is in the hyperparameters, in full.
+
+    Args:
+        record: of the run.
+        own_file: whether its protocol is somebody's own: the file in the current folder.
     """
-    words = ["engrams", "run", record.protocol, record.strategy]
-    for key, text in set_by_hand(record.variant):
+    file, slash, scenario = record.protocol.partition("/")
+    protocol = f"{file}.toml{slash}{scenario}" if own_file else record.protocol
+    words = ["engrams", "run", protocol, record.strategy]
+    for key, text in set_by_hand(record.variant, record.hyperparameters):
         if key == "experiences":
             words += ["--experiences", text]
         else:
-            words += ["--set", f"{key}={_recorded(record.hyperparameters, key, text)}"]
+            value = recorded(record.hyperparameters, key)
+            in_full = text if value is None else value if isinstance(value, str) else json.dumps(value)
+            words += ["--set", f"{key}={in_full}"]
     return shlex.join([*words, "--seeds", f"{record.seed}-{record.seed}"])
 
 
-def _recorded(hyperparameters: Mapping[str, Any], key: str, otherwise: str) -> str:
-    """A setting's value as TOML has it, a text as it is; ``otherwise`` where nothing is recorded under the key."""
-    for holder in (hyperparameters.get("strategy", {}), hyperparameters):
-        try:
-            value = reduce(lambda part, name: part[name], key.split("."), holder)
-        except (KeyError, TypeError):
-            continue
-        return value if isinstance(value, str) else json.dumps(value)
-    return otherwise
-
-
-def run(record: Record, pictures: Sequence[str], answered: Predictions | None = None) -> dict[str, Any]:
+def run(
+    record: Record, pictures: Sequence[str], answered: Predictions | None = None, own_file: bool = False
+) -> dict[str, Any]:
     """Returns all that the page shows of a run when it is opened.
 
     Args:
         record: of the run.
         pictures: their paths from the page.
         answered: what it answered on the test stream, if that was kept.
+        own_file: whether its protocol is somebody's own.
     """
     return {
         "seed": record.seed,
@@ -193,7 +195,7 @@ def run(record: Record, pictures: Sequence[str], answered: Predictions | None = 
         "made": _made(record),
         "seconds": round(record.seconds, 2),
         "costs": _costs(record),
-        "command": command(record),
+        "command": command(record, own_file),
         "settings": flat(record.hyperparameters),
         "environment": flat(record.environment),
         "pictures": list(pictures),

@@ -105,7 +105,7 @@ def _data(
         "protocol": section.protocol,
         "lines": [asdict(line) for line in section.lines],
         "runs": {
-            strategy: packed([_run(one, pictures, answered) for one in group])
+            strategy: packed([_run(one, pictures, answered, section.own_file) for one in group])
             for strategy, group in section.runs.items()
         },
         "pictured": sorted({run.row for group in section.runs.values() for run in group if _identity(run) in pictures}),
@@ -114,7 +114,9 @@ def _data(
     }
 
 
-def _run(record: Record, pictures: Mapping[Identity, list[str]], answered: Mapping[Identity, Path]) -> dict[str, Any]:
+def _run(
+    record: Record, pictures: Mapping[Identity, list[str]], answered: Mapping[Identity, Path], own_file: bool
+) -> dict[str, Any]:
     """What is shown of a run; answers that cannot be used are left out, with a warning."""
     identity, found = _identity(record), None
     if identity in answered:
@@ -122,7 +124,7 @@ def _run(record: Record, pictures: Mapping[Identity, list[str]], answered: Mappi
             found = predictions_of(record, answered[identity].parent)
         except RecordError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-    return contents.run(record, pictures.get(identity, ()), found)
+    return contents.run(record, pictures.get(identity, ()), found, own_file)
 
 
 def packed(value: object) -> str:
