@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from engrams.benchmarks.cli.options import settings_of
 from engrams.benchmarks.errors import UnknownName
@@ -224,6 +225,33 @@ def test_a_bad_choice_is_refused_under_its_own_name(tmp_path, content, message):
     with pytest.raises(ProtocolError, match=message) as caught:
         protocol.get(str(tmp_path / "mine.toml/task")).hyperparameters_of(catalogue.get("ewc"))
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_what_was_chosen_outlives_a_scenario_more_or_less(tmp_path):
+    """The file that it is written to is called otherwise then."""
+    file = tmp_path / "two.toml"
+
+    def lambdas(scenarios):
+        file.write_text(f'extends = "split-digits"\nstream = {{ scenarios = {scenarios} }}\n')
+        names = [f"{file}/{one}" for one in scenarios] if len(scenarios) > 1 else [str(file)]
+        return [protocol.get(one).hyperparameters_of(catalogue.get("ewc")).ewc_lambda for one in names]
+
+    def choose(where, value, fingerprint=""):
+        path = tmp_path / "chosen" / where
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = {"hyperparameters": {"ewc_lambda": value}, "fingerprint": fingerprint, "evidence": {}}
+        path.write_text(tomli_w.dumps({"ewc": found}))
+
+    lambdas(["class"])
+    choose("two.toml", 7.5, protocol.get(str(file)).fingerprint(catalogue.get("ewc")))
+    assert lambdas(["class", "task"]) == [7.5, 7.5]
+    stale = [protocol.get(f"{file}/{one}").stale(catalogue.get("ewc")) for one in ("class", "task")]
+    assert stale[0] is None and "ewc_lambda of ewc was chosen under other settings" in stale[1]
+    choose("two/task.toml", 8.5)
+    assert lambdas(["class", "task"]) == [7.5, 8.5]
+    assert lambdas(["task"]) == [7.5], "its own file goes before"
+    (tmp_path / "chosen" / "two.toml").unlink()
+    assert lambdas(["task"]) == [8.5]
 
 
 def test_a_strategy_may_have_a_learning_rate_of_its_own(tmp_path):

@@ -299,10 +299,13 @@ def _chosen(path: Path, scenario: str, name: str) -> dict[str, Choice]:
         several = len(list(_names_in(base, _extended(base, read_toml(base))))) > 1
         chosen = _chosen(base, scenario, f"{base.stem}/{scenario}" if several else base.stem)
         chosen = _without(chosen, content.get("strategies", {}))  # what the file itself sets goes before
-    own_file = chosen_path(name, path.parent)
-    own = read_chosen(own_file)
-    _check_strategies(own_file, {strategy: choice.hyperparameters for strategy, choice in own.items()})
-    return chosen | own
+    # The other was written when the file had fewer scenarios, or more; what no longer fits is stale, and is said to be.
+    for one in sorted({path.stem, f"{path.stem}/{scenario}"}, key=name.__eq__):
+        own_file = chosen_path(one, path.parent)
+        own = read_chosen(own_file)
+        _check_strategies(own_file, {strategy: choice.hyperparameters for strategy, choice in own.items()})
+        chosen |= own
+    return chosen
 
 
 def _without(chosen: dict[str, Choice], own: Mapping[str, Any]) -> dict[str, Choice]:
