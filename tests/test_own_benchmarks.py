@@ -266,6 +266,15 @@ def test_a_held_out_part_without_samples_is_one_line(outsiders):
         benchmark_of(Run(protocol.get(str(path)), naive, 0, naive.hyperparameters(), "validation"))
 
 
+def test_a_row_is_called_the_same_however_the_file_of_its_benchmark_is_named(outsiders, monkeypatch):
+    path = outsiders()
+    monkeypatch.chdir(path.parent)
+    file = next(path.parent.glob("*.py"))
+    for name in (file.name, f"./{file.name}", str(file)):
+        (one,) = plan(str(path), ["naive"], [0], {"benchmark": f"{name}:bars"})
+        assert one.variant == f"benchmark={file.name}:bars"
+
+
 def test_forward_transfer_is_0_whichever_experience_has_class_0(outsiders, tmp_path):
     """Before training every unit is masked, and the first is answered; that is no knowledge of a later experience."""
     path = outsiders(('["task"]', '["class"]\narguments = { swapped = true }'))

@@ -156,8 +156,8 @@ def _keys(model: type[Hyperparameters]) -> list[str]:
 
 def shown_as(key: str, value: Any) -> str:
     """Returns a setting's value as a variant's name has it; of a path to one's own data or network, its last part."""
-    if isinstance(value, str) and ":" in value and key in ("dataset", "network.kind"):
-        return (data_names if key == "dataset" else references).short(value)
+    if isinstance(value, str) and ":" in value and key in (*registry.NAMED, "network.kind"):
+        return (references if key == "network.kind" else data_names).short(value)
     return repr(float(value)).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
