@@ -182,6 +182,16 @@ def test_what_slurm_does_not_take_is_said_in_its_own_words(queue_here, shown, tm
     assert not list((tmp_path / slurm.FOLDER).glob(f"{slurm.PREFIX}*")), "nothing is left of it"
 
 
+def test_an_sbatch_that_fails_and_says_nothing_is_not_quoted(monkeypatch, shown, tmp_path):
+    pytest.importorskip("submitit")
+    for name, status_of_it in (("sbatch", 3), ("srun", 0)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status_of_it}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(PlaceError, match="SLURM does not take the runs: sbatch ended with status 3 and says nothing"):
+        run_all(runs_of(1), tmp_path / "runs", DISABLED, slurm.Slurm(tmp_path / "runs", shown.say), shown)
+
+
 def test_what_is_asked_for_reaches_sbatch():
     submitit = pytest.importorskip("submitit.slurm.slurm")
     told = slurm.parameters("long", "1-12:00:00", 2, 7, {"mem": "8G", "account": "me", "switches": 1})

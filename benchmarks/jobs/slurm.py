@@ -295,7 +295,7 @@ class Slurm:
                         submitted = executor.submit_array(tasks)
                 except (FailedJobError, FailedSubmissionError) as error:
                     shutil.rmtree(submission)
-                    raise PlaceError(f"SLURM does not take the runs: {_reason(str(error))}") from error
+                    raise PlaceError(f"SLURM does not take the runs: {_reason(error)}") from error
                 number = submitted[0].job_id.partition("_")[0]
                 self.say(
                     f"SLURM: {_runs(len(part))} in the queue as job {number}. Ctrl-C leaves them there; "
@@ -370,7 +370,10 @@ def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def _reason(said: str) -> str:
-    """sbatch's own word among submitit's."""
-    found = re.findall(r"sbatch: (?:error: )?(.+)", said)
-    return "; ".join(dict.fromkeys(found)) or _first_line(said)
+def _reason(error: Exception) -> str:
+    """sbatch's own word among submitit's; where it has none, its exit status."""
+    found = re.findall(r"sbatch: (?:error: )?(.+)", str(error))
+    said = "; ".join(dict.fromkeys(found)) or _first_line(str(error))
+    if not said and isinstance(error.__cause__, subprocess.CalledProcessError):
+        said = f"sbatch ended with status {error.__cause__.returncode} and says nothing"
+    return said
