@@ -374,6 +374,18 @@ def test_the_command_line_prints_dashboards_and_a_sweep_for_every_range(capsys):
         assert set(made["parameters"]) <= set(entry.hyperparameters.model_fields)
 
 
+def test_a_sweep_names_files_so_that_an_agent_in_any_folder_finds_them(tmp_path, monkeypatch, capsys):
+    import yaml
+
+    (tmp_path / "mine.toml").write_text('extends = "split-digits"\nstream = { scenarios = ["class"] }\n')
+    (tmp_path / "own.py").write_text("from engrams.strategies.catalogue import get\n\ntuned = get('l2')\n")
+    monkeypatch.chdir(tmp_path)
+    for name, whole in (("own.py:tuned", f"{tmp_path}/own.py:tuned"), ("ewc+replay", "ewc+replay")):
+        command_line(["sweep", "mine.toml", name])
+        command = yaml.safe_load(capsys.readouterr().out)["command"]
+        assert {str(tmp_path / "mine.toml"), whole} < set(command)
+
+
 def command_line(arguments):
     from engrams.benchmarks.cli import app, wandb  # noqa: F401
 

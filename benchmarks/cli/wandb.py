@@ -72,13 +72,17 @@ def sweep(
     from engrams.benchmarks.protocols import registry
     from engrams.reports.errors import UserError
     from engrams.reports.wandb.sweeps import sweep_of
+    from engrams.strategies.catalogue import parts_of
+    from engrams.strategies.references import absolute
 
     reference = registry.get(protocol).reference
     entry = strategy_called(strategy)
     if not entry.search:
         raise UserError(f"{entry.name} has no hyperparameter to search")
     ranges = {key: (space.low, space.high) for key, space in entry.search.items()}
-    typer.echo(yaml.safe_dump(sweep_of(reference, entry.reference, ranges), sort_keys=False), nl=False)
+    parts = [absolute(part, Path.cwd()) if ":" in part else part for part in parts_of(entry.reference)]
+    made = sweep_of(reference, "+".join(parts), ranges)  # an agent may be started in another folder
+    typer.echo(yaml.safe_dump(made, sort_keys=False), nl=False)
 
 
 def _parity(records: list[str], damaged: list[RecordError]) -> str:
