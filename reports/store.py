@@ -225,7 +225,7 @@ def read(path: Path) -> Record:
         NewerRecord: it was written by a later Engrams.
         RecordError: it is cut short, not a record, or not to be believed; see :func:`record_of`.
     """
-    content = _read_json(path)
+    content = _read_json(path, MEND)
     try:
         record = record_of(content)
     except NewerRecord as error:
@@ -309,18 +309,18 @@ def read_json(path: Path, model: type[Model], is_none: str) -> Model:
         RecordError: it is cut short, cannot be read, or holds something else.
     """
     try:
-        return model.model_validate(_read_json(path))
+        return model.model_validate(_read_json(path, "delete it and run again"))
     except ValidationError as error:
         raise RecordError(f"{path} {is_none} ({_problem(error)}); delete it") from error
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, mend: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:  # neither JSON nor text; or one that is nested without end
-        raise RecordError(f"{path} is cut short or no JSON ({error}); delete it and run again") from error
+        raise RecordError(f"{path} is cut short or no JSON ({error}); {mend}") from error
 
 
 def _problem(error: ValueError) -> str:
