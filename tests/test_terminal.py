@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import subprocess
 import sys
 import warnings
@@ -71,6 +72,16 @@ def heading_lines(lines):
                 above.insert(0, before)
             found.append("\n".join(above))
     return found
+
+
+def test_a_path_may_begin_with_a_home_folder(terminal, monkeypatch, tmp_path):
+    """As in Python: a shell does not expand it behind ``--out=``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(RECORDS / "mnist-usps" / "naive", tmp_path / "runs" / "mnist-usps" / "naive")
+    terminal(None, "matrix", "~/runs", "--out=~/m.png")
+    assert (tmp_path / "m.png").exists()
+    assert not (tmp_path / "~").exists()
 
 
 COMMANDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -24,9 +25,15 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an interrupt: runs keep checkpoints, and end
     try:
-        app()
+        app([_with_home(word) for word in sys.argv[1:]])
     except (UserError, OSError) as error:
         line = str(error if isinstance(error, UserError) else UserError(error))
         stderr = Console(stderr=True, emoji=False)
         stderr.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _with_home(word: str) -> str:
+    """``--out=~/runs`` with the home folder in it: most shells look for a ``~`` only where a word begins."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 (pathlib's raises where there is no such user)
