@@ -246,7 +246,8 @@ def test_what_was_chosen_outlives_a_scenario_more_or_less(tmp_path):
     choose("two.toml", 7.5, protocol.get(str(file)).fingerprint(catalogue.get("ewc")))
     assert lambdas(["class", "task"]) == [7.5, 7.5]
     stale = [protocol.get(f"{file}/{one}").stale(catalogue.get("ewc")) for one in ("class", "task")]
-    assert stale[0] is None and "ewc_lambda of ewc was chosen under other settings" in stale[1]
+    assert stale[0] is None
+    assert "ewc_lambda of ewc was chosen under other settings" in stale[1]
     choose("two/task.toml", 8.5)
     assert lambdas(["class", "task"]) == [7.5, 8.5]
     assert lambdas(["task"]) == [7.5], "its own file goes before"

@@ -187,7 +187,9 @@ def _check_settings_in_common(protocol: str, by_row: Mapping[str, list[Record]])
     for row, group in by_row.items():
         if one := next((record for record in group if record.complete), None):  # its seeds are all alike
             # A strategy's own setting may be called "network", too; a protocol's tables are set by what is in them.
-            by_hand = [key for key, _ in set_by_hand(one.variant, one.hyperparameters) if "." in key or key in GOES_WITH]
+            by_hand = [
+                key for key, _ in set_by_hand(one.variant, one.hyperparameters) if "." in key or key in GOES_WITH
+            ]
             own = {key for chosen in by_hand for key in (chosen, *GOES_WITH.get(chosen, ()))}
             found = flat({name: one.hyperparameters.get(name) for name in IN_COMMON})
             found.pop("training.learning_rate", None)
