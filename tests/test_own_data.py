@@ -289,6 +289,7 @@ def test_folders_that_do_not_belong_together_are_named(folder):
 # --- functions --------------------------------------------------------------------------------------------------------
 
 FUNCTIONS = """
+from dataclasses import replace
 import numpy as np
 import torch
 from engrams.benchmarks.data.images import ImageData
@@ -301,6 +302,8 @@ def tensors(): return torch.rand(6, 8), torch.from_numpy(y), torch.rand(6, 8), t
 def image_data():
     many = torch.rand(6, 4, 2, 2)
     return ImageData(many, torch.from_numpy(y), many, torch.from_numpy(y))
+def standardised(): return replace(image_data(), standardise=True)
+def whitened(): return replace(image_data(), black=torch.ones(()))
 def three(): return x, y, x
 def fails():
     return 1 / 0
@@ -334,7 +337,9 @@ def test_a_function_returns_arrays_or_image_data(functions):
     [
         ("lists", "its first array is int64; images are uint8"),
         ("three", "returns a tuple; it has to return an ImageData, or four arrays"),
-        ("fails", r"fails in .*mine.py, line 16: ZeroDivisionError: division by zero"),
+        ("fails", r"fails in .*mine.py, line 19: ZeroDivisionError: division by zero"),
+        ("standardised", "standardise or black set, .*: leave them out, and write images = . standardise ="),
+        ("whitened", "standardise or black set, .*, or images.mean and images.std, there"),
         ("ragged", "NumPy cannot make an array of"),
         ("number", "is no function but a int"),
         ("for", "mine.py has no 'for'.*did you mean 'four'"),

@@ -149,6 +149,12 @@ def _returned(dataset: str) -> ImageData:
         raise DataError(f"{dataset} fails in {frame.filename}, line {frame.lineno}: {_said(error)}") from error
     names = ["its first array", "its second array", "its third array", "its fourth array"]
     if isinstance(data, ImageData):
+        if data.standardise or data.black.any():
+            raise DataError(
+                f"{dataset} returns an ImageData with standardise or black set, which a protocol says for all data: "
+                f'leave them out, and write images = {{ standardise = "first-experience" }}, or images.mean and '
+                f"images.std, there"
+            )
         columns = (data.train_x, data.train_y, data.test_x, data.test_y)
         names = ["train_x", "train_y", "test_x", "test_y"]
     elif isinstance(data, Sequence) and len(data) == 4:
