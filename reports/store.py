@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from engrams.reports import wandb
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
@@ -444,7 +445,7 @@ def read_all(out: Path, damaged: list[RecordError] | None = None) -> list[Record
 def paths_below(out: Path) -> Iterator[Path]:
     """Yields where records lie below a folder."""
     for path in out.rglob(RECORD):
-        if "wandb" not in path.relative_to(out).parts:  # W&B keeps copies of its artifacts
+        if wandb.FOLDER not in path.relative_to(out).parts:
             yield path
 
 

@@ -529,6 +529,12 @@ def test_what_cannot_be_extended_is_one_line(mine, content, message):
         load_protocol("split-digits.toml")
 
 
+def test_a_protocol_whose_records_would_be_taken_for_copies_of_wandbs_is_refused(mine):
+    (mine / "wandb.toml").write_text('extends = "split-digits"')
+    with pytest.raises(ProtocolError, match=r"folders called wandb are W&B's, .*; call the file something else"):
+        load_protocol("wandb.toml/class")
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from engrams.benchmarks.protocols.problems import MISSING, Problem, ProtocolErro
 from engrams.benchmarks.protocols.protocol import FOLDER, Protocol
 from engrams.benchmarks.protocols.schema import KINDS, Choice, ProtocolFile
 from engrams.reports.errors import UserError, near_or
+from engrams.reports.wandb import FOLDER as WANDB_FOLDER
 from engrams.strategies import catalogue, references
 from engrams.strategies.references import BadReference
 
@@ -151,12 +152,18 @@ def read(path: Path, settings: Mapping[str, Any] | None = None) -> list[Protocol
 
     Raises:
         ProtocolError: the file is no TOML, has an unknown key, a value of the wrong type or out of range, a strategy
-            that does not exist, or a number without a source; or it is called as one of Engrams' own.
+            that does not exist, or a number without a source; or it is called as one of Engrams' own, or as W&B's
+            folders.
     """
     content = _extended(path, read_toml(path))
     comes_with_engrams = path.parent == FOLDER
     if not comes_with_engrams and (FOLDER / path.name).exists():
         raise ProtocolError(f"{path}: {path.stem} is the name of a protocol of Engrams; call the file something else")
+    if path.stem == WANDB_FOLDER:
+        raise ProtocolError(
+            f"{path}: folders called {path.stem} are W&B's, and no records are looked for in them; call the file "
+            f"something else"
+        )
     changed = dict(settings or {})
     by_hand: dict[str, Any] = {}
     for key, value in changed.items():

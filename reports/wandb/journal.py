@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from engrams.reports.store import Record
-from engrams.reports.wandb import page
+from engrams.reports.wandb import FOLDER, page
 
-FOLDER, FILE = "wandb", "journal.jsonl"
+FILE = "journal.jsonl"
 PICTURE = "picture"
 """Key of a value that is a picture, or an animation: the name of a file beside the journal."""
 

@@ -19,8 +19,8 @@ from engrams.reports.errors import without_paths
 from engrams.reports.figures import heat_map_of_size
 from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
-from engrams.reports.wandb import page
-from engrams.reports.wandb.journal import FOLDER, PICTURE, read_record
+from engrams.reports.wandb import FOLDER, page
+from engrams.reports.wandb.journal import PICTURE, read_record
 
 DRAWS_EVERY = 20.0
 """Seconds between two pictures of an accuracy matrix that grows."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from engrams.reports.store import RECORD, Record
-from engrams.reports.wandb import page
-from engrams.reports.wandb.journal import FOLDER, Reader, read_record
+from engrams.reports.wandb import FOLDER, page
+from engrams.reports.wandb.journal import Reader, read_record
 from engrams.reports.wandb.page_writer import PageWriter, Taken, reason_of
 from engrams.reports.wandb.service import Service, ServiceError
 from engrams.reports.wandb.settings import Address, kill_children
