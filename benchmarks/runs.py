@@ -131,6 +131,9 @@ class Run:
             "judge": self.judge,
             "strategy": self.hyperparameters.settings(),
         }
+        # Here and not among what is the protocol's: what was chosen for features is kept beside it without one.
+        if made := data_names.features_fingerprint(self.protocol.dataset):
+            decided["dataset_fingerprint"] = made
         if self.strategy.code:
             decided["code"] = self.strategy.code
         if self.first is not None:

@@ -59,17 +59,21 @@ def recorded(decided: Mapping[str, Any], key: str) -> Any:
     return None
 
 
+DATA = "dataset_fingerprint"
+"""What data are made of. Of features, records of before it was kept do not say it, nor do those who have none here."""
+
+
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[str, Any, Any] | None:
     """Returns the dotted key of the first setting that differs, and its two values; None if none does.
 
-    What is missing is None.
+    What is missing is None. A fingerprint of the data that is missing is unknown, and may be any.
     """
     for key in sorted(one.keys() | other.keys()):
         first, second = one.get(key), other.get(key)
         if isinstance(first, Mapping) and isinstance(second, Mapping):
             if found := differing(first, second, f"{before}{key}."):
                 return found
-        elif first != second:
+        elif first != second and not (key == DATA and None in (first, second)):
             return f"{before}{key}", first, second
     return None
 

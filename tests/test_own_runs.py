@@ -15,6 +15,7 @@ from engrams.benchmarks.data import datasets, streams
 from engrams.benchmarks.data.loading import tensors_of
 from engrams.benchmarks.jobs.execute import execute
 from engrams.benchmarks.jobs.plan import plan, run_of
+from engrams.benchmarks.jobs.suite import SuiteError, finished
 from engrams.benchmarks.judging import vectors
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.protocols.problems import ProtocolError
@@ -252,6 +253,30 @@ def test_one_command_from_a_file_to_the_record(folder, tmp_path, monkeypatch):
     changed = engrams("run", "moved/own-net.toml", "ewc", "--seeds", 1, "--wandb", "disabled")
     assert changed.returncode == 2
     assert "was made with other settings (dataset_fingerprint was" in changed.stderr
+
+
+def test_features_that_were_made_anew_are_other_data(folder, tmp_path, monkeypatch):
+    """A record that does not say of which features it is, as of before that was kept, is believed."""
+    monkeypatch.setenv("ENGRAMS_DATA", str(tmp_path / "data"))
+    made = tmp_path / "data" / "features" / "made.npz"
+    made.parent.mkdir(parents=True)
+
+    def run():
+        return run_of(registry.get(str(folder / "features.toml/class"), {"dataset": "features:made"}), "naive")
+
+    shutil.copy(folder / "features.npz", made)
+    record = execute(run(), tmp_path / "out", "cpu", "disabled", lambda epochs: None)
+    assert finished(run(), tmp_path / "out").acc == record.acc
+    del record.hyperparameters["dataset_fingerprint"]
+    store.write(record, run().folder(tmp_path / "older"))
+    features = dict(np.load(made))
+    features["train_images"] += 1e-6
+    np.savez(made, **features)
+    with pytest.raises(SuiteError, match=r"was made with other settings \(dataset_fingerprint was "):
+        finished(run(), tmp_path / "out")
+    assert finished(run(), tmp_path / "older").acc == record.acc
+    made.unlink()
+    assert finished(run(), tmp_path / "out").acc == record.acc, "nobody knows where there are none"
 
 
 STRATEGY = """

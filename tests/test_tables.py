@@ -255,6 +255,21 @@ def test_rows_of_other_streams_are_not_compared():
         tables.compare(records)
 
 
+def test_rows_of_other_features_are_not_compared():
+    """But one that does not say of which they are, as of before that was kept, may be of any."""
+
+    def of(strategy, seed=0, **settings):
+        return record(strategy, seed, 0.5).model_copy(update={"hyperparameters": settings})
+
+    older, one, other = of("a"), of("b", dataset_fingerprint="1"), of("c", dataset_fingerprint="2")
+    assert len(tables.compare([older, one])) == len(tables.compare([one, older])) == 2
+    assert len(tables.compare([older, of("a", 1, dataset_fingerprint="1")])) == 1
+    with pytest.raises(RecordError, match="p: b and c were run with another dataset fingerprint"):
+        tables.compare([older, one, other])
+    with pytest.raises(RecordError, match="seed 0 has dataset_fingerprint 1, seed 1 has 2"):
+        tables.compare([one, of("b", 1, dataset_fingerprint="2")])
+
+
 def test_rows_that_learned_for_another_time_are_not_compared_but_by_another_rate():
     def of(strategy, variant="", **training):
         settings = {"hyperparameters": {"training": training}, "variant": variant}

@@ -22,7 +22,16 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk
-from engrams.benchmarks.data.names import FEATURES, NPZ, OFFLINE, DataError, is_own, path_of
+from engrams.benchmarks.data.names import (
+    FEATURES,
+    NPZ,
+    OFFLINE,
+    DataError,
+    features_folders,
+    found_features,
+    is_own,
+    path_of,
+)
 from engrams.benchmarks.data.own import check_repeatable, load_own
 from engrams.benchmarks.data.sources import SOURCES, Source
 from engrams.reports.errors import near_or
@@ -174,18 +183,6 @@ def located(name: str) -> tuple[Source, Path] | None:
     """Returns the first of a data set's formats whose files are all here, and their root folder, or None."""
     places = ((source, root) for source in SOURCES[name] for root in _roots(name))
     return next((place for place in places if all((place[1] / file).is_file() for file in place[0].files)), None)
-
-
-def features_folders() -> list[Path]:
-    """Returns where features are looked for, in order: below ENGRAMS_DATA, then below Avalanche's data folder."""
-    *named, default = _roots(FEATURES)
-    return [*(root / FEATURES for root in named), default]
-
-
-def found_features(name: str) -> Path | None:
-    """Returns the file of ``features:NAME``; None if they have not been made."""
-    files = (folder / f"{name.removeprefix(f'{FEATURES}:')}.npz" for folder in features_folders())
-    return next((file for file in files if file.is_file()), None)
 
 
 def features_file(name: str) -> Path:

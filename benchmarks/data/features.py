@@ -22,7 +22,7 @@ from torch import Tensor
 
 from engrams.benchmarks.data import datasets
 from engrams.benchmarks.data.images import ImageData
-from engrams.benchmarks.data.names import DataError
+from engrams.benchmarks.data.names import DataError, features_folders, found_features
 from engrams.benchmarks.data.pretrained import Pretrained, pretrained
 from engrams.reports.files import replace_file, replacing
 
@@ -70,7 +70,7 @@ def extract(
         raise DataError(f"{dataset} has vectors, which a network that sees images cannot take")
     about = {"dataset": dataset, "network": network, "size": size, "fingerprint": _fingerprint(data, model, size)}
     name = name_of(dataset, network, size, first)
-    file = datasets.found_features(name)
+    file = found_features(name)
     if file is not None:
         _check_made_of(file, about)
         return file
@@ -165,7 +165,7 @@ def _check_made_of(file: Path, about: dict[str, object]) -> None:
 def _writable_folder() -> Path:
     """The first of the folders that can be written to."""
     problem: OSError | None = None
-    for folder in datasets.features_folders():
+    for folder in features_folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,4 +173,4 @@ def _writable_folder() -> Path:
             continue
         if os.access(folder, os.W_OK):
             return folder
-    raise DataError(f"no folder for features can be written: {problem or datasets.features_folders()}")
+    raise DataError(f"no folder for features can be written: {problem or features_folders()}")

@@ -7,6 +7,8 @@ Nothing is loaded here, torch least of all.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from functools import lru_cache
 from glob import glob
@@ -140,6 +142,38 @@ def short(dataset: str) -> str:
 def _behind(dataset: str) -> str:
     column = label_column(dataset)
     return f"#{column}" if column else ""
+
+
+def features_folders() -> list[Path]:
+    """Returns where features are looked for, in order: below ENGRAMS_DATA, then below Avalanche's data folder."""
+    named = os.environ.get("ENGRAMS_DATA")
+    roots = [*filter(None, [named]), _avalanches_data_folder()]
+    return [Path(root).expanduser() / FEATURES for root in roots]
+
+
+def _avalanches_data_folder() -> str:
+    """Returns what Avalanche reads from its settings, without reading Avalanche, which takes seconds."""
+    try:
+        settings = json.loads(Path("~/.avalanche/config.json").expanduser().read_text(encoding="utf-8"))
+        return str(settings["dataset_location"])
+    except (OSError, ValueError, LookupError, TypeError):  # it will write them when it is first read
+        return "~/.avalanche/data"
+
+
+def found_features(name: str) -> Path | None:
+    """Returns the file of ``features:NAME``; None if they have not been made."""
+    files = (folder / f"{name.removeprefix(f'{FEATURES}:')}.npz" for folder in features_folders())
+    return next((file for file in files if file.is_file()), None)
+
+
+def features_fingerprint(dataset: str) -> str | None:
+    """Returns that of the file of ``features:NAME``; None if they have not been made, or for any other data.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = found_features(dataset) if dataset.startswith(f"{FEATURES}:") else None
+    return fingerprint(f"{NPZ}:{file}") if file else None
 
 
 def fingerprint(dataset: str) -> str:

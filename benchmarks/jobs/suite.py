@@ -20,7 +20,7 @@ from engrams.benchmarks.runs import Run
 from engrams.reports import provenance, store
 from engrams.reports.errors import UserError
 from engrams.reports.files import remove_leftovers, set_aside
-from engrams.reports.settings import first_difference
+from engrams.reports.settings import differing, first_difference
 from engrams.reports.store import Record, RecordError
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import WandBMode, WandBSettings
@@ -187,8 +187,9 @@ def finished(run: Run, out: Path) -> Record | None:
     if not record.complete:
         return None
     wanted, was, looked = run.deciding(), *_looked_at(run, record)
-    if record.hyperparameters != wanted or was != looked:
-        difference = first_difference({**record.hyperparameters, "judging": was}, {**wanted, "judging": looked})
+    before, now = {**record.hyperparameters, "judging": was}, {**wanted, "judging": looked}
+    if differing(before, now):
+        difference = first_difference(before, now)
         if difference.startswith("code was "):  # a digest of the strategy's own file, which tells nobody anything
             difference = f"{run.strategy.reference.rpartition(':')[0]} has changed since"
         raise SuiteError(

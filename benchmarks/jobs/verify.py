@@ -19,7 +19,7 @@ from engrams.benchmarks.protocols.protocol import Protocol
 from engrams.benchmarks.runs import Run
 from engrams.reports.errors import UserError
 from engrams.reports.provenance import DECIDING
-from engrams.reports.settings import first_difference
+from engrams.reports.settings import differing, first_difference
 from engrams.reports.store import Record
 from engrams.reports.wandb.settings import DISABLED
 from engrams.strategies.contract import NoHyperparameters, Strategy
@@ -60,7 +60,7 @@ def _run_of(record: Record) -> Run:
     protocol = _protocol(record.protocol, strategy, {**decided, "judging": _judging(record)})
     first = decided.get("first_experiences")
     run = Run(protocol, strategy, record.seed, hyperparameters, decided["judge"], record.variant, first)
-    if run.deciding() != decided:
+    if differing(decided, run.deciding()):
         raise Unrepeatable(f"it was made with other settings: {first_difference(decided, run.deciding())}")
     return run
 

@@ -37,6 +37,7 @@ from engrams.benchmarks.runs import Run
 from engrams.reports.errors import without_paths
 from engrams.reports.files import replace_file
 from engrams.reports.matrix import seen_so_far
+from engrams.reports.settings import differing
 from engrams.reports.wandb.sending import sending
 from engrams.reports.wandb.settings import DISABLED, WandBMode, WandBSettings
 from engrams.strategies.contract import Strategy
@@ -159,7 +160,7 @@ def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks
     except (ValueError, KeyError) as error:  # no JSON, or not a journal's
         raise SuiteError(f"{journal} is no journal of a search ({error}); delete it and search again") from error
     settings = _settings(protocol, strategy)
-    if study.user_attrs.get("settings", settings) != settings:
+    if differing(study.user_attrs.get("settings", settings), settings):
         raise SuiteError(f"{journal} was made with other settings; choose another --out, or delete it to search again")
     study.set_user_attr("settings", settings)
     # A random sampler that starts over with the same seed would repeat what it drew before.

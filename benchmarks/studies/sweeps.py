@@ -30,6 +30,7 @@ from engrams.benchmarks.runs import Run
 from engrams.benchmarks.studies import listing
 from engrams.reports import store
 from engrams.reports.errors import UserError
+from engrams.reports.settings import differing
 from engrams.reports.store import Record, RecordError
 from engrams.reports.studies.curves import Curve, Curves, Point
 from engrams.reports.wandb.settings import WandBSettings
@@ -219,7 +220,7 @@ def recorded(points: Sequence[Asked], out: Path, damaged: list[RecordError]) -> 
 def _failed(run: Run, out: Path) -> Record | None:
     path = run.folder(out) / store.RECORD
     record = store.read(path) if path.exists() else None
-    return record if record is not None and record.hyperparameters == run.deciding() else None
+    return None if record is None or differing(record.hyperparameters, run.deciding()) else record
 
 
 def curves_of(sweep: Sweep, points: Sequence[Asked], records: dict[Run, Record]) -> Curves:

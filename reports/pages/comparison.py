@@ -12,16 +12,16 @@ import numpy as np
 from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
 from engrams.reports.render import Sheet
-from engrams.reports.settings import differing, flat, folder_named, set_by_hand
+from engrams.reports.settings import DATA, differing, flat, folder_named, set_by_hand
 from engrams.reports.store import Record, RecordError
 
 LEVEL_FROM = 3
 """Seeds in common from which on it says something that a test finds no difference."""
-IN_COMMON = ("dataset", "dataset_fingerprint", "scenario", "images", "stream", "network", "training")
+IN_COMMON = ("dataset", DATA, "scenario", "images", "stream", "network", "training")
 """What rows that are compared have in common, but for the learning rate, which a protocol may set for a strategy."""
 GOES_WITH = {
-    "benchmark": ("dataset", "dataset_fingerprint"),
-    "dataset": ("dataset_fingerprint",),
+    "benchmark": ("dataset", DATA),
+    "dataset": (DATA,),
     "images.standardise": ("images.mean", "images.std"),
     "stream.kind": ("stream",),
     "network.kind": ("network",),
@@ -196,7 +196,8 @@ def _check_settings_in_common(protocol: str, by_row: Mapping[str, list[Record]])
             settings[folder_named(one.variant)].append((row, own, found))
     for rows in settings.values():
         for key in dict.fromkeys(key for *_, found in rows for key in found):
-            values = {found.get(key): row for row, own, found in rows if own.isdisjoint(_holders(key))}
+            alike = [(row, found) for row, own, found in rows if own.isdisjoint(_holders(key))]
+            values = {found.get(key): row for row, found in alike if key in found or key != DATA}
             if len(values) < 2:
                 continue
             first, second = list(values.values())[:2]
