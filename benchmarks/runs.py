@@ -65,7 +65,7 @@ class Run:
     def upper_limit_of_epochs(self) -> int:
         return self.epochs * (1 if self.strategy.whole_stream_at_once else self.experiences)
 
-    @property
+    @cached_property  # a display asks after every epoch, and data of one's own are looked at each time
     def experiences(self) -> int:
         """Returns how many there are.
 

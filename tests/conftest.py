@@ -142,7 +142,7 @@ def fresh_data(monkeypatch, tmp_path):
     """No data set is loaded, none is in Avalanche's folder, and none can be downloaded."""
     from engrams.benchmarks.data import datasets, streams
 
-    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+    for kept in (datasets.load, datasets.files_of, streams.prepared):
         kept.cache_clear()
     monkeypatch.setattr(datasets, "default_dataset_location", lambda name: str(tmp_path / "avalanche" / name))
     monkeypatch.delenv("ENGRAMS_DATA", raising=False)
@@ -152,7 +152,7 @@ def fresh_data(monkeypatch, tmp_path):
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     yield monkeypatch
-    for kept in (datasets.load, datasets.class_count, datasets.files_of, streams.prepared):
+    for kept in (datasets.load, datasets.files_of, streams.prepared):
         kept.cache_clear()
 
 

@@ -31,7 +31,6 @@ def weights(tmp_path, monkeypatch):
     """The weights of a small network of torchvision's, never trained; and a data folder of one's own."""
     monkeypatch.setenv("ENGRAMS_DATA", str(tmp_path / "data"))
     datasets.load.cache_clear()
-    datasets.class_count.cache_clear()
     torch.manual_seed(0)
     torch.save(get_model(NETWORK, weights=None, num_classes=7).state_dict(), tmp_path / "weights.pth")
     return tmp_path / "weights.pth"

@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk
+from engrams.benchmarks.data.kept import kept
 from engrams.benchmarks.data.names import (
     FEATURES,
     NPZ,
@@ -37,7 +38,7 @@ from engrams.benchmarks.data.sources import SOURCES, Source
 from engrams.reports.errors import near_or
 
 
-@lru_cache(maxsize=8)
+@kept(maxsize=8)
 def load(name: str, from_disk: bool = False) -> ImageData:
     """Returns a data set by name, from memory if this process has loaded it before.
 
@@ -118,6 +119,7 @@ def check(name: str, from_disk: bool) -> None:
     """
     name = DERIVED.get(name, name)
     if is_own(name) and path_of(name) is None:
+        load.cache_clear()  # what the function reads may have changed, which no fingerprint shows
         check_repeatable(name, load(name, from_disk=True))  # kept for class_count, which asks for it so
         return
     if name not in SOURCES or not SOURCES[name][0].in_any_order:
@@ -129,7 +131,6 @@ def check(name: str, from_disk: bool) -> None:
             source.open(root, train)
 
 
-@lru_cache(maxsize=8)
 def class_count(name: str) -> int:
     """Returns how many classes a data set has; no image is decoded for it.
 

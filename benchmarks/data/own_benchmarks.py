@@ -11,7 +11,6 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from engrams.benchmarks.data.boundaries import with_boundaries
+from engrams.benchmarks.data.kept import kept
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
 from engrams.benchmarks.protocols.problems import ProtocolError
@@ -81,7 +81,7 @@ def own_benchmark(reference: str, stream: BenchmarkStream, scenario: str, judge:
     return labelled(benchmark_from_datasets(train=with_boundaries(learned, stream, seed), **{judge: judged}))
 
 
-@lru_cache(maxsize=8)
+@kept(maxsize=8)
 def experience_count(reference: str, arguments: str, tasks: bool) -> int:
     """Returns how many experiences a benchmark has.
 
@@ -108,6 +108,7 @@ def check_repeatable(reference: str, arguments: str) -> None:
     """
     if reference.startswith(f"{AVALANCHE}:"):
         return
+    experience_count.cache_clear()  # what the function reads may have changed, which no fingerprint shows
     digests = []
     for _ in range(2):
         _both.cache_clear()
@@ -128,7 +129,7 @@ def _digest(data: AvalancheDataset) -> str:
     return found.hexdigest()
 
 
-@lru_cache(maxsize=1)
+@kept(maxsize=1)
 def _both(reference: str, arguments: str, seed: int) -> dict[str, list[AvalancheDataset]]:
     """Returns the data sets to learn, and as many to be judged on.
 

@@ -17,6 +17,7 @@ from torchvision.transforms.functional import rotate
 from engrams.benchmarks.data.boundaries import with_boundaries
 from engrams.benchmarks.data.datasets import load
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk, PreparedLater, as_float
+from engrams.benchmarks.data.kept import kept
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.protocols.schema import Images, Judge, MadeStream, PermutedStream, RotatedStream, SplitStream
@@ -30,7 +31,7 @@ LARGE = 1 << 29
 """Bytes of prepared images from which on they are prepared by the minibatch, where that is possible: half a GB."""
 
 
-@lru_cache(maxsize=2)
+@kept(maxsize=2)
 def prepared(dataset: str, images: Images, from_disk: bool = False, by_minibatch: bool = False) -> ImageData:
     """Returns a data set by name, its images padded and normalised: x -> (pad(x) - mean) / std.
 

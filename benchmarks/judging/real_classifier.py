@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.kept import kept
 from engrams.benchmarks.data.names import short
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.protocols.schema import CNN, Images
@@ -45,7 +45,7 @@ class RealClassifier:
         return classes_of(self.network, x)
 
 
-@lru_cache(maxsize=1)
+@kept(maxsize=1)
 def real_classifier(dataset: str, images: Images, folder: Path) -> RealClassifier:
     """Returns the classifier of a data set, trained when it is first asked for and then kept in a folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor
 
 from engrams.benchmarks.data.images import ImageData
+from engrams.benchmarks.data.kept import kept
 from engrams.benchmarks.data.streams import classes_of_experiences, prepared, standardisation
 from engrams.benchmarks.judging.observer import JUDGED, SEED, sampler
 from engrams.benchmarks.protocols.schema import Images, SplitStream
@@ -29,7 +29,7 @@ class LinearClassifier(NamedTuple):
     """On the real test vectors, in [0, 1]."""
 
 
-@lru_cache(maxsize=1)
+@kept(maxsize=1)
 def linear_classifier(dataset: str, images: Images) -> LinearClassifier:
     """Returns the classifier of a data set, every class as probable as any other.
 

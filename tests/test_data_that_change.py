@@ -1,0 +1,69 @@
+"""Data of one's own that are mended while a process goes on, a notebook's say: what was kept of them is not used."""
+
+import numpy as np
+import pytest
+
+from engrams.benchmarks.data.datasets import class_count, load
+from engrams.benchmarks.data.streams import prepared
+from engrams.benchmarks.jobs import sizes
+from engrams.benchmarks.jobs.sizes import Data
+from engrams.benchmarks.protocols.schema import Images
+
+FUNCTION = """
+import numpy as np
+
+def data():
+    x, y = np.full((80, 5), {0}.0), np.arange(80) % {0}
+    return x, y, x, y
+"""
+READS = "import numpy as np\ndef data():\n    x, y = np.ones((80, 5)), np.load({!r})\n    return x, y, x, y\n"
+BENCHMARK = """
+import torch
+from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from torch.utils.data import TensorDataset
+
+def mine():
+    y = torch.arange(40) % 4
+    data = TensorDataset(torch.zeros(40, 5), y)
+    data.targets = y
+    return nc_benchmark(as_classification_dataset(data), as_classification_dataset(data), {}, task_labels=False)
+"""
+
+
+def save(file, classes):
+    x, y = np.full((80, 5), float(classes)), np.arange(80) % classes
+    np.savez(file, train_images=x, train_labels=y, test_images=x, test_labels=y)
+
+
+@pytest.mark.parametrize("kind", ["npz", "features", "function"])
+def test_data_are_read_again(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("ENGRAMS_DATA", str(tmp_path))
+    (tmp_path / "features").mkdir()
+    file = tmp_path / "features" / "mine.npz"
+    name = {"npz": f"npz:{file}", "features": "features:mine", "function": f"{tmp_path}/mine.py:data"}[kind]
+    for classes in (3, 4):
+        save(file, classes)
+        (tmp_path / "mine.py").write_text(FUNCTION.format(classes))
+        assert sizes.of(Data(name)) == class_count(name) == load(name).classes == classes
+        sizes.check([Data(name)], from_disk=False)
+        assert (prepared(name, Images()).train_x == classes).all()
+        assert load(name) is load(name), "else they are kept"
+
+
+def test_what_a_function_reads_is_read_again_by_the_next_command(tmp_path):
+    (tmp_path / "mine.py").write_text(READS.format(str(tmp_path / "y.npy")))
+    data = Data(f"{tmp_path}/mine.py:data")
+    for classes in (3, 4):
+        np.save(tmp_path / "y.npy", np.arange(80) % classes)
+        sizes.check([data], from_disk=False)
+        assert sizes.of(data) == classes
+
+
+def test_a_benchmark_is_made_again(tmp_path):
+    data = Data(f"{tmp_path}/mine.py:mine", "{}")
+    for experiences in (2, 4):
+        (tmp_path / "mine.py").write_text(BENCHMARK.format(experiences))
+        assert sizes.of(data) == experiences
+        sizes.check([data], from_disk=False)
+        assert sizes.of(data) == experiences
