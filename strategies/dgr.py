@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from engrams.strategies.answers import SAMPLES, Answers
 from engrams.strategies.arguments import one_of
 from engrams.strategies.choices import NewShare, ReplayLabels
+from engrams.strategies.copies import copy_of, frozen_copy
 from engrams.strategies.experiences import Met, Pieces
 from engrams.strategies.generator_training import READ_AT_ONCE, GeneratorTemplate
 from engrams.strategies.generators import Generator
 from engrams.strategies.heads import Heads, TaskClasses
 from engrams.strategies.kept import State
-from engrams.strategies.networks import copy_of, frozen_copy, minibatch_of, model_of
+from engrams.strategies.networks import minibatch_of, model_of
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
 from engrams.strategies.undisturbed import same_random_numbers

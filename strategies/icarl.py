@@ -22,10 +22,11 @@ from torch.nn import functional
 
 from engrams.strategies.anchors import with_first_units
 from engrams.strategies.arguments import at_least_one
+from engrams.strategies.copies import copy_of, frozen_copy
 from engrams.strategies.experiences import Pieces, classes_of, whole_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
-from engrams.strategies.networks import AskedThroughStrategy, frozen_copy, model_of, unwrapped
+from engrams.strategies.networks import AskedThroughStrategy, model_of, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
 from engrams.strategies.undisturbed import evaluation_mode
 
@@ -77,8 +78,9 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             classifier: name of the output layer, whose inputs are the features.
 
         Raises:
-            ValueError: mem_size below 1. Before an experience: the network has a head a task, or no such layer; a
-                class of an earlier experience comes back; there are more classes than the buffer has places.
+            ValueError: mem_size below 1. Before an experience: the network has a head a task, no such layer, or a
+                function that a copy cannot have; a class of an earlier experience comes back; there are more classes
+                than the buffer has places.
         """
         super().__init__()
         at_least_one(mem_size=mem_size)
@@ -161,6 +163,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
                 "protocol has one with network.all_classes = true"
             )
         _layer(strategy.model, self.classifier)
+        if self._old is None:
+            copy_of(strategy.model)  # what cannot be copied afterwards is refused now
         if self._pieces.begin(strategy.experience):
             self._met = []
             self._classes = classes_of(strategy.experience)

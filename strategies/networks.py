@@ -110,17 +110,6 @@ WRAPPERS: dict[type[nn.Module], str] = {
 """What is seen through: the kind of module -> the attribute that holds the network."""
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """Returns a deep copy; of what the network keeps of its forward pass (features, normalised weights), the values."""
-    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
-
-
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy in eval mode, of which nothing learns."""
-    return copy_of(model).eval().requires_grad_(False)
-
-
 def unwrapped(model: nn.Module) -> nn.Module:
     """Returns the network itself: what was compiled or made parallel is computed in the plain way here."""
     while isinstance(model, OptimizedModule | DataParallel | DistributedDataParallel):

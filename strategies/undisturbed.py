@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dis
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -117,15 +118,26 @@ def _within_reach(hook: Any) -> list[Any]:
         return [*vars(hook.__self__).values(), *_within_reach(hook.__func__)]
     if not isinstance(hook, FunctionType):
         return list(vars(hook).values()) if hasattr(hook, "__dict__") else []
-    named = [hook.__globals__.get(name) for name in hook.__code__.co_names]
-    for cell in hook.__closure__ or ():
+    named = named_by(hook)
+    objects = [value for value in named if hasattr(value, "__dict__") and not isinstance(value, type | FunctionType)]
+    return named + [value for one in objects if not isinstance(one, ModuleType) for value in vars(one).values()]
+
+
+def named_by(function: FunctionType) -> list[Any]:
+    """Returns the values of the variables that a function names: global ones, those around it, and its defaults."""
+    named = [function.__globals__.get(name) for name in _global_names(function.__code__)]
+    for cell in function.__closure__ or ():
         try:
             named.append(cell.cell_contents)
         except ValueError:  # empty
             continue
-    named += hook.__defaults__ or ()
-    objects = [value for value in named if hasattr(value, "__dict__") and not isinstance(value, type | FunctionType)]
-    return named + [value for one in objects if not isinstance(one, ModuleType) for value in vars(one).values()]
+    return [*named, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def _global_names(code: CodeType) -> set[str]:
+    """Returns what a function's code, and that of the functions within it, loads as global (no attributes' names)."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return own.union(*(_global_names(inside) for inside in code.co_consts if isinstance(inside, CodeType)))
 
 
 @contextmanager

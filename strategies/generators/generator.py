@@ -7,7 +7,6 @@ that is saved, loaded and trained on goes on as if it had never stopped.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from typing_extensions import Self
 
 from engrams.strategies.arguments import at_least_one, not_negative, one_of
 from engrams.strategies.contract import Schedule
+from engrams.strategies.copies import independent_copy
 from engrams.strategies.kept import State
 from engrams.strategies.steps import step_of
 
@@ -148,7 +148,7 @@ class Generator(nn.Module, ABC):
 
     def frozen_copy(self) -> Self:
         """Returns a copy for sampling, without gradients, that does not change; it draws on the same random numbers."""
-        copied = copy.deepcopy(self, memo={id(one): one for one in self.in_common()})
+        copied = independent_copy(self, {id(one): one for one in self.in_common()})
         return copied.eval().requires_grad_(False)
 
     def in_common(self) -> list[object]:
