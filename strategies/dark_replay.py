@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one, not_negative
-from engrams.strategies.networks import minibatch_of
+from engrams.strategies.networks import loss_of, minibatch_of
 from engrams.strategies.rehearsal import ReservoirPlugin
 from engrams.strategies.reservoir import Reservoir
 
@@ -83,8 +83,7 @@ class DERPlugin(ReservoirPlugin):
         distance = functional.mse_loss(outputs[tuple(map(slice, kept.shape))][known], kept[known])
         strategy.loss = strategy.loss + self.alpha * distance
         for part in for_labels:
-            with minibatch_of(strategy, part):
-                strategy.loss = strategy.loss + self.beta * strategy._criterion(strategy.forward(), strategy.mb_y)
+            strategy.loss = strategy.loss + self.beta * loss_of(strategy, part)
 
     def after_update(self, strategy, **kwargs):
         outputs = strategy.mb_output.detach()[: len(self._new[0])]
@@ -92,3 +91,4 @@ class DERPlugin(ReservoirPlugin):
             if getattr(module, "masking", False):  # of classes not met yet: Avalanche's heads put a number for them
                 outputs = outputs.masked_fill(outputs == module.mask_value, torch.nan)
         self.memory.add({str(place): column for place, column in enumerate(self._new)} | {"outputs": outputs})
+        self._new = []

@@ -109,6 +109,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
         self._ahead: list[tuple[Tensor, Tensor, Tensor]] = []
         """Minibatches of replay that are drawn and not used yet, the next one last."""
+        self._replays = False
+        """Whether the loss that is asked for next is a training step's, to which the replay belongs."""
 
     @property
     def new_share(self) -> float:
@@ -167,11 +169,16 @@ class DeepGenerativeReplay(GeneratorTemplate):
             outputs = self._outputs(solver, self._heads, images[:SAMPLES], tasks[: len(images)])
         self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)
 
+    def _before_forward(self, **kwargs):
+        super()._before_forward(**kwargs)
+        self._replays = self._replay is not None
+
     def criterion(self) -> Tensor:
-        """Returns eq. 2 in training, the loss on the minibatch alone in evaluation."""
+        """Returns eq. 2, once in every step of training; the loss on the minibatch alone whenever else it is asked."""
         loss = super().criterion()
-        if not self.is_training or self._replay is None:
+        if not self._replays:
             return loss
+        self._replays = False
         x, answers, tasks = next(self._replay)
         outputs = self._outputs(self.model, self._heads, x, tasks)
         replay_loss = self._criterion(outputs, self._targets(answers, outputs))

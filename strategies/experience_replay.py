@@ -21,7 +21,7 @@ from engrams.strategies.arguments import at_least_one, one_of
 from engrams.strategies.choices import DrawsFrom, JoinedBy
 from engrams.strategies.experiences import Pieces
 from engrams.strategies.kept import State
-from engrams.strategies.networks import minibatch_of
+from engrams.strategies.networks import loss_of
 from engrams.strategies.rehearsal import ReservoirPlugin
 from engrams.strategies.reservoir import Reservoir
 
@@ -114,6 +114,5 @@ class ExperienceReplayPlugin(ReservoirPlugin):
 
     def before_backward(self, strategy, **kwargs):
         if self.joined == "loss" and len(self._old[0]):
-            with minibatch_of(strategy, self._old):
-                strategy.loss = strategy.loss + strategy._criterion(strategy.forward(), strategy.mb_y)
+            strategy.loss = strategy.loss + loss_of(strategy, self._old)
             self._old = []

@@ -69,6 +69,17 @@ def minibatch_of(strategy, columns: list) -> Iterator[None]:
         strategy.mbatch = before
 
 
+def loss_of(strategy, columns: list) -> Tensor:
+    """Returns the strategy's own loss of these samples, which go through the network by themselves."""
+    outputs = strategy.mb_output
+    with minibatch_of(strategy, columns):
+        strategy.mb_output = strategy.forward()
+        try:
+            return strategy.criterion()
+        finally:
+            strategy.mb_output = outputs
+
+
 @contextmanager
 def model_of(strategy, model: nn.Module) -> Iterator[None]:
     """Within, this is the strategy's model, which ``strategy.forward()`` asks."""

@@ -456,6 +456,18 @@ def test_a_penalty_is_added_to_the_solvers_loss_whole(plugin):
     assert plugin.penalty(mlp()) > 0
 
 
+def test_a_loss_that_is_asked_for_once_more_in_a_step_is_without_replay():
+    """As a plugin does, of samples of its own."""
+
+    class Asks(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            alone = functional.cross_entropy(strategy.mb_output, strategy.mb_y)
+            assert strategy.criterion() == alone
+            assert (strategy.loss == alone) == (strategy.previous is None)
+
+    learn(scholar(mlp(), Asks()), stream([[0, 1]] * 2))
+
+
 def test_distillation_works_on_the_solver():
     plain, combined = (learn(scholar(mlp(), *plugins), stream([[0, 1]] * 3)) for plugins in ([], [LwFPlugin(1.0, 2.0)]))
     assert not torch.equal(plain.model.classifier.weight, combined.model.classifier.weight)

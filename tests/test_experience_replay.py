@@ -238,6 +238,29 @@ def test_what_is_drawn_goes_through_the_strategys_own_forward(memory):
     assert torch.equal(*learned)
 
 
+class OneAgainstAll(Naive):
+    """Has a loss of its own, which is not its criterion."""
+
+    def criterion(self):
+        return functional.binary_cross_entropy_with_logits(self.mb_output, functional.one_hot(self.mb_y, 2).float())
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_is_drawn_has_the_strategys_own_loss(memory):
+    def one_against_all(outputs, y):
+        return functional.binary_cross_entropy_with_logits(outputs, functional.one_hot(y, 2).float())
+
+    learned = []
+    for criterion, kind in ((one_against_all, Naive), (None, OneAgainstAll)):
+        torch.manual_seed(0)
+        network = nn.Linear(1, 2)
+        strategy = naive(network, MEMORIES[memory](), rate=0.01, criterion=criterion, kind=kind)
+        for experience in numbered(6, 6):
+            strategy.train(experience)
+        learned.append(network.weight.detach())
+    assert torch.equal(*learned)
+
+
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_streams_may_have_no_task_labels_or_other_columns(memory):
     x, y, other = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2, torch.rand(8)
