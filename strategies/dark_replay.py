@@ -86,6 +86,15 @@ class DERPlugin(ReservoirPlugin):
             strategy.loss = strategy.loss + self.beta * loss_of(strategy, part)
 
     def after_update(self, strategy, **kwargs):
+        self._offer(strategy)
+
+    def after_training_iteration(self, strategy, **kwargs):
+        self._offer(strategy)  # where gradients are accumulated, most minibatches end without an update
+
+    def _offer(self, strategy) -> None:
+        """Offers the minibatch that was just learned to the memory, with its outputs, if that has not been done."""
+        if not self._new:
+            return
         outputs = strategy.mb_output.detach()[: len(self._new[0])]
         for module in strategy.model.modules():
             if getattr(module, "masking", False):  # of classes not met yet: Avalanche's heads put a number for them

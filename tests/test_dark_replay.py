@@ -289,6 +289,45 @@ def test_what_others_replay_behind_it_is_learned_and_not_kept():
     assert len(plugin.memory.columns["outputs"]) == 8
 
 
+class Accumulating(Naive):
+    """Makes an update of every two minibatches' gradients."""
+
+    def training_epoch(self, **kwargs):
+        for place, self.mbatch in enumerate(self.dataloader):
+            self._unpack_minibatch()
+            self._before_training_iteration(**kwargs)
+            self._before_forward(**kwargs)
+            self.mb_output = self.forward()
+            self._after_forward(**kwargs)
+            self.loss = self.criterion() / 2
+            self._before_backward(**kwargs)
+            self.backward()
+            self._after_backward(**kwargs)
+            if place % 2:
+                self._before_update(**kwargs)
+                self.optimizer_step()
+                self._after_update(**kwargs)
+                self.optimizer.zero_grad()
+            self._after_training_iteration(**kwargs)
+
+
+@pytest.mark.parametrize("kind", [Naive, Accumulating])
+def test_every_minibatch_is_offered_once_with_the_outputs_that_it_was_learned_with(kind):
+    torch.manual_seed(0)
+    x, y, learned = torch.randn(24, 3), torch.arange(24) % 2, {}
+
+    class Outputs(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            learned.update(zip(map(tuple, strategy.mb_x.tolist()), strategy.mb_output.detach(), strict=True))
+
+    plugin = DERPlugin(24, 0.5)
+    naive(nn.Linear(3, 2), plugin, Outputs(), kind=kind).train(stream_of((x, y))[0])
+    assert plugin.memory.seen == 24
+    kept = plugin.memory.columns
+    for sample, outputs in zip(kept["0"].tolist(), kept["outputs"], strict=True):
+        assert torch.equal(learned[tuple(sample)], outputs)
+
+
 def test_without_further_arguments_it_is_der_with_as_many_as_a_minibatch():
     plugin = DERPlugin(1, 0.0)
     assert (plugin.beta, plugin.batch_size_mem, plugin.memory.seen) == (0.0, None, 0)
