@@ -171,12 +171,12 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _before_forward(self, **kwargs):
         super()._before_forward(**kwargs)
-        self._replays = self._replay is not None
+        self._replays = True
 
     def criterion(self) -> Tensor:
         """Returns eq. 2, once in every step of training; the loss on the minibatch alone whenever else it is asked."""
         loss = super().criterion()
-        if not self._replays:
+        if self._replay is None or not self._replays:
             return loss
         self._replays = False
         x, answers, tasks = next(self._replay)

@@ -293,7 +293,8 @@ class Accumulating(Naive):
     """Makes an update of every two minibatches' gradients."""
 
     def training_epoch(self, **kwargs):
-        for place, self.mbatch in enumerate(self.dataloader):
+        for place, minibatch in enumerate(self.dataloader):
+            self.mbatch = minibatch
             self._unpack_minibatch()
             self._before_training_iteration(**kwargs)
             self._before_forward(**kwargs)
