@@ -25,7 +25,7 @@ def resolve(reference: str) -> object:
 
     Modules are looked for in the current folder too, as ``python -m`` does. A file is run once and is then a module
     like any other: objects of it can be sent to another process, which calls this function before it unpickles them.
-    A file that has changed is run again.
+    A file that has changed is run again, as are the files of one's own that it imports.
 
     Args:
         reference: ``module:name`` or ``path/to/file.py:name``; the name may be dotted (``Class.method``). A relative
@@ -49,7 +49,8 @@ def fingerprint(reference: str) -> str:
     """Returns the first 12 hexadecimal digits of the SHA-256 of the source file that a reference names.
 
     Files of one's own that it imports are in it too: those in its folder or below, or in the folder of its package, in
-    the current folder and in those of ``PYTHONPATH``. Installed packages are not.
+    the current folder and in those of ``PYTHONPATH``. Installed packages are not, nor is any other file that its
+    functions read (weights, say).
 
     Args:
         reference: as for :func:`resolve`.
@@ -60,7 +61,7 @@ def fingerprint(reference: str) -> str:
     where, _ = _parts(reference)
     if where.endswith(".py"):
         path, source = _source(reference, where)
-        return _digest(source + _digests(_imported(path, [path.parent, *_own_folders()])))
+        return _digest(source + _digests(_helpers(path)))
     _current_folder_is_importable()
     try:
         spec = find_spec(where)
@@ -107,6 +108,11 @@ def _imported(path: Path, folders: Sequence[Path], module: str = "") -> dict[str
                 found[name] = file
                 left.append((name, file))
     return found
+
+
+def _helpers(path: Path) -> dict[str, Path]:
+    """Returns module -> file of one's own, of all that a file imports."""
+    return _imported(path, [path.parent, *_own_folders()])
 
 
 def _module_at(place: Path) -> Path | None:
@@ -158,10 +164,13 @@ def _run_file(reference: str, where: str) -> ModuleType:
     path, source = _source(reference, where)
     stem = path.stem.replace(".", "_")  # of no package
     name = f"{stem}_{_digest(str(path).encode())}"  # the same in every process
-    digest = _digest(source)
+    helpers = _helpers(path)
+    digest = _digest(source + _digests(helpers))
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__fingerprint__") == digest:
         return loaded
+    digests = {helper: _digest_of_helper(helper, file, path.parent) for helper, file in helpers.items()}
+    _forget_changed(helpers, digests, again=loaded is not None)
     spec = spec_from_file_location(name, path)
     assert spec is not None
     module = module_from_spec(spec)
@@ -177,6 +186,8 @@ def _run_file(reference: str, where: str) -> ModuleType:
         raise _failed(reference, error) from error
     finally:
         sys.path.remove(beside)
+        for helper, one in _read(helpers).items():  # of a file that fails, too: it is mended, and so may they be
+            vars(one)["__fingerprint__"] = digests[helper]
     if beside not in sys.path:
         sys.path.append(beside)  # for what is imported later on; last, so that it hides nothing
     try:
@@ -185,6 +196,43 @@ def _run_file(reference: str, where: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _digest_of_helper(name: str, file: Path, beside: Path) -> str:
+    """Returns that of a file and of all that it imports: it holds what these were when it was read."""
+    return _digest(file.read_bytes() + _digests(_imported(file, [beside, *_own_folders()], name)))
+
+
+def _forget_changed(helpers: Mapping[str, Path], digests: Mapping[str, str], again: bool) -> None:
+    """Lets what a file imports be read anew, where it has changed since it was read.
+
+    Args:
+        helpers: module -> file.
+        digests: module -> its digest now.
+        again: whether the file is run again: then what was read since, by its functions, may be what has changed. Else
+            it was read by somebody else, and is taken as it is.
+    """
+    read = _read(helpers)
+    old = {
+        name
+        for name, module in read.items()
+        if vars(module).get("__fingerprint__", None if again else digests[name]) != digests[name]
+    }
+    for name in read:
+        parts = name.split(".")
+        if old.intersection(".".join(parts[: depth + 1]) for depth in range(len(parts))):  # with its package, too
+            del sys.modules[name]
+
+
+def _read(helpers: Mapping[str, Path]) -> dict[str, ModuleType]:
+    """Returns those of some modules that have been read, and from these very files."""
+    found = {name: sys.modules[name] for name in helpers if name in sys.modules}
+    return {name: module for name, module in found.items() if _is_of(module, helpers[name])}
+
+
+def _is_of(module: ModuleType, file: Path) -> bool:
+    read = getattr(module, "__file__", None)
+    return read is not None and Path(read).resolve() == file.resolve()
 
 
 def _check_none_has_the_name_of_another(reference: str, path: Path) -> None:

@@ -63,6 +63,38 @@ def test_a_file_that_has_changed_is_run_again(here):
     assert fingerprint("mine.py:f") != before
 
 
+def test_a_helper_that_has_changed_is_read_again_by_all_that_import_it(here):
+    write(here / "leaf.py", "x = 1\n")
+    write(here / "lib" / "__init__.py", "")
+    write(here / "lib" / "middle.py", "from leaf import x\n")
+    write(here / "apart.py", "class A: pass\n")
+    write(here / "late.py", "x = 1\n")
+    write(here / "a.py", "import lib.middle, leaf, apart\ndef f():\n    import late\n    return leaf.x, late.x\n")
+    write(here / "b.py", "import lib.middle\nx = lib.middle.x\n")
+    write(here / "c.py", "from leaf import x\n")
+    first, kept = resolve("a.py:f"), resolve("a.py:apart.A")
+    assert (first(), resolve("b.py:x")) == ((1, 1), 1)
+    assert resolve("a.py:f") is first
+    write(here / "leaf.py", "x = 23\n")
+    assert resolve("c.py:x") == 23, "that has not been run before"
+    assert (resolve("a.py:f")(), resolve("b.py:x"), resolve("a.py:lib.middle.x")) == ((23, 1), 23, 23)
+    write(here / "late.py", "x = 45\n")
+    assert resolve("a.py:f")() == (23, 45)
+    write(here / "lib" / "__init__.py", "y = 6\n")
+    assert (resolve("b.py:lib.y"), resolve("b.py:lib.middle.x")) == (6, 23)
+    assert resolve("a.py:apart.A") is kept, "which has not changed"
+
+
+def test_a_helper_is_read_again_after_a_file_that_failed_was_mended(here):
+    write(here / "helper.py", "x = 1\n")
+    write(here / "mine.py", "from helper import x\nraise ValueError\n")
+    with pytest.raises(BadReference, match="importing it fails"):
+        resolve("mine.py:x")
+    write(here / "helper.py", "x = 23\n")
+    write(here / "mine.py", "from helper import x\n")
+    assert resolve("mine.py:x") == 23
+
+
 def test_another_process_unpickles_what_it_resolves(here):
     write(here / "mine.py", "class Point:\n    def __init__(self, x): self.x = x\n")
     (here / "pickled").write_bytes(pickle.dumps(resolve("mine.py:Point")(5)))
@@ -169,7 +201,7 @@ def test_a_package_goes_before_a_module_of_its_name(here):
     write(here / "utils" / "__init__.py", "x = 3\n")
     assert fingerprint("mine.py:x") != before
     write(here / "other.py", "from utils import x\n")
-    assert resolve("other.py:x") == 2, "the package is the same"
+    assert resolve("other.py:x") == 3, "it is read again, and no other of its name"
 
 
 @pytest.mark.parametrize("where", ["here", "PYTHONPATH"])
