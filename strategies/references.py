@@ -25,7 +25,7 @@ def resolve(reference: str) -> object:
 
     Modules are looked for in the current folder too, as ``python -m`` does. A file is run once and is then a module
     like any other: objects of it can be sent to another process, which calls this function before it unpickles them.
-    A file that has changed is run again, as are the files of one's own that it imports.
+    A file or a module of one's own that has changed is run again, as is what it imports of them.
 
     Args:
         reference: ``module:name`` or ``path/to/file.py:name``; the name may be dotted (``Class.method``). A relative
@@ -169,7 +169,9 @@ def _run_file(reference: str, where: str) -> ModuleType:
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__fingerprint__") == digest:
         return loaded
-    digests = {helper: _digest_of_helper(helper, file, path.parent) for helper, file in helpers.items()}
+    digests = {
+        helper: _digest_of_helper(helper, file, [path.parent, *_own_folders()]) for helper, file in helpers.items()
+    }
     _forget_changed(helpers, digests, again=loaded is not None)
     spec = spec_from_file_location(name, path)
     assert spec is not None
@@ -186,8 +188,7 @@ def _run_file(reference: str, where: str) -> ModuleType:
         raise _failed(reference, error) from error
     finally:
         sys.path.remove(beside)
-        for helper, one in _read(helpers).items():  # of a file that fails, too: it is mended, and so may they be
-            vars(one)["__fingerprint__"] = digests[helper]
+        _sign(helpers, digests)  # of a file that fails, too: it is mended, and so may they be
     if beside not in sys.path:
         sys.path.append(beside)  # for what is imported later on; last, so that it hides nothing
     try:
@@ -198,9 +199,9 @@ def _run_file(reference: str, where: str) -> ModuleType:
     return module
 
 
-def _digest_of_helper(name: str, file: Path, beside: Path) -> str:
+def _digest_of_helper(name: str, file: Path, folders: Sequence[Path]) -> str:
     """Returns that of a file and of all that it imports: it holds what these were when it was read."""
-    return _digest(file.read_bytes() + _digests(_imported(file, [beside, *_own_folders()], name)))
+    return _digest(file.read_bytes() + _digests(_imported(file, folders, name)))
 
 
 def _forget_changed(helpers: Mapping[str, Path], digests: Mapping[str, str], again: bool) -> None:
@@ -222,6 +223,12 @@ def _forget_changed(helpers: Mapping[str, Path], digests: Mapping[str, str], aga
         parts = name.split(".")
         if old.intersection(".".join(parts[: depth + 1]) for depth in range(len(parts))):  # with its package, too
             del sys.modules[name]
+
+
+def _sign(helpers: Mapping[str, Path], digests: Mapping[str, str]) -> None:
+    """Writes into modules what they were when they were read."""
+    for name, module in _read(helpers).items():
+        vars(module)["__fingerprint__"] = digests[name]
 
 
 def _read(helpers: Mapping[str, Path]) -> dict[str, ModuleType]:
@@ -289,10 +296,24 @@ def _source(reference: str, where: str) -> tuple[Path, bytes]:
 def _import_module(reference: str, where: str) -> ModuleType:
     _current_folder_is_importable()
     importlib.invalidate_caches()  # the file may be younger than the last look at its folder
+    own = _own_modules(where)
+    digests = {name: _digest_of_helper(name, file, _own_folders()) for name, file in own.items()}
+    _forget_changed(own, digests, again="__fingerprint__" in getattr(sys.modules.get(where), "__dict__", {}))
     try:
         return importlib.import_module(where)
     except (Exception, SystemExit) as error:
         raise _not_imported(reference, where, error) from error
+    finally:
+        _sign(own, digests)
+
+
+def _own_modules(where: str) -> dict[str, Path]:
+    """Returns module -> file of one that nobody has installed and of what it imports; empty for any other."""
+    folders = _own_folders()
+    file = next(filter(None, (_module_at(folder.joinpath(*where.split("."))) for folder in folders)), None)
+    if file is None or where.partition(".")[0] == "engrams":
+        return {}
+    return {where: file} | _imported(file, folders, where)
 
 
 def _current_folder_is_importable() -> None:

@@ -85,6 +85,20 @@ def test_a_helper_that_has_changed_is_read_again_by_all_that_import_it(here):
     assert resolve("a.py:apart.A") is kept, "which has not changed"
 
 
+def test_a_module_of_ones_own_that_has_changed_is_read_again(here):
+    write(here / "mine" / "__init__.py", "")
+    write(here / "mine" / "inner.py", "from mine.other import y\nx = 1\n")
+    write(here / "mine" / "other.py", "y = 1\n")
+    assert (resolve("mine.inner:x"), resolve("mine.inner:y")) == (1, 1)
+    assert resolve("mine.inner:x.__class__") is int
+    write(here / "mine" / "inner.py", "from mine.other import y\nx = 23\n")
+    assert (resolve("mine.inner:x"), resolve("mine.inner:y")) == (23, 1)
+    write(here / "mine" / "other.py", "y = 45\n")
+    assert (resolve("mine.inner:x"), resolve("mine.inner:y")) == (23, 45)
+    kept = resolve("mine:inner")
+    assert resolve("mine:inner") is kept
+
+
 def test_a_helper_is_read_again_after_a_file_that_failed_was_mended(here):
     write(here / "helper.py", "x = 1\n")
     write(here / "mine.py", "from helper import x\nraise ValueError\n")
