@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.choices import ReplayLabels
-from engrams.strategies.criteria import likelihood_by_gradient
+from engrams.strategies.criteria import likelihood_by_gradient, likelihood_of, normalised
+from engrams.strategies.densities import Likelihood
+from engrams.strategies.heads import MASKED
 from engrams.strategies.undisturbed import same_random_numbers
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -21,8 +23,9 @@ SAMPLES = 3
 class Answers:
     """Reads outputs [N, K], one for each class, or those of a binary classifier with one logit, [N, 1] or [N].
 
-    ``hard`` labels are classes, int64 [N]. ``soft`` ones are probabilities: of the classes, [N, K], or of class 1 where
-    there is one logit, [N].
+    ``hard`` labels are classes, int64 [N]. ``soft`` ones are what the criterion says that outputs mean: the softmax of
+    a cross-entropy's, [N, K], the sigmoid of a binary one's, [N, K] or [N], and the outputs themselves of squared error
+    (and of a binary cross-entropy of probabilities), [N, K].
     """
 
     def __init__(self, labels: ReplayLabels, outputs: Tensor, classes: Tensor, criterion: Criterion):
@@ -35,7 +38,7 @@ class Answers:
 
         Raises:
             ValueError: outputs of another form; one output that is no logit of a binary cross-entropy, where there is
-                more than class 0; a criterion that does not take soft labels.
+                more than class 0; a criterion that does not take soft labels, or does not say what outputs mean.
         """
         self.labels = labels
         if not isinstance(outputs, Tensor) or outputs.dim() not in (1, 2):
@@ -56,15 +59,33 @@ class Answers:
                     f"solver an output for each class, or take F.binary_cross_entropy_with_logits"
                 )
             if labels == "soft":
-                _refuse_other_criteria(asked, some, self(some, some))
+                self.likelihood = _likelihood(asked, *self._asked_softly(some, outputs))
 
     def __call__(self, answers: Tensor, outputs: Tensor) -> Tensor:
         """Returns the labels that a previous solver's outputs are for the present one's, which may be more."""
-        if self.one_logit:
-            return (answers.flatten() > 0).long() if self.labels == "hard" else answers.flatten().sigmoid()
         if self.labels == "hard":
-            return answers.argmax(dim=1)
-        return functional.pad(answers.softmax(dim=1), (0, outputs.shape[1] - answers.shape[1]))
+            return (answers.flatten() > 0).long() if self.one_logit else answers.argmax(dim=1)
+        if self.one_logit:
+            return answers.flatten().sigmoid()
+        return functional.pad(_mean(self.likelihood, answers), (0, outputs.shape[1] - answers.shape[1]))
+
+    def _asked_softly(self, some: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns outputs and soft labels by which a criterion is known."""
+        if self.one_logit:
+            return some, some.flatten().sigmoid()
+        if some.shape[1] == 1:  # a softmax of one output has no gradient
+            some = some.expand(-1, 2)
+        elif normalised(outputs):
+            some = some.log_softmax(dim=1)
+        # The same for all samples, so that weights of the classes are one factor.
+        return some, torch.linspace(0, 1, some.shape[1]).to(some).softmax(dim=0).expand_as(some)
+
+
+def _mean(likelihood: Likelihood, outputs: Tensor) -> Tensor:
+    """Returns the mean of the density of these outputs [N, K]: 0 for what is no answer."""
+    if likelihood == "categorical":
+        return outputs.softmax(dim=1)
+    return outputs.sigmoid() if likelihood == "bernoulli" else outputs.masked_fill(outputs == MASKED, 0)
 
 
 def _takes_one_logit(criterion: Criterion, some: Tensor, classes: Tensor) -> bool:
@@ -82,7 +103,12 @@ def _takes_one_logit(criterion: Criterion, some: Tensor, classes: Tensor) -> boo
     return True
 
 
-def _refuse_other_criteria(criterion: Criterion, some: Tensor, soft: Tensor) -> None:
+def _likelihood(criterion: Criterion, some: Tensor, soft: Tensor) -> Likelihood:
+    """Returns the density that a criterion of soft labels is of, which says what outputs mean.
+
+    Raises:
+        ValueError: it takes no soft labels, or is of no density that is known.
+    """
     try:
         criterion(some, soft)
     except Exception as error:  # whatever it raises
@@ -91,6 +117,13 @@ def _refuse_other_criteria(criterion: Criterion, some: Tensor, soft: Tensor) -> 
             f"{['N', *soft.shape[1:]]}, as nn.CrossEntropyLoss does; {_name_of(criterion)} takes none "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}). Take replay_labels='hard'"
         ) from error
+    likelihood = likelihood_of(criterion) or likelihood_by_gradient(lambda outputs: criterion(outputs, soft), some)
+    if likelihood is None:
+        raise ValueError(
+            f"replay_labels='soft' needs a criterion that says what the solver's outputs mean: a cross-entropy, binary "
+            f"or not, or squared error. {_name_of(criterion)} is none of them. Take replay_labels='hard'"
+        )
+    return likelihood
 
 
 def _name_of(criterion: object) -> str:

@@ -69,13 +69,15 @@ class DeepGenerativeReplay(GeneratorTemplate):
                 the same. ``classes``: its number of classes among those of all experiences so far. A number in (0, 1]:
                 that, from the second experience on; 1 is training without replay.
             replay_labels: the previous solver's answer: ``hard``, its most probable class, as in the paper, or
-                ``soft``, its probabilities. ``asked``: the class that the generator was asked for, which must be
-                conditional; under several heads, the class of a task, so that none is drawn.
+                ``soft``, its probabilities (under squared error, its outputs). ``asked``: the class that the generator
+                was asked for, which must be conditional; under several heads, the class of a task, so that none is
+                drawn.
             new_scholar: experience (1, 2, ...) -> the scholar that learns it from the previous one, of any
                 architecture; without it a scholar goes on from the weights of the previous one. A penalty around
                 previous weights (EWC, MAS) has no meaning then, and this package's are refused.
             template: the arguments of Avalanche's ``SupervisedTemplate``; ``criterion`` must take class probabilities
-                as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does. Where the solver has one logit, it
+                as targets for soft labels, as ``torch.nn.CrossEntropyLoss`` does, and be a cross-entropy, binary or
+                not, or squared error, so that it says what outputs mean. Where the solver has one logit, it
                 must be a binary cross-entropy of the class, 0 or 1: the answer is class 1 if the logit is above 0, or
                 the logit's sigmoid, [N].
 

@@ -52,6 +52,7 @@ TESTS = (
     "avalanche_generative_replay",
     "baselines",
     "checkpoints",
+    "copies",
     "costs",
     "dark_replay",
     "densities",

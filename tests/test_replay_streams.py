@@ -33,6 +33,7 @@ from engrams.strategies.experience_replay import ExperienceReplayPlugin
 from engrams.strategies.experiences import Met, Pieces, classes_of
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import ACGAN, VAE, WGANGP, Generator, ImageSpec, NoiseImages, PastImages
+from engrams.strategies.heads import MASKED
 from engrams.strategies.mergan import GANJointTraining, JointReplayGAN
 
 SPEC = ImageSpec((1, 8, 8))
@@ -626,3 +627,49 @@ def test_growing_heads_learn_in_pieces_too():
         strategy.train(piece)
     assert [sorted(met.classes_in_this_experience) for met in strategy._past] == [[0, 1], [2, 3], [4, 5]]
     assert model.classifier.classifier.out_features == 6
+
+
+def one_hot(y):
+    return y if y.is_floating_point() else functional.one_hot(y, 3).float()
+
+
+FOCAL = lambda z, y: ((1 - z.softmax(1)) ** 2 * -z.log_softmax(1) * one_hot(y)).sum(1).mean()  # noqa: E731
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.3, 0.9]])
+PROBABILITIES = LOGITS.softmax(1)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "outputs", "expected"),
+    [
+        (nn.CrossEntropyLoss(), LOGITS, PROBABILITIES),
+        (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1), LOGITS, PROBABILITIES),
+        (lambda z, y: functional.cross_entropy(z, y, torch.tensor([1.0, 2.0, 3.0])), LOGITS, PROBABILITIES),
+        (lambda z, y: -(one_hot(y) * z).sum(1).mean(), PROBABILITIES.log(), PROBABILITIES),
+        (lambda z, y: functional.mse_loss(z, one_hot(y)), LOGITS, LOGITS),
+        (lambda z, y: functional.binary_cross_entropy_with_logits(z, one_hot(y)), LOGITS, LOGITS.sigmoid()),
+        (lambda z, y: functional.binary_cross_entropy(z, one_hot(y)), LOGITS.sigmoid(), LOGITS.sigmoid()),
+    ],
+    ids=["torch's", "weights", "own weights", "log-probabilities", "squared error", "binary", "binary probabilities"],
+)
+def test_soft_labels_are_what_the_criterion_says_that_outputs_mean(criterion, outputs, expected):
+    """So the previous solver's own answers have the least loss."""
+    read = Answers("soft", outputs, torch.tensor([0, 2]), criterion)
+    torch.testing.assert_close(read(outputs, outputs), expected)
+    assert read(outputs, torch.zeros(2, 5))[:, 3:].eq(0).all(), "of classes that it has not met"
+
+
+def test_what_is_masked_is_no_squared_error():
+    read = Answers("soft", LOGITS, torch.tensor([0, 2]), lambda z, y: functional.mse_loss(z, one_hot(y)))
+    assert read(torch.tensor([[1.0, 0.5, MASKED]]), torch.zeros(1, 3)).tolist() == [[1.0, 0.5, 0.0]]
+
+
+def test_a_head_of_one_class_so_far_has_soft_labels_under_ones_own_criterion():
+    read = Answers("soft", torch.zeros(2, 1), torch.zeros(2).long(), lambda z, y: functional.cross_entropy(z, y))
+    assert read(torch.tensor([[3.0]]), torch.zeros(1, 2)).tolist() == [[1.0, 0.0]]
+
+
+def test_soft_labels_are_refused_where_the_criterion_does_not_say_what_outputs_mean():
+    with pytest.raises(ValueError, match=r"says what .* outputs mean: .* <lambda> is none of them.*'hard'$") as raised:
+        Answers("soft", LOGITS, torch.tensor([0, 2]), FOCAL)
+    assert "\n" not in str(raised.value)
+    assert Answers("hard", LOGITS, torch.tensor([0, 2]), FOCAL)(LOGITS, LOGITS).tolist() == [0, 2]
