@@ -183,7 +183,9 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._replays = False
         x, answers, tasks = next(self._replay)
         outputs = self._outputs(self.model, self._heads, x, tasks)
-        replay_loss = self._criterion(outputs, self._targets(answers, outputs))
+        targets = self._targets(answers, outputs)
+        with minibatch_of(self, [x, targets, tasks]):  # which a criterion may ask an old network (iCaRL's does)
+            replay_loss = self._criterion(outputs, targets)
         return self.new_share * loss + (1 - self.new_share) * replay_loss
 
     def _replayed(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

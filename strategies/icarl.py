@@ -78,9 +78,9 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             classifier: name of the output layer, whose inputs are the features.
 
         Raises:
-            ValueError: mem_size below 1. Before an experience: the network has a head a task, no such layer, or a
-                function that a copy cannot have; a class of an earlier experience comes back; there are more classes
-                than the buffer has places.
+            ValueError: mem_size below 1. Before an experience: the strategy replays soft labels; the network has a head
+                a task, no such layer, or a function that a copy cannot have; a class of an earlier experience comes
+                back; there are more classes than the buffer has places.
         """
         super().__init__()
         at_least_one(mem_size=mem_size)
@@ -135,6 +135,11 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         self._loaded = deepcopy(state["old"])
 
     def before_training(self, strategy, **kwargs):
+        if getattr(strategy, "replay_labels", None) == "soft":
+            raise ValueError(
+                "iCaRL's loss needs classes for labels, and the old network's answers are its targets anyway: beside "
+                "it, take replay_labels='hard' for generative replay"
+            )
         self._meet(strategy)
         if self._loaded is not None:
             self._old = frozen_copy(strategy.model)

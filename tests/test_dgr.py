@@ -22,6 +22,7 @@ from engrams.strategies.experiences import Met
 from engrams.strategies.generator_training import GeneratorPlugin
 from engrams.strategies.generators import VAE, WGANGP, ImageSpec, PastImages
 from engrams.strategies.heads import Heads
+from engrams.strategies.icarl import ICaRLPlugin
 from tests.test_ewc import mlp, quiet, stream
 
 SPEC = ImageSpec((6,), low=-8.0, high=8.0)
@@ -472,6 +473,29 @@ def test_distillation_works_on_the_solver():
     plain, combined = (learn(scholar(mlp(), *plugins), stream([[0, 1]] * 3)) for plugins in ([], [LwFPlugin(1.0, 2.0)]))
     assert not torch.equal(plain.model.classifier.weight, combined.model.classifier.weight)
     assert torch.equal(plain.generator.sample(3), combined.generator.sample(3)), "the generator is not the plugin's"
+
+
+def test_beside_iCaRL_the_loss_on_replay_has_the_old_networks_answers_to_replay():
+    """In minibatches of any size: the last of an experience has 4 samples."""
+    plugin = ICaRLPlugin(6)
+
+    def expected(strategy):
+        new, replay = strategy.mb_x, KnownImages.images
+        if strategy.previous is None:
+            return plugin.loss(strategy.model(new), strategy.mb_y)
+        old = strategy.previous.solver
+        loss = plugin.loss(strategy.model(new), strategy.mb_y, old(new))
+        replay_loss = plugin.loss(strategy.model(replay), old(replay).argmax(dim=1), old(replay))
+        return strategy.new_share * loss + (1 - strategy.new_share) * replay_loss
+
+    losses = Losses(expected)
+    experiences = stream([[0, 1], [2, 3], [4, 5]], samples=24)
+    learn(scholar(mlp(classes=6), plugin, losses, generator=KnownImages(SPEC, 1, BATCH)), experiences)
+    assert len(losses.pairs) == 2 * 3 * 3
+    for found, by_equation in losses.pairs:
+        assert found == pytest.approx(by_equation, rel=1e-5)
+    with pytest.raises(ValueError, match=r"^iCaRL's loss needs classes .* take replay_labels='hard'"):
+        learn(scholar(mlp(classes=6), ICaRLPlugin(6), replay_labels="soft"), experiences)
 
 
 def test_a_perfect_generator_rehearses_every_experience_alike():
