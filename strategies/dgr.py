@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.models.utils import avalanche_model_adaptation, is_multi_task_module
+from avalanche.training.templates.problem_type import SupervisedProblem
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from engrams.strategies.answers import SAMPLES, Answers
 from engrams.strategies.arguments import one_of
@@ -22,7 +24,7 @@ from engrams.strategies.kept import State
 from engrams.strategies.networks import minibatch_of, model_of
 from engrams.strategies.quadratic_penalty import QuadraticPenaltyPlugin
 from engrams.strategies.steps import step_of
-from engrams.strategies.undisturbed import same_random_numbers
+from engrams.strategies.undisturbed import attributes_kept, same_random_numbers
 
 BATCHES_AHEAD = 50
 """Of replay, drawn and answered together before the steps that use them."""
@@ -46,7 +48,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
     Each expectation is the mean over a minibatch of its own, both of ``train_mb_size``. The solver is the template's
     ``model``, trained by its usual loop, so any Avalanche plugin (EWC, MAS, LwF, ...) works on it. Plugins see the real
     minibatch, and replay goes to the solver as the generator makes it: images must be normalised by the stream's
-    transforms or the network, for what a plugin does to a minibatch (normalises it, augments it) is not done to replay.
+    transforms, the network or the template's ``forward``, for what a plugin or ``_unpack_minibatch`` does to a
+    minibatch (normalises it, augments it) is not done to replay.
     The generator has one more hook, that of :class:`GeneratorPlugin`.
 
     Where the stream comes in pieces (Avalanche's ``split_online_stream``), the scholar learns each of them, and becomes
@@ -85,8 +88,9 @@ class DeepGenerativeReplay(GeneratorTemplate):
             ValueError: r is no number in (0, 1] and no policy; replay_labels has no such value, or is ``asked`` of a
                 generator that cannot be; new_scholar together with a quadratic penalty or a conditional generator. In
                 the first experience, before anything is trained: it does not know the classes that r or the heads need,
-                its images are not what the generator was promised, no labels can be read off the solver's outputs, or
-                the criterion does not take those that replay will have (see :class:`Answers`).
+                its images are not what the generator was promised, ``_unpack_minibatch`` changes them, no labels can be
+                read off the solver's outputs, or the criterion does not take those that replay will have (see
+                :class:`Answers`).
         """
         if r not in ("experiences", "classes") and not (isinstance(r, int | float) and 0 < r <= 1):
             raise ValueError(f"r must be 'experiences', 'classes' or a number in (0, 1]; got {r!r}")
@@ -163,7 +167,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
         return self._task_classes.numbered(torch.cat(columns[2]).to(labels), labels)
 
     def _before_learning(self, images: Tensor, labels: Tensor) -> None:
-        if self._answers or self._past or self.r == 1 or self.replay_labels == "asked":
+        if self.r == 1:
+            return
+        self._refuse_other_inputs()
+        if self._answers or self._past or self.replay_labels == "asked":
             return
         tasks = self._heads.known[:1].expand(SAMPLES).to(self.device)
         with same_random_numbers(), torch.no_grad():
@@ -174,6 +181,23 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def _before_forward(self, **kwargs):
         super()._before_forward(**kwargs)
         self._replays = True
+
+    def _refuse_other_inputs(self) -> None:
+        """Refuses a template that changes inputs as it takes minibatches apart, which replay is not."""
+        if type(self)._unpack_minibatch is SupervisedProblem._unpack_minibatch:
+            return
+        dataset = self.adapted_dataset
+        with same_random_numbers(), attributes_kept([self]):
+            columns = next(iter(DataLoader(dataset, SAMPLES, collate_fn=dataset.collate_fn)))
+            given = columns[0].clone().to(self.device)
+            with minibatch_of(self, columns):
+                self._unpack_minibatch()
+                x = self.mb_x
+        if not (isinstance(x, Tensor) and x.dtype == given.dtype and torch.equal(x, given)):
+            raise ValueError(
+                f"{type(self).__name__}._unpack_minibatch changes the inputs, and generative replay does not go "
+                f"through it: change them in the stream's transforms, in the network or in forward()"
+            )
 
     def criterion(self) -> Tensor:
         """Returns eq. 2, once in every step of training; the loss on the minibatch alone whenever else it is asked."""

@@ -428,6 +428,51 @@ def test_replay_goes_through_the_strategys_own_forward(labels):
     assert torch.equal(*learned)
 
 
+class InPlace(DeepGenerativeReplay):
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        self.mbatch[0].mul_(2)
+
+
+class OfHalfPrecision(DeepGenerativeReplay):
+    def _unpack_minibatch(self):
+        self.mbatch = [self.mbatch[0].half(), *self.mbatch[1:]]
+
+
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("kind", [InPlace, OfHalfPrecision])
+def test_a_strategy_that_changes_inputs_as_it_takes_minibatches_apart_is_refused(kind, labels):
+    """Before anything is learned: replay would go to the solver, and to the previous one, as it is."""
+    model = mlp()
+    before = [p.clone() for p in model.parameters()]
+    made = kind(generator=vae(), replay_labels=labels, **arguments(model))
+    with pytest.raises(ValueError, match=rf"^{kind.__name__}\._unpack_minibatch changes .* or in forward\(\)"):
+        learn(made, stream([[0, 1]]))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert not made.classes_so_far
+    if kind is InPlace:
+        learn(kind(generator=vae(), r=1, **arguments(model)), stream([[0, 1]]))  # without replay
+
+
+def test_one_that_leaves_inputs_alone_learns_and_does_not_notice_that_it_was_asked():
+    class Counts(DeepGenerativeReplay):
+        taken = 0
+
+        def _unpack_minibatch(self):
+            self.taken += 1
+            self.drawn = torch.rand(1)
+            super()._unpack_minibatch()
+
+        def _before_learning(self, images, labels):
+            before = torch.get_rng_state(), dict(vars(self))
+            super()._before_learning(images, labels)
+            assert torch.equal(torch.get_rng_state(), before[0])
+            assert vars(self) == before[1] | {"_answers": self._answers}
+
+    strategy = learn(Counts(generator=vae(), **arguments(mlp(), epochs=1)), stream([[0, 1]] * 2))
+    assert strategy.taken == 2 * 4
+
+
 def test_a_benchmark_without_classes_and_tasks_will_do():
     """Avalanche's plainest: nothing has been added to its experiences."""
     torch.manual_seed(0)
