@@ -115,8 +115,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
         self._replay: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
         self._ahead: list[tuple[Tensor, Tensor, Tensor]] = []
         """Minibatches of replay that are drawn and not used yet, the next one last."""
-        self._replays = False
-        """Whether the loss that is asked for next is a training step's, to which the replay belongs."""
+        self._due: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None
+        """The replay of which a training step has not had its minibatch yet."""
 
     @property
     def new_share(self) -> float:
@@ -180,7 +180,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
 
     def _before_forward(self, **kwargs):
         super()._before_forward(**kwargs)
-        self._replays = True
+        self._due = self._replay
 
     def _refuse_other_inputs(self) -> None:
         """Refuses a template that changes inputs as it takes minibatches apart, which replay is not."""
@@ -202,10 +202,10 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def criterion(self) -> Tensor:
         """Returns eq. 2, once in every step of training; the loss on the minibatch alone whenever else it is asked."""
         loss = super().criterion()
-        if self._replay is None or not self._replays:
+        if self._due is None:
             return loss
-        self._replays = False
-        x, answers, tasks = next(self._replay)
+        x, answers, tasks = next(self._due)
+        self._due = None
         outputs = self._outputs(self.model, self._heads, x, tasks)
         targets = self._targets(answers, outputs)
         with minibatch_of(self, [x, targets, tasks]):  # which a criterion may ask an old network (iCaRL's does)
