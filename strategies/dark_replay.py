@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engrams.strategies.arguments import at_least_one, not_negative
-from engrams.strategies.networks import loss_of, minibatch_of
+from engrams.strategies.networks import loss_of, minibatch_of, refuse_no_tensor
 from engrams.strategies.rehearsal import ReservoirPlugin
 from engrams.strategies.reservoir import Reservoir
 
@@ -44,7 +44,8 @@ class DERPlugin(ReservoirPlugin):
             batch_size_mem: samples drawn in a step, for each of the two terms; None for as many as the minibatch has.
 
         Raises:
-            ValueError: an argument outside its range; in the first step, samples that are not made of tensors.
+            ValueError: an argument outside its range; in the first step, before anything is learned, samples or
+                outputs that are not made of tensors.
         """
         super().__init__()
         not_negative(alpha=alpha, beta=beta)
@@ -73,6 +74,7 @@ class DERPlugin(ReservoirPlugin):
         self._drawn = [list(part) for part in zip(*columns, strict=True)]
 
     def before_backward(self, strategy, **kwargs):
+        refuse_no_tensor(strategy.mb_output, type(self).__name__)
         if not self._drawn:
             return
         for_outputs, *for_labels = self._drawn

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from engrams.strategies.layer_gradients import Statistic
 from engrams.strategies.minibatches import Inputs, Minibatch, arguments, forward, part, rows
-from engrams.strategies.networks import below, some_of
+from engrams.strategies.networks import below, refuse_no_tensor, some_of
 from engrams.strategies.precision import wide
 from engrams.strategies.undisturbed import attributes_kept
 
@@ -34,11 +34,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, task: int) -> tuple[Tensor, Ten
     with torch.enable_grad():
         outputs = forward(model, inputs, task)
     size = rows(inputs)
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"the network gives a {type(outputs).__name__} where outputs of shape [N, K] are expected; give the "
-            f"strategy a forward() that returns the outputs alone"
-        )
+    refuse_no_tensor(outputs)
     if not (outputs.dim() and len(outputs) == size) and not size == 1:
         raise ValueError(
             f"the network gives outputs of shape {tuple(outputs.shape)} for {size} samples; expected are [N, K] or "

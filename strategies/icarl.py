@@ -26,12 +26,14 @@ from engrams.strategies.copies import copy_of, frozen_copy
 from engrams.strategies.experiences import Pieces, classes_of, whole_of
 from engrams.strategies.kept import KeepsNothingWithin, State, Unkept
 from engrams.strategies.minibatches import minibatches
-from engrams.strategies.networks import AskedThroughStrategy, model_of, unwrapped
+from engrams.strategies.networks import AskedThroughStrategy, model_of, refuse_no_tensor, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
-from engrams.strategies.undisturbed import evaluation_mode
+from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 AT_ONCE = 500
 """Samples in a minibatch where features are measured."""
+TRIED = 32
+"""Samples of an experience on which, before it is learned, it is tried whether features can be."""
 NOT_MET = -3.0
 """The score of a class without exemplars: vectors of length 1 are at most 2 apart."""
 
@@ -78,9 +80,11 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
             classifier: name of the output layer, whose inputs are the features.
 
         Raises:
-            ValueError: mem_size below 1. Before an experience: the strategy replays soft labels; the network has a head
-                a task, no such layer, or a function that a copy cannot have; a class of an earlier experience comes
-                back; there are more classes than the buffer has places.
+            ValueError: mem_size below 1. Before an experience: the strategy replays soft labels or changes the labels;
+                the network has a head a task, no such layer or does not call it, outputs that are no tensor, or a
+                function that a copy cannot have; a class of an earlier experience comes back; there are more classes
+                than the buffer has places. In the first step, before anything is learned: the strategy's loss is not
+                that of its ``_criterion``.
         """
         super().__init__()
         at_least_one(mem_size=mem_size)
@@ -170,7 +174,8 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         _layer(strategy.model, self.classifier)
         if self._old is None:
             copy_of(strategy.model)  # what cannot be copied afterwards is refused now
-        if self._pieces.begin(strategy.experience):
+        begins = self._pieces.begin(strategy.experience)
+        if begins:
             self._met = []
             self._classes = classes_of(strategy.experience)
             if again := self._exemplars.keys() & set(self._classes):
@@ -184,14 +189,40 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
                 f"iCaRL learns one experience after another; here are samples of class {min(others)}, which the "
                 f"experience does not have (JointTraining learns all experiences at once)"
             )
+        if begins:
+            self._try(strategy)
         self._learns = True
+
+    def _try(self, strategy) -> None:
+        """Finds out what cannot work before it is learned, not when exemplars are chosen."""
+        some = self._new.subset(range(0, len(self._new), -(-len(self._new) // TRIED)))
+        with same_random_numbers():
+            labels = [label for _, y in self._features(strategy, some) for label in y.tolist()]
+            given = [int(y) for _, y, *_ in some.eval()]
+        if labels != given:
+            raise ValueError(
+                f"iCaRL finds exemplars by the labels of the data set, and {type(strategy).__name__} changes these in "
+                f"a minibatch: let the data set have the labels that are to be learned"
+            )
 
     def after_forward(self, strategy, **kwargs):
         self._criterion = strategy._criterion  # of the strategy, which other plugins may ask for before and after
-        strategy._criterion = lambda outputs, y: self.loss(outputs, y, self._past(strategy))
+        self._asked = False
+
+        def criterion(outputs: Tensor, y: Tensor) -> Tensor:
+            self._asked = True
+            return self.loss(outputs, y, self._past(strategy))
+
+        strategy._criterion = criterion
 
     def before_backward(self, strategy, **kwargs):
         strategy._criterion = self._criterion
+        if not self._asked:
+            raise ValueError(
+                f"iCaRL learns by a loss of its own in place of the strategy's _criterion, which "
+                f"{type(strategy).__name__}.criterion() does not ask: let it call self._criterion(self.mb_output, "
+                f"self.mb_y)"
+            )
 
     @torch.no_grad()
     def _past(self, strategy) -> Tensor | None:
@@ -250,7 +281,7 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         with evaluation_mode(model), torch.no_grad(), closing(_Inputs(layer)) as inputs:
             for batch in minibatches(model, dataset.eval(), AT_ONCE):
                 x, *others = batch.columns
-                model([x.flip(-1) if mirrored else x, *others])
+                refuse_no_tensor(model([x.flip(-1) if mirrored else x, *others]), type(self).__name__)
                 yield functional.normalize(inputs.latest.float()), batch.y
 
     def before_eval_forward(self, strategy, **kwargs):
@@ -259,6 +290,9 @@ class ICaRLPlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
 
     def after_eval_forward(self, strategy, **kwargs):
         if self._inputs is not None:
+            if self._inputs.found is None:  # what was compiled before may go on without hooks
+                with evaluation_mode(strategy.model), torch.no_grad():
+                    strategy.forward()
             self._inputs.close()
             strategy.mb_output = self.scores(self._inputs.latest, strategy.mb_output.shape[1])
 
@@ -307,10 +341,23 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
 class _Inputs:
     """Keeps what a layer was called with last, until it is closed."""
 
-    latest: Tensor
-
     def __init__(self, layer: nn.Module):
+        self.found: Tensor | None = None
         self.close = layer.register_forward_pre_hook(self._keep).remove
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.latest = inputs[0].detach()
+        self.found = inputs[0].detach()
+
+    @property
+    def latest(self) -> Tensor:
+        """Returns what it was called with.
+
+        Raises:
+            ValueError: it was not called.
+        """
+        if self.found is None:
+            raise ValueError(
+                "iCaRL takes the inputs of the network's classifier for features, and the network does not call that "
+                "layer: call it by itself, self.classifier(features), where its weights are used by a function"
+            )
+        return self.found

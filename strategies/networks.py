@@ -112,6 +112,20 @@ def asked(strategy) -> nn.Module:
     return AskedThroughStrategy(strategy) if own else strategy.model
 
 
+def refuse_no_tensor(outputs: Any, who: str = "") -> None:
+    """Raises a ValueError if what a network gives is no tensor.
+
+    Args:
+        outputs: what it gives.
+        who: cannot work with it, for the message.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"{who and who + ' cannot work here: '}the network gives a {type(outputs).__name__} where outputs of shape "
+            f"[N, K] are expected; give the strategy a forward() that returns the outputs alone"
+        )
+
+
 WRAPPERS: dict[type[nn.Module], str] = {
     OptimizedModule: "_orig_mod",
     DataParallel: "module",

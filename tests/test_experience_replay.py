@@ -262,6 +262,23 @@ def test_what_is_drawn_has_the_strategys_own_loss(memory):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
+def test_a_loss_may_take_the_first_of_what_the_network_gives_and_der_says_that_it_cannot(memory):
+    class LossOfFirst(Naive):
+        def criterion(self):
+            return self._criterion(self.mb_output[0], self.mb_y)
+
+    network = WithFeatures(1, 2)
+    before = network.weight.detach().clone()
+    strategy = naive(network, MEMORIES[memory](), rate=0.01, kind=LossOfFirst)
+    if memory != "derpp":
+        strategy.train(numbered(8)[0])
+        return
+    with pytest.raises(ValueError, match=r"DERPlugin cannot work here: the network gives a tuple .* the outputs alone"):
+        strategy.train(numbered(8)[0])
+    assert torch.equal(network.weight, before), "nothing was learned"
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
 def test_streams_may_have_no_task_labels_or_other_columns(memory):
     x, y, other = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2, torch.rand(8)
     tasks, learned = torch.zeros(8, dtype=torch.long), []

@@ -283,6 +283,83 @@ def test_what_it_cannot_learn_is_refused():
         ICaRLPlugin(0)
 
 
+class Fixed(SupervisedTemplate):
+    """Has a loss of its own, which is not its criterion's."""
+
+    def criterion(self):
+        return functional.cross_entropy(self.mb_output, self.mb_y)
+
+
+class Regularised(SupervisedTemplate):
+    """Adds something to its criterion's loss."""
+
+    def criterion(self):
+        return super().criterion() + self.mb_output.square().mean()
+
+
+class OneHot(SupervisedTemplate):
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        self.mbatch[1] = functional.one_hot(self.mb_y, 4).float()
+
+
+class Mapped(SupervisedTemplate):
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        self.mbatch[1] = 3 - self.mbatch[1]
+
+
+class WithFeatures(SimpleMLP):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class ByFunction(SimpleMLP):
+    def forward(self, x):
+        return functional.linear(self.features(x), self.classifier.weight, self.classifier.bias)
+
+
+@pytest.mark.parametrize(
+    ("network", "template", "message"),
+    [
+        (SimpleMLP, Fixed, r"in place of the strategy's _criterion, which Fixed\.criterion\(\) does not ask: let it"),
+        (SimpleMLP, Mapped, "by the labels of the data set, and Mapped changes these in a minibatch: let the data set"),
+        (SimpleMLP, OneHot, "by the labels of the data set, and OneHot changes these in a minibatch: let the data set"),
+        (WithFeatures, SupervisedTemplate, r"ICaRLPlugin cannot work here: the network gives a tuple where outputs of"),
+        (ByFunction, SupervisedTemplate, r"does not call that layer: call it by itself, self\.classifier\(features\)"),
+    ],
+)
+def test_a_script_in_which_it_cannot_work_is_refused_before_anything_is_learned(network, template, message):
+    model = network(num_classes=4, input_size=6, hidden_size=5)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        learn(model, stream([[0, 1], [2, 3]]), ICaRLPlugin(MEMORY), template=template)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_a_strategy_may_add_to_its_loss():
+    plugin = ICaRLPlugin(MEMORY)
+    learn(mlp(classes=4), stream([[0, 1], [2, 3]]), plugin, template=Regularised)
+    assert kept(plugin).keys() == {0, 1, 2, 3}
+
+
+def test_a_compiled_network_that_was_evaluated_before_answers_by_means():
+    """What was compiled without hooks goes on without them."""
+    experiences, found = stream([[0, 1], [2, 3]]), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, plugin, answers = mlp(classes=4), ICaRLPlugin(MEMORY), Answers()
+        strategy = learn(torch.compile(model, backend="eager") if compiled else model, [], plugin)
+        strategy.eval(experiences)
+        for experience in experiences:
+            strategy.train(experience)
+        strategy.plugins.append(answers)
+        strategy.eval(experiences)
+        found.append(answers.outputs)
+    assert (found[0] < 0).all(), "distances"
+    torch.testing.assert_close(*found)
+
+
 def test_a_run_of_it_is_the_same_from_disk_and_from_memory():
     run = plan("split-digits/class", ["icarl"], [0], {"mem_size": 40, "training.epochs": 2})[0]
     memory, disk = (learn_run(run, "cpu", [], lambda epochs: None, stream_from_disk=place) for place in (False, True))
