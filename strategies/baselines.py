@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from engrams.strategies.arguments import at_least_one, not_negative
 from engrams.strategies.choices import PenaltyStep
 from engrams.strategies.experiences import Pieces, trained_on
 from engrams.strategies.kept import KeepsNothingWithin, State
-from engrams.strategies.networks import named_parameters, unwrapped
+from engrams.strategies.networks import AskedThroughStrategy, named_parameters, unwrapped
 from engrams.strategies.one_strategy import OfOneStrategy
 from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, strength
 from engrams.strategies.rehearsal import RehearsalPlugin
@@ -165,7 +166,8 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
     joined, and the loss is their mean. The buffer is tensors on the strategy's device, so that rehearsal costs what
     twice the batch costs. Where the stream comes in pieces (Avalanche's ``split_online_stream``), an experience is
     chosen from when its last has come. It holds samples with the data set's transformations of *evaluation*: an image
-    is not augmented once for all. It has to stand before plugins that change a minibatch's images.
+    is not augmented once for all; the strategy's own loader and ``_unpack_minibatch`` treat them as they do new ones,
+    once. It has to stand before plugins that change a minibatch's images.
     """
 
     def __init__(self, mem_size: int):
@@ -217,7 +219,7 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
         if not share:
             raise ValueError(f"a buffer of {self.mem_size} cannot hold a sample of each of {experiences} experiences")
         chosen = torch.randperm(len(dataset))[:share].tolist()
-        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=self._met[0].collate_fn)
+        loader = DataLoader(Subset(dataset, chosen), len(chosen), collate_fn=_collation(strategy, self._met[0]))
         try:
             columns = next(iter(loader))
         except RuntimeError as error:  # of several shapes
@@ -225,7 +227,7 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
                 f"{type(self).__name__} keeps samples as tensors, and these cannot be put together ({error}): let the "
                 f"data set give all of one shape (sequences padded to one length)"
             ) from error
-        self._kept.append([column.to(strategy.device) for column in columns])
+        self._kept.append(AskedThroughStrategy(strategy).unpacked(columns))
         self._met = []
         self._keep([[column[:share] for column in kept] for kept in self._kept])
 
@@ -248,3 +250,9 @@ class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):
         """Goes on from a state."""
         self._with, self._pieces, self._met = None, Pieces(self), []
         self._keep(state["kept"])
+
+
+def _collation(strategy, dataset: Any) -> Callable[[list], Any]:
+    """Returns what makes minibatches of samples: the strategy's own loader may do so in another way than its data."""
+    of_loader = getattr(strategy.dataloader, "collate_fn", None)  # torch's; Avalanche's have the next
+    return of_loader or getattr(strategy.dataloader, "loader_kwargs", {}).get("collate_fn") or dataset.collate_fn

@@ -29,13 +29,13 @@ class AskedThroughStrategy(nn.Module):
         self._strategy = [strategy]  # in a list, so that it is no part of the module
 
     def forward(self, columns: list) -> Tensor:
-        strategy = self._strategy[0]
-        training, strategy.is_training = getattr(strategy, "is_training", False), False
-        try:
-            with self._minibatch_of(columns):
-                return strategy.forward()
-        finally:
-            strategy.is_training = training
+        with self._in_evaluation(), self._minibatch_of(columns):
+            return self._strategy[0].forward()
+
+    def unpacked(self, columns: list) -> list:
+        """Returns these columns as the strategy's minibatch has them: it may normalise inputs or map labels."""
+        with self._in_evaluation(), self._minibatch_of(columns):
+            return self._strategy[0].mbatch
 
     def labels(self, columns: list) -> Tensor | None:
         with self._minibatch_of(columns):
@@ -49,6 +49,15 @@ class AskedThroughStrategy(nn.Module):
             if hasattr(strategy, "_criterion"):
                 strategy._criterion = _copied(strategy._criterion)
             return strategy.criterion()
+
+    @contextmanager
+    def _in_evaluation(self) -> Iterator[None]:
+        strategy = self._strategy[0]
+        training, strategy.is_training = getattr(strategy, "is_training", False), False
+        try:
+            yield
+        finally:
+            strategy.is_training = training
 
     @contextmanager
     def _minibatch_of(self, columns: list) -> Iterator[None]:

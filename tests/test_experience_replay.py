@@ -7,12 +7,13 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.benchmarks.utils import AvalancheDataset
+from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader
 from avalanche.models import as_multitask
 from avalanche.training import Naive
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from engrams.benchmarks.data.loading import TensorClassificationDataset
 from engrams.benchmarks.data.streams import labelled
@@ -311,6 +312,54 @@ def test_samples_of_several_parts_are_refused_before_anything_is_learned(plugin)
     [experience] = benchmark_from_datasets(train=[AvalancheDataset([Parts()])]).train_stream
     with pytest.raises(ValueError, match=r"keeps samples of tensors; the columns .* are: dict, Tensor, Tensor\. Let"):
         naive(nn.Linear(1, 2), plugin(), kind=Unmoved).train(experience)
+
+
+def changed(columns):
+    """Inputs are normalised, labels are mapped, and there is a column more."""
+    x, y, *others = columns
+    return [x + 100, 1 - y, *others, torch.ones(len(x))]
+
+
+class Unpacking(Naive):
+    def _unpack_minibatch(self):
+        super()._unpack_minibatch()
+        self.mbatch = changed(self.mbatch)
+
+
+class Collating(Naive):
+    def make_train_dataloader(self, **kwargs):
+        data = self.adapted_dataset
+        self.dataloader = DataLoader(data, 4, collate_fn=lambda samples: changed(data.collate_fn(samples)))
+
+
+class CollatingForAvalanche(Naive):
+    def make_train_dataloader(self, **kwargs):
+        data = self.adapted_dataset
+        self.dataloader = SingleDatasetDataLoader(
+            data, batch_size=4, collate_fn=lambda samples: changed(data.collate_fn(samples))
+        )
+
+
+@pytest.mark.parametrize("kind", [Unpacking, Collating, CollatingForAvalanche])
+@pytest.mark.parametrize("memory", [*MEMORIES.values(), lambda: ReplayPlugin(8)])
+def test_what_is_replayed_has_been_changed_once_as_the_strategy_changes_what_is_new(kind, memory):
+    x, y = torch.arange(8.0)[:, None], torch.arange(8) % 2
+    seen = []
+
+    class Seen(SupervisedPlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            seen.extend(zip(*(column.flatten().tolist() for column in strategy.mbatch), strict=True))
+
+    class Net(nn.Linear):
+        def forward(self, x):
+            assert x.min() >= 100
+            assert x.max() < 108
+            return super().forward(x)
+
+    strategy = naive(Net(1, 2), memory(), Seen(), rate=0.0, kind=kind)
+    for experience in bare(x[:4], y[:4]), bare(x[4:], y[4:]):
+        strategy.train(experience)
+    assert {label == 1 - int(sample) % 2 for sample, label, _ in seen} == {True}
 
 
 # --- a memory's life --------------------------------------------------------------------------------------------------
