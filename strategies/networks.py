@@ -151,8 +151,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Returns every parameter by name; the name does not change when a module is compiled or made parallel."""
+def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
+    """Returns every parameter by name; the name does not change when a module is compiled or made parallel.
+
+    Args:
+        model: whose.
+        remove_duplicate: one that several modules share is there once, under its first name.
+    """
     wrappers = [
         (below(name, attribute) + ".", name + "." if name else "")
         for name, module in model.named_modules()
@@ -166,7 +171,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
                 name = outside + name[len(inside) :]
         return name
 
-    return {plain(name): p for name, p in model.named_parameters()}
+    return {plain(name): p for name, p in model.named_parameters(remove_duplicate=remove_duplicate)}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
