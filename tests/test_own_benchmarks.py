@@ -101,6 +101,19 @@ def backwards():
     return benchmark_from_datasets(train=train, test=test[::-1])
 
 
+def whole_test_set(lacks=None):
+    made = bars(task_labels=False, swapped=True)
+    train, test = ([one.dataset for one in stream] for stream in made.streams.values())
+    kept = [data for place, data in enumerate(test) if place != lacks]
+    whole = kept[1].concat(kept[0])
+    return benchmark_from_datasets(train=train, test=[whole if len(kept) == 2 else whole.concat(kept[2])])
+
+
+def of_no_choice(seed=None):
+    assert seed is None, "a seed is not required"
+    return bars()
+
+
 def unseeded():
     import os
     return bars(noise=int.from_bytes(os.urandom(4), "big"))
@@ -257,6 +270,33 @@ def test_every_seed_has_as_many_experiences(outsiders):
         benchmark_of(runs[1])
 
 
+def test_of_one_test_set_each_experience_is_judged_on_its_own_classes(outsiders):
+    """Avalanche's CORe50 and OpenLORIS have such."""
+    path = outsiders(('"bars.py:bars"', '"bars.py:whole_test_set"'), ('["task"]', '["class"]'))
+    benchmark = benchmark_of(run_of(protocol.get(str(path)), "naive"))
+    judged = [experience.dataset for experience in benchmark.test_stream]
+    assert [sorted(map(int, data.targets.uniques)) for data in judged] == [[4, 5], [2, 3], [0, 1]]
+    assert [len(data) for data in judged] == [40, 40, 40]
+    learned = benchmark.train_stream[0].dataset
+    assert {int(y) for _, y, *_ in judged[0]} == {int(y) for _, y, *_ in learned}
+    path = outsiders(
+        ('"bars.py:bars"', '"bars.py:whole_test_set"'), ('["task"]', '["class"]\narguments = { lacks = 1 }')
+    )
+    with pytest.raises(
+        ProtocolError, match=r"experience 1 of .* has class 2 where it is learned and none of its classes"
+    ):
+        benchmark_of(run_of(protocol.get(str(path)), "naive"))
+
+
+def test_a_seed_is_not_pressed_on_a_benchmark_that_takes_none(outsiders):
+    """Avalanche's CLEAR has an argument for it, and refuses one under its default protocol of evaluation."""
+    path = outsiders(('"bars.py:bars"', '"bars.py:of_no_choice"'))
+    assert len(benchmark_of(run_of(protocol.get(str(path)), "naive")).train_stream) == 3
+    path = outsiders(('"bars.py:bars"', '"bars.py:of_no_choice"'), ('["task"]', '["task"]\narguments = { seed = 1 }'))
+    with pytest.raises(DataError, match="AssertionError: a seed is not required"):
+        benchmark_of(run_of(protocol.get(str(path)), "naive"))
+
+
 def test_a_held_out_part_without_samples_is_one_line(outsiders):
     path = outsiders(("validation_fraction = 0.2", "validation_fraction = 0.01"))
     from engrams.benchmarks.runs import Run
@@ -366,7 +406,7 @@ def test_validation_is_avalanches_own_split_and_has_nothing_of_the_test_stream(o
             '["task"]\narguments = { task_labels = false }',
             "learning needs task labels, one of its own for every experience; .*bars has 0, 0, 0",
         ),
-        ('["task"]', '["task"]\narguments = { tests = 1 }', "has 3 experiences to learn and 1 to be judged on"),
+        ('["task"]', '["task"]\narguments = { tests = 2 }', "has 3 experiences to learn and 2 to be judged on"),
         (
             '["task"]',
             '["task"]\narguments = { shift = 1 }',
