@@ -61,8 +61,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         anchors: likewise, the parameters that the penalty pulls towards.
     """
 
-    _why_all_are_0 = "The outputs may not depend on the parameters"
-
     def __init__(
         self,
         coefficient: float,
@@ -129,7 +127,6 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._waits = False  # whether a piece has been learned since
         self._acted = False  # whether the penalty has, since
-        self._begins = False  # whether the first step of an experience comes next
         self._pieces = Pieces(self)
         self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
@@ -206,11 +203,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._terms, lost = self._matched(strategy.model)
         if lost:
             self._give_up(lost, named_parameters(strategy.model))
-        self._begins = begins and self.consolidated > 0
-
-    def before_training_iteration(self, strategy, **kwargs):
-        if self._begins:  # not before: plugins behind this one, or the strategy, may put other values there
-            self._begins = False
+        if begins and self.consolidated:
             self._warn_of_other_values(named_parameters(strategy.model))
 
     def before_backward(self, strategy, **kwargs):
@@ -278,7 +271,8 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
             names = ", ".join(repr(name) for name in list(importances)[:3])
             warnings.warn(
                 f"{type(self).__name__}: every importance is 0 after experience {self.consolidated} ({names} and all "
-                f"others): nothing of it will be held. {self._why_all_are_0}",
+                f"others): nothing of it will be held. The outputs may not depend on the parameters, or the density "
+                f"may not be the loss's",
                 stacklevel=2,
             )
         anchors = {name: parameters[name].detach().clone() for name in importances}
@@ -314,7 +308,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
             self._start_afresh()
 
     def _nothing_waits(self) -> None:
-        self._since, self._waits, self._acted, self._begins = [], False, False, False
+        self._since, self._waits, self._acted = [], False, False
 
     def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
         changed = self._changed(parameters)

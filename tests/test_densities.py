@@ -737,10 +737,11 @@ def test_importances_that_are_all_zero_are_warned_of_by_name():
     model = network(3)
     nn.init.zeros_(model[2].weight)
 
-    first = r"every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all others\): .*"
-    for plugin, why in ((MASPlugin, r"depend on the parameters$"), (EWCPlugin, "density may not be the loss's$")):
-        with pytest.warns(UserWarning, match=f"{plugin.__name__}: {first}{why}"):
-            train(nn.Sequential(*model, Times(0)), data_of(LABELS), nn.CrossEntropyLoss(), plugin(1.0))
+    with pytest.warns(
+        UserWarning,
+        match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
+    ):
+        train(nn.Sequential(*model, Times(0)), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"])

@@ -15,7 +15,6 @@ from avalanche.benchmarks import benchmark_from_datasets, split_online_stream
 from avalanche.benchmarks.utils import make_avalanche_dataset
 from avalanche.models import IncrementalClassifier, MultiTaskModule, as_multitask
 from avalanche.training.plugins import SupervisedPlugin
-from avalanche.training.supervised import FromScratchTraining
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.nn import functional
@@ -68,7 +67,7 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
     strategy.model.fc = nn.Linear(5, classes)
     said = r"Plugin: 'fc.weight', 'fc.bias': exchanged for .*, which is not penalised \(earlier .*: load_state_dict\)$"
     with pytest.warns(UserWarning, match=said):
-        begin(plugin, strategy, experiences[1])
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     with torch.no_grad():
         strategy.model.fc.weight.add_(3.0)
     assert plugin.penalty(strategy.model).item() == 0
@@ -88,12 +87,6 @@ def at_the_start_of(strategy, experience):
     return strategy
 
 
-def begin(plugin, strategy, experience):
-    """Tells a plugin of an experience, and of its first step."""
-    plugin.before_training_exp(at_the_start_of(strategy, experience))
-    plugin.before_training_iteration(strategy)
-
-
 @pytest.mark.parametrize("kind", PLUGINS)
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_forgotten(kind, loaded):
@@ -107,14 +100,14 @@ def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_fo
         plugin.load_state_dict(state)
     kept = copy.deepcopy(plugin.state_dict())
     with pytest.warns(UserWarning, match=r"1 of 4 parameters \('fc.bias'\) do not begin .* difference: 0.75\); they"):
-        begin(plugin, strategy, experiences[1])
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     assert plugin.penalty(strategy.model) > 0
     plugin.load_state_dict(kept)
     for of_name in plugin.importances if kind == "ewc-separate" else [plugin.importances]:
         del of_name["fc.bias"]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(do not begin|exchanged|afresh)")
-        begin(plugin, strategy, experiences[1])
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     assert plugin.penalty(strategy.model) == 0
 
 
@@ -130,22 +123,8 @@ def test_the_best_epochs_weights_are_told_of_whether_they_are_loaded_or_another_
         else:
             model.load_state_dict(earlier.state_dict())
         with pytest.warns(UserWarning, match=message):
-            begin(plugin, strategy, experiences[1])
+            plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
         assert len(plugin._terms) == (0 if copied else 4)
-
-
-@pytest.mark.parametrize("where", ["a plugin behind", "the strategy"])
-def test_what_others_set_after_an_experience_has_begun_is_named_too(where):
-    class Resets(SupervisedPlugin):
-        def before_training_exp(self, strategy, **kwargs):
-            strategy.model.fc.reset_parameters()
-
-    experiences, plugin = stream([[0, 1]] * 2), EWCPlugin(1.0)
-    template = {"template": FromScratchTraining} if where == "the strategy" else {}
-    behind = [Resets()] if where == "a plugin behind" else []
-    strategy = learn(Net(), experiences[:1], plugin, *behind, **template)
-    with pytest.warns(UserWarning, match="parameters .* do not begin this experience with the values"):
-        strategy.train(experiences[1])
 
 
 def test_the_pieces_of_an_experience_begin_as_they_like():
@@ -235,7 +214,7 @@ def test_a_layer_that_takes_a_removed_ones_name_keeps_its_own_anchors(kind):
     anchors = {name: anchor.clone() for name, anchor in anchors_of(plugin).items()}
     strategy.model.layers = nn.ModuleList(list(strategy.model.layers)[1:])
     with pytest.warns(UserWarning, match="'layers.0.weight', 'layers.0.bias': not in the model any more"):
-        begin(plugin, strategy, experiences[1])
+        plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     for place in (0, 1):
         for of in ("weight", "bias"):
             assert torch.equal(anchors_of(plugin)[f"layers.{place}.{of}"], anchors[f"layers.{place + 1}.{of}"])
@@ -254,7 +233,7 @@ def test_a_copy_that_is_recognised_by_its_values_is_known_by_itself_from_then_on
     plugin, experiences = EWCPlugin(1.0), stream([[0, 1]] * 2)
     strategy = learn(Net(), [experiences[0]], plugin)
     strategy.model = copy.deepcopy(strategy.model)
-    begin(plugin, strategy, experiences[1])
+    plugin.before_training_exp(at_the_start_of(strategy, experiences[1]))
     with torch.no_grad():
         strategy.model.fc.bias.add_(1.0)
     expected = plugin.importances["fc.bias"].sum() / 2
