@@ -99,7 +99,6 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
 
     What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either. What
     the rest keeps besides parameters (the running statistics of batch norm) is held, too: such layers are in eval mode.
-    A weight that the classifier shares with the rest goes on learning.
     """
 
     def __init__(self, classifier: str = "classifier"):
@@ -124,12 +123,11 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     def before_training_exp(self, strategy, **kwargs):
         self._meet(strategy)
         self._pieces.begin(strategy.experience)
-        every = named_parameters(strategy.model, remove_duplicate=False)
-        learning = {id(parameter) for name, parameter in every.items() if self._learns(name)}
-        if not learning:
+        parameters = named_parameters(strategy.model)
+        if not any(self._learns(name) for name in parameters):
             raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
-        for parameter in every.values():
-            if self._freezes and id(parameter) not in learning:
+        for name, parameter in parameters.items():
+            if self._freezes and not self._learns(name):
                 parameter.requires_grad_(False)
                 parameter.grad = None
 

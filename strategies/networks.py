@@ -151,13 +151,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
-    """Returns every parameter by name; the name does not change when a module is compiled or made parallel.
-
-    Args:
-        model: whose.
-        remove_duplicate: one that several modules share is there once, under its first name.
-    """
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns every parameter by name; the name does not change when a module is compiled or made parallel."""
     wrappers = [
         (below(name, attribute) + ".", name + "." if name else "")
         for name, module in model.named_modules()
@@ -171,7 +166,7 @@ def named_parameters(model: nn.Module, remove_duplicate: bool = True) -> dict[st
                 name = outside + name[len(inside) :]
         return name
 
-    return {plain(name): p for name, p in model.named_parameters(remove_duplicate=remove_duplicate)}
+    return {plain(name): p for name, p in model.named_parameters()}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

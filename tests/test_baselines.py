@@ -115,19 +115,6 @@ def test_frozen_learns_only_the_classifier_after_the_first_experience():
         assert torch.equal(p, before[name]) == name.startswith("features"), name
 
 
-def test_a_weight_that_the_frozen_rest_shares_with_the_classifier_is_learned():
-    """It has its first name from the rest."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 6))
-    model.add_module("classifier", nn.Linear(6, 6, bias=False))
-    model.classifier.weight = model[1].weight
-    first, second = stream([[0, 1]] * 2)
-    strategy = learn(model, [first], FrozenBackbonePlugin())
-    weight, bias = (p.detach().clone() for p in model.parameters())
-    strategy.train(second)
-    assert not torch.equal(model.classifier.weight, weight)
-    assert torch.equal(model[1].bias, bias)
-
-
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
