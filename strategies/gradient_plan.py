@@ -32,8 +32,6 @@ class Plan:
     """Layers that a rule holds for."""
     rest: dict[str, nn.Parameter]
     """Parameters that take the general way."""
-    idle: dict[str, nn.Parameter]
-    """Parameters of layers that the first samples did not need: of another task's head. The outputs of others may."""
     vectorised: bool
     """Whether torch can vectorise the network for them; else one sample after another."""
     bytes_a_sample: float
@@ -45,21 +43,7 @@ class Plan:
     def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
         """Makes the parameters of these layers take the general way from now on, whatever the first samples showed."""
         left = {id(p) for name in names for p in self.layers.pop(name).parameters(recurse=False)}
-        self._generally({name: p for name, p in trainable_parameters(model).items() if id(p) in left}, model, batch)
-
-    def needs_idle(self, outputs: Tensor, model: nn.Module, batch: Minibatch) -> bool:
-        """Tells whether outputs depend on idle parameters, and makes those take the general way from now on."""
-        if not self.idle:
-            return False
-        used = gradients_of(outputs, list(self.idle.values()), torch.ones_like(outputs))
-        needed = [name for name, gradient in zip(self.idle, used, strict=True) if gradient is not None]
-        self._generally({name: self.idle.pop(name) for name in needed}, model, batch)
-        return bool(needed)
-
-    def _generally(self, parameters: dict[str, nn.Parameter], model: nn.Module, batch: Minibatch) -> None:
-        if not parameters:
-            return
-        self.rest |= parameters
+        self.rest |= {name: p for name, p in trainable_parameters(model).items() if id(p) in left}
         with same_random_numbers():
             self.vectorised = can_vectorise(model, _first_three(batch).inputs, batch.task, self.rest, self.lowest)
 
@@ -118,7 +102,7 @@ def plan(
     lowest = held.lowest(flat.dtype)
     good = _explained(layers, calls, flat, lowest)
     explained = named(lambda layer, attribute: below(layer, attribute) in good)
-    # How a layer would run that did not is not known: of other samples it may, through its hook or as a function.
+    # A layer that did not run has no say on these samples; on others it may run, and is measured if it does.
     idle = named(lambda layer, attribute: layer not in calls)
     used = gradients_of(flat, list(parameters.values()), torch.ones_like(flat))
     idle -= {name for name, gradient in zip(parameters, used, strict=True) if gradient is not None}
@@ -128,9 +112,8 @@ def plan(
         terms * runs[0].output.nbytes for name, runs in calls.items() if not on_rows(layers[name], runs[0])
     )
     return Plan(
-        layers={n: m for n, m in layers.items() if any(names.get(id(p)) in explained for p in m.parameters())},
+        layers={n: m for n, m in layers.items() if any(names.get(id(p)) in explained | idle for p in m.parameters())},
         rest=rest,
-        idle={name: p for name, p in parameters.items() if name in idle - explained},
         vectorised=bool(rest) and apart and can_vectorise(model, probe, task, rest, lowest),
         bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / rows(probe),
         outputs=flat.shape[1],

