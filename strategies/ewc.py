@@ -73,6 +73,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
     ``separate``.
     """
 
+    why_all_are_0 = "The outputs may not depend on the parameters, or the density may not be the loss's"
+
     def __init__(
         self,
         ewc_lambda: float,

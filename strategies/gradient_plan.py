@@ -7,6 +7,7 @@ own at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -39,6 +40,23 @@ class Plan:
     outputs: int
     lowest: torch.dtype
     """Type of lowest precision that the network computes in: lower than its parameters' under ``torch.autocast``."""
+    uses: Counter[int]
+    """How often the first samples' outputs use each parameter, by its id."""
+
+    def otherwise(self, calls: dict[str, list[Run]], outputs: Tensor) -> list[str]:
+        """Returns the layers that these samples run otherwise than the first ones, so that no rule is known to hold.
+
+        More than once, for some samples only, not seen before, or where no hook sees it: by ``forward``, as a function.
+        """
+        uses = uses_in(outputs)
+        return [
+            name
+            for name, layer in self.layers.items()
+            for runs in [calls.get(name, [])]
+            if any(uses[id(p)] not in (0, self.uses[id(p)]) for p in layer.parameters(recurse=False))
+            or len(runs) > 1
+            or any(len(run.output) != len(outputs) for run in runs)
+        ]
 
     def leave(self, names: Iterable[str], model: nn.Module, batch: Minibatch) -> None:
         """Makes the parameters of these layers take the general way from now on, whatever the first samples showed."""
@@ -102,7 +120,7 @@ def plan(
     lowest = held.lowest(flat.dtype)
     good = _explained(layers, calls, flat, lowest)
     explained = named(lambda layer, attribute: below(layer, attribute) in good)
-    # A layer that did not run has no say on these samples; on others it may run, and is measured if it does.
+    # A layer that did not run has no say on these samples; where it does on others, it takes the general way.
     idle = named(lambda layer, attribute: layer not in calls)
     used = gradients_of(flat, list(parameters.values()), torch.ones_like(flat))
     idle -= {name for name, gradient in zip(parameters, used, strict=True) if gradient is not None}
@@ -118,7 +136,22 @@ def plan(
         bytes_a_sample=(held.bytes(parameters.values()) + kept_signals) / rows(probe),
         outputs=flat.shape[1],
         lowest=lowest,
+        uses=uses_in(flat),
     )
+
+
+def uses_in(outputs: Tensor) -> Counter[int]:
+    """Returns how often the graph of these outputs uses each parameter, by its id."""
+    found: Counter[int] = Counter()
+    left, met = [outputs.grad_fn], {outputs.grad_fn, None}
+    while left:
+        for node, _ in getattr(left.pop(), "next_functions", ()):
+            if node is not None and node.name() == "torch::autograd::AccumulateGrad":
+                found[id(node.variable)] += 1
+            elif node not in met:
+                met.add(node)
+                left.append(node)
+    return found
 
 
 def _first_three(batch: Minibatch) -> Minibatch:
@@ -184,6 +217,7 @@ def _explained(
             wanted = {attribute for attribute in ("weight", "bias") if below(name, attribute) in good}
             try:
                 found = {} if d is None else gradients(layers[name], run.inputs[row], [d[row]], wanted)
+                sizes = {} if d is None else gradients(layers[name], run.inputs[row], [d[row].abs()], wanted)
             except (RuntimeError, IndexError, ValueError):
                 good -= {below(name, attribute) for attribute in wanted}
                 continue
@@ -194,7 +228,7 @@ def _explained(
                     continue
                 if gradient is None:
                     gradient = torch.zeros_like(owned[here])
-                if by_rule is None or not same(by_rule[0, 0], gradient, lowest):
+                if by_rule is None or not same(by_rule[0, 0], gradient, lowest, largest(sizes[attribute])):
                     good.discard(here)
     return good
 

@@ -18,7 +18,7 @@ from engrams.strategies.arguments import at_least_one, finite, one_of
 from engrams.strategies.choices import Fisher, MASVariant
 from engrams.strategies.densities import Likelihood, density, fitting, with_zeros
 from engrams.strategies.general_gradients import outputs_of
-from engrams.strategies.gradient_plan import plan
+from engrams.strategies.gradient_plan import Plan, plan
 from engrams.strategies.layer_gradients import Run, add_layer, add_products, has_rule, recorded
 from engrams.strategies.minibatches import Minibatch, chosen_samples, rows
 from engrams.strategies.networks import trainable_parameters, unwrapped
@@ -272,14 +272,16 @@ def _mean_product_of_activations(model: nn.Module, measured: Measurement) -> dic
     names = {id(p): name for name, p in parameters.items()}
     sums = zeros(parameters)
     count = 0
-    probed: set[int] = set()  # by task, since another task may run other layers
+    plans: dict[int, Plan] = {}  # by task, since another task may run other layers
     for batch in measured.minibatches(model, measured.at_once or SAMPLES_AT_ONCE):
-        if batch.task not in probed and plan(model, batch).rest:
-            raise ValueError("variant='local' needs layers that run once a sample, on weights that are theirs alone")
-        probed.add(batch.task)
+        if batch.task not in plans:
+            plans[batch.task] = plan(model, batch)
         with step_of("importance", rows(batch.inputs)):
             with recorded(every) as calls:
                 _, outputs = outputs_of(model, batch.inputs, batch.task)
+            of_task = plans[batch.task]
+            if of_task.rest or of_task.otherwise(calls, outputs):
+                raise ValueError("variant='local' needs layers that run once a sample, on weights of their own alone")
             runs: dict[str, Run] = {name: found[0] for name, found in calls.items()}
             *hidden, last = runs
             activations = {name: wide(runs[name].output.detach()).relu() for name in hidden}

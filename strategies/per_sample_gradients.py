@@ -183,8 +183,7 @@ def _add(
     """Adds the statistics of a minibatch; returns how many of its samples count."""
     with recorded(chosen.layers) as calls:
         given, outputs = outputs_of(model, batch.inputs, batch.task)
-    # A layer that runs for some samples only, or more than once, if not for the first ones.
-    if odd := [name for name, runs in calls.items() if len(runs) > 1 or len(runs[0].output) != len(outputs)]:
+    if odd := chosen.otherwise(calls, outputs):
         chosen.leave(odd, model, batch)
         return _add(sums, model, chosen, batch, signals, statistic)
     v, counted = signals(given.detach(), batch)

@@ -61,6 +61,9 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         anchors: likewise, the parameters that the penalty pulls towards.
     """
 
+    why_all_are_0 = "The outputs may not depend on the parameters"
+    """What may have made every importance 0, for a warning."""
+
     def __init__(
         self,
         coefficient: float,
@@ -271,8 +274,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
             names = ", ".join(repr(name) for name in list(importances)[:3])
             warnings.warn(
                 f"{type(self).__name__}: every importance is 0 after experience {self.consolidated} ({names} and all "
-                f"others): nothing of it will be held. The outputs may not depend on the parameters, or the density "
-                f"may not be the loss's",
+                f"others): nothing of it will be held. {self.why_all_are_0}",
                 stacklevel=2,
             )
         anchors = {name: parameters[name].detach().clone() for name in importances}

@@ -49,6 +49,8 @@ class SIPlugin(QuadraticPenaltyPlugin):
     Memory and time a step are O(parameters), however many experiences there have been.
     """
 
+    why_all_are_0 = "No step may have lowered the loss (one that is 0, a learning rate of 0)"
+
     def __init__(
         self,
         c: float,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import ConcatDataset, TensorDataset
 
-from engrams.strategies import EWCPlugin, MASPlugin, per_sample_gradients
+from engrams.strategies import EWCPlugin, MASPlugin, SIPlugin, per_sample_gradients
 from engrams.strategies.criteria import counted, likelihood_by_gradient, likelihood_of
 from engrams.strategies.densities import density
 from engrams.strategies.importance import diagonal_fisher
@@ -733,15 +733,21 @@ def test_what_somebodys_loss_leaves_out_is_left_out_of_every_part_of_a_minibatch
     assert_same(plugin.importances, diagonal_fisher(model, data_of(LABELS), ignore_index=1))
 
 
-def test_importances_that_are_all_zero_are_warned_of_by_name():
-    model = network(3)
-    nn.init.zeros_(model[2].weight)
-
-    with pytest.warns(
-        UserWarning,
-        match=r"MASPlugin: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all",
-    ):
-        train(nn.Sequential(*model, Times(0)), data_of(LABELS), nn.CrossEntropyLoss(), MASPlugin(1.0))
+@pytest.mark.parametrize(
+    ("plugin", "why"),
+    [
+        (MASPlugin(1.0), "The outputs may not depend on the parameters$"),
+        (EWCPlugin(1.0), "The outputs may not depend on the parameters, or the density may not be the loss's$"),
+        (SIPlugin(1.0), "No step may have lowered the loss"),
+    ],
+)
+def test_importances_that_are_all_zero_are_warned_of_by_name(plugin, why):
+    """And each says of itself what it may be: a method that asks for no density says nothing of one."""
+    named = (
+        rf"{type(plugin).__name__}: every importance is 0 after experience 0 \('0.weight', '0.bias', '2.weight' and all"
+    )
+    with pytest.warns(UserWarning, match=rf"{named} others\): nothing of it will be held. {why}"):
+        train(nn.Sequential(*network(3), Times(0)), data_of(LABELS), nn.CrossEntropyLoss(), plugin)
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli", "bernoulli-probabilities", "gaussian"])

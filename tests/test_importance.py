@@ -268,6 +268,14 @@ def test_the_general_way_is_taken_for_those_parameters_only_that_need_it(problem
         assert {f"{name}.{attribute}".removeprefix(".") for attribute, _ in layer.named_parameters()} - rest
 
 
+BY_ANOTHER_WAY = {
+    "not before": lambda m, x: m.b(-x),
+    "by its forward": lambda m, x: m.b.forward(-x),
+    "as a function": lambda m, x: nn.functional.linear(-x, m.b.weight, m.b.bias),
+    "as a function, too": lambda m, x: nn.functional.linear(-x, m.a.weight),
+}
+
+
 class Later(nn.Module):
     """A layer runs otherwise for samples whose first number is above 2."""
 
@@ -283,7 +291,9 @@ class Later(nn.Module):
         x = x.flatten(1)
         h, such = self.a(x).tanh(), x[:, 0] > 2
         if such.any():
-            if self.how == "for some only":
+            if self.how in BY_ANOTHER_WAY:
+                h = h + torch.where(such[:, None], BY_ANOTHER_WAY[self.how](self, x), 0)
+            elif self.how == "for some only":
                 h = h.index_add(0, such.nonzero().flatten(), self.b(x[such]))
             else:
                 again = self.a(h) if self.how == "twice" else self.b(-x)
@@ -296,6 +306,10 @@ class Later(nn.Module):
     [
         ("twice", "a", "'a.weight', 'a.bias'"),
         ("for some only", "b", "'b.weight', 'b.bias'"),
+        ("not before", "b", "'b.weight', 'b.bias'"),
+        ("by its forward", "b", "'b.weight', 'b.bias'"),
+        ("as a function", "b", "'b.weight', 'b.bias'"),
+        ("as a function, too", "a", "'a.weight', 'a.bias'"),
         ("another with its weight", None, "'a.weight', 'a.bias', 'b.bias'"),
     ],
 )

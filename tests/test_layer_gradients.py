@@ -254,15 +254,34 @@ def test_what_a_sample_takes_is_what_autograd_keeps_and_the_signals_of_what_is_w
 def test_gradients_are_the_same_but_for_rounding(found, expected, alike):
     for dtype in (torch.float32, torch.float64):
         numbers = torch.tensor(found, dtype=dtype), torch.tensor(expected, dtype=dtype)
-        assert general_gradients.same(*numbers, dtype) is alike
+        assert general_gradients.same(*numbers, dtype, 0.0) is alike
+
+
+@pytest.mark.parametrize("convolution", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_gradient_that_cancels_is_the_same_but_for_rounding(convolution):
+    """Of a bias before a layer that subtracts the mean, by a rule and in the general way."""
+    torch.manual_seed(0)
+    body = nn.Sequential(convolution(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(*body, nn.Linear(4 * 6 * 6, 3)).eval()
+    found = plan(model, Minibatch(torch.randn(3, 1, 6, 6), None, 0, 0))
+    assert found.rest.keys() == (set() if convolution is nn.Conv2d else {"0.weight", "0.bias"})
+    assert found.vectorised == bool(found.rest)
+
+
+@pytest.mark.parametrize(("scale", "alike"), [(0.0, False), (0.05, False), (0.2, True)])
+def test_what_rounding_does_is_relative_to_what_cancels(scale, alike):
+    found, expected = torch.tensor([1e-6]), torch.tensor([0.0])
+    assert general_gradients.same(found, expected, torch.float32, scale) is alike
 
 
 @pytest.mark.parametrize(("off", "alike"), [(1.5, True), (50.0, False)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_the_bits_round_more(off, alike, dtype):
     found, expected = torch.tensor([100.0, off], dtype=dtype), torch.tensor([100.0, 0.0], dtype=dtype)
-    assert general_gradients.same(found, expected, dtype) is alike
-    assert general_gradients.same(found.float(), expected.float(), dtype) is alike  # computed in it, kept in float32
+    assert general_gradients.same(found, expected, dtype, 0.0) is alike
+    assert (
+        general_gradients.same(found.float(), expected.float(), dtype, 0.0) is alike
+    )  # computed in it, kept in float32
 
 
 class Mixing(nn.Module):

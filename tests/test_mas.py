@@ -138,6 +138,23 @@ def test_local_refuses_a_layer_that_runs_twice():
         mas_importance(nn.Sequential(layer, nn.ReLU(), layer), TensorDataset(torch.randn(3, 4)), "local")
 
 
+def test_local_refuses_a_layer_that_runs_twice_for_a_later_sample():
+    class Later(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.layer(x).relu()
+            return self.head(torch.where(x[:, :1] > 2, self.layer(h).relu(), h) if (x[:, 0] > 2).any() else h)
+
+    x = torch.rand(6, 4)
+    assert mas_importance(Later(), TensorDataset(x), "local")
+    x[5, 0] = 3
+    with pytest.raises(ValueError, match="layers that run once a sample"):
+        mas_importance(Later(), TensorDataset(x), "local")
+
+
 def test_batched_is_what_avalanche_computes_and_less():
     torch.manual_seed(0)
     model, data = mlp(), stream([[0, 1]])[0].dataset
