@@ -99,6 +99,7 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
 
     What a fixed representation can do: no forgetting below the classifier, and nothing new learned there either. What
     the rest keeps besides parameters (the running statistics of batch norm) is held, too: such layers are in eval mode.
+    What the classifier shares with the rest (the weight of an embedding) goes on learning.
     """
 
     def __init__(self, classifier: str = "classifier"):
@@ -123,17 +124,18 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
     def before_training_exp(self, strategy, **kwargs):
         self._meet(strategy)
         self._pieces.begin(strategy.experience)
-        parameters = named_parameters(strategy.model)
-        if not any(self._learns(name) for name in parameters):
+        learning = {id(p) for module in self._learning(strategy.model) for p in module.parameters(recurse=False)}
+        if not learning:
             raise ValueError(f"the model has no parameters in {self.classifier!r}; name its classifier")
-        for name, parameter in parameters.items():
-            if self._freezes and not self._learns(name):
+        for parameter in strategy.model.parameters():
+            if self._freezes and id(parameter) not in learning:
                 parameter.requires_grad_(False)
                 parameter.grad = None
 
     def before_training_epoch(self, strategy, **kwargs):
-        for name, module in unwrapped(strategy.model).named_modules():
-            if self._freezes and not self._learns(f"{name}.") and any(True for _ in module.buffers(recurse=False)):
+        learning = self._learning(strategy.model)
+        for module in strategy.model.modules():
+            if self._freezes and module not in learning and any(True for _ in module.buffers(recurse=False)):
                 module.training = False  # this one alone: the classifier may lie below it
 
     def after_training_exp(self, strategy, **kwargs):
@@ -154,8 +156,12 @@ class FrozenBackbonePlugin(KeepsNothingWithin, OfOneStrategy, SupervisedPlugin):
         self._with, self._pieces = None, Pieces(self)
         self._freezes = state["freezes"]
 
-    def _learns(self, name: str) -> bool:
-        return name.startswith(f"{self.classifier}.")
+    def _learning(self, model: nn.Module) -> set[nn.Module]:
+        """Returns the classifier and all within it, whatever else they are called in the model."""
+        try:
+            return set(unwrapped(model).get_submodule(self.classifier).modules())
+        except AttributeError:  # there is none, or it is no module
+            return set()
 
 
 class ReplayPlugin(KeepsNothingWithin, OfOneStrategy, RehearsalPlugin):

@@ -130,6 +130,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._since: list[Dataset] = []  # the data since the last consolidation
         self._waits = False  # whether a piece has been learned since
         self._acted = False  # whether the penalty has, since
+        self._looks_again = False  # whether an experience begins, with the values that are held as far as was seen
         self._pieces = Pieces(self)
         self._checked: tuple | None = None  # of _what_is_checked
         self._num_workers = 0
@@ -206,8 +207,12 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         self._terms, lost = self._matched(strategy.model)
         if lost:
             self._give_up(lost, named_parameters(strategy.model))
-        if begins and self.consolidated:
-            self._warn_of_other_values(named_parameters(strategy.model))
+        self._looks_again = begins and self.consolidated > 0 and not self._warn_of_other_values(strategy.model)
+
+    def before_training_epoch(self, strategy, **kwargs):
+        if self._looks_again:  # a plugin behind this one may have changed the values as the experience began
+            self._looks_again = False
+            self._warn_of_other_values(strategy.model)
 
     def before_backward(self, strategy, **kwargs):
         if self._terms and self.penalty_step == "gradient":
@@ -312,7 +317,9 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
     def _nothing_waits(self) -> None:
         self._since, self._waits, self._acted = [], False, False
 
-    def _warn_of_other_values(self, parameters: dict[str, nn.Parameter]) -> None:
+    def _warn_of_other_values(self, model: nn.Module) -> bool:
+        """Warns if what is held does not begin with the values that it is held to, and tells whether it did."""
+        parameters = named_parameters(model)
         changed = self._changed(parameters)
         if changed:
             warnings.warn(
@@ -322,6 +329,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
                 f"delete from the plugin's importances and anchors",
                 stacklevel=3,
             )
+        return bool(changed)
 
     def _warn_of_no_effect(self) -> None:
         if self._acted or not self.coefficient or not any(term.parameter.requires_grad for term in self._terms):

@@ -497,6 +497,29 @@ def test_a_riemannian_walk_without_a_gradient_is_refused():
         learn(mlp(), stream([[0, 1]] * 2), Flat(), WorkingRWalkPlugin(1.0, ewc_alpha=1.0, delta_t=2))
 
 
+class Tied(nn.Module):
+    """The classifier's weight is an embedding's, and the classifier has a second name before its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.between, self.last = nn.Embedding(2, 3), nn.Linear(3, 3), nn.Linear(3, 2, bias=False)
+        self.classifier = self.last
+        self.last.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.classifier(self.between(self.embedding((x.flatten(1)[:, :2] > 0).long()).mean(1)))
+
+
+def test_what_the_classifier_shares_goes_on_learning():
+    model, experiences, plugin = Tied(), stream([[0, 1]] * 2), FrozenBackbonePlugin()
+    strategy = learn(model, experiences[:1], plugin)
+    before = model.classifier.weight.detach().clone()
+    strategy.train(experiences[1])
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"between.weight", "between.bias"}
+    assert not torch.equal(model.classifier.weight, before)
+
+
 def test_the_backbone_of_a_compiled_network_is_frozen():
     model, experiences = mlp(), stream([[0, 1]] * 2)
     plugin = FrozenBackbonePlugin()

@@ -111,6 +111,20 @@ def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_fo
     assert plugin.penalty(strategy.model) == 0
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_a_plugin_initialises_afresh_is_named_once_wherever_it_stands(place):
+    class Afresh(SupervisedPlugin):
+        def before_training_exp(self, strategy, **kwargs):
+            strategy.model.fc.reset_parameters()
+
+    plugins = [EWCPlugin(1.0), Afresh()][:: 1 - 2 * place]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn(Net(), stream([[0, 1]] * 2), *plugins)
+    (said,) = [str(w.message) for w in caught if "do not begin" in str(w.message)]
+    assert said.startswith("EWCPlugin: 2 of 4 parameters ('fc.weight', 'fc.bias')")
+
+
 def test_the_best_epochs_weights_are_told_of_whether_they_are_loaded_or_another_network():
     """In place they are held to what the experience ended with; a copy with other values is taken for a fresh one."""
     experiences = stream([[0, 1]] * 2)
