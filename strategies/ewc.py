@@ -151,6 +151,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         self.num_workers = num_workers
         self._present_samples = 1
         self._found: tuple[object, Likelihood, bool] | None = None
+        self._told_of_another = False
 
     ewc_lambda = strength("ewc_lambda", 1 / 2)
 
@@ -182,6 +183,26 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             return max(self.consolidate_every, len(self._since[-1]))  # type: ignore[arg-type]
         whole = getattr(experience, "origin_experience", None)
         return len(whole.dataset if whole is not None else self._since[-1])  # type: ignore[arg-type]
+
+    def after_forward(self, strategy, **kwargs):
+        self._warn_of_another_criterion(strategy)
+
+    def before_backward(self, strategy, **kwargs):
+        self._warn_of_another_criterion(strategy)
+        super().before_backward(strategy, **kwargs)
+
+    def _warn_of_another_criterion(self, strategy) -> None:
+        """Warns once of a plugin that puts its own criterion in the place of the one whose density is measured."""
+        now = getattr(strategy, "_criterion", None)
+        if self._told_of_another or self.likelihood is not None or self._found is None or now is self._found[0]:
+            return
+        self._told_of_another = True
+        warnings.warn(
+            f"{type(self).__name__}: the loss is not the strategy's criterion ({_name_of(self._found[0])}): a plugin "
+            f"puts another in its place while a minibatch is learned (iCaRL does), and the Fisher is not of that one. "
+            f"Give the strategy the loss that is learned as its criterion, or take MAS or SI, which ask for none",
+            stacklevel=3,
+        )
 
     @property
     def _scale(self) -> float:

@@ -23,7 +23,13 @@ from engrams.strategies.choices import MASVariant, PenaltyStep
 from engrams.strategies.importance import mas_importance
 from engrams.strategies.kept import State
 from engrams.strategies.networks import asked
-from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, first_samples, strength
+from engrams.strategies.quadratic_penalty import (
+    Excluded,
+    QuadraticPenaltyPlugin,
+    first_samples,
+    strength,
+    without_complex,
+)
 
 
 class MASPlugin(QuadraticPenaltyPlugin):
@@ -126,9 +132,10 @@ class MASPlugin(QuadraticPenaltyPlugin):
         """
         if not self.consolidated:
             raise ValueError("there is no importance to add to before the first experience has ended")
-        found = mas_importance(
-            model, data, self.variant, batch_size=self.batch_size or 32, samples_at_once=self.batch_size
-        )
+        with without_complex(model):
+            found = mas_importance(
+                model, data, self.variant, batch_size=self.batch_size or 32, samples_at_once=self.batch_size
+            )
         self._followed_into(model)  # under whatever names its parameters are now
         both = self._latest.keys() & self.importances.keys() & found.keys()
         if not both:

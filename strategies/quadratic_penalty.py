@@ -11,7 +11,8 @@ import math
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from fnmatch import fnmatch
 from typing import Any
@@ -198,6 +199,7 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         begins = not self._since
         self._since.append(trained_on(strategy))
         self._refuse_nothing_to_hold(strategy.model)
+        self._refuse_complex(strategy.model)
         self._refuse_sparse_gradients(strategy.optimizer, strategy.model)
         if self._checked != _what_is_checked(strategy) and not any(is_lazy(p) for p in strategy.model.parameters()):
             with steps_told(None):  # a run that goes on from a checkpoint is checked anew
@@ -272,7 +274,8 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
                     f"experience: training has diverged. Lower the learning rate or the penalty"
                     f"{', or take penalty_step=' + repr('proximal') if self.penalty_step == 'gradient' else ''}"
                 )
-        importances = self.importance(strategy)
+        with without_complex(strategy.model):
+            importances = self.importance(strategy)
         left_out = self._left_out(strategy.model)
         importances = {name: importance for name, importance in importances.items() if name not in left_out}
         if importances and not any((importance > 0).any() for importance in importances.values()):
@@ -378,6 +381,15 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
             )
             raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}")
 
+    def _refuse_complex(self, model: nn.Module) -> None:
+        left_out = self._left_out(model)
+        for name, p in trainable_parameters(model).items():
+            if p.is_complex() and name not in left_out:
+                raise ValueError(
+                    f"{type(self).__name__} cannot work here, and nothing was trained: {name!r} is complex; an "
+                    f"importance is of real parameters. Leave it out (exclude), freeze it, or keep its parts"
+                )
+
     def _refuse_sparse_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         """The penalty's gradient is dense: SparseAdam takes none, and no momentum of sparse ones can be added to it."""
         of_modules = {id(m.weight) for m in model.modules() if isinstance(m, SPARSE) and m.sparse}
@@ -397,7 +409,8 @@ class QuadraticPenaltyPlugin(Anchored, KeepsNothingWithin, SupervisedPlugin, ABC
         with same_random_numbers():
             self._left_out(strategy.model, refuse_unused=self._checked is None)  # it may be gone later
             try:
-                self.check(strategy)
+                with without_complex(strategy.model):
+                    self.check(strategy)
             except Exception as error:
                 what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                 raise ValueError(f"{type(self).__name__} cannot work here, and nothing was trained: {what}") from error
@@ -511,6 +524,19 @@ def strength(name: str, factor: float) -> property:
         plugin.coefficient = factor * value
 
     return property(lambda plugin: plugin.coefficient / factor, set_to)
+
+
+@contextmanager
+def without_complex(model: nn.Module) -> Iterator[None]:
+    """Within, complex parameters, which are left out, require no gradient: no importance is of them."""
+    complex_ones = [p for p in trainable_parameters(model).values() if p.is_complex()]
+    for p in complex_ones:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in complex_ones:
+            p.requires_grad_(True)
 
 
 class _WeightedSquare(torch.autograd.Function):

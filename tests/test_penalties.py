@@ -111,6 +111,46 @@ def test_what_begins_with_other_values_than_it_is_held_to_is_named_and_may_be_fo
     assert plugin.penalty(strategy.model) == 0
 
 
+class Fourier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.filter, self.fc = nn.Parameter(torch.ones(4, dtype=torch.cfloat)), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(torch.fft.irfft(torch.fft.rfft(x) * self.filter, n=6))
+
+
+@pytest.mark.parametrize("kind", PLUGINS)
+def test_complex_parameters_are_refused_before_training_unless_they_are_left_out(kind):
+    plugin, model, experiences = PLUGINS[kind](), Fourier(), stream([[0, 1]] * 2)
+    before = model.fc.weight.detach().clone()
+    with pytest.raises(ValueError, match=f"{type(plugin).__name__} cannot work here, .* 'filter' is complex"):
+        learn(model, experiences, plugin)
+    assert torch.equal(model.fc.weight, before)
+    plugin = PLUGINS[kind]()
+    plugin.exclude = ["filter"]
+    learn(model, experiences, plugin)
+    assert anchors_of(plugin).keys() == {"fc.weight", "fc.bias"}
+    assert model.filter.requires_grad
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_criterion_that_a_plugin_puts_in_place_of_the_strategys_is_told_of(place):
+    class Another(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            self.criterion, strategy._criterion = strategy._criterion, functional.cross_entropy
+
+        def before_backward(self, strategy, **kwargs):
+            strategy._criterion = self.criterion
+
+    plugins = [EWCPlugin(1.0), Another()][:: 1 - 2 * place]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn(Net(), stream([[0, 1]] * 2), *plugins)
+    (said,) = [str(w.message) for w in caught if "Fisher" in str(w.message)]
+    assert said.startswith("EWCPlugin: the loss is not the strategy's criterion (CrossEntropyLoss): a plugin puts")
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_what_a_plugin_initialises_afresh_is_named_once_wherever_it_stands(place):
     class Afresh(SupervisedPlugin):
