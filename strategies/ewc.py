@@ -43,7 +43,13 @@ from engrams.strategies.importance import check_fisher_options, diagonal_fisher,
 from engrams.strategies.minibatches import Minibatch, minibatches
 from engrams.strategies.networks import AskedThroughStrategy, asked
 from engrams.strategies.precision import wide
-from engrams.strategies.quadratic_penalty import Excluded, QuadraticPenaltyPlugin, first_samples, strength
+from engrams.strategies.quadratic_penalty import (
+    Excluded,
+    QuadraticPenaltyPlugin,
+    first_samples,
+    spread_samples,
+    strength,
+)
 from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
 
@@ -67,7 +73,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
 
     F is of the density itself, whatever factor the loss has: ``nn.MSELoss`` with K outputs is the mean negative
     log-likelihood of ``noise_std`` = sqrt(K / 2), and ``nn.BCEWithLogitsLoss`` with K outputs is 1/K of it. Before
-    anything is trained, three samples are measured, and what cannot work is refused.
+    anything is trained, a few samples are measured, and what cannot work is refused.
 
     Memory and time a step are O(parameters) for ``corrected`` and ``online``, O(parameters x experiences) for
     ``separate``.
@@ -213,14 +219,14 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         likelihood = self._likelihood(strategy)
         for said in left_out(criterion) if likelihood == likelihood_of(criterion) else ():
             warnings.warn(f"{type(self).__name__}: the criterion has {said}", stacklevel=2)
-        with _three_samples(strategy, self.data_since(strategy)) as three:
-            loss, outputs, y, _ = three
+        with _some_samples(strategy, first_samples(self.data_since(strategy))) as some:
+            loss, outputs, y, _ = some
             density(likelihood).refuse(outputs)
-            _refuse_logits_in_training_alone(likelihood, three)
+            _refuse_logits_in_training_alone(likelihood, some)
             if self.fisher == "exact":
                 refuse_too_many(outputs)
             if likelihood == "categorical" and (self.likelihood is None or not _is_own(strategy)):
-                refuse_unnormalised(_name_of(criterion), loss, outputs)
+                refuse_unnormalised(_loss_of(strategy), loss, outputs)
             elif likelihood == "categorical" and outputs.dim() > 2 and _are_indices(y):
                 fitting(y, outputs)  # the classes might be in another dimension
             if self.likelihood is None and self.fisher in ("empirical", "batched") and _is_own(strategy):
@@ -268,7 +274,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         known = self._likelihood_by_gradient(strategy) if own else likelihood_of(criterion)
         if self.likelihood is None and known is None:
             raise ValueError(
-                f"the criterion ({_name_of(criterion)}) is none whose density is known (cross-entropy, NLL, binary "
+                f"the criterion ({_loss_of(strategy)}) is none whose density is known (cross-entropy, NLL, binary "
                 f"cross-entropy, squared error): say which it is by "
                 f"likelihood={' or '.join(map(repr, get_args(Likelihood)))}"
             )
@@ -279,7 +285,7 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             )
         if own and known is None:
             warnings.warn(
-                f"{type(self).__name__}: the gradient of the criterion ({_name_of(criterion)}) is not that of "
+                f"{type(self).__name__}: the gradient of the criterion ({_loss_of(strategy)}) is not that of "
                 f"likelihood={self.likelihood!r}: the Fisher is that of the outputs as they are. If the criterion "
                 f"masks or scales them (classes not met, a temperature), do so in the network or in the strategy's "
                 f"forward",
@@ -288,11 +294,12 @@ class EWCPlugin(QuadraticPenaltyPlugin):
         return self.likelihood or known, own and known is not None  # type: ignore[return-value]
 
     def _likelihood_by_gradient(self, strategy) -> Likelihood | None:
-        """What the strategy's own loss does on three samples."""
-        with _three_samples(strategy, self.data_since(strategy)) as (loss, outputs, y, _):
+        """What the strategy's own loss does on samples from all over the data: the first may be of one class alone."""
+        count = max(8, min(32, strategy.train_mb_size))
+        with _some_samples(strategy, spread_samples(self.data_since(strategy), count)) as (loss, outputs, y, _):
             found = likelihood_by_gradient(loss, outputs)
             if found is None and of_labels(lambda f: loss(f.log_softmax(1)), outputs, y, "categorical"):
-                refuse_unnormalised(_name_of(getattr(strategy, "_criterion", None)), loss, outputs)
+                refuse_unnormalised(_loss_of(strategy), loss, outputs)
             if found is None and outputs.dim() > 2:
                 last = outputs.movedim(-1, 1)
                 of_last = likelihood_by_gradient(lambda f: loss(f.movedim(1, -1)), last)
@@ -304,8 +311,8 @@ class EWCPlugin(QuadraticPenaltyPlugin):
             return found
 
 
-class _ThreeSamples(NamedTuple):
-    """What is known of the first samples before anything is trained."""
+class _SomeSamples(NamedTuple):
+    """What is known of some samples before anything is trained."""
 
     loss: Callable[[Tensor], Tensor]
     """The strategy's, as a function of outputs."""
@@ -318,12 +325,12 @@ class _ThreeSamples(NamedTuple):
 
 
 @contextmanager
-def _three_samples(strategy, data: Dataset) -> Iterator[_ThreeSamples]:
-    """Within: the network in eval mode, and what is known of the first three samples."""
+def _some_samples(strategy, data: Dataset) -> Iterator[_SomeSamples]:
+    """Within: the network in eval mode, and what is known of these samples."""
     model = AskedThroughStrategy(strategy)
     by_mode = [m for m in strategy.model.modules() if m.training and not type(m).__module__.startswith("torch.nn.")]
     with same_random_numbers(), evaluation_mode(model):
-        batch = next(minibatches(model, first_samples(data), 3, whole=True))
+        batch = next(minibatches(model, data, len(data), whole=True))  # type: ignore[arg-type]
         outputs, _ = outputs_of(model, batch.inputs, batch.task)
 
         def in_training() -> Tensor | None:
@@ -338,18 +345,18 @@ def _three_samples(strategy, data: Dataset) -> Iterator[_ThreeSamples]:
                     module.training = False
 
         y = torch.empty(0) if batch.y is None else batch.y
-        yield _ThreeSamples(partial(model.loss, batch.columns), outputs.detach(), y, in_training)
+        yield _SomeSamples(partial(model.loss, batch.columns), outputs.detach(), y, in_training)
 
 
-def _refuse_logits_in_training_alone(likelihood: Likelihood, three: _ThreeSamples) -> None:
+def _refuse_logits_in_training_alone(likelihood: Likelihood, some: _SomeSamples) -> None:
     """Raises a ValueError if the network gives logits in training and their probabilities in eval mode.
 
     A softmax of the softmax is another density than the one that is trained. Dropout and batch norm stay as they are in
     eval mode, so that nothing but what the network itself does by ``self.training`` makes a difference.
     """
-    if likelihood not in ("categorical", "bernoulli") or (in_training := three.in_training()) is None:
+    if likelihood not in ("categorical", "bernoulli") or (in_training := some.in_training()) is None:
         return
-    outputs, in_training = wide(three.outputs), wide(in_training)
+    outputs, in_training = wide(some.outputs), wide(in_training)
     if likelihood == "categorical":  # which dropout in a function, not a module, does not hide
         other = (outputs - in_training).abs().max() > 1e-2
         found = other and (outputs >= 0).all() and (outputs.sum(1) - 1).abs().max() < 1e-2
@@ -378,9 +385,20 @@ def _refuse_other_targets(fisher: Fisher, are_labels: bool) -> None:
 
 def _is_own(strategy) -> bool:
     """Tells whether the loss is none of torch's: somebody's criterion, or a strategy's method."""
+    return _overrides(strategy) or likelihood_of(getattr(strategy, "_criterion", None)) is None
+
+
+def _overrides(strategy) -> bool:
+    """Tells whether the strategy computes its loss by a method of its own."""
     method = getattr(strategy, "criterion", None)
-    overridden = method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
-    return overridden or likelihood_of(getattr(strategy, "_criterion", None)) is None
+    return method is not None and getattr(method, "__func__", None) is not SupervisedProblem.criterion
+
+
+def _loss_of(strategy) -> str:
+    """Returns the name of what computes the strategy's loss."""
+    if _overrides(strategy):
+        return f"{type(strategy).__name__}.criterion"
+    return _name_of(getattr(strategy, "_criterion", None))
 
 
 def _ignore_index(strategy) -> int:

@@ -566,7 +566,17 @@ def _what_is_checked(strategy) -> tuple:
 
 def first_samples(dataset: Dataset, count: int = 3) -> Dataset:
     """Returns the first samples, of a dataset's own collation."""
-    first: Dataset = Subset(dataset, range(min(count, len(dataset))))  # type: ignore[arg-type]
+    return _some_of(dataset, range(min(count, len(dataset))))  # type: ignore[arg-type]
+
+
+def spread_samples(dataset: Dataset, count: int) -> Dataset:
+    """Returns as many samples from all over the dataset, the same every time, of its own collation."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    return _some_of(dataset, order[:count].tolist())
+
+
+def _some_of(dataset: Dataset, places: Sequence[int]) -> Dataset:
+    some: Dataset = Subset(dataset, places)
     if hasattr(dataset, "collate_fn"):
-        first.collate_fn = dataset.collate_fn  # type: ignore[attr-defined]
-    return first
+        some.collate_fn = dataset.collate_fn  # type: ignore[attr-defined]
+    return some

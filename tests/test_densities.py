@@ -455,6 +455,30 @@ def test_a_criterion_of_no_known_density_is_refused_before_training_unless_one_i
     train(network(outputs), dataset, criterion, MASPlugin(1.0))  # reads no density
 
 
+@pytest.mark.parametrize("order", [slice(None), LABELS.argsort()])
+def test_what_is_said_of_a_criterion_does_not_depend_on_the_first_samples(order):
+    """Class weights are the same as none where all labels are; and of samples without a label nothing is known."""
+
+    def weighted(f, y):
+        return functional.cross_entropy(f, y, weight=torch.tensor([1.0, 10.0, 0.1]).double())
+
+    def ignoring(f, y):
+        return functional.cross_entropy(f, y, ignore_index=0)
+
+    with pytest.raises(ValueError, match=r"the criterion \(weighted\) is none whose density is known"):
+        train(network(3), data_of(LABELS[order]), weighted, EWCPlugin(1.0))
+    train(network(3), data_of(LABELS[order]), ignoring, EWCPlugin(1.0))
+
+
+def test_a_strategys_own_loss_is_named():
+    class Focused(SupervisedTemplate):
+        def criterion(self):
+            return self.mb_output.abs().mean()
+
+    with pytest.raises(ValueError, match=r"the criterion \(Focused.criterion\) is none whose density is known"):
+        train(network(3), data_of(LABELS), nn.CrossEntropyLoss(), EWCPlugin(1.0), Focused)
+
+
 def test_a_criterion_of_no_known_density_is_refused_of_flat_outputs_too():
     with pytest.raises(ValueError, match=r"the criterion \(L1Loss\) is none whose density is known"):
         train(network(1, nn.Flatten(0)), data_of(numbers(1)[:, 0]), nn.L1Loss(), EWCPlugin(1.0))
@@ -677,8 +701,10 @@ def test_what_a_criterion_has_besides_its_density_is_said(what):
 def test_a_likelihood_of_what_is_no_log_probability_is_refused(criterion, y, likelihood):
     name = getattr(criterion, "__name__", type(criterion).__name__)
     model, data = network(3), data_of(y)
-    total = f"{model(data[0][0][None]).exp().sum().item():.3g}"
-    with pytest.raises(ValueError, match=rf"the criterion \({name}\) needs log-probabilities; .* up to {total}, not 1"):
+    total = "|".join(f"{of_one:.3g}" for of_one in model(data.tensors[0]).exp().sum(1).tolist())
+    with pytest.raises(
+        ValueError, match=rf"the criterion \({name}\) needs log-probabilities; .* up to ({total}), not 1"
+    ):
         train(model, data, criterion, EWCPlugin(1.0, likelihood=likelihood))
 
 
