@@ -16,16 +16,16 @@ from engrams.reports.matrix import seen_so_far
 from engrams.reports.pages.comparison import complete_by_row
 from engrams.reports.store import Record
 
-SHOWN = (
-    *("naive", "avalanche-er-ace", "avalanche-mir"),
-    *("ewc", "replay", "dgr-vae", "dgr-gaussian", "exact-replay", "avalanche-slda", "dgr", "mas"),
-    *("ewc+replay", "avalanche-agem", "der", "er", "avalanche-gem", "ewc-separate"),
-    *("icarl", "si", "avalanche-rwalk", "chaudhry2019-mas", "chaudhry2019-ewc", "avalanche-gdumb"),
+BY_COLOUR = (
+    ("dgr-vae", "derpp", "pnn", "avalanche-rwalk", "mergan-ra"),
+    ("replay", "icarl", "avalanche-si", "ewc-online", "ewc-separate", "chaudhry2019-mas", "avalanche-ewc"),
+    ("mas", "der", "noise-replay", "avalanche-gdumb", "avalanche-slda", "mas-local", "avalanche-ewc-online"),
+    ("er", "dgr-gaussian", "avalanche-replay-large", "chaudhry2019-ewc", "avalanche-derpp", "gan-dgr"),
+    ("si", "dgr", "ewc+replay", "avalanche-agem", "avalanche-mir", "avalanche-lwf", "avalanche-der", "gan-ewc"),
+    ("ewc", "avalanche-replay", "avalanche-gem", "avalanche-er-ace", "avalanche-ncm", "mergan-jtr"),
+    ("naive", "gan-finetune"),
 )
-"""The rows of a protocol's picture, as far as there are records of them and colours for them, the first ones first.
-
-Before them come strategies of somebody's own, the best ones first, with half of the colours.
-"""
+"""The strategies of each colour, those of one colour seldom in one picture: a strategy looks the same in most."""
 
 
 class Line(NamedTuple):
@@ -34,31 +34,67 @@ class Line(NamedTuple):
     strategy: str
     acc: list[Estimate]
     """After each experience, on those so far; one alone where the whole stream is learned at once."""
+    own_settings: bool = False
+    """Whether the row has settings other than the protocol's."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.strategy}, other settings" if self.own_settings else self.strategy
 
 
-def lines_of(records: Iterable[Record]) -> list[Line]:
-    """Returns the lines of one protocol's picture, the highest at the end first, and joint training.
+class Picture(NamedTuple):
+    """What one protocol's picture shows."""
 
-    Where joint training was not run with the protocol's own settings, the row of other settings that has the most seeds
-    takes its place, and its name says so.
+    lines: list[Line]
+    """The highest at the end first, joint training last."""
+    rows: int
+    """Of the protocol's table, with those that have no line."""
+
+
+def of(records: Iterable[Record]) -> Picture:
+    """Returns what the picture of one protocol shows: naive and joint training, and the strategies that end highest.
+
+    Each strategy has one line, of the protocol's own settings where it was run with them. Strategies of somebody's own
+    come before others that are better, on half of the places. Where joint training was not run with the protocol's own
+    settings, the row of other settings that has the most seeds takes its place.
 
     Args:
         records: of one protocol.
     """
-    groups = {row: group for (_, row), group in complete_by_row(records).items()}
-    found = []
-    own = [row for row in groups if ":" in row.partition(" ")[0]]
-    own = sorted(own, key=lambda row: -fmean(record.acc for record in groups[row]))[: len(COLOURS) // 2]
-    for strategy in [*own, *(row for row in SHOWN if row in groups)][: len(COLOURS)]:
-        matrices = [record.accuracy_matrix for record in groups[strategy]]
-        stages = range(1, len(matrices[0]) + 1)
-        found.append(Line(strategy, [_estimate([seen_so_far(one[:n])["ACC"] for one in matrices]) for n in stages]))
-    found.sort(key=lambda line: -line.acc[-1].mean)
-    if joint := [row for row in groups if _is_joint(row)]:
-        row = "joint" if "joint" in joint else max(joint, key=lambda row: len(groups[row]))
-        name = "joint" if row == "joint" else "joint, other settings"
-        found.append(Line(name, [Estimate.of([record.acc for record in groups[row]])]))
-    return found
+    groups = list(complete_by_row(records).values())
+    longest = max((len(group[0].accuracy_matrix[0]) for group in groups), default=0)
+    whole = [group for group in groups if len(group[0].accuracy_matrix[0]) == longest]
+    best = _best_by_strategy(group for group in whole if not group[0].upper_bound)
+    own = [strategy for strategy in best if ":" in strategy][: len(COLOURS) // 2]
+    first = [strategy for strategy in ("naive", *own) if strategy in best]
+    shown = [best[strategy] for strategy in list(dict.fromkeys([*first, *best]))[: len(COLOURS)]]
+    lines = sorted(map(_line, shown), key=lambda line: -line.acc[-1].mean)
+    if joint := [group for group in whole if group[0].upper_bound and len(group[0].accuracy_matrix) == 1]:
+        lines.append(_line(max(joint, key=lambda group: (not group[0].variant, len(group)))))
+    return Picture(lines, len(groups))
+
+
+def _best_by_strategy(groups: Iterable[list[Record]]) -> dict[str, list[Record]]:
+    """Returns strategy -> its row with the protocol's own settings, or else its best; the highest ACC first."""
+    found: dict[str, list[Record]] = {}
+    for group in sorted(groups, key=lambda group: (not group[0].variant, _acc(group)), reverse=True):
+        found.setdefault(group[0].strategy, group)
+    return dict(sorted(found.items(), key=lambda item: -_acc(item[1])))
+
+
+def _acc(group: Sequence[Record]) -> float:
+    return fmean(record.acc for record in group)
+
+
+def _line(group: Sequence[Record]) -> Line:
+    along = zip(*map(_along, group), strict=True)
+    return Line(group[0].strategy, [_estimate(values) for values in along], bool(group[0].variant))
+
+
+def _along(record: Record) -> list[float]:
+    """Returns the accuracy after each experience on those so far; ACC alone where all are learned at once."""
+    matrix = record.accuracy_matrix
+    return [*(seen_so_far(matrix[:n])["ACC"] for n in range(1, len(matrix))), record.acc]
 
 
 def _estimate(values: Sequence[float]) -> Estimate:
@@ -67,29 +103,45 @@ def _estimate(values: Sequence[float]) -> Estimate:
     return estimate if len(values) > 2 else Estimate(estimate.mean, None)
 
 
-def _is_joint(row: str) -> bool:
-    return row.partition(" ")[0] == "joint" and "experiences=" not in row  # not of the stream's beginning
+def colours_of(strategies: Sequence[str]) -> dict[str, int]:
+    """Returns strategy -> the index of its colour, its own where it has one that no other in the picture has first."""
+    present = ([name for name in names if name in strategies] for names in BY_COLOUR)
+    found = {names[0]: index for index, names in enumerate(present) if names}
+    free = [index for index in range(len(COLOURS)) if index not in found.values()]
+    return found | dict(zip([name for name in strategies if name not in found], free, strict=False))
 
 
-def figure(lines: Sequence[Line]) -> Figure:
+def figure(picture: Picture) -> Figure:
     """Returns the picture: means with 95% intervals; what learns the whole stream at once is a level."""
-    picture = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
-    axes = picture.add_subplot()
-    for index, line in enumerate(lines):
+    drawn = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
+    axes = drawn.add_subplot()
+    colours = colours_of([line.strategy for line in picture.lines if len(line.acc) > 1])
+    for line in picture.lines:
         mean = 100 * np.array([one.mean for one in line.acc])
         aside = 100 * np.array([one.half_width or 0.0 for one in line.acc])
-        label = f"{line.strategy} {mean[-1]:.1f}" + (f" ± {aside[-1]:.1f}" if aside[-1] else "")
+        label = f"{line.name} {mean[-1]:.1f}" + (f" ± {aside[-1]:.1f}" if aside[-1] else "")
         if len(line.acc) == 1:
             axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=label)
             continue
-        stages, colour = np.arange(1, len(mean) + 1), COLOURS[index % len(COLOURS)]
-        axes.plot(stages, mean, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label)
+        stages, index = np.arange(1, len(mean) + 1), colours[line.strategy]
+        axes.plot(stages, mean, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label)
         axes.fill_between(
-            stages, np.maximum(mean - aside, 0), np.minimum(mean + aside, 100), color=colour, alpha=0.15, linewidth=0
+            stages,
+            np.maximum(mean - aside, 0),
+            np.minimum(mean + aside, 100),
+            color=COLOURS[index],
+            alpha=0.15,
+            linewidth=0,
         )
+    interval = any(one.half_width for line in picture.lines for one in line.acc)
     axes.set_xlabel("experiences learned")
-    axes.set_ylabel("accuracy on them (%), mean and 95% interval")
+    axes.set_ylabel("accuracy on them (%)" + (", mean and 95% interval" if interval else ""))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="0.9")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, title="at the end, %")
-    return picture
+    legend = axes.legend(
+        fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, title="at the end, %"
+    )
+    if len(picture.lines) < picture.rows:
+        rows = f"{len(picture.lines)} of {picture.rows} rows"
+        axes.annotate(rows, (0.5, 0), xycoords=legend, ha="center", va="top", fontsize="x-small", color="0.4")
+    return drawn

@@ -324,13 +324,58 @@ def test_a_run_that_failed_with_a_file_that_is_mended_now_is_in_nobodys_way():
     assert (row.seeds, row.failed) == (1, 1)
 
 
-def test_a_protocols_picture_has_ones_own_strategies_and_what_is_known_best():
-    rows = ["naive", "mine.py:slow", "avalanche-er-ace", "avalanche-ewc-online", "ewc", "replay mem_size=5", "joint"]
-    records = [one for place, row in enumerate(rows) for one in group(row, 0.1 * place, 0.1 * place, 0.1 * place)]
-    lines = over_experiences.lines_of(records)
-    assert [line.strategy for line in lines] == ["ewc", "avalanche-er-ace", "mine.py:slow", "naive", "joint"]
-    variants = [f"mine.py:slow step={place}" for place in range(12)] + ["naive network.kind=mine.py:Net"]
-    records += [one for place, row in enumerate(variants) for one in group(row, 0.01 * place, 0.01 * place)]
-    shown = {line.strategy for line in over_experiences.lines_of(records)}
-    assert {"naive", "ewc", "mine.py:slow", "mine.py:slow step=11", "joint"} <= shown, "not all of one's own"
-    assert "naive network.kind=mine.py:Net" not in shown
+def along_the_stream(row, acc, experiences=2, seeds=1):
+    strategy, _, variant = row.partition(" ")
+    matrix = [[acc] * experiences] * (1 if strategy == "joint" else experiences)
+    changed = {"variant": variant, "accuracy_matrix": matrix}
+    return [one.model_copy(update=changed) for one in group(strategy, *[acc] * seeds)]
+
+
+def pictured(*rows):
+    return over_experiences.of([one for row in rows for one in along_the_stream(*row)])
+
+
+def test_a_protocols_picture_has_naive_joint_and_the_strategies_that_end_highest():
+    good = [(f"good{place}", 0.5 + place / 100) for place in range(7)]
+    short, changed = ("smoke experiences=1", 0.9, 1), ("good6 mem_size=5", 0.9)
+    picture = pictured(("naive", 0.1), *good, short, changed, ("joint mem_size=5", 0.8), ("joint", 0.7))
+    assert [line.name for line in picture.lines] == [*(f"good{place}" for place in range(6, 0, -1)), "naive", "joint"]
+    assert picture.rows == 12
+    assert pictured(("ewc", 0.6), *good).lines[-1].strategy == "good1", "without naive there is a place more"
+
+
+def test_a_strategy_without_the_protocols_own_settings_is_pictured_with_its_best():
+    picture = pictured(("er a=1", 0.6), ("er a=2", 0.7), ("joint a=1", 0.8), ("joint a=2", 0.7, 2, 3))
+    assert [(line.name, line.acc[-1].mean) for line in picture.lines] == [
+        ("er, other settings", pytest.approx(0.7)),
+        ("joint, other settings", pytest.approx(0.7)),
+    ]
+
+
+def test_ones_own_strategies_are_pictured_though_others_are_better():
+    own = [(f"mine.py:slow{place}", 0.1 + place / 100) for place in range(9)]
+    picture = pictured(("naive", 0.5), *own, *((f"good{place}", 0.9) for place in range(9)))
+    assert [line.strategy for line in picture.lines if ":" in line.strategy] == [
+        *("mine.py:slow8", "mine.py:slow7", "mine.py:slow6")
+    ]
+
+
+def test_a_strategy_has_one_colour_in_every_picture():
+    few, more = (
+        over_experiences.colours_of(names)
+        for names in (["ewc", "naive"], ["mine.py:a", "avalanche-gem", "dgr", "ewc", "er", "mas", "naive"])
+    )
+    assert few == {name: more[name] for name in few}
+    assert len(set(more.values())) == 7, "no two have the same"
+
+
+def test_a_picture_says_what_it_leaves_out_and_speaks_of_intervals_where_there_are_some():
+    def texts(*rows):
+        (axes,) = over_experiences.figure(pictured(*rows)).axes
+        return axes.get_ylabel(), [text.get_text() for text in axes.texts]
+
+    assert texts(("naive", 0.1, 2, 2), ("joint", 0.9)) == ("accuracy on them (%)", [])
+    assert texts(("naive", 0.1), ("naive a=1", 0.2)) == ("accuracy on them (%)", ["1 of 2 rows"])
+    changed = [one.model_copy(update={"accuracy_matrix": [[one.acc] * 2] * 2}) for one in group("naive", 0.1, 0.2, 0.4)]
+    (axes,) = over_experiences.figure(over_experiences.of(changed)).axes
+    assert axes.get_ylabel() == "accuracy on them (%), mean and 95% interval"

@@ -52,11 +52,11 @@ def pages(
     made, streams, listed = {}, {}, []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
         pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
-        lines = over_experiences.lines_of(group)
-        stream = Path(publish.page_of(name)).with_suffix(".png") if len(lines) > 1 else None
+        picture = over_experiences.of(group)
+        stream = Path(publish.page_of(name)).with_suffix(".png") if len(picture.lines) > 1 else None
         made[publish.page_of(name)] = publish.protocol_page(name, described.get(name), group, stream, pictures)
         if stream:
-            streams[stream] = lines
+            streams[stream] = picture
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
     boards, duels = compared(records)
     made["parity.md"] = publish.parity_page(boards, duels)
@@ -66,8 +66,8 @@ def pages(
         others.append(("studies", "questions that many runs answer with one figure"))
     made["README.md"] = publish.index(listed, others)
     publish.write(out, made)
-    for stream, lines in streams.items():
-        over_experiences.figure(lines).savefig(out / stream, metadata={"Software": None})
+    for stream, picture in streams.items():
+        over_experiences.figure(picture).savefig(out / stream, metadata={"Software": None})
     if readme is not None:
         marks.replace_between(readme, "overview", render.as_markdown([publish.overview(records, SHOWN, ROWS)], ""))
         found = [one for protocol, rows in PICTURED.items() for one in matrices.of(records, [protocol], rows)]
