@@ -26,6 +26,8 @@ BY_COLOUR = (
     ("naive", "gan-finetune"),
 )
 """The strategies of each colour, those of one colour seldom in one picture: a strategy looks the same in most."""
+ALWAYS = ("naive", "ewc", "mas")
+"""They have a line wherever there are records of them: where they keep nothing, that is to be seen."""
 
 
 class Line(NamedTuple):
@@ -52,11 +54,11 @@ class Picture(NamedTuple):
 
 
 def of(records: Iterable[Record]) -> Picture:
-    """Returns what the picture of one protocol shows: naive and joint training, and the strategies that end highest.
+    """Returns what the picture of one protocol shows: a few strategies, those that end highest, and joint training.
 
-    Each strategy has one line, of the protocol's own settings where it was run with them. Strategies of somebody's own
-    come before others that are better, on half of the places. Where joint training was not run with the protocol's own
-    settings, the row of other settings that has the most seeds takes its place.
+    The few are :data:`ALWAYS`. Each strategy has one line, of the protocol's own settings where it was run with them.
+    Strategies of somebody's own come before others that are better, on half of the places. Where joint training was not
+    run with the protocol's own settings, the row of other settings that has the most seeds takes its place.
 
     Args:
         records: of one protocol.
@@ -66,7 +68,7 @@ def of(records: Iterable[Record]) -> Picture:
     whole = [group for group in groups if len(group[0].accuracy_matrix[0]) == longest]
     best = _best_by_strategy(group for group in whole if not group[0].upper_bound)
     own = [strategy for strategy in best if ":" in strategy][: len(COLOURS) // 2]
-    first = [strategy for strategy in ("naive", *own) if strategy in best]
+    first = [strategy for strategy in (*ALWAYS, *own) if strategy in best]
     shown = [best[strategy] for strategy in list(dict.fromkeys([*first, *best]))[: len(COLOURS)]]
     lines = sorted(map(_line, shown), key=lambda line: -line.acc[-1].mean)
     if joint := [group for group in whole if group[0].upper_bound and len(group[0].accuracy_matrix) == 1]:
