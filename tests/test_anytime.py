@@ -1,6 +1,9 @@
 """Anytime and prequential accuracy: on a curve made by hand, and against what others measure."""
 
+import io
+
 import numpy as np
+import pandas as pd
 import pytest
 from avalanche.training.determinism.rng_manager import RNGManager
 
@@ -13,7 +16,7 @@ from engrams.benchmarks.training.learn import learn
 from engrams.reports import pages, store
 from engrams.reports.anytime import Anytime, Prequential, measures
 from engrams.reports.matrix import METRICS
-from engrams.reports.pages import anytime
+from engrams.reports.pages import anytime, comparison
 
 
 def test_the_measures_of_a_curve_made_by_hand():
@@ -215,6 +218,23 @@ def test_seeds_that_were_measured_in_different_ways_are_not_averaged():
         first = _measured("naive", 0, window=5 if "window" in ways else None)
         with pytest.raises(store.RecordError, match=f"p naive: its seeds were measured in different ways .{said}"):
             anytime.compare([first, _measured("naive", 1, **ways)])
+
+
+def test_what_was_measured_along_the_way_is_in_the_csv():
+    curves = [{"AAA": 0.5, "WC_ACC": 0.2}, {"AAA": 0.7, "WC_ACC": 0.2}]
+    records = [_measured("naive", seed, window=5) for seed in (0, 1)]
+    records = [
+        one.model_copy(update={"anytime": one.anytime.model_copy(update={"measures": curve})})
+        for one, curve in zip(records, curves, strict=True)
+    ]
+    bare = _measured("joint", 0).model_copy(update={"anytime": None})
+    found = pd.read_csv(io.StringIO(comparison.as_csv(comparison.compare([*records, bare])))).set_index("strategy")
+    assert found.loc["naive", "AAA"] == pytest.approx(0.6)
+    assert found.loc["naive", "AAA_half_width"] > 0
+    assert found.loc["naive", ["WC_ACC", "prequential", "prequential_half_width"]].tolist() == [0.2, 0.5, 0]
+    names = ["AAA", "min_ACC", "WC_ACC", "stability_gap", "prequential"]
+    assert found.loc["joint", names].isna().all()
+    assert found["min_ACC"].isna().all(), "nobody has it"
 
 
 def test_of_rows_that_were_measured_in_different_ways_the_note_says_which_is_which():

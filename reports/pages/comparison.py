@@ -9,12 +9,15 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from engrams.reports.anytime import MEASURES
 from engrams.reports.estimates import CONFIDENCE, Estimate, p_value
 from engrams.reports.matrix import METRICS
 from engrams.reports.render import Sheet
 from engrams.reports.settings import DATA, differing, flat, folder_named, set_by_hand
 from engrams.reports.store import Record, RecordError
 
+ESTIMATED = (*METRICS, *MEASURES, "prequential")
+"""What is averaged over seeds: tables show the metrics here and the rest on a page of its own, the CSV has them all."""
 LEVEL_FROM = 3
 """Seeds in common from which on it says something that a test finds no difference."""
 IN_COMMON = ("dataset", DATA, "scenario", "images", "stream", "network", "training")
@@ -143,8 +146,9 @@ def _row(
 ) -> Row:
     complete = [record for record in group if record.complete]
     estimates = {}
-    for name in METRICS:
-        values = [value for record in complete if (value := record.metrics[name]) is not None]
+    for name in ESTIMATED:
+        measured = [(record.metrics | record.along_the_way).get(name) for record in complete]
+        values = [value for value in measured if value is not None]
         if values:
             estimates[name] = Estimate.of(values)
     against = acc[best] if best is not None and not upper_bound and strategy != best else {}
@@ -300,13 +304,13 @@ def as_latex(rows: Iterable[Row]) -> str:
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """Returns one line a row, numbers as fractions: mean and half-width of the interval of every metric."""
+    """Returns one line a row, numbers as fractions: mean and half-width of all that is averaged over its seeds."""
     import pandas as pd
 
     lines = []
     for row in rows:
         line: dict[str, object] = {"protocol": row.protocol, "strategy": row.strategy}
-        for name in METRICS:
+        for name in ESTIMATED:
             estimate = row.metrics.get(name)
             line[name] = estimate.mean if estimate else None
             line[f"{name}_half_width"] = estimate.half_width if estimate else None
