@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from engrams.reports.estimates import Estimate
 from engrams.reports.figures import COLOURS, MARKERS
 from engrams.reports.matrix import seen_so_far
-from engrams.reports.pages.comparison import complete_by_row
+from engrams.reports.pages.comparison import complete_by_row, is_of_the_beginning
 from engrams.reports.store import Record
 
 BY_COLOUR = (
@@ -64,8 +64,7 @@ def of(records: Iterable[Record]) -> Picture:
         records: of one protocol.
     """
     groups = list(complete_by_row(records).values())
-    longest = max((len(group[0].accuracy_matrix[0]) for group in groups), default=0)
-    whole = [group for group in groups if len(group[0].accuracy_matrix[0]) == longest]
+    whole = [group for group in groups if not is_of_the_beginning(group[0])] or groups
     best = _best_by_strategy(group for group in whole if not group[0].upper_bound)
     own = [strategy for strategy in best if ":" in strategy][: len(COLOURS) // 2]
     first = [strategy for strategy in (*ALWAYS, *own) if strategy in best]

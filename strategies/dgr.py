@@ -178,8 +178,8 @@ class DeepGenerativeReplay(GeneratorTemplate):
             outputs = self._outputs(solver, self._heads, images[:SAMPLES], tasks[: len(images)])
         self._answers = Answers(self.replay_labels, outputs, labels, self._criterion)
 
-    def _before_forward(self, **kwargs):
-        super()._before_forward(**kwargs)
+    def _after_forward(self, **kwargs):
+        super()._after_forward(**kwargs)  # a plugin that asks for the loss there has that on the minibatch
         self._due = self._replay
 
     def _refuse_other_inputs(self) -> None:
@@ -202,7 +202,7 @@ class DeepGenerativeReplay(GeneratorTemplate):
     def criterion(self) -> Tensor:
         """Returns eq. 2, once in every step of training; the loss on the minibatch alone whenever else it is asked."""
         loss = super().criterion()
-        if self._due is None:
+        if self._due is None or not self.is_training:
             return loss
         x, answers, tasks = next(self._due)
         self._due = None

@@ -506,12 +506,30 @@ def test_a_loss_that_is_asked_for_once_more_in_a_step_is_without_replay():
     """As a plugin does, of samples of its own."""
 
     class Asks(SupervisedPlugin):
+        def after_forward(self, strategy, **kwargs):
+            assert strategy.criterion() == functional.cross_entropy(strategy.mb_output, strategy.mb_y)
+
         def before_backward(self, strategy, **kwargs):
+            self.after_forward(strategy)
             alone = functional.cross_entropy(strategy.mb_output, strategy.mb_y)
-            assert strategy.criterion() == alone
             assert (strategy.loss == alone) == (strategy.previous is None)
 
     learn(scholar(mlp(), Asks()), stream([[0, 1]] * 2))
+
+
+def test_a_step_that_was_interrupted_leaves_no_replay_to_evaluation():
+    strategy, experiences = learn(scholar(mlp()), stream([[0, 1]])), stream([[0, 1]] * 2)
+    strategy.criterion = lambda: 1 / 0  # of a step that has got its outputs
+    with pytest.raises(ZeroDivisionError):
+        strategy.train(experiences[1])
+    del strategy.criterion
+
+    class Compares(SupervisedPlugin):
+        def after_eval_iteration(self, strategy, **kwargs):
+            assert strategy.loss == functional.cross_entropy(strategy.mb_output, strategy.mb_y)
+
+    strategy.plugins.append(Compares())
+    strategy.eval(experiences)
 
 
 def test_distillation_works_on_the_solver():

@@ -299,7 +299,7 @@ def test_a_seed_in_ones_own_file_is_not_the_runs(tmp_path):
         ("behind_its_head", r"does more behind its classifier, .*: return what the classifier returns"),
         (
             "another_name",
-            r"has a classifier that its forward does not call by that name; .*: call self.classifier",
+            r"has a classifier that its forward does not call as a layer of that name.*: write self.classifier",
         ),
         ("other_input", r"fails on inputs \(2, 1, 8, 8\): RuntimeError: "),
         ("one_argument", r"called with \(1, 8, 8\) and 2, fails in .*: TypeError: one_argument.. takes 1 positional"),

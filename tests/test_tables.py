@@ -282,14 +282,17 @@ def test_rows_that_learned_for_another_time_are_not_compared_but_by_another_rate
 
 
 def test_a_run_of_fewer_experiences_competes_with_none_that_is_whole():
-    def of(strategy, acc, experiences):
-        return [one.model_copy(update={"accuracy_matrix": [[acc] * experiences]}) for one in group(strategy, *acc)]
+    def of(strategy, acc, experiences, **settings):
+        update = {"accuracy_matrix": [[acc] * experiences], "hyperparameters": settings}
+        return [one.model_copy(update=update) for one in group(strategy, *acc)]
 
-    short, whole = of("smoke", (0.99, 0.98, 0.99), 1), of("naive", (0.5, 0.6, 0.4), 3)
-    found = tables.compare([*short, *whole, *of("ewc", (0.7, 0.8, 0.6), 3)])
+    short = of("smoke", (0.99, 0.98, 0.99), 1, first_experiences=1)
+    whole = [*of("naive", (0.5, 0.6, 0.4), 3), *of("ewc", (0.7, 0.8, 0.6), 3), *of("longer", (0.2, 0.3, 0.1), 9)]
+    found = tables.compare([*short, *whole])
     assert [(row.strategy, row.best, row.common_seeds) for row in found] == [
         ("ewc", True, 0),
         ("naive", False, 3),
+        ("longer", False, 3),
         ("smoke", False, 0),
     ]
     assert tables.compare(short)[0].best, "alone it does"
@@ -327,7 +330,8 @@ def test_a_run_that_failed_with_a_file_that_is_mended_now_is_in_nobodys_way():
 def along_the_stream(row, acc, experiences=2, seeds=1):
     strategy, _, variant = row.partition(" ")
     matrix = [[acc] * experiences] * (1 if strategy == "joint" else experiences)
-    changed = {"variant": variant, "accuracy_matrix": matrix}
+    settings = {"first_experiences": experiences} if "experiences=" in variant else {}
+    changed = {"variant": variant, "accuracy_matrix": matrix, "hyperparameters": settings}
     return [one.model_copy(update=changed) for one in group(strategy, *[acc] * seeds)]
 
 

@@ -148,11 +148,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def problem_of_colours(image: Image.Image) -> str:
-    """Returns why an image cannot be converted to grey levels or RGB unseen, or nothing if it can; none is decoded.
+    """Returns why an image cannot be converted to grey levels or RGB unseen, or nothing if it can.
 
-    What is transparent may have any colour below, mostly black, and CMYK becomes another RGB with every ink.
+    What is transparent may have any colour below, mostly black, and CMYK becomes another RGB with every ink. No image
+    is decoded but one that may be transparent: many programs save opaque ones so.
     """
     if image.mode in TRANSPARENCY or "transparency" in image.info:
+        if image.convert("RGBA").getextrema()[3] == (255, 255):
+            return ""
         what = "transparency"
     elif image.mode in OTHER_COLOURS:
         what = "other colours than RGB"

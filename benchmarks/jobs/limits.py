@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from heapq import nlargest
 from itertools import islice
 from math import ceil
@@ -139,6 +140,7 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
 
     workers = min(workers or joblib.cpu_count(), max(1, len(runs)))
     like = {key: _like(*key, (out, COMMITTED)) for key in {_kind(run) for run in runs}}
+    others = cache(lambda protocol: next(filter(None, (_others(protocol, root) for root in (out, COMMITTED))), []))
     seconds: dict[Run, float] = {}
     guessed: dict[Run, float] = {}
     memory: list[int] = []
@@ -148,8 +150,8 @@ def forecast(runs: Sequence[Run], out: Path, workers: int | None) -> Forecast:
             seconds[run] = _seconds(run, records)
             disk += median(size for _, size in records)
             memory += [max(peaks)] if (peaks := [peak for record, _ in records if (peak := _peak(record))]) else []
-        elif others := next(filter(None, (_others(run.protocol.name, root) for root in (out, COMMITTED))), None):
-            guessed[run] = _seconds(run, others)
+        elif records := others(run.protocol.name):
+            guessed[run] = _seconds(run, records)
     return Forecast(runs, workers, seconds, guessed, sum(nlargest(workers, memory)) or None, int(disk))
 
 
@@ -166,7 +168,7 @@ def gpu_memory(run: Run, out: Path) -> int | None:
     for root in (out, COMMITTED):
         if own := _gpu_peaks(_like(*_kind(run), (root,))):
             return max(own)
-        if others := _gpu_peaks(_others(run.protocol.name, root)):
+        if others := _gpu_peaks(islice(_complete(store.paths_below(root / run.protocol.name)), ENOUGH)):
             return OTHERS * max(others)
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import singledispatch
 from traceback import extract_tb
 
@@ -15,6 +14,7 @@ from torchvision.models.vgg import make_layers
 
 from engrams.benchmarks.protocols.problems import ProtocolError
 from engrams.benchmarks.protocols.schema import CNN, MLP, Network, OwnNetwork, ReducedResNet18, WideResNet
+from engrams.strategies.copies import copy_of
 from engrams.strategies.references import BadReference, resolve
 from engrams.strategies.undisturbed import evaluation_mode, same_random_numbers
 
@@ -170,9 +170,9 @@ def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Modu
             f"nn.Linear with {classes} outputs; its classifier is {head}"
         )
     of_head: list[Tensor] = []
-    module.classifier = deepcopy(head)  # as other heads will be put in its place
-    module.classifier.register_forward_hook(lambda layer, inputs, outputs: of_head.append(outputs.clone()))
     try:
+        module.classifier = copy_of(head)  # as other heads will be put in its place
+        module.classifier.register_forward_hook(lambda layer, inputs, outputs: of_head.append(outputs.clone()))
         with evaluation_mode(module), torch.no_grad():
             outputs = module(torch.zeros(2, *shape))
             shape_of_outputs, calls = tuple(outputs.shape), len(of_head)
@@ -187,8 +187,8 @@ def own_network(reference: str, shape: tuple[int, ...], classes: int) -> nn.Modu
         )
     if calls != 1:
         raise ProtocolError(
-            f"network.kind: {reference} has a classifier that its forward does not call by that name; other heads are "
-            f"put in its place: call self.classifier there, once"
+            f"network.kind: {reference} has a classifier that its forward does not call as a layer of that name, once; "
+            f"other heads are put in its place: write self.classifier(...)"
         )
     if not are_its:
         raise ProtocolError(

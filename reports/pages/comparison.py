@@ -45,7 +45,7 @@ class Row:
     """Mean over seeds."""
     upper_bound: bool
     best: bool
-    """The highest mean ACC of the rows that compete: no upper bound, as many experiences as any, half as many seeds."""
+    """The highest mean ACC of the rows that compete: no upper bound, the whole stream, half as many seeds as any."""
     common_seeds: int
     """With the best row; 0 for an upper bound or fewer experiences, which are not tested against it."""
     below_best: float | None
@@ -58,7 +58,7 @@ class Row:
 
 
 def compare(records: Iterable[Record]) -> list[Row]:
-    """Returns the rows of the comparison tables, by protocol, best first, upper bounds last, before them short runs.
+    """Returns the rows of the comparison tables, by protocol: best first, then short runs, then upper bounds.
 
     Whether a row differs from the best is decided by a paired t-test over the seeds that both have (two-sided, 5%,
     not corrected for the number of rows); with fewer than two common seeds nothing is supported.
@@ -79,8 +79,8 @@ def compare(records: Iterable[Record]) -> list[Row]:
             for strategy, group in by_strategy.items()
         }
         upper_bounds = {name for name, group in by_strategy.items() if any(record.upper_bound for record in group)}
-        lengths = {name: max(map(_experiences, group)) for name, group in by_strategy.items()}
-        shorter = {name for name, length in lengths.items() if 0 < length < max(lengths.values())}
+        shorter = {name for name, group in by_strategy.items() if any(map(is_of_the_beginning, group))}
+        shorter = shorter if len(shorter) < len(by_strategy) else set()  # they compete with each other
         most_seeds = max(map(len, acc.values()))
         learners = {
             name: list(by_seed.values())
@@ -102,9 +102,9 @@ def compare(records: Iterable[Record]) -> list[Row]:
     return rows
 
 
-def _experiences(record: Record) -> int:
-    """Returns on how many experiences a record is judged; 0 of one that failed."""
-    return len(record.accuracy_matrix[0]) if record.complete else 0
+def is_of_the_beginning(record: Record) -> bool:
+    """Tells whether a record is of the stream's first experiences alone."""
+    return "first_experiences" in record.hyperparameters
 
 
 def grouped(records: Iterable[Record]) -> dict[str, dict[str, list[Record]]]:
@@ -201,7 +201,9 @@ def _check_settings_in_common(protocol: str, by_row: Mapping[str, list[Record]])
     for rows in settings.values():
         for key in dict.fromkeys(key for *_, found in rows for key in found):
             alike = [(row, found) for row, own, found in rows if own.isdisjoint(_holders(key))]
-            values = {found.get(key): row for row, found in alike if key in found or key != DATA}
+            # Older records may lack one that is kept since.
+            may_lack = key == DATA or key.startswith("training.")
+            values = {found.get(key): row for row, found in alike if key in found or not may_lack}
             if len(values) < 2:
                 continue
             first, second = list(values.values())[:2]
