@@ -86,7 +86,7 @@ class Run:
         return count if self.first is None else min(self.first, count)
 
     def check(self) -> None:
-        """Says what would stop it, as far as that is known before anything is learned.
+        """Raises an error for what would stop it, as far as that is known before anything is learned.
 
         Raises:
             ProtocolError: the strategy cannot learn so many experiences; or as :attr:`experiences`.

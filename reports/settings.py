@@ -60,7 +60,7 @@ def recorded(decided: Mapping[str, Any], key: str) -> Any:
 
 
 DATA = "dataset_fingerprint"
-"""What data are made of. Of features, records of before it was kept do not say it, nor do those who have none here."""
+"""What data are made of. Records of features from before it was kept lack it, and so does a machine without them."""
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], before: str = "") -> tuple[str, Any, Any] | None:

@@ -121,7 +121,8 @@ def _likelihood(criterion: Criterion, some: Tensor, soft: Tensor) -> Likelihood:
     if likelihood is None:
         raise ValueError(
             f"replay_labels='soft' needs a criterion that says what the solver's outputs mean: a cross-entropy, binary "
-            f"or not, or squared error. {_name_of(criterion)} is none of them. Take replay_labels='hard'"
+            f"or not, or squared error. {_name_of(criterion)} is none of them. Take replay_labels='hard', or let "
+            f"forward() do what the criterion does with outputs before (divide them by a temperature)"
         )
     return likelihood
 

@@ -150,7 +150,7 @@ class Strategy:
     budget: Callable[[Any, GANSettings | None], Budget] = lambda h, gan: Budget()
     """Hyperparameters and the protocol's GAN -> what is not the protocol's to say."""
     check: Callable[[Any, int], None] = lambda h, experiences: None
-    """Hyperparameters and how many experiences there are to learn -> a ValueError, where it cannot learn so many."""
+    """Raises a ValueError if it cannot learn so many experiences with these hyperparameters."""
     counterpart: str = ""
     """The name of Avalanche's strategy of the same method, to compare with."""
     upper_bound: bool = False

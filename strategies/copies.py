@@ -49,10 +49,14 @@ def independent_copy(model: Network, memo: dict[int, Any]) -> Network:
     for module_name, module in copied.named_modules():
         for name, value in vars(module).items():
             if any(id(one) in of_original for one in _reached(value, set())):
+                what = f"{type(module).__name__}.{name} is a function that"
+                advice = "make it a method of the class, or bind it by types.MethodType(function, network)"
+                if name.endswith("_hooks"):
+                    what = f"a hook of {type(module).__name__}"
+                    advice = "let it use what it is given (the module, its inputs and outputs)"
                 raise ValueError(
-                    f"{type(module).__name__}.{name} is a function that names the network or parts of it, and a copy's "
-                    f"would ask the original{f' (in {module_name!r})' if module_name else ''}: what must be copied "
-                    f"has it as a method of its class, or bound to it by types.MethodType(function, network)"
+                    f"{what} names the network or parts of it, and a copy's would ask the original"
+                    f"{f' (in {module_name!r})' if module_name else ''}: {advice}"
                 )
     return copied
 
@@ -73,11 +77,11 @@ def _reached(value: Any, met: set[int]) -> Iterator[Any]:
         elif isinstance(one, MethodType):
             yield from _reached([one.__self__, one.__func__], met)
         elif isinstance(one, FunctionType):
-            yield from _reached([other for other in named_by(one) if not _of_a_library(other, one)], met)
+            yield from _reached([other for other in named_by(one) if not _of_another_file(other, one)], met)
 
 
-def _of_a_library(function: Any, caller: FunctionType) -> bool:
-    """Tells whether it is a function of another file than its caller's that is nobody's closure."""
+def _of_another_file(function: Any, caller: FunctionType) -> bool:
+    """Tells whether it is a function of another file than its caller's, and no closure."""
     return (
         isinstance(function, FunctionType)
         and function.__globals__ is not caller.__globals__

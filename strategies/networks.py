@@ -126,7 +126,7 @@ def refuse_no_tensor(outputs: Any, who: str = "") -> None:
 
     Args:
         outputs: what it gives.
-        who: cannot work with it, for the message.
+        who: the name of the plugin that needs a tensor, for the message.
     """
     if not isinstance(outputs, Tensor):
         raise ValueError(

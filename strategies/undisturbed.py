@@ -124,7 +124,7 @@ def _within_reach(hook: Any) -> list[Any]:
 
 
 def named_by(function: FunctionType) -> list[Any]:
-    """Returns the values of the variables that a function names: global ones, those around it, and its defaults."""
+    """Returns the values that a function's names stand for: globals, variables of the functions around it, defaults."""
     named = [function.__globals__.get(name) for name in _global_names(function.__code__)]
     for cell in function.__closure__ or ():
         try:

@@ -273,8 +273,8 @@ def _is_piece(experience: Any) -> bool:
 
 def _in_pieces(reference: str) -> ProtocolError:
     return ProtocolError(
-        f"benchmark: {reference} makes an online stream, whose experiences come in pieces (split_online_stream); give "
-        f"back the benchmark before it is split: training.batch_size is a piece's size, and epochs = 1 learns each once"
+        f"benchmark: {reference} makes an online stream, whose experiences come in pieces (split_online_stream); "
+        f"return the benchmark before it is split: training.batch_size is a piece's size, epochs = 1 learns each once"
     )
 
 

@@ -142,7 +142,7 @@ def _of_a_death(run: Run, out: Path, cause: ProcessError) -> Record:
 
 
 def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = False) -> None:
-    """Says what would stop every run, once and before any process starts.
+    """Raises an error for what would stop every run, once and before any process starts.
 
     Raises:
         SuiteError: ``out`` cannot be written to; or as :func:`check_each`.
@@ -158,7 +158,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
 
 
 def check_each(runs: Iterable[Run], stream_from_disk: bool = False) -> None:
-    """Says what would stop a run, as far as neither all data have to be read for it nor anything is written.
+    """Raises an error for what would stop a run, as far as it is known without reading all data or writing anything.
 
     Raises:
         SuiteError: a strategy cannot leave its images on disk.

@@ -307,7 +307,8 @@ def _chosen(path: Path, scenario: str, name: str) -> dict[str, Choice]:
         chosen = _chosen(base, scenario, f"{base.stem}/{scenario}" if several else base.stem)
         chosen = _without(chosen, content.get("strategies", {}))  # what the file itself sets goes before
     # The other was written when the file had fewer scenarios, or more; what no longer fits is stale, and is said to be.
-    for one in sorted({path.stem, f"{path.stem}/{scenario}"}, key=name.__eq__):
+    of_scenario = f"{path.stem}/{scenario}"
+    for one in (path.stem, of_scenario) if name == of_scenario else (of_scenario, path.stem):
         own_file = chosen_path(one, path.parent)
         own = read_chosen(own_file)
         _check_strategies(own_file, {strategy: choice.hyperparameters for strategy, choice in own.items()})
