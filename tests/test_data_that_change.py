@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from engrams.benchmarks.data import kept
 from engrams.benchmarks.data.datasets import class_count, load
+from engrams.benchmarks.data.names import fingerprint
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.sizes import Data
@@ -67,3 +69,15 @@ def test_a_benchmark_is_made_again(tmp_path):
         assert sizes.of(data) == experiences
         sizes.check([data], from_disk=False)
         assert sizes.of(data) == experiences
+
+
+def test_within_one_run_and_one_check_data_are_looked_at_once(tmp_path, monkeypatch):
+    save(tmp_path / "mine.npz", 4)
+    name, seen = f"npz:{tmp_path}/mine.npz", []
+    monkeypatch.setattr(kept, "fingerprint", lambda dataset: seen.append(dataset) or fingerprint(dataset))
+    with kept.settled():
+        for _ in range(3):
+            assert class_count(name) == sizes.of(Data(name)) == 4
+    assert seen == [name]
+    class_count(name)
+    assert seen == [name] * 2

@@ -1,8 +1,9 @@
-"""What is kept in memory of data: of one's own, only as long as they are what they were."""
+"""What is kept in memory of data; what was kept of a user's own is dropped when they change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, update_wrapper
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
@@ -12,11 +13,34 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_looked_at: dict[str, str | None] | None = None
+"""Within :func:`settled`, data set -> its version."""
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Within, data are taken not to change, and each are looked at once: a folder of many images takes a while."""
+    global _looked_at
+    before, _looked_at = _looked_at, {}
+    try:
+        yield
+    finally:
+        _looked_at = before
+
+
 def version(dataset: str) -> str | None:
     """Returns what tells data from others that had the same name before; None for those that come with Engrams.
 
     A notebook, or a long command, outlives a file that is mended.
     """
+    if _looked_at is None:
+        return _version(dataset)
+    if dataset not in _looked_at:
+        _looked_at[dataset] = _version(dataset)
+    return _looked_at[dataset]
+
+
+def _version(dataset: str) -> str | None:
     try:
         return fingerprint(dataset) if is_own(dataset) else features_fingerprint(dataset)
     except DataError:
@@ -24,7 +48,7 @@ def version(dataset: str) -> str | None:
 
 
 class Kept(Generic[P, R]):
-    """A function of a data set's name (or a benchmark's), and more, whose last answers are kept."""
+    """Calls a function of a data set's name (or a benchmark's), and keeps its last answers."""
 
     def __init__(self, function: Callable[Concatenate[str, P], R], maxsize: int):
         def of_version(version: str | None, dataset: str, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from functools import lru_cache
-from glob import glob
 from hashlib import sha256
 from pathlib import Path
 
@@ -192,9 +192,7 @@ def fingerprint(dataset: str) -> str:
             return references.fingerprint(dataset)
         files = [path]
         if dataset.startswith(f"{FOLDER}:"):
-            # Of folders that are links, too, as torchvision reads them; pathlib would pass these over.
-            found = (file for split in SPLITS for file in glob(f"{split}/**", root_dir=path, recursive=True))  # noqa: PTH207
-            files = sorted(path / file for file in found if (path / file).is_file())
+            files = sorted(file for split in SPLITS for file in _visible_below(path / split))
         if dataset.startswith(f"{PARQUET}:"):
             files = [file for split in parquet_files(path) for file in split]
         looked_at = [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -203,6 +201,13 @@ def fingerprint(dataset: str) -> str:
         raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(f"{dataset}: {error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _visible_below(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder that are not hidden, nor in a hidden folder; a folder may be a link."""
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = (one for one in folders if not one.startswith("."))
+        yield from (Path(where, one) for one in files if not one.startswith("."))
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engrams.benchmarks.data import datasets
+from engrams.benchmarks.data.kept import settled
 from engrams.benchmarks.data.streams import classes_of_experiences
 from engrams.benchmarks.jobs.outcomes import environment, failed, record_of
 from engrams.benchmarks.judging.generation import GenerationObserver
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 TRACEBACK = "traceback.txt"
 
 
+@settled()
 def execute(
     run: Run,
     out: Path,

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from engrams.benchmarks.data.kept import settled
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.claims import Claimed, claim
 from engrams.benchmarks.jobs.limits import forecast, gpu_memory
@@ -157,6 +158,7 @@ def check_startable(runs: Sequence[Run], out: Path, stream_from_disk: bool = Fal
         raise SuiteError(f"the records cannot be written to {out}: {error}") from error
 
 
+@settled()
 def check_each(runs: Iterable[Run], stream_from_disk: bool = False) -> None:
     """Raises an error for what would stop a run, as far as it is known without reading all data or writing anything.
 
