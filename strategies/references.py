@@ -8,8 +8,10 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -61,7 +63,7 @@ def fingerprint(reference: str) -> str:
     where, _ = _parts(reference)
     if where.endswith(".py"):
         path, source = _source(reference, where)
-        return _digest(source + _digests(_helpers(path)))
+        return _digest(source + _digests(_imported(path, [path.parent, *_own_folders()])))
     _current_folder_is_importable()
     try:
         spec = find_spec(where)
@@ -82,8 +84,8 @@ def _digests(files: Mapping[str, Path]) -> bytes:
 
 def _own_folders() -> list[Path]:
     """Returns the folders, besides a file's own, in which Python looks for modules that nobody has installed."""
-    here = [Path.cwd()] if {"", str(Path.cwd())} & {*sys.path} else []
-    return here + [Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    # The current one, even where it is not on sys.path yet: what is resolved puts it there.
+    return [Path.cwd(), *(Path(one) for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one)]
 
 
 def _imported(path: Path, folders: Sequence[Path], module: str = "") -> dict[str, Path]:
@@ -94,25 +96,31 @@ def _imported(path: Path, folders: Sequence[Path], module: str = "") -> dict[str
         folders: modules are looked for in these alone, in this order.
         module: the file's, where it is one of a package and may import by ``from . import``.
     """
+    return {name: file for name, file in _reached(path, folders, module).items() if file != path}
+
+
+def _reached(path: Path, folders: Sequence[Path], module: str = "") -> dict[str, Path]:
+    """Returns what ``_imported`` does, and the file itself where it or one of these imports it by its name."""
     # The user's, the system's and a virtual environment's packages lie in folders of these names.
     stdlib = Path(sysconfig.get_path("stdlib"))
     folders = [one for one in folders if one.name not in ("site-packages", "dist-packages") and one != stdlib]
+    seen: set[str] = set()
     found: dict[str, Path] = {}
     left = [(module, path)]
     while left:
-        for name in _names_imported(*left.pop()):
-            if name.partition(".")[0] == "engrams":
-                continue
-            file = next(filter(None, (_module_at(folder.joinpath(*name.split("."))) for folder in folders)), None)
-            if file is not None and file != path and name not in found:
+        new = _names_imported(*left.pop()) - seen
+        seen |= new  # found or not: looking takes longer than all else here
+        for name in new:
+            file = None if name.partition(".")[0] == "engrams" else _found(name, folders)
+            if file is not None:
                 found[name] = file
                 left.append((name, file))
     return found
 
 
-def _helpers(path: Path) -> dict[str, Path]:
-    """Returns module -> file of one's own, of all that a file imports."""
-    return _imported(path, [path.parent, *_own_folders()])
+def _found(name: str, folders: Sequence[Path]) -> Path | None:
+    """Returns the file of a module in the first of some folders that has it."""
+    return next(filter(None, (_module_at(folder.joinpath(*name.split("."))) for folder in folders)), None)
 
 
 def _module_at(place: Path) -> Path | None:
@@ -121,13 +129,23 @@ def _module_at(place: Path) -> Path | None:
     return next((one for one in (place / "__init__.py", place.with_suffix(".py")) if one.is_file()), None)
 
 
-def _names_imported(module: str, path: Path) -> set[str]:
+def _names_imported(module: str, path: Path) -> frozenset[str]:
     """Returns the dotted names that a file imports anywhere in it, packages above them and what may be modules."""
-    try:
-        nodes = list(ast.walk(ast.parse(path.read_bytes())))
-    except (OSError, ValueError, SyntaxError):
-        return set()  # importing it says what is wrong
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    try:
+        return _names_in(path.read_bytes(), tuple(package))
+    except OSError:
+        return frozenset()  # importing it says what is wrong
+
+
+# By its content, which costs little to read: times of files are too coarse to tell two writes in a row apart.
+@lru_cache(maxsize=2048)
+def _names_in(source: bytes, package: tuple[str, ...]) -> frozenset[str]:
+    """Returns what ``_names_imported`` does, of a source in a package; parsing is slow, and is done once."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (ValueError, SyntaxError):
+        return frozenset()  # importing it says what is wrong
     names = []
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -137,7 +155,9 @@ def _names_imported(module: str, path: Path) -> set[str]:
             start = ".".join([*above, *filter(None, [node.module])])
             names += [start, *(f"{start}.{one.name}" if start else one.name for one in node.names)]
     parts = [name.split(".") for name in names if name]
-    return {".".join(one[: depth + 1]) for one in parts for depth in range(len(one)) if "*" not in one[: depth + 1]}
+    return frozenset(
+        ".".join(one[: depth + 1]) for one in parts for depth in range(len(one)) if "*" not in one[: depth + 1]
+    )
 
 
 def absolute(reference: str, folder: Path) -> str:
@@ -161,23 +181,32 @@ def _parts(reference: str) -> tuple[str, str]:
 
 
 def _run_file(reference: str, where: str) -> ModuleType:
+    _current_folder_is_importable()
     path, source = _source(reference, where)
     stem = path.stem.replace(".", "_")  # of no package
     name = f"{stem}_{_digest(str(path).encode())}"  # the same in every process
-    helpers = _helpers(path)
-    digest = _digest(source + _digests(helpers))
+    reached = _reached(path, [path.parent, *_own_folders()])
+    digest = _digest(source + _digests({helper: file for helper, file in reached.items() if file != path}))
     loaded = sys.modules.get(name)
     if loaded is not None and vars(loaded).get("__fingerprint__") == digest:
         return loaded
-    digests = {
-        helper: _digest_of_helper(helper, file, [path.parent, *_own_folders()]) for helper, file in helpers.items()
-    }
-    _forget_changed(helpers, digests, again=loaded is not None)
+    with _changed_are_read_anew(reached):
+        _check_none_has_the_name_of_another(reference, path)
+        module = _executed(reference, name, path, source, digest)
+    try:
+        _check_none_hides_what_is_imported_later(reference, path)
+    except BadReference:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _executed(reference: str, name: str, path: Path, source: bytes, digest: str) -> ModuleType:
+    """Returns the module of a file, which is run; its folder is one that Python looks in from then on."""
     spec = spec_from_file_location(name, path)
     assert spec is not None
     module = module_from_spec(spec)
-    vars(module)["__fingerprint__"] = digest
-    _check_none_has_the_name_of_another(reference, path)
+    vars(module)["__fingerprint__"] = digest  # before it runs: it may resolve what is in it
     sys.modules[name] = module  # before it runs, as importing does: dataclasses look there
     beside = str(path.parent)
     sys.path.insert(0, beside)  # as Python has it for a file that it is given
@@ -188,47 +217,76 @@ def _run_file(reference: str, where: str) -> ModuleType:
         raise _failed(reference, error) from error
     finally:
         sys.path.remove(beside)
-        _sign(helpers, digests)  # of a file that fails, too: it is mended, and so may they be
     if beside not in sys.path:
         sys.path.append(beside)  # for what is imported later on; last, so that it hides nothing
-    try:
-        _check_none_hides_what_is_imported_later(reference, path)
-    except BadReference:
-        del sys.modules[name]
-        raise
     return module
 
 
-def _digest_of_helper(name: str, file: Path, folders: Sequence[Path]) -> str:
-    """Returns that of a file and of all that it imports: it holds what these were when it was read."""
-    return _digest(file.read_bytes() + _digests(_imported(file, folders, name)))
+# Digests of files of one's own, by module and file, when something that imports them was last read.
+_LAST: dict[tuple[str, Path], str] = {}
 
 
-def _forget_changed(helpers: Mapping[str, Path], digests: Mapping[str, str], again: bool) -> None:
+@contextmanager
+def _changed_are_read_anew(files: Mapping[str, Path]) -> Iterator[None]:
+    """Lets what reads some modules read those anew that have changed, and notes what they were when they were read.
+
+    Args:
+        files: module -> file; with each, all of one's own that it imports.
+    """
+    digests = _digests_with_imports(files)
+    _forget_changed(files, digests)
+    try:
+        yield
+    finally:  # of a file that fails, too: it is mended, and so may they be
+        for name, module in _read(files).items():
+            vars(module)["__fingerprint__"] = digests[name]
+        _LAST.update({(name, file): digests[name] for name, file in files.items()})
+
+
+def _digests_with_imports(files: Mapping[str, Path]) -> dict[str, str]:
+    """Returns module -> digest of its file and of all that it imports: it holds what these were when it was read.
+
+    Args:
+        files: module -> file; with each, all of one's own that it imports.
+    """
+    alone = {name: _digest(file.read_bytes()) for name, file in files.items()}
+    imports = {name: _names_imported(name, file) & files.keys() for name, file in files.items()}
+    return {
+        name: _digest("".join(f"{one} {alone[one]}\n" for one in sorted(_closure(name, imports))).encode())
+        for name in files
+    }
+
+
+def _closure(name: str, imports: Mapping[str, frozenset[str]]) -> set[str]:
+    """Returns a module, those that it imports, those that these import, and so on."""
+    reached, left = {name}, [name]
+    while left:
+        new = imports[left.pop()] - reached
+        reached |= new
+        left += new
+    return reached
+
+
+def _forget_changed(helpers: Mapping[str, Path], digests: Mapping[str, str]) -> None:
     """Lets what a file imports be read anew, where it has changed since it was read.
+
+    A module that somebody else read, or a function since, is one whose digest was not noted then: it has changed if
+    its file has since the last run. At the first run it is taken as it is.
 
     Args:
         helpers: module -> file.
         digests: module -> its digest now.
-        again: whether the file is run again: then what was read since, by its functions, may be what has changed. Else
-            it was read by somebody else, and is taken as it is.
     """
     read = _read(helpers)
     old = {
         name
         for name, module in read.items()
-        if vars(module).get("__fingerprint__", None if again else digests[name]) != digests[name]
+        if vars(module).get("__fingerprint__", _LAST.get((name, helpers[name]), digests[name])) != digests[name]
     }
     for name in read:
         parts = name.split(".")
         if old.intersection(".".join(parts[: depth + 1]) for depth in range(len(parts))):  # with its package, too
             del sys.modules[name]
-
-
-def _sign(helpers: Mapping[str, Path], digests: Mapping[str, str]) -> None:
-    """Writes into modules what they were when they were read."""
-    for name, module in _read(helpers).items():
-        vars(module)["__fingerprint__"] = digests[name]
 
 
 def _read(helpers: Mapping[str, Path]) -> dict[str, ModuleType]:
@@ -296,21 +354,17 @@ def _source(reference: str, where: str) -> tuple[Path, bytes]:
 def _import_module(reference: str, where: str) -> ModuleType:
     _current_folder_is_importable()
     importlib.invalidate_caches()  # the file may be younger than the last look at its folder
-    own = _own_modules(where)
-    digests = {name: _digest_of_helper(name, file, _own_folders()) for name, file in own.items()}
-    _forget_changed(own, digests, again="__fingerprint__" in getattr(sys.modules.get(where), "__dict__", {}))
-    try:
-        return importlib.import_module(where)
-    except (Exception, SystemExit) as error:
-        raise _not_imported(reference, where, error) from error
-    finally:
-        _sign(own, digests)
+    with _changed_are_read_anew(_own_modules(where)):
+        try:
+            return importlib.import_module(where)
+        except (Exception, SystemExit) as error:
+            raise _not_imported(reference, where, error) from error
 
 
 def _own_modules(where: str) -> dict[str, Path]:
     """Returns module -> file of one that nobody has installed and of what it imports; empty for any other."""
     folders = _own_folders()
-    file = next(filter(None, (_module_at(folder.joinpath(*where.split("."))) for folder in folders)), None)
+    file = _found(where, folders)
     if file is None or where.partition(".")[0] == "engrams":
         return {}
     return {where: file} | _imported(file, folders, where)

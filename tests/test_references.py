@@ -1,5 +1,7 @@
 """Somebody's own functions, by module and by file."""
 
+import ast
+import importlib
 import os
 import pickle
 import subprocess
@@ -54,6 +56,14 @@ def test_a_file_is_run_once_and_imports_what_lies_beside_it(here):
     assert resolve(f"{here}/there/../there/my file.py:Point") is first
 
 
+def test_a_file_may_resolve_what_is_in_it_while_it_runs(here):
+    write(
+        here / "mine.py",
+        "from engrams.strategies.references import resolve\nx = object()\nsame = resolve('mine.py:x') is x\n",
+    )
+    assert resolve("mine.py:same")
+
+
 def test_a_file_that_has_changed_is_run_again(here):
     write(here / "mine.py", "def f(): return 1\n")
     before = fingerprint("mine.py:f")
@@ -69,12 +79,14 @@ def test_a_helper_that_has_changed_is_read_again_by_all_that_import_it(here):
     write(here / "lib" / "middle.py", "from leaf import x\n")
     write(here / "apart.py", "class A: pass\n")
     write(here / "late.py", "x = 1\n")
-    write(here / "a.py", "import lib.middle, leaf, apart\ndef f():\n    import late\n    return leaf.x, late.x\n")
+    write(here / "same.py", "class A: pass\n")
+    write(here / "a.py", "import lib.middle, leaf, apart\ndef f():\n    import late, same\n    return leaf.x, late.x\n")
     write(here / "b.py", "import lib.middle\nx = lib.middle.x\n")
     write(here / "c.py", "from leaf import x\n")
     first, kept = resolve("a.py:f"), resolve("a.py:apart.A")
     assert (first(), resolve("b.py:x")) == ((1, 1), 1)
     assert resolve("a.py:f") is first
+    same = sys.modules["same"]
     write(here / "leaf.py", "x = 23\n")
     assert resolve("c.py:x") == 23, "that has not been run before"
     assert (resolve("a.py:f")(), resolve("b.py:x"), resolve("a.py:lib.middle.x")) == ((23, 1), 23, 23)
@@ -83,6 +95,57 @@ def test_a_helper_that_has_changed_is_read_again_by_all_that_import_it(here):
     write(here / "lib" / "__init__.py", "y = 6\n")
     assert (resolve("b.py:lib.y"), resolve("b.py:lib.middle.x")) == (6, 23)
     assert resolve("a.py:apart.A") is kept, "which has not changed"
+    assert sys.modules["same"] is same, "nor has it, which was imported late"
+
+
+def test_what_somebody_else_has_imported_since_is_kept_unless_it_has_changed(here):
+    write(here / "nets.py", "class A: pass\n")
+    write(here / "mine.py", "def f():\n    import nets\n    return nets.A\n")
+    resolve("mine.py:f")
+    a = importlib.import_module("nets").A
+    write(here / "mine.py", "def f():  # a comment\n    import nets\n    return nets.A\n")
+    assert resolve("mine.py:f")() is a
+
+
+def test_a_late_import_that_has_changed_is_read_again_by_another_file_too(here):
+    write(here / "late.py", "x = 1\n")
+    for name in ("a.py", "b.py"):
+        write(here / name, "def f():\n    import late\n    return late.x\n")
+    assert resolve("a.py:f")() == 1
+    write(here / "late.py", "x = 23\n")
+    assert (resolve("b.py:f")(), resolve("a.py:f")()) == (23, 23)
+
+
+def test_each_file_is_parsed_once(here, monkeypatch):
+    names = [f"helper_{place}" for place in range(60)]
+    for place, name in enumerate(names):
+        write(here / f"{name}.py", "".join(f"import {one}\n" for one in names[place + 1 :]) + f"x = {place}\n")
+    write(here / "mine.py", "import helper_0\nx = helper_0.x\n")
+    parsed = []
+    parse = ast.parse
+    monkeypatch.setattr(
+        ast, "parse", lambda source, *more, **named: parsed.append(source) or parse(source, *more, **named)
+    )
+    for _ in range(2):
+        fingerprint("mine.py:x")
+        resolve("mine.py:x")
+        resolve("mine:x")
+    assert len(parsed) == 61
+    write(here / "helper_59.py", "x = 60\n")
+    assert resolve("mine.py:helper_0.helper_59.x") == 60
+    assert len(parsed) == 62
+
+
+def test_a_fingerprint_does_not_hang_on_what_was_resolved_before(here):
+    """The current folder is on ``sys.path`` under ``python -m``, not in a console script."""
+    write(here / "common.py", "x = 1\n")
+    write(here / "strategies" / "mine.py", "from common import x\n")
+    before = fingerprint("strategies/mine.py:x")
+    assert resolve("strategies/mine.py:x") == 1
+    assert resolve("json:dumps")
+    assert fingerprint("strategies/mine.py:x") == before
+    write(here / "common.py", "x = 23\n")
+    assert fingerprint("strategies/mine.py:x") != before
 
 
 def test_a_module_of_ones_own_that_has_changed_is_read_again(here):
