@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -523,6 +524,40 @@ def test_a_folder_for_each_split_as_the_hub_itself_lays_them_out(hub, tmp_path, 
     datasets.load.cache_clear()
     with pytest.raises(DataError, match=r"test: 0001.parquet is missing before 0002.parquet"):
         load(name)
+
+
+@pytest.mark.parametrize("layout", ["{}-00000-of-00001.parquet", "{}/0000.parquet"])
+def test_a_configuration_has_a_folder_of_its_own(hub, tmp_path, layout):
+    name = hub()
+    for config in ("plain_text", "other"):
+        for split in ("train", "test"):
+            new = tmp_path / "hub" / config / layout.format(split)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes((tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet").read_bytes())
+    shutil.rmtree(tmp_path / "hub" / "data")
+    with pytest.raises(DataError, match=r"hub has other, plain_text: name one, as in parquet:.*hub/other$"):
+        load(name)
+    assert load(f"{name}/plain_text").train_y.tolist() == LABELS.tolist()
+    shutil.rmtree(tmp_path / "hub" / "other")
+    assert load(name).train_y.tolist() == LABELS.tolist()
+    assert fingerprint(name)
+
+
+@pytest.mark.parametrize(("types", "fits"), [(("int64", "int32"), True), (("int64", "string"), False)])
+def test_the_files_of_a_split_may_have_labels_of_other_types_of_numbers(hub, tmp_path, types, fits):
+    name = hub()
+    path = tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"
+    whole = parquet.read_table(path)
+    for part, kind in enumerate(types):
+        half = whole.slice(15 * part, 15)
+        half = half.set_column(1, "label", half["label"].cast(kind))
+        parquet.write_table(half, path.with_name(f"train-0000{part}-of-00002.parquet"))
+    path.unlink()
+    if fits:
+        assert load(name).train_y.tolist() == LABELS.tolist()
+    else:
+        with pytest.raises(DataError, match=r"have columns of other types \(.*; write them alike$"):
+            load(name)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -70,23 +70,35 @@ NUMBER = re.compile(r"\d{4}")
 def parquet_files(folder: Path) -> list[list[Path]]:
     """Returns the files of the two splits of a folder of Parquet files, each in the order of their names.
 
+    They are in the folder, or in ``data`` below it, or each split is a folder of its own, there or in ``default``.
+    Where there is none of all that, they are so in the one folder below that has some: a configuration, on the hub.
+
     Raises:
-        DataError: a split has no file, in the folder or in ``data`` below it, nor a folder of its own, there or in
-            ``default``; or not all files that their names speak of.
+        DataError: a split has no file, or not all that their names speak of; several folders below have some.
     """
-    found = []
-    for beginnings in PARQUET_SPLITS:
-        patterns = [f"{place}{beginning}*.parquet" for place in ("", "data/") for beginning in beginnings]
-        patterns += [f"{place}{beginning}/*.parquet" for place in ("", "default/") for beginning in beginnings]
-        split = next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), None)
-        if split is None:
+    splits = [_files_of(folder, beginnings) for beginnings in PARQUET_SPLITS]
+    if not any(splits) and folder.is_dir():
+        below = sorted(one for one in folder.iterdir() if all(_files_of(one, names) for names in PARQUET_SPLITS))
+        if len(below) > 1:
+            named = ", ".join(one.name for one in below)
+            raise DataError(f"{folder} has {named}: name one, as in {PARQUET}:{below[0]}")
+        if below:
+            return parquet_files(below[0])
+    for files, beginnings in zip(splits, PARQUET_SPLITS, strict=True):
+        if not files:
             raise DataError(
                 f"{folder}: there is no {'*.parquet or '.join(beginnings)}*.parquet, nor in {folder / 'data'}, nor a "
                 f"folder {' or '.join(beginnings)} of Parquet files"
             )
-        _check_shards(split)
-        found.append(split)
-    return found
+        _check_shards(files)
+    return splits
+
+
+def _files_of(folder: Path, beginnings: Iterable[str]) -> list[Path]:
+    """Returns the files of a split, by what its name may begin with."""
+    patterns = [f"{place}{beginning}*.parquet" for place in ("", "data/") for beginning in beginnings]
+    patterns += [f"{place}{beginning}/*.parquet" for place in ("", "default/") for beginning in beginnings]
+    return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 
 def _check_shards(files: list[Path]) -> None:

@@ -64,13 +64,17 @@ class ParquetImages(Dataset):
             schema = parquet.read_schema(files[0])
             image, label = _image_column(self.where, schema), _label_column(self.where, schema, label)
             exact = [EXACT] if EXACT in schema.names else []
-            table = pyarrow.concat_tables(parquet.read_table(file, columns=[image, label, *exact]) for file in files)
+            tables = [parquet.read_table(file, columns=[image, label, *exact]) for file in files]
         except DataError:
             raise
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(
                 f"{self.where} is no Parquet file, or cut short or corrupt ({_said(error)}); fetch it again"
             ) from error
+        try:
+            table = pyarrow.concat_tables(tables, promote_options="permissive")
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{self.where} have columns of other types ({_said(error)}); write them alike") from error
         column = table[image]
         if pyarrow.types.is_struct(column.type):
             column = pyarrow.chunked_array([chunk.field("bytes") for chunk in column.chunks])
