@@ -81,6 +81,14 @@ def test_a_fresh_head_is_not_pulled_to_the_old_one_whatever_its_size(kind, class
         torch.testing.assert_close(plugin.importances["fc.weight"], expected["fc.weight"])
 
 
+def warned_of(what, plugins):
+    """Returns the warnings with these words, of two experiences under some plugins."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn(Net(), stream([[0, 1]] * 2), *plugins)
+    return [str(w.message) for w in caught if what in str(w.message)]
+
+
 def at_the_start_of(strategy, experience):
     """The strategy as it is at the start of an experience."""
     strategy.experience = experience
@@ -143,11 +151,7 @@ def test_a_criterion_that_a_plugin_puts_in_place_of_the_strategys_is_told_of(pla
         def before_backward(self, strategy, **kwargs):
             strategy._criterion = self.criterion
 
-    plugins = [EWCPlugin(1.0), Another()][:: 1 - 2 * place]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        learn(Net(), stream([[0, 1]] * 2), *plugins)
-    (said,) = [str(w.message) for w in caught if "Fisher" in str(w.message)]
+    (said,) = warned_of("Fisher", [EWCPlugin(1.0), Another()][:: 1 - 2 * place])
     assert said.startswith("EWCPlugin: the loss is not the strategy's criterion (CrossEntropyLoss): a plugin puts")
 
 
@@ -157,11 +161,7 @@ def test_what_a_plugin_initialises_afresh_is_named_once_wherever_it_stands(place
         def before_training_exp(self, strategy, **kwargs):
             strategy.model.fc.reset_parameters()
 
-    plugins = [EWCPlugin(1.0), Afresh()][:: 1 - 2 * place]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        learn(Net(), stream([[0, 1]] * 2), *plugins)
-    (said,) = [str(w.message) for w in caught if "do not begin" in str(w.message)]
+    (said,) = warned_of("do not begin", [EWCPlugin(1.0), Afresh()][:: 1 - 2 * place])
     assert said.startswith("EWCPlugin: 2 of 4 parameters ('fc.weight', 'fc.bias')")
 
 

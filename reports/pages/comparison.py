@@ -145,10 +145,10 @@ def _row(
     acc: dict[str, dict[int, float]],
 ) -> Row:
     complete = [record for record in group if record.complete]
+    measured: list[dict[str, float | None]] = [{**record.metrics, **record.along_the_way} for record in complete]
     estimates = {}
     for name in ESTIMATED:
-        measured = [(record.metrics | record.along_the_way).get(name) for record in complete]
-        values = [value for value in measured if value is not None]
+        values = [value for of_seed in measured if (value := of_seed.get(name)) is not None]
         if values:
             estimates[name] = Estimate.of(values)
     against = acc[best] if best is not None and not upper_bound and strategy != best else {}
