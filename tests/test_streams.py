@@ -419,6 +419,14 @@ def test_gradual_boundaries_of_experiences_of_unequal_size():
     assert later.min() >= 480, "no farther from the boundary than half of the smaller one"
 
 
+def test_no_sample_passes_two_gradual_boundaries():
+    data, stream = of_numbered(3, 3), gradual("class", 1.0, 1)
+    for seed in range(100):
+        train = make_benchmark(data, stream, "class", "test", seed).train_stream
+        assert 2 not in train[0].classes_in_this_experience, f"seed {seed}"
+        assert 0 not in train[2].classes_in_this_experience, f"seed {seed}"
+
+
 @pytest.mark.parametrize("scenario", ["domain", "class"])
 def test_samples_keep_their_labels_across_gradual_boundaries(scenario):
     sharp, soft = (

@@ -44,7 +44,8 @@ def _exchanged(experiences: Sequence[Data], width: float, generator: torch.Gener
         for number, data in enumerate(experiences)
     ]
     for before, behind in pairwise(standing):
-        reach = round(width / 2 * min(len(before), len(behind)))
+        smaller = min(len(before), len(behind))
+        reach = min(round(width / 2 * smaller), smaller // 2)  # a middle sample is in reach of one boundary alone
         distance = (torch.arange(reach) + 0.5) / max(1, reach)
         exchanged = torch.rand(reach, generator=generator) < (1 - distance) / 2
         for place in exchanged.nonzero().flatten().tolist():
