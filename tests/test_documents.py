@@ -167,6 +167,22 @@ def test_what_an_option_does_is_the_mean_over_its_records():
         assert re.search(rf"\| {re.escape(name)} +\| +{np.mean(acc):.2f} ± ", table)
 
 
+def test_protocols_of_fewer_trials_than_twelve_are_named():
+    text = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"Some protocols have fewer: (.*?)\. ", text)[1].split("; ")
+    named = {name: part.split()[0] for part in said for name in re.findall(r"`(.+?)`", part)}
+    chosen = ROOT / "benchmarks" / "protocols" / "chosen"
+    words = {"6": "six", "8": "eight", "9": "nine", None: "on"}  # None: values that the command names
+    searched = {}
+    for file in chosen.rglob("*.toml"):
+        name = file.relative_to(chosen).parts[0].removesuffix(".toml")
+        for count in re.findall(
+            r'^command = ".+?(?: --trials (\d+))?"$', file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            searched.setdefault(name, set()).add(count or None)
+    assert named == {name: words[count] for name, counts in searched.items() for count in counts if count != "12"}
+
+
 def test_the_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) < 250
