@@ -59,7 +59,17 @@ def test_what_a_function_reads_is_read_again_by_the_next_command(tmp_path):
     for classes in (3, 4):
         np.save(tmp_path / "y.npy", np.arange(80) % classes)
         sizes.check([data], from_disk=False)
-        assert sizes.of(data) == classes
+        assert sizes.of(data) == prepared(data.name, Images()).classes == classes
+
+
+def test_the_check_of_a_function_throws_no_other_data_away(tmp_path):
+    (tmp_path / "mine.py").write_text(FUNCTION.format(3))
+    save(tmp_path / "other.npz", 4)
+    function, other = Data(f"{tmp_path}/mine.py:data"), f"npz:{tmp_path}/other.npz"
+    before = load(other), prepared(other, Images())
+    sizes.check([function], from_disk=False)
+    assert load(other) is before[0]
+    assert prepared(other, Images()) is before[1]
 
 
 def test_a_benchmark_is_made_again(tmp_path):

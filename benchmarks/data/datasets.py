@@ -22,7 +22,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from engrams.benchmarks.data.images import ImageData, ImagesOnDisk
-from engrams.benchmarks.data.kept import kept
+from engrams.benchmarks.data.kept import forget, kept
 from engrams.benchmarks.data.names import (
     FEATURES,
     NPZ,
@@ -119,7 +119,7 @@ def check(name: str, from_disk: bool) -> None:
     """
     name = DERIVED.get(name, name)
     if is_own(name) and path_of(name) is None:
-        load.cache_clear()  # what the function reads may have changed, which no fingerprint shows
+        forget(name)
         check_repeatable(name, load(name, from_disk=True))  # kept for class_count, which asks for it so
         return
     if name not in SOURCES or not SOURCES[name][0].in_any_order:

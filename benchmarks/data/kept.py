@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, update_wrapper
@@ -15,6 +16,8 @@ R = TypeVar("R")
 
 _looked_at: dict[str, str | None] | None = None
 """Within :func:`settled`, data set -> its version."""
+_forgotten: Counter[str] = Counter()
+"""Data set -> how often :func:`forget` was told of it."""
 
 
 @contextmanager
@@ -26,6 +29,13 @@ def settled() -> Iterator[None]:
         yield
     finally:
         _looked_at = before
+
+
+def forget(dataset: str) -> None:
+    """Drops all that is kept of a function's data: what it reads may have changed, which no fingerprint shows."""
+    _forgotten[dataset] += 1
+    if _looked_at is not None:
+        _looked_at.pop(dataset, None)
 
 
 def version(dataset: str) -> str | None:
@@ -42,7 +52,9 @@ def version(dataset: str) -> str | None:
 
 def _version(dataset: str) -> str | None:
     try:
-        return fingerprint(dataset) if is_own(dataset) else features_fingerprint(dataset)
+        if not is_own(dataset):
+            return features_fingerprint(dataset)
+        return f"{fingerprint(dataset)} {_forgotten[dataset]}"
     except DataError:
         return None  # whoever reads them says what is wrong
 

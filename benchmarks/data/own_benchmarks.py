@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from engrams.benchmarks.data.boundaries import with_boundaries
-from engrams.benchmarks.data.kept import kept
+from engrams.benchmarks.data.kept import forget, kept
 from engrams.benchmarks.data.names import DataError
 from engrams.benchmarks.data.streams import VALIDATION_SEED, labelled
 from engrams.benchmarks.protocols.problems import ProtocolError
@@ -108,10 +108,9 @@ def check_repeatable(reference: str, arguments: str) -> None:
     """
     if reference.startswith(f"{AVALANCHE}:"):
         return
-    experience_count.cache_clear()  # what the function reads may have changed, which no fingerprint shows
     digests = []
     for _ in range(2):
-        _both.cache_clear()
+        forget(reference)
         digests.append([_digest(data) for stream in _both(reference, arguments, seed=0).values() for data in stream])
     if digests[0] != digests[1]:
         raise ProtocolError(
