@@ -560,6 +560,27 @@ def test_avalanches_split_mnist_gives_our_record_to_the_bit(idx_files, fresh_dat
         assert records[0].accuracy_matrix == records[1].accuracy_matrix
 
 
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("SplitMNIST", "put them there$"),
+        ("SplitCIFAR10", r"put them there \(Avalanche needs torchvision's own files; dataset = 'cifar10' .*Parquet"),
+    ],
+)
+def test_avalanches_data_that_are_nowhere_are_one_line(tmp_path, monkeypatch, capsys, name, ending):
+    def no_network(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setenv("ENGRAMS_DATA", str(tmp_path))
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    message = rf"the data of avalanche:{name} are not in {tmp_path} and could not be downloaded \(.*\); {ending}"
+    with pytest.raises(DataError, match=message) as caught:
+        own_benchmarks.experience_count(f"avalanche:{name}", '{"n_experiences": 5}', False)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
 def test_avalanches_rotated_mnist(idx_files, fresh_data, tmp_path):
     """Its angles follow the run's seed, unless the protocol has one; the first is as it is."""
     fresh_data.setenv("ENGRAMS_DATA", str(idx_files(train=60, test=30)))

@@ -7,16 +7,19 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets, benchmark_with_validation_stream, classic
+from avalanche.benchmarks.datasets import default_dataset_location
 from avalanche.benchmarks.scenarios import CLStream, OnlineCLExperience
 from avalanche.benchmarks.utils import AvalancheDataset, TaskAwareSupervisedClassificationDataset
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
@@ -170,39 +173,69 @@ def _of_each_experiences_classes(
 def _made(reference: str, arguments: str, seed: int) -> Any:
     """What the function returns; no random number is taken from the network's."""
     function = _function(reference)
-    given = json.loads(arguments)
-    takes: Mapping[str, inspect.Parameter] = {}
-    known = True
+    chosen = json.loads(arguments)
+    given = chosen | {name: value for name, value in _offered(function, seed).items() if name not in chosen}
+    _check_arguments(reference, function, given)
+    avalanches = reference.startswith(f"{AVALANCHE}:")
     try:
-        takes = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # written in C, say
-        known = False
-    for name, value in (("seed", seed), ("dataset_root", os.environ.get("ENGRAMS_DATA"))):
-        if name in takes and name not in given and value is not None:
-            given[name] = value
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    for name in given:
-        if known and name not in takes and not takes_any:
-            hint = near_or(f"it takes {', '.join(takes) or 'none'}", name, takes)
-            raise ProtocolError(f"stream.arguments.{name}: {reference} takes no such argument; {hint}")
-    for name, parameter in takes.items():
-        needed = parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        )
-        if needed and name not in given:
-            raise ProtocolError(f"stream.arguments.{name}: missing; {reference} needs it")
-    try:
-        with same_random_numbers():
+        # Of every file that it looks for Avalanche prints whether it is there.
+        with same_random_numbers(), redirect_stdout(io.StringIO()) if avalanches else nullcontext():
             try:
                 return function(**given)
             except AssertionError:  # CLEAR takes a seed only where it draws something by it
-                if "seed" not in given or "seed" in json.loads(arguments):
+                if "seed" not in given or "seed" in chosen:
                     raise
                 return function(**{name: value for name, value in given.items() if name != "seed"})
     except Exception as error:  # somebody's own code, a download: anything
+        if avalanches and _is_of_a_download(error):
+            raise _not_here(reference, given.get("dataset_root"), error) from error
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(f"{reference} fails in {frame.filename}, line {frame.lineno}: {_said(error)}") from error
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Returns what a function takes; None where it cannot be known: it is written in C, say."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+
+
+def _offered(function: Callable[..., Any], seed: int) -> dict[str, Any]:
+    """Returns what a function is given without being asked, as far as it takes that."""
+    offered = {"seed": seed, "dataset_root": os.environ.get("ENGRAMS_DATA")}
+    return {name: offered[name] for name in _parameters(function) or () if offered.get(name) is not None}
+
+
+def _check_arguments(reference: str, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    takes = _parameters(function)
+    if takes is None:
+        return
+    kinds = {parameter.kind for parameter in takes.values()}
+    for name in given:
+        if name not in takes and inspect.Parameter.VAR_KEYWORD not in kinds:
+            hint = near_or(f"it takes {', '.join(takes) or 'none'}", name, takes)
+            raise ProtocolError(f"stream.arguments.{name}: {reference} takes no such argument; {hint}")
+    for name, parameter in takes.items():
+        any_number = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty and not any_number and name not in given:
+            raise ProtocolError(f"stream.arguments.{name}: missing; {reference} needs it")
+
+
+def _is_of_a_download(error: Exception) -> bool:
+    """Returns whether files could not be had: of several mirrors torchvision gathers the errors in a RuntimeError."""
+    return isinstance(error, OSError) or str(error).startswith("Error downloading")
+
+
+def _not_here(reference: str, root: str | None, error: Exception) -> DataError:
+    folder = root or default_dataset_location("")
+    hint = ""
+    if "CIFAR" in reference:
+        hint = " (Avalanche needs torchvision's own files; dataset = 'cifar10' or 'cifar100' takes Parquet files too)"
+    return DataError(
+        f"benchmark: the data of {reference} are not in {folder} and could not be downloaded "
+        f"({_said(error).rstrip(':')}); put them there{hint}"
+    )
 
 
 def _function(reference: str) -> Callable[..., Any]:
