@@ -100,6 +100,21 @@ def test_a_full_disk_costs_the_runs_that_cannot_be_written_and_says_so(small_dis
     assert [record.status for record in store.read_all(small_disk / "runs")].count("complete") >= 1
 
 
+def test_a_search_goes_on_after_a_full_disk_with_the_trials_that_it_has(small_disk, tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text('extends = "split-digits"\n')
+    search = ("search", f"{own}/class", "l2", "--trials", 3, "--out", small_disk / "s", "--wandb", "disabled")
+    (small_disk / "ballast").write_bytes(bytes(61_000))  # one page is left: its end cuts a line
+    done = engrams(*search)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: the trials cannot be written to {small_disk}/s: No space")
+    assert "Traceback" not in done.stderr
+    (small_disk / "ballast").unlink()
+    again = engrams(*search)
+    assert again.returncode == 0, again.stderr
+    assert done.stdout.count("validation ACC") + again.stdout.count("validation ACC") >= 3
+
+
 def read_only(folder, is_so):
     """Not by its permissions, which do not hold for root."""
     subprocess.run(["chattr", "+i" if is_so else "-i", folder], capture_output=True, check=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,7 @@ def search(
     _check_writable(path, protocol)
     start_server()
     check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
-    with ExitStack() as locks:
+    with _room(out), ExitStack() as locks:
         studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
         finished = {name: len(_finished(study)) for name, study in studies.items()}
         asked: dict[str, optuna.Trial] = {}
@@ -136,6 +136,18 @@ def search(
 # --- the studies ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Says where there is no room, or no right to write, for what Optuna keeps."""
+    try:
+        yield
+    except OSError as error:
+        raise SuiteError(
+            f"the trials cannot be written to {out}: {error.strerror}; mend that, and the same command goes on with "
+            f"those that are there"
+        ) from error
+
+
 def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks: ExitStack) -> optuna.Study:
     """A strategy's study as an earlier search left it: finished trials are kept, one cut short starts over."""
     journal = _journal(out, protocol.name, strategy.name)
@@ -144,12 +156,11 @@ def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks
         locks.enter_context(FileLock(journal.with_suffix(".lock"), timeout=0))
         # Optuna's own lock, which a search that was killed left behind: nobody else is here.
         journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
+        _drop_line_cut_short(journal)
     except Timeout as error:
         raise SuiteError(
             f"another search is going on in {journal.parent}; wait for it or choose another --out"
         ) from error
-    except OSError as error:
-        raise SuiteError(f"the trials cannot be written to {journal.parent}: {error}") from error
     try:
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(journal))),
@@ -172,6 +183,13 @@ def _study(protocol: Protocol, strategy: Strategy, trials: int, out: Path, locks
         if _point(point) not in finished:
             study.enqueue_trial(point)
     return study
+
+
+def _drop_line_cut_short(journal: Path) -> None:
+    """Takes away what a full disk or a killed process left of the last line; Optuna would write on behind it."""
+    if journal.exists():
+        with journal.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _settings(protocol: Protocol, strategy: Strategy) -> dict[str, Any]:
