@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, create_model
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, create_model
 
 from engrams.strategies.contract import Hyperparameters, Strategy
 
@@ -32,7 +32,7 @@ def as_strategy(found: object) -> Strategy:
             be written in a file (numbers, texts, lists) are its hyperparameters; others keep their defaults.
 
     Raises:
-        TypeError: it is none of these; the message says what came.
+        TypeError: it is none of these, or needs an object that no file can hold; the message says what came.
     """
     if isinstance(found, Strategy):
         return found
@@ -79,6 +79,11 @@ def _arguments_of(found: type, given: set[str]) -> type[Arguments]:
             continue
         if parameter.default is parameter.empty:
             default: Any = ...
+            if _is_of_objects(hints.get(parameter.name, Any)):
+                raise TypeError(
+                    f"its argument {parameter.name!r} needs an object, and a file holds numbers, texts and lists: give "
+                    f"it a default, or name an engrams.strategies.Strategy whose build or plugin makes the object"
+                )
         elif _can_be_written(parameter.default):
             default = parameter.default
         else:
@@ -87,6 +92,17 @@ def _arguments_of(found: type, given: set[str]) -> type[Arguments]:
         kind = _with_lists(_kind(hints.get(parameter.name, Any), default))
         fields[f"argument_{index}"] = (kind, Field(default, alias=parameter.name))
     return create_model(f"{found.__name__}Arguments", __base__=Arguments, **fields)
+
+
+def _is_of_objects(hint: Any) -> bool:
+    """Tells whether a hint is a class of whose values none can be written in a file, as far as pydantic knows."""
+    if not inspect.isclass(hint):  # any word may be written there
+        return False
+    try:
+        TypeAdapter(hint)
+    except PydanticSchemaGenerationError:
+        return True
+    return False
 
 
 def _kind(hint: Any, default: Any) -> Any:

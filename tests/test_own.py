@@ -61,6 +61,16 @@ BAD_RANGE = """
 from engrams.strategies import LogUniform, Strategy
 bad_range = Strategy(plugin=lambda h: None, search={"step": LogUniform(0.0, 1.0)})
 """
+NEEDS_A_NETWORK = """
+import numpy as np
+from avalanche.training.plugins import SupervisedPlugin
+from torch import nn
+
+
+class Distillation(SupervisedPlugin):
+    def __init__(self, alpha, axes: np.array, teacher: nn.Module):
+        super().__init__()
+"""
 NO_BUILD = """
 from engrams.strategies import Strategy
 no_build = Strategy(plugin=lambda h: None, network=lambda h, network: network())
@@ -74,6 +84,7 @@ def mine(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "bad_range.py").write_text(BAD_RANGE)
     (tmp_path / "no_build.py").write_text(NO_BUILD)
+    (tmp_path / "teacher.py").write_text(NEEDS_A_NETWORK)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -309,6 +320,7 @@ def test_rates_of_ones_own_strategies_go_by_their_names(mine):
         ("broken.py:no_range", "search['step'] must be a LogUniform(low, high); got (0.1, 1.0)"),
         ("bad_range.py:bad_range", "search['step'] must be of numbers with 0 < low < high; got LogUniform(low=0.0"),
         ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
+        ("teacher.py:Distillation", "its argument 'teacher' needs an object"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
         ("ewc+mine.py", "mine.py is a file: say what in it is the strategy, as in mine.py:my_strategy"),
