@@ -2,14 +2,20 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from engrams.benchmarks.data import kept
+from engrams.benchmarks.data import names
 from engrams.benchmarks.data.datasets import class_count, load
-from engrams.benchmarks.data.names import fingerprint
 from engrams.benchmarks.data.streams import prepared
 from engrams.benchmarks.jobs import sizes
+from engrams.benchmarks.jobs.execute import execute
+from engrams.benchmarks.jobs.plan import plan
+from engrams.benchmarks.jobs.processes import Here
+from engrams.benchmarks.jobs.progress import Display
 from engrams.benchmarks.jobs.sizes import Data
+from engrams.benchmarks.jobs.suite import run_all
 from engrams.benchmarks.protocols.schema import Images
+from engrams.reports.wandb.settings import DISABLED
 
 FUNCTION = """
 import numpy as np
@@ -17,6 +23,29 @@ import numpy as np
 def data():
     x, y = np.full((80, 5), {0}.0), np.arange(80) % {0}
     return x, y, x, y
+"""
+PROTOCOL = """
+title = "Vectors of somebody's own"
+dataset = "npz:{}"
+
+[stream]
+kind = "split"
+scenarios = ["class"]
+classes_per_experience = 2
+class_order = "in-order"
+validation_fraction = 0.2
+
+[network]
+hidden_size = 4
+hidden_layers = 1
+
+[training]
+optimizer = "adam"
+learning_rate = 1e-2
+batch_size = 20
+epochs = 1
+schedule = "constant"
+reset_optimizer = true
 """
 READS = "import numpy as np\ndef data():\n    x, y = np.ones((80, 5)), np.load({!r})\n    return x, y, x, y\n"
 BENCHMARK = """
@@ -84,10 +113,26 @@ def test_a_benchmark_is_made_again(tmp_path):
 def test_within_one_run_and_one_check_data_are_looked_at_once(tmp_path, monkeypatch):
     save(tmp_path / "mine.npz", 4)
     name, seen = f"npz:{tmp_path}/mine.npz", []
-    monkeypatch.setattr(kept, "fingerprint", lambda dataset: seen.append(dataset) or fingerprint(dataset))
-    with kept.settled():
+    look = names._fingerprint
+    monkeypatch.setattr(names, "_fingerprint", lambda dataset: seen.append(dataset) or look(dataset))
+    with names.settled():
         for _ in range(3):
             assert class_count(name) == sizes.of(Data(name)) == 4
     assert seen == [name]
     class_count(name)
     assert seen == [name] * 2
+
+
+def test_however_many_runs_are_done_already_their_data_are_looked_at_once(tmp_path, monkeypatch):
+    save(tmp_path / "mine.npz", 4)
+    (tmp_path / "mine.toml").write_text(PROTOCOL.format(tmp_path / "mine.npz"))
+    out = tmp_path / "runs"
+    for run in plan(str(tmp_path / "mine.toml"), ["naive"], range(3)):
+        execute(run, out, "cpu", "disabled", lambda epochs: None)
+    seen = []
+    look = names._fingerprint
+    monkeypatch.setattr(names, "_fingerprint", lambda dataset: seen.append(dataset) or look(dataset))
+    runs = plan(str(tmp_path / "mine.toml"), ["naive"], range(3))
+    seen.clear()
+    assert run_all(runs, out, DISABLED, Here(1), Display(Console(quiet=True)))
+    assert len(seen) == 1

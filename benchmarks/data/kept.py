@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache, update_wrapper
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
@@ -14,28 +13,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_looked_at: dict[str, str | None] | None = None
-"""Within :func:`settled`, data set -> its version."""
 _forgotten: Counter[str] = Counter()
 """Data set -> how often :func:`forget` was told of it."""
-
-
-@contextmanager
-def settled() -> Iterator[None]:
-    """Within, data are taken not to change, and each are looked at once: a folder of many images takes a while."""
-    global _looked_at
-    before, _looked_at = _looked_at, {}
-    try:
-        yield
-    finally:
-        _looked_at = before
 
 
 def forget(dataset: str) -> None:
     """Drops all that is kept of a function's data: what it reads may have changed, which no fingerprint shows."""
     _forgotten[dataset] += 1
-    if _looked_at is not None:
-        _looked_at.pop(dataset, None)
 
 
 def version(dataset: str) -> str | None:
@@ -43,14 +27,6 @@ def version(dataset: str) -> str | None:
 
     A notebook, or a long command, outlives a file that is mended.
     """
-    if _looked_at is None:
-        return _version(dataset)
-    if dataset not in _looked_at:
-        _looked_at[dataset] = _version(dataset)
-    return _looked_at[dataset]
-
-
-def _version(dataset: str) -> str | None:
     try:
         if not is_own(dataset):
             return features_fingerprint(dataset)

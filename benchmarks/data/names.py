@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -188,6 +189,21 @@ def features_fingerprint(dataset: str) -> str | None:
     return fingerprint(f"{NPZ}:{file}") if file else None
 
 
+_looked_at: dict[str, str] | None = None
+"""Within :func:`settled`, data set -> its fingerprint."""
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Within, data are taken not to change, and each are looked at once: a folder of many images takes a while."""
+    global _looked_at
+    before, _looked_at = _looked_at, {}
+    try:
+        yield
+    finally:
+        _looked_at = before
+
+
 def fingerprint(dataset: str) -> str:
     """Returns 12 hexadecimal digits of what data of one's own are made of.
 
@@ -198,6 +214,14 @@ def fingerprint(dataset: str) -> str:
     Raises:
         DataError: there is no such file, folder or module, or it cannot be read.
     """
+    if _looked_at is None:
+        return _fingerprint(dataset)
+    if dataset not in _looked_at:
+        _looked_at[dataset] = _fingerprint(dataset)
+    return _looked_at[dataset]
+
+
+def _fingerprint(dataset: str) -> str:
     path = path_of(dataset)
     try:
         if path is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engrams.benchmarks.data import datasets
-from engrams.benchmarks.data.kept import settled
+from engrams.benchmarks.data.names import settled
 from engrams.benchmarks.data.streams import classes_of_experiences
 from engrams.benchmarks.jobs.outcomes import environment, failed, record_of
 from engrams.benchmarks.judging.generation import GenerationObserver

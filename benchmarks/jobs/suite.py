@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engrams.benchmarks.data.kept import settled
+from engrams.benchmarks.data.names import settled
 from engrams.benchmarks.jobs import sizes
 from engrams.benchmarks.jobs.claims import Claimed, claim
 from engrams.benchmarks.jobs.limits import forecast, gpu_memory
@@ -59,17 +59,7 @@ def run_all(
         DataError: data are missing or broken.
         store.NewerRecord: a record is of a later Engrams.
     """
-    done: dict[Run, Record] = {}
-    for run in runs:
-        try:
-            record = finished(run, out)
-        except store.NewerRecord:
-            raise
-        except RecordError as error:
-            display.say(f"not believed: {error}")
-            continue
-        if record is not None:
-            done[run] = record
+    done = _done_already(runs, out, display)
     owed = [run for run in runs if run not in done]
     if owed and isinstance(place, Here):
         start_server()
@@ -118,6 +108,22 @@ def run_all(
                 display.say(f"W&B: 'engrams upload {out}' sends the runs that end while nobody waits for them")
             raise
     return [done[run] for run in runs]
+
+
+@settled()
+def _done_already(runs: Iterable[Run], out: Path, display: Display) -> dict[Run, Record]:
+    done: dict[Run, Record] = {}
+    for run in runs:
+        try:
+            record = finished(run, out)
+        except store.NewerRecord:
+            raise
+        except RecordError as error:
+            display.say(f"not believed: {error}")
+            continue
+        if record is not None:
+            done[run] = record
+    return done
 
 
 def _say_what_goes_on(under_way: Iterable[Run], out: Path, display: Display) -> None:
