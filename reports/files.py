@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever happens meanwhile."""
+"""Files: written whole or not at all, whatever happens meanwhile; and found below a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import filter as matching
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +56,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def found_below(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yields what is called like a pattern anywhere below a folder, in folders that are links, too.
+
+    Somebody may have moved a part of the runs to a larger disk. What several names lead to is found once, by its own
+    name before that of a link.
+    """
+    walked: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        this = os.stat(where)  # noqa: PTH116  # of each of thousands
+        if (this.st_dev, this.st_ino) in walked:
+            folders.clear()
+            continue
+        walked.add((this.st_dev, this.st_ino))
+        folders.sort(key=lambda name: os.path.islink(os.path.join(where, name)))  # noqa: PTH114, PTH118
+        yield from (Path(where, name) for name in matching([*folders, *files], pattern))
 
 
 def remove_leftovers(folder: Path) -> None:

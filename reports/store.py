@@ -30,7 +30,7 @@ from engrams.reports import wandb
 from engrams.reports.anytime import Anytime, Prequential
 from engrams.reports.costs import Costs
 from engrams.reports.errors import UserError
-from engrams.reports.files import write_json
+from engrams.reports.files import found_below, write_json
 from engrams.reports.generators import ByClass
 from engrams.reports.matrix import METRICS, metrics
 from engrams.reports.privacy import Privacy
@@ -137,6 +137,8 @@ class Record(BaseModel):
             not self.accuracy_matrix or set(self.metrics) != set(METRICS) or self.metrics["ACC"] is None
         ):
             raise ValueError("a complete record has an accuracy matrix and all metrics")
+        if not isinstance(self.environment.get("versions", {}), dict):
+            raise ValueError("environment.versions must be a table")
         return self
 
     @model_serializer(mode="wrap")
@@ -444,7 +446,7 @@ def read_all(out: Path, damaged: list[RecordError] | None = None) -> list[Record
 
 def paths_below(out: Path) -> Iterator[Path]:
     """Yields where records lie below a folder."""
-    for path in out.rglob(RECORD):
+    for path in found_below(out, RECORD):
         if wandb.FOLDER not in path.relative_to(out).parts:
             yield path
 

@@ -88,6 +88,7 @@ def test_what_is_written_is_read(tmp_path):
         ({"variant": "a=1"}, "of another run"),
         ({"protocol": "split-digits/class"}, "of another run"),
         ({"surprise": 1}, "surprise"),
+        ({"environment": {"versions": "2.8.0"}}, "environment.versions must be a table"),
         ({"schema_version": "two"}, "its schema_version is 'two'"),
     ],
 )
@@ -144,6 +145,28 @@ DAMAGE = {
     "nested": lambda path: path.write_text("[" * 100_000),
     "of another seed": lambda path: shutil.copyfile(path.parent.parent / "0" / "record.json", path),
 }
+
+
+def test_runs_that_lie_elsewhere_behind_a_link_are_there(kept, tmp_path):
+    """Somebody moved them to a larger disk; a link to a folder above ends nowhere, and a second one adds nothing."""
+    shutil.copytree(kept / FOLDER, tmp_path / "elsewhere")
+    out = tmp_path / "runs"
+    (out / FOLDER.parent).mkdir(parents=True)
+    (out / FOLDER).symlink_to(tmp_path / "elsewhere")
+    (out / "again").symlink_to(out)
+    assert [one.seed for one in read_records(out)] == [0, 1]
+    done = engrams("status", out)
+    assert "2 done" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_not_forgotten(runs):
+    folder = runs / FOLDER / "1"
+    (folder / "record.json").unlink()
+    (folder / CLAIM).touch()
+    done = engrams("status", runs)
+    assert "1 done" in done.stdout
+    assert "1 stopped" in done.stdout
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -258,7 +281,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
 HOLD = """
 import sys, time
 from pathlib import Path
-from engrams.benchmarks.jobs.claims import claim
+from engrams.benchmarks.jobs.claims import CLAIM, Claimed, claim
 with claim(Path(sys.argv[1])):
     print("begun", flush=True)
     time.sleep(60)

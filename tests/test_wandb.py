@@ -440,8 +440,8 @@ def test_wandb_that_does_not_say_its_settings_is_not_waited_for(monkeypatch):
 def test_a_setting_that_wandb_does_not_take_is_named(service, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "of")
     found = resolve()
-    assert found.mode == "offline"
-    assert found.word.startswith("W&B is offline: its settings cannot be read: mode: Input should be 'online', 'off")
+    assert found.mode == "disabled"
+    assert found.word.startswith("W&B is off: its settings cannot be read: mode: Input should be 'online', 'off")
     shutil.copytree(RECORDS / SOLVER, tmp_path / SOLVER)
     with pytest.raises(UserError, match="W&B: its settings cannot be read: mode: Input should be"):
         sending.upload(found, [tmp_path], Screen())

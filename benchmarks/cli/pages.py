@@ -10,6 +10,7 @@ import typer
 
 from engrams.benchmarks.cli.app import app
 from engrams.benchmarks.cli.shown import say, stop_if_damaged
+from engrams.reports.files import found_below
 
 if TYPE_CHECKING:
     from engrams.reports.publish import Described, StudyPage
@@ -51,7 +52,7 @@ def pages(
     described = _described()
     made, streams, listed = {}, {}, []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
-        pictures = sorted(Path(publish.linked(path, out)) for path in (runs / name).rglob("generated.png"))
+        pictures = sorted(Path(publish.linked(path, out)) for path in found_below(runs / name, "generated.png"))
         picture = over_experiences.of(group)
         stream = Path(publish.page_of(name)).with_suffix(".png") if len(picture.lines) > 1 else None
         made[publish.page_of(name)] = publish.protocol_page(name, described.get(name), group, stream, pictures)

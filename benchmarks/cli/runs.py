@@ -35,6 +35,7 @@ from engrams.benchmarks.cli.options import (
     wandb_of,
 )
 from engrams.benchmarks.cli.shown import console, draw, say, show, show_pages, stop_if_damaged, stop_if_failed
+from engrams.reports.wandb.settings import DISABLED
 
 if TYPE_CHECKING:
     from engrams.benchmarks.jobs.place import Place
@@ -79,7 +80,7 @@ def run(
     from engrams.benchmarks.jobs.plan import plan
 
     runs = plan(protocol, strategies, wanted, settings, experiences)
-    logged = wandb_of(wandb, project, entity, tags)
+    logged = DISABLED if dry_run else wandb_of(wandb, project, entity, tags)  # which takes a second or two
     _do(runs, out, logged, place, stream_from_disk, wide, workers, settings)
 
 
@@ -114,7 +115,7 @@ def suite(
 
     protocols = {name: registry.get(name) for name in dict.fromkeys(protocol for protocol, *_ in wanted)}
     runs = [one for protocol, strategy, seed in wanted for one in plan(protocols[protocol], [strategy], [seed])]
-    logged = wandb_of(wandb, project, entity, tags)
+    logged = DISABLED if dry_run else wandb_of(wandb, project, entity, tags)  # which takes a second or two
     _do(runs, out, logged, place, stream_from_disk, wide, workers)
 
 
@@ -176,7 +177,6 @@ def study(
     listing.check(name)
     place = None if only_draw else place_of(on, workers, partition, time, gpus, ask, out)
     from engrams.benchmarks.studies import sweeps
-    from engrams.reports.wandb.settings import DISABLED
 
     entry = sweeps.get(name)
     settings = DISABLED if only_draw else wandb_of(wandb, project, entity, tags)

@@ -10,6 +10,7 @@ from engrams.benchmarks.jobs import slurm
 from engrams.benchmarks.jobs.claims import CLAIM, is_claimed
 from engrams.benchmarks.jobs.elsewhere import epochs_told
 from engrams.reports import store
+from engrams.reports.files import found_below
 from engrams.reports.store import RecordError
 
 STATES = ("done", "running", "waiting", "failed", "stopped")
@@ -22,7 +23,7 @@ class Seen:
     folder: Path
     """Below that of the records."""
     state: str
-    """One of :data:`STATES`; ``stopped`` is one that nobody does and that goes on from a checkpoint."""
+    """One of :data:`STATES`; ``stopped`` is one that nobody does; it goes on from its checkpoint if there is one."""
     said: str = ""
     """Of one that goes on, where and how far it is; of one that failed, why."""
 
@@ -44,7 +45,7 @@ def look(out: Path, damaged: list[RecordError]) -> tuple[list[Seen], str]:
         queued = slurm.queue(out)
     except slurm.NoAnswer as error:
         queued, unseen = {}, str(error)
-    marked = (path.parent for name in (CLAIM, store.CHECKPOINT) for path in out.rglob(name))
+    marked = (path.parent for name in (CLAIM, store.CHECKPOINT) for path in found_below(out, name))
     folders = {path.parent for path in store.paths_below(out)} | {one for one in marked if one.name.isdecimal()}
     folders |= {folder for folder, job in queued.items() if not job.over}
     return list(_seen(out, sorted(folders), queued, damaged)), unseen
@@ -74,3 +75,5 @@ def _seen(
             yield Seen(below, "failed", record.reason or "")
         elif (folder / store.CHECKPOINT).exists():
             yield Seen(below, "stopped")
+        elif not path.exists():
+            yield Seen(below, "stopped", "without a checkpoint: it begins again")

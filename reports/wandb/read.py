@@ -10,6 +10,7 @@ from typing import Any
 import requests
 from pydantic import ValidationError
 
+from engrams.reports.files import found_below
 from engrams.reports.store import RECORD, NewerRecord, Record, RecordError, record_of
 from engrams.reports.wandb import page
 from engrams.reports.wandb.service import PATIENCE, Service, ServiceError
@@ -109,7 +110,7 @@ def records_of_files(folder: Path) -> list[Record]:
     A file that is cut short, and one of a run that has not ended or leaves no record, is passed over.
     """
     found: dict[str, Record] = {}
-    for path in sorted(folder.rglob("*.wandb"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(found_below(folder, "*.wandb"), key=lambda path: path.stat().st_mtime):
         config: dict[str, Any] = {}
         summary: dict[str, Any] = {}
         history: list[dict[str, Any]] = []

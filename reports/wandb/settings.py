@@ -77,7 +77,10 @@ def resolve(
         return DISABLED
     if find_spec("wandb") is None:
         return replace(DISABLED, word="W&B is off: wandb is not installed (pip install wandb)")
-    said = _said_by_wandb()
+    try:
+        said = _said_by_wandb()
+    except _NotTaken as error:  # offline, too, it would begin no run
+        return replace(DISABLED, word=f"W&B is off: its settings cannot be read: {error}")
     if mode is None and said["mode"]:
         mode = _MODES.get(said["mode"], said["mode"])
     if mode is None:
@@ -99,8 +102,16 @@ def resolve(
     )
 
 
+class _NotTaken(Exception):
+    """W&B does not take a value of its variables or its settings file."""
+
+
 def _said_by_wandb() -> dict[str, Any]:
-    """What its variables, its settings file and its login say."""
+    """What its variables, its settings file and its login say.
+
+    Raises:
+        _NotTaken: the message says of which and why.
+    """
     with scratch() as folder:
         try:
             asked = subprocess.run(
@@ -110,12 +121,11 @@ def _said_by_wandb() -> dict[str, Any]:
                 text=True,
                 timeout=PATIENCE,
             )
-            reason = "".join(asked.stderr.strip().splitlines()[-1:]) if asked.returncode else None
         except subprocess.TimeoutExpired:
-            reason = f"wandb does not answer within {PATIENCE:.0f} s"
-    if reason is not None:
-        word = f"W&B is offline: its settings cannot be read: {reason}"
-        return {"mode": "offline", "project": None, "entity": None, "tags": [], "key": None, "word": word}
+            word = f"W&B is offline: its settings cannot be read: wandb does not answer within {PATIENCE:.0f} s"
+            return {"mode": "offline", "project": None, "entity": None, "tags": [], "key": None, "word": word}
+    if asked.returncode:
+        raise _NotTaken("".join(asked.stderr.strip().splitlines()[-1:]))
     return {**json.loads(asked.stdout.splitlines()[-1]), "word": ""}
 
 
@@ -140,7 +150,12 @@ def environment(folder: Path) -> dict[str, str]:
         folder: of :func:`scratch`.
     """
     # WANDB_SERVICE would join the process of somebody's own run; WANDB_RESUME is for one run, not for each of many.
-    theirs = {key: value for key, value in os.environ.items() if key not in ("WANDB_SERVICE", "WANDB_RESUME")}
+    # One that is empty is not set, which wandb takes for a value of some of them.
+    theirs = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("WANDB_SERVICE", "WANDB_RESUME") and (value or not key.startswith("WANDB_"))
+    }
     ours = dict.fromkeys(("TMPDIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"), str(folder))
     return theirs | ours | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "WANDB_SILENT": "true"}
 
