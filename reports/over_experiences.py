@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,6 +26,9 @@ BY_COLOUR = (
     ("naive", "gan-finetune"),
 )
 """The strategies of each colour, those of one colour seldom in one picture: a strategy looks the same in most."""
+FEWEST = 3
+"""Seeds from which on a line has a band; of fewer it is thin and dotted, and the legend says how many: a line without a
+band would look the surest."""
 ALWAYS = ("naive", "ewc", "mas")
 """They have a line wherever there are records of them: where they keep nothing, that is to be seen."""
 
@@ -36,12 +39,22 @@ class Line(NamedTuple):
     strategy: str
     acc: list[Estimate]
     """After each experience, on those so far; one alone where the whole stream is learned at once."""
+    seeds: int
     own_settings: bool = False
     """Whether the row has settings other than the protocol's."""
 
     @property
     def name(self) -> str:
         return f"{self.strategy}, other settings" if self.own_settings else self.strategy
+
+    @property
+    def label(self) -> str:
+        """Returns the name and what comes out at the end, with its interval, or the seeds where they are too few."""
+        at_the_end = self.acc[-1]
+        label = f"{self.name} {100 * at_the_end.mean:.1f}"
+        if self.seeds < FEWEST:
+            return f"{label} ({self.seeds} seed{'s' if self.seeds > 1 else ''})"
+        return f"{label} ± {100 * at_the_end.half_width:.1f}" if at_the_end.half_width is not None else label
 
 
 class Picture(NamedTuple):
@@ -89,7 +102,7 @@ def _acc(group: Sequence[Record]) -> float:
 
 def _line(group: Sequence[Record]) -> Line:
     along = zip(*map(_along, group), strict=True)
-    return Line(group[0].strategy, [_estimate(values) for values in along], bool(group[0].variant))
+    return Line(group[0].strategy, [_estimate(values) for values in along], len(group), bool(group[0].variant))
 
 
 def _along(record: Record) -> list[float]:
@@ -101,7 +114,7 @@ def _along(record: Record) -> list[float]:
 def _estimate(values: Sequence[float]) -> Estimate:
     """Returns an estimate; of two seeds it has no interval, which could be wider than all accuracies there are."""
     estimate = Estimate.of(values)
-    return estimate if len(values) > 2 else Estimate(estimate.mean, None)
+    return estimate if len(values) >= FEWEST else Estimate(estimate.mean, None)
 
 
 def colours_of(strategies: Sequence[str]) -> dict[str, int]:
@@ -120,12 +133,13 @@ def figure(picture: Picture) -> Figure:
     for line in picture.lines:
         mean = 100 * np.array([one.mean for one in line.acc])
         aside = 100 * np.array([one.half_width or 0.0 for one in line.acc])
-        label = f"{line.name} {mean[-1]:.1f}" + (f" ± {aside[-1]:.1f}" if aside[-1] else "")
         if len(line.acc) == 1:
-            axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=label)
+            axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=line.label)
             continue
         stages, index = np.arange(1, len(mean) + 1), colours[line.strategy]
-        axes.plot(stages, mean, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label)
+        style: dict[str, Any] = {} if line.seeds >= FEWEST else {"linestyle": ":", "linewidth": 1.2}
+        colour, marker = COLOURS[index], MARKERS[index]
+        axes.plot(stages, mean, color=colour, marker=marker, markersize=4, label=line.label, **style)
         axes.fill_between(
             stages,
             np.maximum(mean - aside, 0),

@@ -162,6 +162,11 @@ class Record(BaseModel):
         return f"{self.strategy} {self.variant}".strip()
 
     @property
+    def device(self) -> str:
+        """Returns what the run was done on: ``cpu``, or a GPU's name; ``not recorded`` in old records."""
+        return str(self.environment.get("device", "not recorded"))
+
+    @property
     def along_the_way(self) -> dict[str, float]:
         """Returns what was measured while the stream was learned, by name; empty where nothing was."""
         found = dict(self.anytime.measures) if self.anytime else {}

@@ -383,3 +383,23 @@ def test_a_picture_says_what_it_leaves_out_and_speaks_of_intervals_where_there_a
     changed = [one.model_copy(update={"accuracy_matrix": [[one.acc] * 2] * 2}) for one in group("naive", 0.1, 0.2, 0.4)]
     (axes,) = over_experiences.figure(over_experiences.of(changed)).axes
     assert axes.get_ylabel() == "accuracy on them (%), mean and 95% interval"
+
+
+def test_a_line_of_few_seeds_does_not_look_the_surest():
+    (axes,) = over_experiences.figure(pictured(("er", 0.3, 2, 1), ("ewc", 0.2, 2, 2), ("naive", 0.1, 2, 3))).axes
+    assert {line.get_label(): line.get_linestyle() for line in axes.lines} == {
+        "er 30.0 (1 seed)": ":",
+        "ewc 20.0 (2 seeds)": ":",
+        "naive 10.0 ± 0.0": "-",
+    }
+
+
+def test_where_rows_were_done_on_several_devices_the_table_says_on_which():
+    on_gpu = {"environment": ENVIRONMENT | {"device": "a GPU"}}
+    mixed = [one.model_copy(update=on_gpu) for one in group("ewc", 0.5, 0.6)] + group("naive", 0.1)
+    for module in (tables, costs):
+        (sheet,) = module.sheets(module.compare(mixed))
+        assert {cells["strategy"]: cells["device"] for cells in sheet.rows} == {"ewc": "a GPU", "naive": "not recorded"}
+        (alike,) = module.sheets(module.compare(group("naive", 0.1)))
+        assert "device" not in alike.rows[0]
+    assert "a GPU" in tables.as_latex(tables.compare(mixed))

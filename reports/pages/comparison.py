@@ -43,6 +43,8 @@ class Row:
     failed: int
     seconds: float | None
     """Mean over seeds."""
+    device: str
+    """That the seconds were taken on; several, with a comma between, where the seeds were not done on one."""
     upper_bound: bool
     best: bool
     """The highest mean ACC of the rows that compete: no upper bound, the whole stream, half as many seeds as any."""
@@ -160,11 +162,17 @@ def _row(
         seeds=len(complete),
         failed=len(group) - len(complete),
         seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
+        device=devices_of(complete),
         upper_bound=upper_bound,
         best=strategy == best,
         common_seeds=common,
         below_best=_supported_difference(acc[strategy], against) if common >= 2 else None,
     )
+
+
+def devices_of(records: Iterable[Record]) -> str:
+    """Returns what runs were done on, with a comma between where that is not one device."""
+    return ", ".join(sorted({record.device for record in records}))
 
 
 def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
@@ -237,16 +245,16 @@ HEADINGS = {
     "forgetting": "forgetting",
     "learning_accuracy": "learning acc.",
 }
-SPARE = ("s a run", "FWT", "learning acc.", "BWT", "seeds", "to best")
+SPARE = ("s a run", "device", "FWT", "learning acc.", "BWT", "seeds", "to best")
 LEGEND = (
     "Percentages, mean ± 95% confidence interval over seeds. 'to best': difference in ACC to the best row (*), where a "
     "paired t-test over the seeds supports one at 5%; '=' where it does not, with three seeds or more in common. Rows "
     "marked ‡ see data that a continual learner would no longer have and do not compete; nor do those of fewer "
-    "experiences."
+    "experiences. Where the rows of a table were not all done on one 'device', their seconds do not compare."
 )
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _cells(row: Row, with_device: bool = False) -> dict[str, str]:
     if row.best:
         to_best = "*"
     elif row.below_best is not None:
@@ -259,6 +267,7 @@ def _cells(row: Row) -> dict[str, str]:
         "to best": to_best,
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
         "s a run": "" if row.seconds is None else f"{row.seconds:.1f}",
+        **({"device": row.device} if with_device else {}),
     }
 
 
@@ -278,12 +287,22 @@ def by_protocol(rows: Iterable[R]) -> dict[str, list[R]]:
     return grouped
 
 
+class OnDevice(Protocol):
+    @property
+    def device(self) -> str: ...
+
+
+def are_on_several(rows: Iterable[OnDevice]) -> bool:
+    """Tells whether rows were not all done on one device, so that their seconds and memory do not compare."""
+    return len({row.device for row in rows if row.device}) > 1
+
+
 def sheets(rows: Iterable[Row]) -> list[Sheet]:
     """Returns one table a protocol."""
     return [
         Sheet(
             protocol,
-            [_cells(row) for row in group],
+            [_cells(row, with_device=are_on_several(group)) for row in group],
             spare=SPARE,
             styles=["bold" if row.best else "dim" if row.upper_bound else None for row in group],
         )
@@ -297,7 +316,7 @@ def as_latex(rows: Iterable[Row]) -> str:
 
     parts = []
     for protocol, group in by_protocol(rows).items():
-        frame = pd.DataFrame([_cells(row) for row in group])
+        frame = pd.DataFrame([_cells(row, with_device=are_on_several(group)) for row in group])
         body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=True)
         for sign, command in {"±": r"$\pm$", "‡": r"$\ddagger$"}.items():
             body = body.replace(sign, command)
@@ -317,6 +336,6 @@ def as_csv(rows: Iterable[Row]) -> str:
             line[name] = estimate.mean if estimate else None
             line[f"{name}_half_width"] = estimate.half_width if estimate else None
         line |= {"best": row.best, "supported_difference_to_best": row.below_best, "upper_bound": row.upper_bound}
-        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds}
+        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds, "device": row.device}
         lines.append(line)
     return pd.DataFrame(lines).to_csv(index=False)

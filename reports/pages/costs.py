@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engrams.reports.costs import Costs
-from engrams.reports.pages.comparison import by_protocol, complete_by_row
+from engrams.reports.pages.comparison import are_on_several, by_protocol, complete_by_row, devices_of
 from engrams.reports.render import Sheet
 from engrams.reports.store import Record
 
@@ -18,7 +18,8 @@ LEGEND = (
     "libraries and data, or of a GPU what tensors took. 'model MB', 'kept MB': the network, and what the strategy "
     "keeps besides and besides the optimiser's state (importances, anchors, a buffer, previous models, generators). "
     "'GFLOP': floating-point operations of training, matrix products, convolutions and attention alone, then those of "
-    "each kind of step; what Avalanche's plugins do outside of a training step is not counted."
+    "each kind of step; what Avalanche's plugins do outside of a training step is not counted. Seconds and memory of "
+    "different devices do not compare."
 )
 
 
@@ -48,6 +49,8 @@ class Taken:
     measures: dict[str, float]
     operations: dict[str, float]
     """GFLOP by kind of step."""
+    device: str
+    """As of a :class:`engrams.reports.pages.comparison.Row`."""
 
 
 def values_of(measure: str, records: Iterable[Record]) -> list[float]:
@@ -65,7 +68,7 @@ def compare(records: Iterable[Record]) -> list[Taken]:
         kinds = sorted({kind for one in costs for kind in one.operations})
         operations = {kind: float(np.mean([one.operations.get(kind, 0) for one in costs])) / 1e9 for kind in kinds}
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        rows.append(Taken(protocol, strategy, len(group), means, operations))
+        rows.append(Taken(protocol, strategy, len(group), means, operations, devices_of(group)))
     return sorted(rows, key=lambda row: (row.protocol, row.measures["seconds"]))
 
 
@@ -83,6 +86,7 @@ def sheets(rows: Iterable[Taken]) -> list[Sheet]:
             | {heading: _written(row.measures.get(name)) for name, heading in HEADINGS.items()}
             | {kind: _written(row.operations.get(kind)) for kind in kinds}
             | {"seeds": str(row.seeds)}
+            | ({"device": row.device} if are_on_several(group) else {})
             for row in group
         ]
         found.append(Sheet(f"{protocol}: what a run takes", cells, spare=("seeds", *kinds, "model MB", "processor s")))
@@ -97,7 +101,12 @@ def as_csv(records: Iterable[Record]) -> str:
     for record in records:
         if not (record.complete and record.on_test_data):
             continue
-        line: dict[str, object] = {"protocol": record.protocol, "strategy": record.row, "seed": record.seed}
+        line: dict[str, object] = {
+            "protocol": record.protocol,
+            "strategy": record.row,
+            "seed": record.seed,
+            "device": record.device,
+        }
         line |= {name: measure(record) for name, measure in MEASURES.items()}
         if record.costs:
             line |= {f"bytes of {part}": size for part, size in record.costs.bytes.items()}
