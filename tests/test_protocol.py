@@ -396,3 +396,19 @@ def test_suites_name_only_what_exists():
 def test_generators_are_not_judged_while_they_learn():
     with pytest.raises(ProtocolError, match="judging is of what a classifier answers; a protocol with generation has"):
         protocol.get("generate-digits", {"judging.every": 10})
+
+
+@pytest.mark.parametrize(
+    ("value", "end"), [(10.0, "lower"), (19.0, "lower"), (500.0, ""), (1e4, "upper"), (6e3, "upper")]
+)
+def test_what_was_chosen_at_an_end_of_what_was_tried_says_so(tmp_path, value, end):
+    (tmp_path / "chosen" / "mine").mkdir(parents=True)
+    (tmp_path / "mine.toml").write_text('extends = "split-digits"\n')
+    tried = ", ".join(f"{{ ewc_lambda = {one}, ACC = 0.5 }}" for one in (10.0, 1e4, value))
+    (tmp_path / "chosen" / "mine" / "class.toml").write_text(
+        f"[ewc]\nhyperparameters = {{ ewc_lambda = {value} }}\n"
+        f'evidence = {{ command = "engrams search mine", validation_ACC = [{tried}] }}\n'
+    )
+    written = protocol.as_toml(protocol.get(f"{tmp_path}/mine.toml/class"))
+    said = "chosen by engrams search mine" + (f", at the {end} end of what was tried" if end else "")
+    assert f'"strategies.ewc.ewc_lambda" = "{said}"' in written.splitlines()

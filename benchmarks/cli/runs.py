@@ -150,6 +150,11 @@ def search(
     path = choose(entry, chosen, trials, out, workers, display, stream_from_disk, settings)
     say(path.read_text(encoding="utf-8"))
     say(f"written to {path}")
+    found = registry.read_chosen(path)
+    for one in chosen:
+        for key, value in found[one.name].hyperparameters.items():
+            if end := found[one.name].end_of_range(key):
+                say(f"{one.name}: {key} {value:g} is at the {end} end of what was tried; a better one may lie beyond")
     display.say_afterwards()
 
 

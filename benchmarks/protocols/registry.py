@@ -89,12 +89,17 @@ def as_toml(protocol: Protocol) -> str:
         name: protocol.strategies.get(name, {}) | chosen.get(name, {}) for name in sorted(protocol.strategies | chosen)
     }
     found = {
-        f"strategies.{name}.{key}": f"chosen by {protocol.chosen[name].evidence.get('command', 'engrams search')}"
+        f"strategies.{name}.{key}": _source_of(protocol.chosen[name], key)
         for name, values in chosen.items()
         for key in values
     }
     tables["sources"] = protocol.sources | found
     return tomli_w.dumps(tables)
+
+
+def _source_of(choice: Choice, key: str) -> str:
+    source = f"chosen by {choice.evidence.get('command', 'engrams search')}"
+    return f"{source}, at the {end} end of what was tried" if (end := choice.end_of_range(key)) else source
 
 
 def of_protocol(settings: Mapping[str, Any]) -> dict[str, Any]:

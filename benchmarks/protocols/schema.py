@@ -502,3 +502,17 @@ class Choice(Table):
     fingerprint: str = ""
     """Of everything else that decided the trials, as ``Protocol.fingerprint`` returns it."""
     evidence: dict[str, Any]
+
+    def end_of_range(self, key: str) -> str:
+        """Returns which end of what was tried a chosen value lies at, ``lower`` or ``upper``; empty if at neither.
+
+        A better one may lie beyond. At an end is what lies within a factor of two of it.
+
+        Args:
+            key: of the hyperparameter.
+        """
+        value = self.hyperparameters[key]
+        tried = [trial[key] for trial in self.evidence.get("validation_ACC", []) if key in trial]
+        if len(set(tried)) < 2:
+            return ""
+        return "lower" if value < 2 * min(tried) else "upper" if 2 * value > max(tried) else ""
