@@ -48,7 +48,11 @@ def page_of(protocol: str) -> str:
 
 
 def protocol_page(
-    name: str, described: Described | None, records: Sequence[Record], stream: Path | None, pictures: Sequence[Path]
+    name: str,
+    described: Described | None,
+    records: Sequence[Record],
+    stream: Path | None,
+    pictures: Mapping[str, str],
 ) -> str:
     """Returns the page of a protocol: its tables, accuracy along the stream, what generators made, its settings.
 
@@ -57,7 +61,7 @@ def protocol_page(
         described: None where the protocol is not known here; its page then has no settings.
         records: of this protocol.
         stream: path from the page of the picture of accuracy along the stream, if there is one.
-        pictures: paths from the page, of what was generated.
+        pictures: run -> path from the page of what it generated.
     """
     parts = [f"# {name}", GENERATED]
     if described:
@@ -67,15 +71,10 @@ def protocol_page(
         parts += ["## Along the stream", f"![accuracy on the experiences learned so far]({stream.as_posix()})"]
     if pictures:
         parts.append("## What was generated")
-        parts += [f"`{_run_of(path)}`\n\n![images of {_run_of(path)}]({path.as_posix()})" for path in pictures]
+        parts += [f"`{run}`\n\n![images of {run}]({path})" for run, path in pictures.items()]
     if described:
         parts += ["## Settings and sources", f"```toml\n{described.settings.rstrip()}\n```"]
     return _joined(parts)
-
-
-def _run_of(picture: Path) -> str:
-    strategy, seed = picture.parts[-3:-1]
-    return f"{strategy}, seed {seed}"
 
 
 def parity_page(boards: Sequence[Board], duels: Sequence[Duel]) -> str:

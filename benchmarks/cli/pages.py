@@ -52,7 +52,10 @@ def pages(
     described = _described()
     made, streams, listed = {}, {}, []
     for name, group in sorted(by_protocol(one for one in records if one.on_test_data).items()):
-        pictures = sorted(Path(publish.linked(path, out)) for path in found_below(runs / name, "generated.png"))
+        pictures = {
+            f"{' '.join(path.relative_to(runs / name).parts[:-2])}, seed {path.parent.name}": publish.linked(path, out)
+            for path in sorted(found_below(runs / name, "generated.png"))
+        }
         picture = over_experiences.of(group)
         stream = Path(publish.page_of(name)).with_suffix(".png") if len(picture.lines) > 1 else None
         made[publish.page_of(name)] = publish.protocol_page(name, described.get(name), group, stream, pictures)
