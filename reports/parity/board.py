@@ -37,13 +37,18 @@ class _Table(BaseModel):
 
 
 class Source(_Table):
-    """A paper or project. ``checked``: someone has read its numbers there. ``runs``: what its spreads are over."""
+    """A paper or project.
+
+    ``checked``: someone has read its numbers there. ``runs``: how many runs its figures are means of, as it says.
+    ``ddof``: 0 where its standard deviations are divided by the number of runs (``np.std``), 1 where by one less.
+    """
 
     title: str
     where: str
     checked: bool
     metric: Literal["ACC", "generated ACC"]
     runs: Annotated[int, Field(ge=2)] | None = None
+    ddof: Literal[0, 1] = 1
 
 
 class FigureRow(_Table):
@@ -138,13 +143,27 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Reported:
-    """One published number, a fraction; ``sd`` and ``runs`` are None where the source gives no spread."""
+    """One published number, a fraction; ``sd`` and ``runs`` are None where the source does not give them."""
 
     mean: float
     sd: float | None = None
     runs: int | None = None
     digits: int = 2
     """After the point, of the percentage, as the source has them."""
+    ddof: int = 1
+    """0 where ``sd`` is the root of the mean square, as NumPy has it."""
+
+    @property
+    def variance(self) -> float | None:
+        """Of a single run, estimated without bias; None where the source gives no spread."""
+        if self.sd is None or self.runs is None:
+            return None
+        return self.sd**2 * self.runs / (self.runs - 1) if self.ddof == 0 else self.sd**2
+
+    @property
+    def known_runs(self) -> int:
+        """How many runs it is a mean of, as far as is known."""
+        return self.runs or 1
 
     @property
     def rounding(self) -> float:
@@ -174,7 +193,7 @@ class Comparison:
     difference: Difference | None
     verdict: Verdict
     to_decide: str
-    """Where it is undecided, what would decide it: so many seeds of ours, or nothing of ours."""
+    """Where it is undecided, what would decide it: so many seeds of ours, or what of the source prevents it."""
     published_setting: str
     our_setting: str
     """It ends with what went wrong where no run came to an end."""
@@ -210,51 +229,59 @@ def compare(published: Published, records: Iterable[Record]) -> list[Board]:
 def difference(ours: Sequence[float], reported: Reported) -> Difference:
     """Ours minus published, with the half-widths of its 95% and 90% confidence intervals.
 
-    Welch's, where both have a spread. Without a published one, its number is taken as exact; a single seed of ours
-    is taken to spread as the source's runs do. With neither there is no interval.
+    Welch's, where both have a spread. Where one side has none, its runs are taken to spread as the other's do: the
+    difference of means of n and m runs with one variance s^2 has the variance s^2 (1/n + 1/m), and Student's t has the
+    degrees of freedom of the side that s^2 was estimated on (with m = 1, the prediction interval of one new run). That
+    is so of a published number without a spread (of one run, if the source does not say of how many) and of a single
+    seed of ours. With neither spread there is no interval.
 
     Args:
         ours: one value a seed, fractions.
         reported: the published number.
     """
-    seeds, mean = len(ours), float(np.mean(ours)) - reported.mean
-    spread = float(np.var(ours, ddof=1)) / seeds if seeds > 1 else None
-    theirs = _error_of(reported)
-    if spread is None:
-        if reported.sd is None or reported.runs is None:
-            return Difference(mean, None)
-        variance, freedom = reported.sd**2 + theirs, float(reported.runs - 1)
-    else:
-        variance, freedom = spread + theirs, _freedom(spread, seeds, reported)
-    error = float(np.sqrt(variance))
+    mean = float(np.mean(ours)) - reported.mean
+    own, theirs = _variance(ours), reported.variance
+    if own is None and theirs is None:
+        return Difference(mean, None)
+    error, freedom = _welch(own, len(ours), theirs, reported.known_runs)
     return Difference(mean, quantile(freedom) * error, quantile(freedom, 0.9) * error)
 
 
-def _error_of(reported: Reported) -> float:
-    """The square of the published mean's standard error; 0 where it is taken as exact."""
-    return 0.0 if reported.sd is None or reported.runs is None else reported.sd**2 / reported.runs
+def _variance(ours: Sequence[float]) -> float | None:
+    return float(np.var(ours, ddof=1)) if len(ours) > 1 else None
 
 
-def _freedom(spread: float, seeds: int, reported: Reported) -> float:
-    """Welch and Satterthwaite's degrees of freedom; without any variance the interval is a point whatever they are."""
-    theirs = _error_of(reported)
-    within = spread**2 / (seeds - 1)
-    if reported.runs is not None and reported.runs > 1:
-        within += theirs**2 / (reported.runs - 1)
-    return (spread + theirs) ** 2 / within if within else 1.0
+def _welch(own: float | None, seeds: int, theirs: float | None, runs: int) -> tuple[float, float]:
+    """The standard error of the difference and its degrees of freedom.
+
+    They are Welch and Satterthwaite's, or the lender's where one variance serves both.
+    """
+    if own is None or theirs is None:
+        variance, freedom = (theirs, float(runs - 1)) if own is None else (own, float(seeds - 1))
+        assert variance is not None
+        return float(np.sqrt(variance * (1 / seeds + 1 / runs))), freedom
+    ours_part, theirs_part = own / seeds, theirs / runs
+    within = ours_part**2 / (seeds - 1) + theirs_part**2 / (runs - 1)
+    # Without any variance the interval is a point, whatever the degrees of freedom are.
+    freedom = (ours_part + theirs_part) ** 2 / within if within else 1.0
+    return float(np.sqrt(ours_part + theirs_part)), freedom
 
 
-def judge(difference: Difference, rounding: float) -> Verdict:
+def judge(difference: Difference, rounding: float, seeds: int) -> Verdict:
     """Returns the verdict on a difference (fractions; higher is better).
 
-    ``reproduced`` where it is shown to be small: its 90% interval lies within the margin (two one-sided tests). Else
-    ``above`` or ``short`` where its 95% interval lies beyond 0, and beyond what the published number was rounded by;
-    and ``undecided`` where neither is shown.
+    ``reproduced`` where it is shown to be small: its 90% interval lies within the margin (two one-sided tests), even
+    if the published number was rounded to our side. Else ``above`` or ``short`` where its 95% interval lies beyond 0,
+    and beyond what the published number was rounded by; and ``undecided`` where neither is shown.
+
+    A single seed of ours is always ``undecided``. The source's spread need not be ours, and a single value cannot
+    contradict it; a second seed measures our own. The spread of a source that gives none cannot be measured here, and
+    so ours is taken for it.
     """
     size = abs(difference.mean)
-    if difference.narrow is None or difference.half_width is None:
+    if seeds < 2 or difference.narrow is None or difference.half_width is None:
         return Verdict.undecided
-    if size + difference.narrow <= MARGIN:
+    if size + difference.narrow + rounding <= MARGIN:
         return Verdict.reproduced
     if size - difference.half_width <= rounding:
         return Verdict.undecided
@@ -264,18 +291,26 @@ def judge(difference: Difference, rounding: float) -> Verdict:
 def to_decide(ours: Sequence[float], reported: Reported) -> str:
     """Returns what would show that there is no difference, if there is none and our runs go on to spread as they do.
 
+    So many seeds of ours; or, where no number of them could, what of the source prevents it.
+
     Args:
         ours, reported: as for :func:`difference`.
     """
-    if len(ours) < 2:
+    own, theirs, runs = _variance(ours), reported.variance, reported.known_runs
+    if own is None:
         return "more seeds"
-    variance = float(np.var(ours, ddof=1))
     for seeds in range(2, MOST_SEEDS + 1):
-        spread = variance / seeds
-        error = float(np.sqrt(spread + _error_of(reported)))
-        if quantile(_freedom(spread, seeds, reported), 0.9) * error <= MARGIN:
+        error, freedom = _welch(own, seeds, theirs, runs)
+        if quantile(freedom, 0.9) * error + reported.rounding <= MARGIN:
             return f"{max(seeds, len(ours) + 1)} seeds"
-    return "its spread" if _error_of(reported) > variance / MOST_SEEDS else f"over {MOST_SEEDS} seeds"
+    # The error and the degrees of freedom that are left when ours is known exactly.
+    error = float(np.sqrt((own if theirs is None else theirs) / runs))
+    freedom = np.inf if theirs is None else float(runs - 1)
+    if quantile(freedom, 0.9) * error + reported.rounding <= MARGIN:
+        return f"over {MOST_SEEDS} seeds"
+    if theirs is not None:
+        return "its spread"
+    return "its one run" if runs == 1 else f"its {runs} runs"
 
 
 @dataclass(frozen=True)
@@ -371,10 +406,12 @@ def _board(figure: Figure, source: Source, groups: Mapping[str, Mapping[str, lis
             ]
             complete = [record for record in group if record.complete]
             sd = None if row.sd is None else row.sd[column] / 100
-            reported = Reported(row.mean[column] / 100, sd, None if sd is None else source.runs, digits)
+            reported = Reported(row.mean[column] / 100, sd, source.runs, digits, source.ddof)
             values = [_acc(record, after) for record in complete]
             gap = difference(values, reported) if values else None
-            verdict = judge(gap, reported.rounding) if gap else Verdict.failed if group else Verdict.not_run
+            verdict = (
+                judge(gap, reported.rounding, len(values)) if gap else Verdict.failed if group else Verdict.not_run
+            )
             if complete:
                 hyperparameters[f"{row.strategy} on {protocol}"] = complete[0].hyperparameters
             rows.append(
