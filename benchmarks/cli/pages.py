@@ -64,7 +64,7 @@ def pages(
         listed.append((name, described[name].title if name in described else "a protocol of somebody's own"))
     boards, duels = compared(records)
     made["parity.md"] = publish.parity_page(boards, duels)
-    others = [("parity", "every published figure beside ours, and Avalanche's strategies beside ours")]
+    others = [("parity", "published figures beside ours, and Avalanche's strategies beside ours")]
     if studies is not None:
         made["studies.md"] = publish.studies_page(_studies(studies, damaged), out)
         others.append(("studies", "questions that many runs answer with one figure"))
