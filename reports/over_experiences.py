@@ -40,6 +40,7 @@ class Line(NamedTuple):
     acc: list[Estimate]
     """After each experience, on those so far; one alone where the whole stream is learned at once."""
     seeds: int
+    upper_bound: bool
     own_settings: bool = False
     """Whether the row has settings other than the protocol's."""
 
@@ -61,7 +62,7 @@ class Picture(NamedTuple):
     """What one protocol's picture shows."""
 
     lines: list[Line]
-    """The highest at the end first, joint training last."""
+    """The highest at the end first, upper bounds last."""
     rows: int
     """Of the protocol's table, with those that have no line."""
 
@@ -71,7 +72,8 @@ def of(records: Iterable[Record]) -> Picture:
 
     The few are :data:`ALWAYS`. Each strategy has one line, of the protocol's own settings where it was run with them.
     Strategies of somebody's own come before others that are better, on half of the places. Where joint training was not
-    run with the protocol's own settings, the row of other settings that has the most seeds takes its place.
+    run with the protocol's own settings, the row of other settings that has the most seeds takes its place. Beside deep
+    generative replay stands exact replay, which has real images in the generator's place.
 
     Args:
         records: of one protocol.
@@ -83,8 +85,12 @@ def of(records: Iterable[Record]) -> Picture:
     first = [strategy for strategy in (*ALWAYS, *own) if strategy in best]
     shown = [best[strategy] for strategy in list(dict.fromkeys([*first, *best]))[: len(COLOURS)]]
     lines = sorted(map(_line, shown), key=lambda line: -line.acc[-1].mean)
-    if joint := [group for group in whole if group[0].upper_bound and len(group[0].accuracy_matrix) == 1]:
-        lines.append(_line(max(joint, key=lambda group: (not group[0].variant, len(group)))))
+    bounds = [group for group in whole if group[0].upper_bound]
+    exact = [group for group in bounds if group[0].strategy == "exact-replay"]
+    joint = [group for group in bounds if len(group[0].accuracy_matrix) == 1]
+    for found in (exact if any(line.strategy.startswith("dgr") for line in lines) else [], joint):
+        if found:
+            lines.append(_line(max(found, key=lambda group: (not group[0].variant, len(group)))))
     return Picture(lines, len(groups))
 
 
@@ -102,7 +108,8 @@ def _acc(group: Sequence[Record]) -> float:
 
 def _line(group: Sequence[Record]) -> Line:
     along = zip(*map(_along, group), strict=True)
-    return Line(group[0].strategy, [_estimate(values) for values in along], len(group), bool(group[0].variant))
+    one = group[0]
+    return Line(one.strategy, [_estimate(values) for values in along], len(group), one.upper_bound, bool(one.variant))
 
 
 def _along(record: Record) -> list[float]:
@@ -126,25 +133,27 @@ def colours_of(strategies: Sequence[str]) -> dict[str, int]:
 
 
 def figure(picture: Picture) -> Figure:
-    """Returns the picture: means with 95% intervals; what learns the whole stream at once is a level."""
+    """Returns the picture: means with 95% intervals; upper bounds are grey, and joint training is a level."""
     drawn = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
     axes = drawn.add_subplot()
-    colours = colours_of([line.strategy for line in picture.lines if len(line.acc) > 1])
+    colours = colours_of([line.strategy for line in picture.lines if not line.upper_bound])
     for line in picture.lines:
         mean = 100 * np.array([one.mean for one in line.acc])
         aside = 100 * np.array([one.half_width or 0.0 for one in line.acc])
         if len(line.acc) == 1:
             axes.axhline(mean[0], color="0.4", linestyle="--", linewidth=1.2, label=line.label)
             continue
-        stages, index = np.arange(1, len(mean) + 1), colours[line.strategy]
+        stages = np.arange(1, len(mean) + 1)
         style: dict[str, Any] = {} if line.seeds >= FEWEST else {"linestyle": ":", "linewidth": 1.2}
-        colour, marker = COLOURS[index], MARKERS[index]
+        colour, marker = "0.4", "."
+        if not line.upper_bound:
+            colour, marker = COLOURS[colours[line.strategy]], MARKERS[colours[line.strategy]]
         axes.plot(stages, mean, color=colour, marker=marker, markersize=4, label=line.label, **style)
         axes.fill_between(
             stages,
             np.maximum(mean - aside, 0),
             np.minimum(mean + aside, 100),
-            color=COLOURS[index],
+            color=colour,
             alpha=0.15,
             linewidth=0,
         )

@@ -356,6 +356,16 @@ def test_a_strategy_without_the_protocols_own_settings_is_pictured_with_its_best
     ]
 
 
+def test_exact_replay_stands_beside_generative_replay_alone():
+    def exact(*rows):
+        records = [one for row in rows for one in along_the_stream(*row)]
+        bound = [one.model_copy(update={"upper_bound": True}) for one in along_the_stream("exact-replay", 0.9)]
+        return [line.name for line in over_experiences.of([*bound, *records]).lines]
+
+    assert exact(("naive", 0.1), ("dgr-vae", 0.3), ("joint", 0.8)) == ["dgr-vae", "naive", "exact-replay", "joint"]
+    assert exact(("naive", 0.1), ("joint", 0.8)) == ["naive", "joint"]
+
+
 def test_ones_own_strategies_are_pictured_though_others_are_better():
     own = [(f"mine.py:slow{place}", 0.1 + place / 100) for place in range(9)]
     picture = pictured(("naive", 0.5), *own, *((f"good{place}", 0.9) for place in range(9)))
