@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 
 from engrams.reports import store
 from engrams.reports.errors import UserError
+from engrams.reports.matrix import metrics
 from engrams.reports.predictions import PREDICTIONS, Predictions, write
 from engrams.reports.wandb import dashboards, page, read, sending, settings
 from engrams.reports.wandb import service as services
@@ -215,6 +217,25 @@ def test_other_figures_of_the_same_run_get_a_page_of_their_own(service, tmp_path
     assert len(service.artifacts_of(here, "record")) == len(service.artifacts_of(other, "record")) == 1
     assert f"its page {here.name} has other figures; its page has a new id" in screen.text
     assert len(store.read_records(f"wandb:{ENTITY}/engrams")) == 1, "the newer page's: no seed counts twice"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_page_of_other_figures_stays_as_it_is(service, tmp_path, live):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    matrix = [*record.accuracy_matrix[:-1], [0.125] * 5]  # nothing differs before the last experience
+    found = {"accuracy_matrix": matrix, "metrics": metrics(matrix), "accuracy_at_initialisation": []}
+    store.write(record.model_copy(update={**found, "environment": {"machine": "another"}}), tmp_path / "there" / SOLVER)
+    assert sending.upload(online(), [tmp_path / "there"], Screen())
+    before = deepcopy(page_of(service, SOLVER))
+    if live:
+        suite(tmp_path / "here", [SOLVER])
+    else:
+        learned(record, tmp_path / "here" / SOLVER)
+        assert sending.upload(online(), [tmp_path / "here"], Screen())
+    assert page_of(service, SOLVER) == before
+    other = service.pages[f"{before.name}-2"]
+    assert arrived(other) == record.model_dump()
+    assert len(other.history) == 10
 
 
 def test_a_page_that_was_deleted_gets_a_new_id_and_a_word(service, tmp_path, monkeypatch):

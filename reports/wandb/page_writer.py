@@ -34,30 +34,66 @@ class Taken(Exception):
     """The page of this id was deleted, or holds other figures; the message says which."""
 
 
+class History:
+    """The rows that a page has, of an earlier try or from elsewhere."""
+
+    def __init__(self, page_id: str, rows: Sequence[Mapping[str, Any]]):
+        self.page_id, self.count = page_id, len(rows)
+        self.rows: dict[tuple[str, Any], dict[str, Any]] = {}
+        """By what each is of."""
+        for row in rows:
+            self.rows.setdefault(_key(row), {}).update(row)
+
+    def found(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Returns the page's own row of the same; None if it has none.
+
+        Raises:
+            Taken: it has other figures.
+        """
+        there = self.rows.get(_key(row))
+        if there and any(row[name] != there[name] for name in row if name in there and _is_compared(name)):
+            raise Taken(f"its page {self.page_id} has other figures")
+        return there
+
+    def compared(self, lines: Iterator[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+        """Returns the lines of a journal that came until each row was compared with the run's, or until the end.
+
+        Whoever begins the page of an id that is there writes over its configuration: all that can tell another's page
+        from the run's own is looked at before. Meanwhile a run has nothing to say that is not on its page.
+
+        Raises:
+            Taken: a row has other figures.
+        """
+        left, held = set(self.rows), []
+        while left and (line := next(lines, None)) is not None:
+            held.append(line)
+            if row := line.get("row"):
+                self.found(row)
+                left.discard(_key(row))
+        if left and (record := read_record(folder)) and record.complete:
+            for row in page.rows_of(record):
+                self.found(row)
+        return held
+
+
 class PageWriter:
     """Writes a run's page: rows as they come, and the rest from the record.
 
-    W&B adds to the page of an id that it has. A row that is there already, of an earlier try or from elsewhere, is
-    therefore not sent again, so that the page has each row once.
+    W&B adds to the page of an id that it has. A row that is there already is therefore not sent again, so that the page
+    has each row once.
     """
 
-    def __init__(
-        self, run: Any, folder: Path, lock: threading.Lock, staging: Path | None, there: Sequence[Mapping[str, Any]]
-    ):
+    def __init__(self, run: Any, folder: Path, lock: threading.Lock, staging: Path | None, there: History):
         """
         Args:
             run: wandb's.
             folder: the run's.
             lock: held while something is drawn, or depends on W&B's variables.
             staging: of artifacts; None for the usual place.
-            there: the rows that the page has already.
+            there: what the page has already.
         """
         self.run, self.folder, self.lock, self.staging = run, folder, lock, staging
-        self.step = len(there)
-        self.there: dict[tuple[str, Any], dict[str, Any]] = {}
-        """Each row that the page has, by what it is of."""
-        for row in there:
-            self.there.setdefault(_key(row), {}).update(row)
+        self.there, self.step = there, there.count
         self.rows: list[dict[str, Any]] = []
         self.held: dict[str, Any] | None = None
         """The row of the last experience, which gets what only the whole run has."""
@@ -76,7 +112,6 @@ class PageWriter:
         try:
             return step(*arguments)
         except Taken:
-            self.run.finish(exit_code=0)  # its summary and its record stay the other's
             raise
         except Exception as error:
             print(f"{self.folder}: {error!r}", file=sys.stderr)
@@ -99,20 +134,18 @@ class PageWriter:
             if page.is_last(row):
                 self.held = row
                 return
-            if _key(row) not in self.there and time.monotonic() - self.drawn > DRAWS_EVERY:
+            if _key(row) not in self.there.rows and time.monotonic() - self.drawn > DRAWS_EVERY:
                 self.drawn = time.monotonic()
                 row = row | {HEAT_MAP: [page.numbered(one, "accuracy/") for one in self.rows]}
         self._log(row)
 
     def _log(self, row: Mapping[str, Any]) -> None:
-        found = self.there.get(_key(row))
+        found = self.there.found(row)
         if found is None:
-            self.there[_key(row)] = dict(row)
+            self.there.rows[_key(row)] = dict(row)
             self._send(row, self.step)
             self.step += 1
             return
-        if any(row[name] != found[name] for name in row if name in found and _is_compared(name)):
-            raise Taken(f"its page {self.run.id} has other figures")
         if lacking := {name: value for name, value in row.items() if name not in found}:
             step = page.EXPERIENCE if page.EXPERIENCE in row else page.EPOCH
             self.added |= lacking | {step: row[step]}
@@ -155,24 +188,34 @@ class PageWriter:
         """Writes what is final and ends the run with its exit status, whatever went wrong before."""
         exit_code = INTERRUPTED
         try:
-            self.record = self._record()
-            if self.record is not None:
-                exit_code = 0 if self.record.complete else 1
-                self._try(self._final_rows, self.record)
-                self._try(self._final_config, self.record)
-                self._try(self._final_summary, self.record)
-                self._try(self._artifact)
-            else:
-                if self.held:
-                    self._try(self._log, self.held)
-                if self.end_line is not None:
-                    exit_code = 0 if self.end_line["complete"] else 1
-                    self._try(self.run.summary.update, self.end_line["summary"])
-            if self.added:
-                self._try(self._send, self.added, self.step)
-                self.step += 1
+            exit_code = self._final()
         finally:
-            self.run.finish(exit_code=exit_code)
+            self.finish(exit_code)
+
+    def finish(self, exit_code: int) -> None:
+        """Ends the run as it stands."""
+        self.run.finish(exit_code=exit_code)
+
+    def _final(self) -> int:
+        """Writes what is final; returns the exit status."""
+        exit_code = INTERRUPTED
+        self.record = self._record()
+        if self.record is not None:
+            exit_code = 0 if self.record.complete else 1
+            self._try(self._final_rows, self.record)
+            self._try(self._final_config, self.record)
+            self._try(self._final_summary, self.record)
+            self._try(self._artifact)
+        else:
+            if self.held:
+                self._try(self._log, self.held)
+            if self.end_line is not None:
+                exit_code = 0 if self.end_line["complete"] else 1
+                self._try(self.run.summary.update, self.end_line["summary"])
+        if self.added:
+            self._try(self._send, self.added, self.step)
+            self.step += 1
+        return exit_code
 
     def _record(self) -> Record | None:
         """The run's, unless it is that of an earlier try."""

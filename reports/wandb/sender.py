@@ -23,7 +23,7 @@ from typing import Any, Literal, TextIO
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import FOLDER, page
 from engrams.reports.wandb.journal import Reader, read_record
-from engrams.reports.wandb.page_writer import PageWriter, Taken, reason_of
+from engrams.reports.wandb.page_writer import INTERRUPTED, History, PageWriter, Taken, reason_of
 from engrams.reports.wandb.service import Service, ServiceError
 from engrams.reports.wandb.settings import Address, kill_children
 
@@ -163,11 +163,10 @@ class Sender:
                 self.turn.release()
 
     def _send(self, job: Job) -> dict[str, Any]:
-        lines = self._lines(job)
-        begin = next((line for line in lines if "begin" in line), None)
+        begin = next((line for line in self._lines(job) if "begin" in line), None)
         record = read_record(job.folder) if begin is None or not job.live else None
         if begin and record and begin["time"] > (job.folder / RECORD).stat().st_mtime:
-            begin, lines = None, iter(())  # of a later try that was cut short
+            begin = None  # of a later try that was cut short
         introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
         if introduction is None:
             raise Unreadable("there is neither a journal nor a record that can be read")
@@ -178,40 +177,44 @@ class Sender:
         with self.of_page[introduction["id"]]:
             if not job.live and (url := self._is_there(introduction["id"], record)):
                 return {"url": url, "there": True}
-            return self._write_page(job, introduction, begin, lines)
+            return self._write_page(job, introduction, begin)
 
-    def _write_page(
-        self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None, lines: Iterator[dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _write_page(self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None) -> dict[str, Any]:
         """The page of a run, under another id where its own cannot be used."""
-        is_here = begin and job.live and begin.get("host") == platform.node()
-        pid = begin["pid"] if begin and is_here else None
-        first = [begin] if begin else []
         word = None
-        for taken in range(2, 6):
-            there = self._there(introduction["id"])
+        for run_id in _ids(introduction["id"]):
             try:
-                run = self._begun(job, introduction, pid, resumed=bool(there))
-                self._say(job, "begun", url=run.url)
-                writing = PageWriter(
-                    run, job.folder, self.drawing, None if self.service else job.folder / FOLDER / "staging", there
-                )
-                try:
-                    for line in itertools.chain(first, lines):
-                        writing.write(line)
-                except Taken:
-                    raise
-                except BaseException:
-                    writing.end()
-                    raise
-                writing.end()
-                self._check(run, writing)
-                return {"url": run.url, "word": word, "lacks": writing.lacks}
-            except Taken as taken_by:
-                word = f"{taken_by}; its page has a new id"
-                introduction = {**introduction, "id": f"{introduction['id'].partition('-')[0]}-{taken}"}
-                lines, first = (iter(()) if job.live is False and not begin else self._lines(job)), []
+                return {**self._written(job, {**introduction, "id": run_id}, begin), "word": word}
+            except Taken as taken:
+                word = f"{taken}; its page has a new id"
         raise ValueError("its page was deleted, or is another run's, several times")
+
+    def _written(self, job: Job, introduction: Mapping[str, Any], begin: dict[str, Any] | None) -> dict[str, Any]:
+        """The page of an id.
+
+        Raises:
+            Taken: the run cannot have it.
+        """
+        there = History(introduction["id"], self._there(introduction["id"]))
+        lines = self._lines(job) if begin else iter(())
+        held = there.compared(lines, job.folder)
+        is_here = begin and job.live and begin.get("host") == platform.node()
+        run = self._begun(job, introduction, begin["pid"] if begin and is_here else None, resumed=bool(there.rows))
+        self._say(job, "begun", url=run.url)
+        staging = None if self.service else job.folder / FOLDER / "staging"
+        writing = PageWriter(run, job.folder, self.drawing, staging, there)
+        try:
+            for line in itertools.chain(held, lines):
+                writing.write(line)
+        except Taken:  # by an earlier try of its own, whose page this is
+            writing.finish(INTERRUPTED)
+            raise
+        except BaseException:
+            writing.end()
+            raise
+        writing.end()
+        self._check(run, writing)
+        return {"url": run.url, "lacks": writing.lacks}
 
     def _lines(self, job: Job) -> Iterator[dict[str, Any]]:
         """The lines of its journal as they come, until its end."""
@@ -310,6 +313,11 @@ class Sender:
         there = self.service.arrived(run.entity, run.project, run.id)
         if not there or there.rows < writing.step or there.state == "running" or (writing.record and not there.records):
             raise ServiceError("not all of it has arrived")
+
+
+def _ids(run_id: str) -> list[str]:
+    """The ids of a run's page: its own, and those that it gets where that one cannot be used."""
+    return [run_id, *(f"{run_id}-{number}" for number in range(2, 6))]
 
 
 def main() -> None:
