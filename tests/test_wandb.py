@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -25,6 +26,7 @@ from engrams.reports.matrix import metrics
 from engrams.reports.predictions import PREDICTIONS, Predictions, write
 from engrams.reports.wandb import dashboards, page, read, sending, settings
 from engrams.reports.wandb import service as services
+from engrams.reports.wandb.journal import record_of
 from engrams.reports.wandb.sender import Job, Orders, Sender
 from engrams.reports.wandb.settings import WandBSettings, resolve
 from tests.waiting import until
@@ -203,6 +205,66 @@ def test_a_run_begun_again_is_not_taken_for_what_it_said_before(service, tmp_pat
     assert len(found.history) == 10
     assert (found.state, found.exit_code) == ("finished", 0)
     assert arrived(found) == record.model_dump()
+
+
+def test_a_run_that_began_before_the_command_arrives_whole(service, tmp_path):
+    """As under SLURM, where it goes on after the command that began it; or on a machine whose clock is behind."""
+    record = store.read(RECORDS / SOLVER / "record.json")
+    learned(record, tmp_path / SOLVER)
+    with told(tmp_path) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert arrived(found) == record.model_dump()
+    assert [row["epoch"] for row in found.history if "loss/training" in row] == [1, 2, 3, 4, 5]
+    assert all("seconds" in row for row in rows(found))
+
+
+def test_a_record_is_a_runs_own_whatever_the_clock_of_its_disk_says(service, tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    with told(tmp_path) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(record, tmp_path / SOLVER, ended=False)
+        os.utime(store.write(record, tmp_path / SOLVER), (0, 0))
+        with (tmp_path / SOLVER / "wandb" / "journal.jsonl").open("a") as file:
+            end = {"complete": True, "summary": {}, "record": page.digest_of(record)}
+            file.write(json.dumps({"end": end, "time": time.time()}) + "\n")
+        runs.over(SOLVER)
+    found = page_of(service, SOLVER)
+    assert arrived(found) == record.model_dump()
+    assert len(service.artifacts_of(found, "record")) == 1
+
+
+def test_which_record_is_of_the_try_that_a_journal_is_of(tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    folder = tmp_path / SOLVER
+    path = store.write(record, folder)
+    begin, now = {"begin": {}, "time": time.time()}, time.time()
+    for seconds, found in ((-10, None), (10, record)):  # it was cut short: the clocks decide
+        os.utime(path, (now + seconds, now + seconds))
+        assert record_of(folder, [begin]) == found
+    os.utime(path, (0, 0))
+    for which, found in (({"record": page.digest_of(record)}, record), ({"record": "another's"}, None), ({}, record)):
+        assert record_of(folder, [begin, {"end": {"complete": True, "summary": {}, **which}}]) == found
+    path.write_text(path.read_text().replace("0.9", "0.8", 1))
+    with pytest.raises(store.RecordError, match="its checksum is not that of its content"):
+        record_of(folder)
+    path.unlink()
+    assert record_of(folder) is None
+
+
+def test_a_record_in_the_place_of_the_one_that_a_journal_ends_with(service, tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    again = record.model_copy(update={"seconds": record.seconds + 1})  # done anew with W&B off
+    screen = Screen()
+    with told(tmp_path, screen=screen) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(record, tmp_path / SOLVER)
+        store.write(again, tmp_path / SOLVER)
+        runs.over(SOLVER)
+    assert f"not sent: {SOLVER}: its journal ends with another record than the one that is there" in screen.text
+    assert sending.upload(online(), [tmp_path], Screen())
+    assert arrived(page_of(service, SOLVER)) == again.model_dump()
 
 
 def test_other_figures_of_the_same_run_get_a_page_of_their_own(service, tmp_path):
@@ -523,11 +585,16 @@ def test_upload_sends_each_record_once_and_goes_on_past_a_broken_one(service, tm
     broken = out / "split-mnist/class/mas/0/record.json"
     broken.parent.mkdir(parents=True)
     broken.write_text('{"protocol": "split')
+    changed = out / "split-mnist/class/ewc/1/record.json"  # it has a journal, too
+    learned(store.read(RECORDS / "split-mnist/class/ewc/1/record.json"), changed.parent)
+    changed.write_text(changed.read_text().replace("0.9", "0.8", 1))
     screen = Screen()
     assert not sending.upload(online(), [out, shutil.copytree(RECORDS / SOLVER, tmp_path / "copy" / SOLVER)], screen)
     assert "W&B: 3 runs sent, 1 run there already: " in screen.text
     assert "not sent: split-mnist/class/mas/0" in screen.text
+    assert f"not sent: split-mnist/class/ewc/1: {changed} is no record (its checksum is not that" in screen.text
     broken.unlink()
+    shutil.rmtree(changed.parent)
     screen = Screen()
     assert sending.upload(online(), [out], screen)
     assert "W&B: 3 runs there already: " in screen.text

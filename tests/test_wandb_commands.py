@@ -18,7 +18,7 @@ from engrams.benchmarks.judging.observer import CLASSIFIERS, classifier_for
 from engrams.benchmarks.protocols import registry
 from engrams.benchmarks.studies import listing
 from engrams.reports import store
-from engrams.reports.wandb import read, sending
+from engrams.reports.wandb import page, read, sending
 from engrams.strategies import catalogue
 from tests.test_runs import engrams
 from tests.wandb_runs import RECORDS, SOLVER, Screen, arrived, online, record_in, rows, table_of
@@ -136,7 +136,7 @@ def test_a_real_mergan_run_leaves_a_journal_of_what_it_did_and_all_of_it_arrives
     assert experiences[-1]["seconds"] <= record.seconds
     assert [row["frechet_distance"] for row in experiences] == record.generated.frechet_distance
     assert all((folder / row["generated"]["picture"]).exists() for row in experiences)
-    assert lines[-1]["end"] == {"complete": True, "summary": {}}
+    assert lines[-1]["end"] == {"complete": True, "summary": {}, "record": page.digest_of(record)}
     assert sending.upload(online(), [protocols / "runs"], Screen())
     (found,) = service.pages.values()
     assert arrived(found) == record.model_dump()

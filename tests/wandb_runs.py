@@ -124,7 +124,7 @@ def learned(record, folder, upto=None, ended=True):
         if generated and generated.frechet_distance:
             journal.animation(gif(folder))
         store.write(record, folder)
-        journal.ended()
+        journal.ended(record=record)
 
 
 def gif(folder):

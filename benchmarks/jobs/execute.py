@@ -114,7 +114,7 @@ def execute(
         if record.complete:  # not another's fault, and not to be shown as done
             record = failed(run, device, f"done, but its record cannot be written: {error}; make room and run it again")
     if journal:
-        journal.ended(complete=record.complete)
+        journal.ended(complete=record.complete, record=record)
     return record
 
 

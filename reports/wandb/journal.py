@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,12 @@ class Journal:
         self._write({"animation": self._kept(path)})
 
     @_never_raises
-    def ended(self, summary: Mapping[str, Any] | None = None, complete: bool = True) -> None:
+    def ended(
+        self, summary: Mapping[str, Any] | None = None, complete: bool = True, record: Record | None = None
+    ) -> None:
         """Writes that the run is over; what came out is in its record, if it has one, or else in ``summary``."""
-        self._write({"end": {"complete": complete, "summary": dict(summary or {})}})
+        which = {"record": page.digest_of(record)} if record else {}
+        self._write({"end": {"complete": complete, "summary": dict(summary or {}), **which}})
 
     def _kept(self, picture: Path) -> str:
         name = f"{picture.stem}-{self.pictures:02d}{picture.suffix}"
@@ -180,11 +183,25 @@ class Reader:
                 yield found
 
 
-def read_record(folder: Path) -> Record | None:
-    """Returns the record in a run's folder; None if there is none that can be read."""
+def record_of(folder: Path, lines: Iterable[Mapping[str, Any]] = ()) -> Record | None:
+    """Returns the record in a run's folder; None if there is none, or it is of another try than its journal.
+
+    The end of a journal says which record is the run's. That of an older Engrams does not, but came after its record.
+    Where there is no end yet, the clocks decide.
+
+    Args:
+        folder: the run's.
+        lines: of its journal; none if any record will do.
+
+    Raises:
+        RecordError: it cannot be read, or is not to be believed.
+    """
     from engrams.reports import store
 
-    try:
-        return store.read(folder / store.RECORD)
-    except store.RecordError:
+    path = folder / store.RECORD
+    began = max((line["time"] for line in lines if "begin" in line), default=0.0)
+    end = next((line["end"] for line in lines if "end" in line), None)
+    if not path.exists() or (end is None and path.stat().st_mtime < began):
         return None
+    record = store.read(path)
+    return record if end is None or end.get("record") in (None, page.digest_of(record)) else None

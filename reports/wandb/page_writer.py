@@ -20,7 +20,7 @@ from engrams.reports.figures import heat_map_of_size
 from engrams.reports.predictions import PREDICTIONS
 from engrams.reports.store import RECORD, Record
 from engrams.reports.wandb import FOLDER, page
-from engrams.reports.wandb.journal import PICTURE, read_record
+from engrams.reports.wandb.journal import PICTURE, record_of
 
 DRAWS_EVERY = 20.0
 """Seconds between two pictures of an accuracy matrix that grows."""
@@ -70,7 +70,7 @@ class History:
             if row := line.get("row"):
                 self.found(row)
                 left.discard(_key(row))
-        if left and (record := read_record(folder)) and record.complete:
+        if left and (record := record_of(folder, held)) and record.complete:
             for row in page.rows_of(record):
                 self.found(row)
         return held
@@ -100,12 +100,17 @@ class PageWriter:
         self.added: dict[str, Any] = {}
         """What a row that is there lacks."""
         self.closing: dict[str, Any] = {}
-        self.end_line: dict[str, Any] | None = None
+        self.bounds: list[Mapping[str, Any]] = []
+        """The lines that begin and end the journal."""
         self.record: Record | None = None
-        self.began = 0.0
         self.drawn = time.monotonic()
         self.lacks = ""
         """The first thing that could not be logged."""
+
+    @property
+    def end_line(self) -> dict[str, Any] | None:
+        """How the journal says that the run ended, if it does."""
+        return next((line["end"] for line in self.bounds if "end" in line), None)
 
     def _try(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """One thing that cannot be logged does not keep the others from it."""
@@ -120,13 +125,13 @@ class PageWriter:
     def write(self, line: Mapping[str, Any]) -> None:
         """Takes a line of a journal."""
         if "begin" in line:  # once more, where the run's process died and it is tried again
-            self.began, self.rows, self.held, self.closing = line["time"], [], None, {}
+            self.bounds, self.rows, self.held, self.closing = [line], [], None, {}
         elif "row" in line:
             self._try(self._row, line["row"])
         elif "animation" in line:
             self.closing["generated_animation"] = {PICTURE: line["animation"]}
         elif "end" in line:
-            self.end_line = line["end"]
+            self.bounds.append(line)
 
     def _row(self, row: dict[str, Any]) -> None:
         if page.EXPERIENCE in row:
@@ -197,9 +202,13 @@ class PageWriter:
         self.run.finish(exit_code=exit_code)
 
     def _final(self) -> int:
-        """Writes what is final; returns the exit status."""
+        """Writes what is final; returns the exit status.
+
+        Raises:
+            RecordError: the run's record cannot be read.
+        """
         exit_code = INTERRUPTED
-        self.record = self._record()
+        self.record = record_of(self.folder, self.bounds)
         if self.record is not None:
             exit_code = 0 if self.record.complete else 1
             self._try(self._final_rows, self.record)
@@ -209,20 +218,13 @@ class PageWriter:
         else:
             if self.held:
                 self._try(self._log, self.held)
-            if self.end_line is not None:
-                exit_code = 0 if self.end_line["complete"] else 1
-                self._try(self.run.summary.update, self.end_line["summary"])
+            if end := self.end_line:
+                exit_code = 0 if end["complete"] else 1
+                self._try(self.run.summary.update, end["summary"])
         if self.added:
             self._try(self._send, self.added, self.step)
             self.step += 1
         return exit_code
-
-    def _record(self) -> Record | None:
-        """The run's, unless it is that of an earlier try."""
-        path = self.folder / RECORD
-        if not path.exists() or path.stat().st_mtime < self.began:
-            return None
-        return read_record(self.folder)
 
     def _final_rows(self, record: Record) -> None:
         if not record.complete:

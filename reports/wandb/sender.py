@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from engrams.reports.store import RECORD, Record
+from engrams.reports.store import RECORD, Record, RecordError
 from engrams.reports.wandb import FOLDER, page
-from engrams.reports.wandb.journal import Reader, read_record
+from engrams.reports.wandb.journal import Reader, record_of
 from engrams.reports.wandb.page_writer import INTERRUPTED, History, PageWriter, Taken, reason_of
 from engrams.reports.wandb.service import Service, ServiceError
 from engrams.reports.wandb.settings import Address, kill_children
@@ -140,36 +140,40 @@ class Sender:
 
     def _page(self, job: Job) -> None:
         """One run: whatever goes wrong is told, and is the end of this page alone."""
-        if not job.live:
+        live = job.live
+        if not live:
             self.turn.acquire()
         try:
-            if not job.live and self.lost >= AT_ONCE:
+            if not live and self.lost >= AT_ONCE:
                 raise ServiceError(f"the service did not take {self.lost} others either")
             self._say(job, "sent", **self._send(job))
             self.lost = 0
         except Exception as failure:  # of wandb, the network or the disk
             error = failure
-            if job.live and not job.over.is_set():  # W&B may be there again when the run has ended
+            if live and not job.over.is_set():  # W&B may be there again when the run has ended
                 job.over.wait()
                 try:
                     self._say(job, "sent", **self._send(job))
                     return
                 except Exception as again:
                     error = again
-            self.lost += not isinstance(error, Unreadable)
+            self.lost += not isinstance(error, Unreadable | RecordError)
             self._say(job, "unsent", reason=reason_of(error))
         finally:
-            if not job.live:
+            if not live:
                 self.turn.release()
 
     def _send(self, job: Job) -> dict[str, Any]:
         begin = next((line for line in self._lines(job) if "begin" in line), None)
-        record = read_record(job.folder) if begin is None or not job.live else None
-        if begin and record and begin["time"] > (job.folder / RECORD).stat().st_mtime:
-            begin = None  # of a later try that was cut short
+        if begin is None and job.live:
+            job.live = False  # it is over: what lies there is the run's, which began before this command did
+            return self._send(job)
+        record = None if job.live else record_of(job.folder, list(self._lines(job)))
+        if record is None and not job.live and (record := record_of(job.folder)):
+            begin = None  # of another try, which was cut short
         introduction = begin["begin"] if begin else page.introduction_of(record) if record else None
         if introduction is None:
-            raise Unreadable("there is neither a journal nor a record that can be read")
+            raise Unreadable("there is neither a journal nor a record")
         if self.sweep and self.agent_id:  # the agent has made its page; more runs of a trial have their own
             job.id, self.agent_id = self.agent_id, None
         if job.id:
@@ -306,8 +310,12 @@ class Sender:
         """wandb ends a run without a word where it has given up on its history.
 
         Raises:
+            Unreadable: the page was written without the record.
             ServiceError: not all has arrived.
         """
+        end = writing.end_line
+        if end and end["complete"] and not writing.record and (writing.folder / RECORD).exists():
+            raise Unreadable("its journal ends with another record than the one that is there")
         if not self.service:
             return
         there = self.service.arrived(run.entity, run.project, run.id)
