@@ -459,7 +459,7 @@ def logging(repeats: int = REPEATS) -> list[tuple[str, str, str]]:
     without: list[float] = []
     logged: list[float] = []
     with tempfile.TemporaryDirectory() as place:
-        sender = Sending(WandBSettings("offline"), Path(place), print, None)
+        sender = Sending(WandBSettings("offline"), [Path(place)], print, None)
         process = psutil.Process(sender.process.pid)
         try:
             for repeat in range(repeats + 1):

@@ -51,7 +51,7 @@ from tests.wandb_runs import (
     told,
     with_all,
 )
-from tests.wandb_service import ENTITY, KEY
+from tests.wandb_service import ENTITY, KEY, Page
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 
@@ -368,6 +368,7 @@ def test_a_service_that_fails_half_way_costs_seconds_and_what_did_not_arrive_is_
     assert f"W&B: not sent: {SOLVER}: " in screen.text
     assert f"W&B: not sent: {JOINT}: " in screen.text
     assert f"'engrams upload {out}' sends what was not sent later" in screen.text
+    assert "Error" not in screen.text, "what wandb says of being cut short is no reason"
     until(lambda: not _wandb_processes(), 3)  # it was killed
     service.refuse = lambda what: None
     if failure == "dies":
@@ -389,6 +390,25 @@ def test_a_sender_that_hangs_ends_with_wandbs_own_process(service, tmp_path, mon
     screen = suite(tmp_path / "runs", [SOLVER], then=hang)
     until(lambda: not _wandb_processes(), 3)  # it was killed
     assert f"W&B: not sent: {SOLVER}: the service did not take it in time" in screen.text
+
+
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_a_sender_that_dies_is_no_slow_service(tmp_path, how):
+    screen = Screen()
+    with told(tmp_path, WandBSettings("offline"), screen) as (_, runs):
+        runs.advanced(SOLVER, 0)
+        learned(store.read(RECORDS / SOLVER / "record.json"), tmp_path / SOLVER, upto=1, ended=False)
+        if how == "killed":
+            until(_wandb_processes, 60)
+            runs._sender.process.kill()
+        else:
+            runs._sender._tell(["no command"])
+    died = f"W&B: not sent: {SOLVER}: the process that sends died"
+    if how == "killed":
+        assert f"{died} (SIGKILL)" in screen.text
+    else:
+        assert f"{died} (exit status 1): AttributeError: 'list' object has no attribute 'get'" in screen.text
+    until(lambda: not _wandb_processes(), 10)
 
 
 def _wandb_processes():
@@ -543,6 +563,13 @@ def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkey
     assert not list((tmp_path / "runs").rglob("*.wandb"))
 
 
+def test_a_folder_that_wandb_cannot_use_leaves_no_empty_page(service, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", "/proc")
+    screen = suite(tmp_path / "runs", [JOINT])
+    assert re.search(f"not sent: {JOINT}: .*'/proc/wandb'", screen.text)
+    assert not service.pages
+
+
 def test_statistics_of_the_system_are_taken_of_a_run_that_goes_on(service, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_X_STATS_SAMPLING_INTERVAL", "0.5")  # a minute is long for a test
     with told(tmp_path) as (_, runs):
@@ -614,6 +641,23 @@ def test_upload_sends_each_record_once_and_goes_on_past_a_broken_one(service, tm
         store.read_records(f"wandb:{ENTITY}/nothing")
 
 
+def test_upload_names_the_folders_as_they_were_given_and_finds_a_run_on_its_third_page(service, tmp_path):
+    record = store.read(RECORDS / SOLVER / "record.json")
+    (store.write(record, tmp_path / "one" / SOLVER), (tmp_path / "two" / JOINT).mkdir(parents=True))
+    (tmp_path / "two" / JOINT / "record.json").write_text("{")
+    name = page.introduction_of(record)["id"]
+    for taken in (name, f"{name}-2"):
+        service.pages[taken] = Page(ENTITY, "engrams", taken, [{"experience": 0, "accuracy/exp_00": 0.125, "_step": 0}])
+    roots = [tmp_path / "one" / SOLVER, tmp_path / "two" / JOINT]
+    for said in ("1 run sent", "1 run there already"):
+        screen = Screen()
+        assert not sending.upload(online(), roots, screen)
+        assert f"W&B: {said}: " in screen.text
+        assert f"W&B: 'engrams upload {roots[0]} {roots[1]}' sends what was not sent later" in screen.text
+        assert f"W&B: not sent: {roots[1]}: " in screen.text
+        assert list(service.pages) == [name, f"{name}-2", f"{name}-3"]
+
+
 def test_a_trial_that_leaves_no_record_is_uploaded_from_its_journal_once_it_has_ended(service, tmp_path):
     out = tmp_path / "wandb" / "search"  # and a folder of that name above is no hindrance
     record = store.read(RECORDS / SOLVER / "record.json")
@@ -628,6 +672,7 @@ def test_a_trial_that_leaves_no_record_is_uploaded_from_its_journal_once_it_has_
         screen = Screen()
         assert sending.upload(online(), [out], screen)
         assert said in screen.text
+    shutil.copytree(out, tmp_path / "copy")  # there is no link to what is not there any more
     (found,) = service.pages.values()
     assert found.summary["final/validation_ACC"] == 0.5
     assert len(rows(found)) == 5

@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from engrams.reports.store import RECORD, Record, RecordError
 from engrams.reports.wandb import FOLDER, page
 from engrams.reports.wandb.journal import Reader, record_of
 from engrams.reports.wandb.page_writer import INTERRUPTED, History, PageWriter, Taken, reason_of
-from engrams.reports.wandb.service import Service, ServiceError
+from engrams.reports.wandb.service import Arrived, Service, ServiceError
 from engrams.reports.wandb.settings import Address, kill_children
 
 LOOKS_EVERY = 0.3
@@ -107,6 +108,8 @@ class Sender:
         self.turn = threading.Semaphore(AT_ONCE)
         self.lost = 0
         """Runs in a row that were not sent."""
+        self.late = False
+        """Nothing more is waited for."""
         # With these, wandb would put every run on the one page that an agent has made.
         self.sweep, self.agent_id = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
 
@@ -132,6 +135,7 @@ class Sender:
             job.over.set()
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self.late = True
         return deadline - time.monotonic()
 
     def _say(self, job: Job, state: str, **more: Any) -> None:
@@ -158,8 +162,10 @@ class Sender:
                 except Exception as again:
                     error = again
             self.lost += not isinstance(error, Unreadable | RecordError)
-            self._say(job, "unsent", reason=reason_of(error))
+            if not self.late:  # else it was cut short, and what wandb says of that is no reason
+                self._say(job, "unsent", reason=reason_of(error))
         finally:
+            _drop_links(job.folder)
             if not live:
                 self.turn.release()
 
@@ -239,14 +245,18 @@ class Sender:
             time.sleep(LOOKS_EVERY)
 
     def _is_there(self, run_id: str, record: Record | None) -> str | None:
-        """The address of the page that has all of a run, which may be its second one."""
+        """The address of the page that has all of a run; where its own is another's or was deleted, of a later one."""
         if not self.service:
             return None
         last_said = page.digest_of(record) if record else '"status"'
-        for one in (run_id, f"{run_id}-2"):
+        before: Arrived | None = None
+        for one in _ids(run_id):
             there = self.service.arrived(self._owner(), self.orders.project, one)
             if there and there.state != "running" and last_said in there.summary and (there.records or not record):
                 return self._url(one)
+            if one != run_id and not there and not before:  # of two, not both were deleted
+                return None
+            before = there
         return None
 
     def _owner(self) -> str:
@@ -297,8 +307,14 @@ class Sender:
                 ),
             )
         except Exception as error:
-            if self.service and self.service.is_deleted(self._owner(), self.orders.project, introduction["id"]):
-                raise Taken(f"its page {introduction['id']} was deleted, which W&B does not take back") from error
+            # To ask makes the page where it can be made: only the service's own refusal is looked into.
+            run_id = introduction["id"]
+            if (
+                self.service
+                and "409" in str(error)
+                and self.service.is_deleted(self._owner(), self.orders.project, run_id)
+            ):
+                raise Taken(f"its page {run_id} was deleted, which W&B does not take back") from error
             raise
         for step, names in page.STEPS.items():
             run.define_metric(step, hidden=True)
@@ -328,6 +344,13 @@ def _ids(run_id: str) -> list[str]:
     return [run_id, *(f"{run_id}-{number}" for number in range(2, 6))]
 
 
+def _drop_links(folder: Path) -> None:
+    """Removes wandb's links to a log that goes with the sender: a folder that holds them could not be copied."""
+    for log in (folder / FOLDER).glob("*/logs/debug-core.log"):
+        if log.is_symlink():
+            log.unlink(missing_ok=True)
+
+
 def main() -> None:
     """The process: orders on the first line of standard input, then one command a line."""
     # wandb prints; what is told goes to the standard output that the other end reads, and nothing else does.
@@ -335,13 +358,16 @@ def main() -> None:
     os.dup2(2, 1)
     scratch = Path(os.environ["TMPDIR"])
     orders = Orders(**json.loads(sys.stdin.readline()))
-    left = 0.0
+    left, status = 0.0, 0
     try:
         left = Sender(orders, tell).obey(sys.stdin)
+    except Exception:
+        traceback.print_exc()
+        status = 1
     finally:
         _end_service(max(0.5, left))
         shutil.rmtree(scratch, ignore_errors=True)
-        os._exit(0)  # whatever thread still waits for the network
+        os._exit(status)  # whatever thread still waits for the network
 
 
 def _end_service(at_most: float) -> None:

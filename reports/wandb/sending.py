@@ -24,8 +24,8 @@ from engrams.reports.wandb.settings import NO_KEY, WandBMode, WandBSettings, env
 AT_MOST = 28.0
 """Seconds that what is still to be sent is waited for after the last run; with what it takes to end, 30."""
 WHEN_INTERRUPTED = 8.0
-UPLOAD_AT_MOST = 30.0
-"""A run, on the average."""
+UPLOAD_AT_MOST, UPLOAD_AT_LEAST = 30.0, 180.0
+"""Seconds that an upload may take: a run, on the average, and all of it; a slow service needs as long for one run."""
 LATER = "'engrams upload {out}' sends {what} later"
 
 R = TypeVar("R")
@@ -39,22 +39,22 @@ class NoService(UserError):
 class Sending:
     """Runs on their way to W&B. Safe to be told of runs from several threads."""
 
-    def __init__(self, settings: WandBSettings, out: Path, say: Say, service: Service | None):
+    def __init__(self, settings: WandBSettings, outs: Sequence[Path], say: Say, service: Service | None):
         """
         Args:
             settings: where to; not disabled.
-            out: folder of the records, for messages.
+            outs: folders of the records, for messages.
             say: prints a line.
             service: the one that is there, where the mode is online.
         """
-        self.settings, self.out, self.say, self.service = settings, out, say, service
+        self.settings, self.outs, self.say, self.service = settings, outs, say, service
         self.began = time.time()
         self.states: dict[str, dict[str, Any]] = {}
         self.stopped = False
         self._ended = threading.Condition()
         self._closing = contextlib.ExitStack()
         self.scratch = self._closing.enter_context(scratch())
-        self.errors = (self.scratch / "errors.txt").open("w+", encoding="utf-8")
+        self.errors = (self.scratch / "errors.txt").open("w+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "engrams.reports.wandb.sender"],
             stdin=subprocess.PIPE,
@@ -150,8 +150,9 @@ class Sending:
             while (left := self._left()) and self._listener.is_alive() and time.monotonic() < deadline:
                 progress(len(left))
                 self._ended.wait(min(1.0, max(0.05, deadline - time.monotonic())))
+        word = "the service did not take it in time" if self.service else "it was not written in time"
         try:
-            self.process.wait(max(2.0, deadline - time.monotonic()))
+            word = self._death(self.process.wait(max(2.0, deadline - time.monotonic()))) or word
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGSTOP)  # so that it begins no other meanwhile
             kill_children(self.process.pid)
@@ -160,10 +161,21 @@ class Sending:
         self._listener.join(1.0)
         self.errors.close()
         self._closing.close()
-        return self._report()
+        return self._report(word)
 
-    def _report(self) -> tuple[bool, list[str]]:
+    def _death(self, status: int) -> str:
+        """How the process that sends died, by its exit status; empty if it did not."""
+        if status == 0:
+            return ""
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        self.errors.seek(0)
+        last = next((line.strip() for line in reversed(self.errors.readlines()) if line.strip()), "")
+        return f"the process that sends died ({how})" + (f": {last}" if last else "")
+
+    def _report(self, otherwise: str) -> tuple[bool, list[str]]:
+        """What became of the runs; ``otherwise`` is why those did not arrive of which nothing was heard."""
         lines: list[str] = []
+        out = " ".join(map(str, self.outs))
         sent = [found for found in self.states.values() if found["state"] == "sent"]
         unsent = {name: found for name, found in self.states.items() if found["state"] != "sent"}
         online = self.settings.mode == "online"
@@ -176,8 +188,8 @@ class Sending:
             lines.append(f"W&B: {', '.join(parts)}: {place}")
         elif sent:
             lines.append(
-                f"W&B (offline): {_runs(len(sent))} kept below {os.environ.get('WANDB_DIR') or self.out}; "
-                + LATER.format(out=self.out, what="them" if len(sent) > 1 else "it")
+                f"W&B (offline): {_runs(len(sent))} kept below {os.environ.get('WANDB_DIR') or out}; "
+                + LATER.format(out=out, what="them" if len(sent) > 1 else "it")
             )
         for found in sent:
             if found.get("word"):
@@ -185,16 +197,17 @@ class Sending:
             if found.get("lacks"):
                 lines.append(f"W&B: {self._name(found['folder'])} is not whole there: {found['lacks']}")
         for name, found in unsent.items():
-            lines.append(
-                f"W&B: not sent: {self._name(name)}: {found.get('reason', 'the service did not take it in time')}"
-            )
+            lines.append(f"W&B: not sent: {self._name(name)}: {found.get('reason', otherwise)}")
         if unsent:
-            lines.append("W&B: " + LATER.format(out=self.out, what="what was not sent"))
+            lines.append("W&B: " + LATER.format(out=out, what="what was not sent"))
         return not unsent, lines
 
     def _name(self, folder: str) -> str:
         path = Path(folder)
-        return str(path.relative_to(self.out.resolve())) if path.is_relative_to(self.out.resolve()) else folder
+        for out in self.outs:
+            if path != out.resolve() and path.is_relative_to(out.resolve()):
+                return str(path.relative_to(out.resolve()))
+        return next((str(out) for out in self.outs if path == out.resolve()), folder)
 
 
 class Screen(Protocol):
@@ -264,7 +277,7 @@ def sending(
             screen.say(f"W&B: {error}. Runs are kept offline; {LATER.format(out=out, what='them')}")
             settings, service = replace(settings, mode="offline"), None
     try:
-        sender = Sending(settings, out, screen.say, service)
+        sender = Sending(settings, [out], screen.say, service)
     except OSError as error:  # no room for another process or its files
         screen.say(f"W&B is off: its sender cannot be started ({error}); {LATER.format(out=out, what='the runs')}")
         yield "disabled", Runs(folder_of, shown, None)
@@ -313,11 +326,11 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
         service = _reached(settings)
     except ServiceError as error:
         raise NoService(f"W&B: {error}") from error
-    sender = Sending(replace(settings, mode="online"), runs[0], screen.say, service)
+    sender = Sending(replace(settings, mode="online"), runs, screen.say, service)
     for folder in folders:
         sender.send(folder, live=False)
     try:
-        whole, lines = sender.finish(UPLOAD_AT_MOST * len(folders), screen.left_to_send)
+        whole, lines = sender.finish(max(UPLOAD_AT_LEAST, UPLOAD_AT_MOST * len(folders)), screen.left_to_send)
     except BaseException:
         for line in sender.finish(0.0)[1]:
             screen.say(line)
