@@ -169,6 +169,14 @@ def test_a_run_repeated_is_one_page_with_each_row_once(service, tmp_path):
     assert arrived(found) == record.model_dump()
 
 
+def test_a_run_cut_short_says_nothing_on_a_page_that_has_all_of_it(service, tmp_path):
+    suite(tmp_path / "one", [SOLVER])
+    before = deepcopy(page_of(service, SOLVER))
+    screen = suite(tmp_path / "two", [SOLVER], upto=2, ended=False)
+    assert page_of(service, SOLVER) == before
+    assert "W&B: 1 run there already: " in screen.text
+
+
 def test_a_page_made_of_the_record_alone_and_the_run_done_again_are_one_page(service, tmp_path):
     out = tmp_path / "runs"
     shutil.copytree(RECORDS / SOLVER, out / SOLVER)

@@ -43,6 +43,8 @@ class History:
         """By what each is of."""
         for row in rows:
             self.rows.setdefault(_key(row), {}).update(row)
+        self.left = set(self.rows)
+        """Those that were not compared with any of the run's."""
 
     def found(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns the page's own row of the same; None if it has none.
@@ -64,13 +66,13 @@ class History:
         Raises:
             Taken: a row has other figures.
         """
-        left, held = set(self.rows), []
-        while left and (line := next(lines, None)) is not None:
+        held = []
+        while self.left and (line := next(lines, None)) is not None:
             held.append(line)
             if row := line.get("row"):
                 self.found(row)
-                left.discard(_key(row))
-        if left and (record := record_of(folder, held)) and record.complete:
+                self.left.discard(_key(row))
+        if self.left and (record := record_of(folder, held)) and record.complete:
             for row in page.rows_of(record):
                 self.found(row)
         return held

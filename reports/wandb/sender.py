@@ -205,9 +205,13 @@ class Sender:
         Raises:
             Taken: the run cannot have it.
         """
-        there = History(introduction["id"], self._there(introduction["id"]))
+        arrived = self._arrived(introduction["id"])
+        there = History(introduction["id"], arrived.history if arrived else [])
         lines = self._lines(job) if begin else iter(())
         held = there.compared(lines, job.folder)
+        was_cut_short = there.left and not any("end" in line for line in held) and not record_of(job.folder, held)
+        if was_cut_short and arrived and arrived.state != "running":  # its page has more than it has to say
+            return {"url": self._url(introduction["id"]), "there": True}
         is_here = begin and job.live and begin.get("host") == platform.node()
         run = self._begun(job, introduction, begin["pid"] if begin and is_here else None, resumed=bool(there.rows))
         self._say(job, "begun", url=run.url)
@@ -251,7 +255,7 @@ class Sender:
         last_said = page.digest_of(record) if record else '"status"'
         before: Arrived | None = None
         for one in _ids(run_id):
-            there = self.service.arrived(self._owner(), self.orders.project, one)
+            there = self._arrived(one)
             if there and there.state != "running" and last_said in there.summary and (there.records or not record):
                 return self._url(one)
             if one != run_id and not there and not before:  # of two, not both were deleted
@@ -266,10 +270,9 @@ class Sender:
     def _url(self, run_id: str) -> str | None:
         return f"{self.service.web}/{self._owner()}/{self.orders.project}/runs/{run_id}" if self.service else None
 
-    def _there(self, run_id: str) -> list[dict[str, Any]]:
-        """The rows that the page has already."""
-        found = self.service.arrived(self._owner(), self.orders.project, run_id) if self.service else None
-        return found.history if found else []
+    def _arrived(self, run_id: str) -> Arrived | None:
+        """What there is of a page."""
+        return self.service.arrived(self._owner(), self.orders.project, run_id) if self.service else None
 
     def _begun(self, job: Job, introduction: Mapping[str, Any], pid: int | None, resumed: bool) -> Any:
         """The run at W&B.
