@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from engrams.reports.errors import UserError
+from engrams.reports.files import found_below
 from engrams.reports.store import paths_below
 from engrams.reports.wandb.journal import FILE, FOLDER, Reader
 from engrams.reports.wandb.service import Service, ServiceError
@@ -318,7 +319,8 @@ def upload(settings: WandBSettings, runs: Sequence[Path], screen: Screen) -> boo
         if not root.is_dir():
             raise NoService(f"there is no folder {root}; 'engrams run' makes one")
     recorded = {path.parent for root in runs for path in paths_below(root)}
-    told = {path.parent.parent for root in runs for path in root.rglob(f"{FOLDER}/{FILE}")} - recorded
+    journals = (path for root in runs for path in found_below(root, FILE) if path.parent.name == FOLDER)
+    told = {path.parent.parent for path in journals} - recorded
     folders = sorted(recorded | {folder for folder in told if any("end" in line for line in Reader(folder).lines())})
     if not folders:
         raise NoService(f"there are no records in {', '.join(map(str, runs))}")
