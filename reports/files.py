@@ -65,14 +65,16 @@ def found_below(folder: Path, pattern: str) -> Iterator[Path]:
     name before that of a link.
     """
     walked: set[tuple[int, int]] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        this = os.stat(where)  # noqa: PTH116  # of each of thousands
-        if (this.st_dev, this.st_ino) in walked:
-            folders.clear()
-            continue
-        walked.add((this.st_dev, this.st_ino))
-        folders.sort(key=lambda name: os.path.islink(os.path.join(where, name)))  # noqa: PTH114, PTH118
-        yield from (Path(where, name) for name in matching([*folders, *files], pattern))
+    waiting = [str(folder)]
+    while waiting:
+        for where, folders, files in os.walk(waiting.pop(0)):  # which lists links to folders, and does not follow them
+            this = os.stat(where)  # noqa: PTH116  # of each of thousands
+            if (this.st_dev, this.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((this.st_dev, this.st_ino))
+            yield from (Path(where, name) for name in matching([*folders, *files], pattern))
+            waiting += [link for name in folders if os.path.islink(link := os.path.join(where, name))]  # noqa: PTH114, PTH118
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, create_model
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, create_model
 
 from engrams.strategies.contract import Hyperparameters, Strategy
 
@@ -96,12 +96,14 @@ def _arguments_of(found: type, given: set[str]) -> type[Arguments]:
 
 def _is_of_objects(hint: Any) -> bool:
     """Tells whether a hint is a class of whose values none can be written in a file, as far as pydantic knows."""
+    if within := typing.get_args(hint):  # list[nn.Module]
+        return any(map(_is_of_objects, within)) and not any(one in (type(None), Any) for one in within)
     if not inspect.isclass(hint):  # any word may be written there
         return False
     try:
         TypeAdapter(hint)
-    except PydanticSchemaGenerationError:
-        return True
+    except PydanticUserError as error:  # or a class that it does not take for a reason of its own
+        return isinstance(error, PydanticSchemaGenerationError)
     return False
 
 

@@ -1,5 +1,7 @@
 """Data of one's own that are mended while a process goes on, a notebook's say: what was kept of them is not used."""
 
+import weakref
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -89,6 +91,15 @@ def test_what_a_function_reads_is_read_again_by_the_next_command(tmp_path):
         np.save(tmp_path / "y.npy", np.arange(80) % classes)
         sizes.check([data], from_disk=False)
         assert sizes.of(data) == prepared(data.name, Images()).classes == classes
+
+
+def test_what_is_dropped_leaves_memory(tmp_path):
+    (tmp_path / "mine.py").write_text(FUNCTION.format(3))
+    name = f"{tmp_path}/mine.py:data"
+    sizes.check([Data(name)], from_disk=False)
+    before = weakref.ref(load(name).train_x)
+    sizes.check([Data(name)], from_disk=False)
+    assert before() is None
 
 
 def test_the_check_of_a_function_throws_no_other_data_away(tmp_path):

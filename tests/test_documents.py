@@ -210,6 +210,8 @@ def test_what_is_generated_is_that_of_the_records(tmp_path, monkeypatch):
     assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), "run: make readme"
     assert not gone.exists(), "of a protocol that has no records any more"
     mine.unlink()  # and was not touched
+    page = (tmp_path / "pages" / "split-cifar10-class.md").read_text(encoding="utf-8")
+    assert "![images of dgr-vae training.epochs=4, seed 0](../records/split-cifar10/class/dgr-vae/" in page
     made, committed = (
         {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
         for folder in (tmp_path / "pages", RESULTS / "pages")

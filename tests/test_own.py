@@ -62,13 +62,24 @@ from engrams.strategies import LogUniform, Strategy
 bad_range = Strategy(plugin=lambda h: None, search={"step": LogUniform(0.0, 1.0)})
 """
 NEEDS_A_NETWORK = """
+from typing import TypedDict
+
 import numpy as np
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 
+class Options(TypedDict):
+    a: float
+
+
 class Distillation(SupervisedPlugin):
-    def __init__(self, alpha, axes: np.array, teacher: nn.Module):
+    def __init__(self, alpha, axes: np.array, options: Options, teacher: nn.Module):
+        super().__init__()
+
+
+class OfSeveral(SupervisedPlugin):
+    def __init__(self, alpha, teachers: list[nn.Module]):
         super().__init__()
 """
 NO_BUILD = """
@@ -321,6 +332,7 @@ def test_rates_of_ones_own_strategies_go_by_their_names(mine):
         ("bad_range.py:bad_range", "search['step'] must be of numbers with 0 < low < high; got LogUniform(low=0.0"),
         ("no_build.py:no_build", "a strategy that brings its own network needs a way to build it (build=...)"),
         ("teacher.py:Distillation", "its argument 'teacher' needs an object"),
+        ("teacher.py:OfSeveral", "its argument 'teachers' needs an object"),
         ("no_such_module:decay", "there is no module 'no_such_module'"),
         ("ewcc", "no strategy is called 'ewcc'; did you mean 'ewc'?"),
         ("ewc+mine.py", "mine.py is a file: say what in it is the strategy, as in mine.py:my_strategy"),

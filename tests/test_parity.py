@@ -139,6 +139,19 @@ def compared(records):
     }
 
 
+def test_what_a_source_says_of_its_runs_and_of_its_spread_counts(published):
+    def half_width(records, strategy, source):
+        return compared(records)["p/task", strategy, source].difference.half_width
+
+    two = group("ewc", 0.80, 0.80001, protocol="p/task")  # so that the source's spread is nearly all there is
+    spread, one_run = half_width(two, "ewc", "read2018"), half_width(two, "ewc", "unread2019")
+    text = PUBLISHED.replace("runs = 10", "runs = 10\nddof = 0").replace("checked = false", "checked = false\nruns = 4")
+    published.write_text(text, encoding="utf-8")
+    assert half_width(two, "ewc", "read2018") / spread == pytest.approx(np.sqrt(10 / 9), rel=1e-3)
+    # Of s^2 (1/2 + 1/1), and of s^2 (1/2 + 1/4).
+    assert one_run / half_width(two, "ewc", "unread2019") == pytest.approx(np.sqrt(2))
+
+
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 

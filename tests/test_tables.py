@@ -413,3 +413,6 @@ def test_where_rows_were_done_on_several_devices_the_table_says_on_which():
         (alike,) = module.sheets(module.compare(group("naive", 0.1)))
         assert "device" not in alike.rows[0]
     assert "a GPU" in tables.as_latex(tables.compare(mixed))
+    of_two = [one.model_copy(update=on_gpu) for one in group("ewc", 0.5)] + [record("ewc", 1, 0.6)]
+    (sheet,) = tables.sheets(tables.compare(of_two))
+    assert sheet.rows[0]["device"] == "a GPU, not recorded"

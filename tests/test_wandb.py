@@ -29,6 +29,7 @@ from engrams.reports.wandb import service as services
 from engrams.reports.wandb.journal import record_of
 from engrams.reports.wandb.sender import Job, Orders, Sender
 from engrams.reports.wandb.settings import WandBSettings, resolve
+from tests.test_runs import engrams
 from tests.waiting import until
 from tests.wandb_runs import (
     GENERATOR,
@@ -556,6 +557,10 @@ def test_a_setting_that_wandb_does_not_take_is_named(service, tmp_path, monkeypa
     shutil.copytree(RECORDS / SOLVER, tmp_path / SOLVER)
     with pytest.raises(UserError, match="W&B: its settings cannot be read: mode: Input should be"):
         sending.upload(found, [tmp_path], Screen())
+    done = engrams("run", "split-digits/class", "naive", "--dry-run", "--out", tmp_path / "runs")
+    assert "W&B" not in done.stdout + done.stderr, "nothing is to be sent, and nobody is asked"
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert (resolve().mode, resolve().word) == ("offline", ""), "as if it were not set"
 
 
 def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def parity(
 
 
 def compared(records: Sequence[Record]) -> tuple[list[Board], list[Duel]]:
-    """Returns every published figure, and Avalanche's strategies, beside ours."""
+    """Returns published figures, and Avalanche's strategies, beside ours."""
     from engrams.reports.parity import board
     from engrams.strategies.catalogue import CATALOGUE
 

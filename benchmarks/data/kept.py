@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from functools import lru_cache, update_wrapper
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from engrams.benchmarks.data.names import DataError, features_fingerprint, fingerprint, is_own
 
@@ -13,13 +13,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_forgotten: Counter[str] = Counter()
-"""Data set -> how often :func:`forget` was told of it."""
+_all: list[Kept[Any, Any]] = []
 
 
 def forget(dataset: str) -> None:
     """Drops all that is kept of a function's data: what it reads may have changed, which no fingerprint shows."""
-    _forgotten[dataset] += 1
+    for one in _all:
+        one.forget(dataset)
 
 
 def version(dataset: str) -> str | None:
@@ -28,9 +28,7 @@ def version(dataset: str) -> str | None:
     A notebook, or a long command, outlives a file that is mended.
     """
     try:
-        if not is_own(dataset):
-            return features_fingerprint(dataset)
-        return f"{fingerprint(dataset)} {_forgotten[dataset]}"
+        return fingerprint(dataset) if is_own(dataset) else features_fingerprint(dataset)
     except DataError:
         return None  # whoever reads them says what is wrong
 
@@ -39,17 +37,31 @@ class Kept(Generic[P, R]):
     """Calls a function of a data set's name (or a benchmark's), and keeps its last answers."""
 
     def __init__(self, function: Callable[Concatenate[str, P], R], maxsize: int):
-        def of_version(version: str | None, dataset: str, *args: P.args, **kwargs: P.kwargs) -> R:
-            return function(dataset, *args, **kwargs)
-
-        self._found = lru_cache(maxsize)(of_version)
+        self._function, self._maxsize = function, maxsize
+        self._answers: OrderedDict[tuple[str, Hashable], tuple[str | None, R]] = OrderedDict()
+        """Data set and arguments -> the version of the data, and the answer; the one asked for last is the last."""
         update_wrapper(self, function)
+        _all.append(self)
 
     def __call__(self, dataset: str, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._found(version(dataset), dataset, *args, **kwargs)  # type: ignore[arg-type]  # all are hashable
+        key, present = (dataset, (args, tuple(sorted(kwargs.items())))), version(dataset)
+        before, answer = self._answers.pop(key, (None, None))
+        if answer is None or before != present:
+            answer = None  # two of them may be more than there is memory for
+            answer = self._function(dataset, *args, **kwargs)
+        self._answers[key] = present, answer
+        if len(self._answers) > self._maxsize:
+            self._answers.popitem(last=False)
+        return answer
+
+    def forget(self, dataset: str) -> None:
+        """Drops the answers about one data set."""
+        for key in [key for key in self._answers if key[0] == dataset]:
+            del self._answers[key]
 
     def cache_clear(self) -> None:
-        self._found.cache_clear()
+        """Drops all answers, as those of ``lru_cache`` are dropped."""
+        self._answers.clear()
 
 
 def kept(maxsize: int) -> Callable[[Callable[Concatenate[str, P], R]], Kept[P, R]]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import io
 import json
@@ -39,6 +40,8 @@ from engrams.strategies.undisturbed import same_random_numbers
 
 LOOKED_AT = 10
 """Samples of every experience, before anything is learned."""
+OF_THE_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+"""Errors of files that are there, or could be."""
 MOST_CLASSES = 2**15
 """What answers are kept as."""
 
@@ -224,7 +227,9 @@ def _check_arguments(reference: str, function: Callable[..., Any], given: Mappin
 
 def _is_of_a_download(error: Exception) -> bool:
     """Returns whether files could not be had: of several mirrors torchvision gathers the errors in a RuntimeError."""
-    return isinstance(error, OSError) or str(error).startswith("Error downloading")
+    if isinstance(error, OSError):
+        return error.errno not in OF_THE_DISK
+    return str(error).startswith("Error downloading") or "is not present in the root directory" in str(error)
 
 
 def _not_here(reference: str, root: str | None, error: Exception) -> DataError:

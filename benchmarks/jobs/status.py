@@ -55,6 +55,7 @@ def _seen(
     out: Path, folders: list[Path], queued: dict[Path, slurm.QueuedJob], damaged: list[RecordError]
 ) -> Iterator[Seen]:
     for folder in folders:
+        claimed = is_claimed(folder)  # before the record is read: a run that ends meanwhile leaves one
         record = None
         if (path := folder / store.RECORD).exists():
             try:
@@ -65,7 +66,7 @@ def _seen(
         below = folder.relative_to(out)
         if record and record.complete:
             yield Seen(below, "done")
-        elif is_claimed(folder) or (job and job.runs):
+        elif claimed or (job and job.runs):
             epochs = epochs_told(folder)
             told = [] if epochs is None else [f"{epochs} epochs"]
             yield Seen(below, "running", ", ".join([*told, *([f"job {job.id} on {job.node}"] if job else [])]))

@@ -98,8 +98,9 @@ def search(
     _check_writable(path, protocol)
     start_server()
     check_startable([_run(protocol, one, _lowest(one)) for one in wanted.values()], out, stream_from_disk)
-    with _room(out), ExitStack() as locks:
-        studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
+    with ExitStack() as locks:
+        with _room(out):
+            studies = {name: _study(protocol, strategy, trials, out, locks) for name, strategy in wanted.items()}
         finished = {name: len(_finished(study)) for name, study in studies.items()}
         asked: dict[str, optuna.Trial] = {}
         exhausted: set[str] = set()
@@ -119,7 +120,8 @@ def search(
                 if isinstance(outcome, ProcessError):
                     outcome = Outcome([], broken=str(outcome))
                 study = studies[trial.run.strategy.name]
-                _tell(study, asked.pop(trial.name), trial, outcome, display)
+                with _room(out):
+                    _tell(study, asked.pop(trial.name), trial, outcome, display)
                 if len(_finished(study)) == trials:
                     _write_choice(protocol, trial.run.strategy, study, trials)
         for name, study in studies.items():
@@ -143,8 +145,8 @@ def _room(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SuiteError(
-            f"the trials cannot be written to {out}: {error.strerror}; mend that, and the same command goes on with "
-            f"those that are there"
+            f"the trials cannot be written to {out}: {error.strerror or error}; mend that, and the same command goes on "
+            f"with those that are there"
         ) from error
 
 
@@ -299,9 +301,10 @@ def _owed(
         tried = [_point(trial.params) for trial in _finished(study)]
         again = 0
         while len(tried) < trials:
-            trial = study.ask()
-            for key, space in strategy.search.items():
-                trial.suggest_float(key, space.low, space.high, log=True)
+            with _room(out):
+                trial = study.ask()
+                for key, space in strategy.search.items():
+                    trial.suggest_float(key, space.low, space.high, log=True)
             point = _point(trial.params)
             if point in tried:  # to as many figures as are kept; nothing is tried twice
                 study.tell(trial, state=TrialState.FAIL)

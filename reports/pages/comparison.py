@@ -43,8 +43,8 @@ class Row:
     failed: int
     seconds: float | None
     """Mean over seeds."""
-    device: str
-    """That the seconds were taken on; several, with a comma between, where the seeds were not done on one."""
+    devices: tuple[str, ...]
+    """That the seconds were taken on: several, where the seeds were not done on one."""
     upper_bound: bool
     best: bool
     """The highest mean ACC of the rows that compete: no upper bound, the whole stream, half as many seeds as any."""
@@ -162,7 +162,7 @@ def _row(
         seeds=len(complete),
         failed=len(group) - len(complete),
         seconds=float(np.mean([record.seconds for record in complete])) if complete else None,
-        device=devices_of(complete),
+        devices=devices_of(complete),
         upper_bound=upper_bound,
         best=strategy == best,
         common_seeds=common,
@@ -170,9 +170,9 @@ def _row(
     )
 
 
-def devices_of(records: Iterable[Record]) -> str:
-    """Returns what runs were done on, with a comma between where that is not one device."""
-    return ", ".join(sorted({record.device for record in records}))
+def devices_of(records: Iterable[Record]) -> tuple[str, ...]:
+    """Returns what runs were done on, each once."""
+    return tuple(sorted({record.device for record in records}))
 
 
 def _check_one_row(protocol: str, strategy: str, group: list[Record]) -> None:
@@ -267,7 +267,7 @@ def _cells(row: Row, with_device: bool = False) -> dict[str, str]:
         "to best": to_best,
         "seeds": f"{row.seeds}" + (f" ({row.failed} failed)" if row.failed else ""),
         "s a run": "" if row.seconds is None else f"{row.seconds:.1f}",
-        **({"device": row.device} if with_device else {}),
+        **({"device": ", ".join(row.devices)} if with_device else {}),
     }
 
 
@@ -287,14 +287,14 @@ def by_protocol(rows: Iterable[R]) -> dict[str, list[R]]:
     return grouped
 
 
-class OnDevice(Protocol):
+class OnDevices(Protocol):
     @property
-    def device(self) -> str: ...
+    def devices(self) -> tuple[str, ...]: ...
 
 
-def are_on_several(rows: Iterable[OnDevice]) -> bool:
+def are_on_several(rows: Iterable[OnDevices]) -> bool:
     """Tells whether rows were not all done on one device, so that their seconds and memory do not compare."""
-    return len({row.device for row in rows if row.device}) > 1
+    return len({device for row in rows for device in row.devices}) > 1
 
 
 def sheets(rows: Iterable[Row]) -> list[Sheet]:
@@ -336,6 +336,7 @@ def as_csv(rows: Iterable[Row]) -> str:
             line[name] = estimate.mean if estimate else None
             line[f"{name}_half_width"] = estimate.half_width if estimate else None
         line |= {"best": row.best, "supported_difference_to_best": row.below_best, "upper_bound": row.upper_bound}
-        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds, "device": row.device}
+        line |= {"seeds": row.seeds, "failed": row.failed, "seconds": row.seconds}
+        line["device"] = ", ".join(row.devices)
         lines.append(line)
     return pd.DataFrame(lines).to_csv(index=False)

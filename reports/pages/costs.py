@@ -49,7 +49,7 @@ class Taken:
     measures: dict[str, float]
     operations: dict[str, float]
     """GFLOP by kind of step."""
-    device: str
+    devices: tuple[str, ...]
     """As of a :class:`engrams.reports.pages.comparison.Row`."""
 
 
@@ -86,7 +86,7 @@ def sheets(rows: Iterable[Taken]) -> list[Sheet]:
             | {heading: _written(row.measures.get(name)) for name, heading in HEADINGS.items()}
             | {kind: _written(row.operations.get(kind)) for kind in kinds}
             | {"seeds": str(row.seeds)}
-            | ({"device": row.device} if are_on_several(group) else {})
+            | ({"device": ", ".join(row.devices)} if are_on_several(group) else {})
             for row in group
         ]
         found.append(Sheet(f"{protocol}: what a run takes", cells, spare=("seeds", *kinds, "model MB", "processor s")))

@@ -193,7 +193,8 @@ class Comparison:
     difference: Difference | None
     verdict: Verdict
     to_decide: str
-    """Where it is undecided, what would decide it: so many seeds of ours, or what of the source prevents it."""
+    """Where it is undecided, what would show that there is no difference: so many seeds of ours, or what of the source
+    prevents it."""
     published_setting: str
     our_setting: str
     """It ends with what went wrong where no run came to an end."""
