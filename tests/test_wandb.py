@@ -560,7 +560,7 @@ def test_a_setting_that_wandb_does_not_take_is_named(service, tmp_path, monkeypa
     done = engrams("run", "split-digits/class", "naive", "--dry-run", "--out", tmp_path / "runs")
     assert "W&B" not in done.stdout + done.stderr, "nothing is to be sent, and nobody is asked"
     monkeypatch.setenv("WANDB_MODE", "")
-    assert (resolve().mode, resolve().word) == ("offline", ""), "as if it were not set"
+    assert (resolve().mode, resolve().word) == ("online", ""), "as if it were not set"
 
 
 def test_group_notes_folder_and_tags_are_the_variables(service, tmp_path, monkeypatch):

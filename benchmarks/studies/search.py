@@ -145,8 +145,8 @@ def _room(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SuiteError(
-            f"the trials cannot be written to {out}: {error.strerror or error}; mend that, and the same command goes on "
-            f"with those that are there"
+            f"the trials cannot be written to {out}: {error.strerror or error}; mend that, and the same command goes "
+            f"on with those that are there"
         ) from error
 
 
