@@ -163,7 +163,7 @@ class Record(BaseModel):
 
     @property
     def device(self) -> str:
-        """Returns what the run was done on: ``cpu``, or a GPU's name; ``not recorded`` in old records."""
+        """Returns the device of the run, ``cpu`` or a GPU's name, and ``not recorded`` for old records."""
         return str(self.environment.get("device", "not recorded"))
 
     @property
