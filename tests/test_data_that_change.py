@@ -26,29 +26,7 @@ def data():
     x, y = np.full((80, 5), {0}.0), np.arange(80) % {0}
     return x, y, x, y
 """
-PROTOCOL = """
-title = "Vectors of somebody's own"
-dataset = "npz:{}"
-
-[stream]
-kind = "split"
-scenarios = ["class"]
-classes_per_experience = 2
-class_order = "in-order"
-validation_fraction = 0.2
-
-[network]
-hidden_size = 4
-hidden_layers = 1
-
-[training]
-optimizer = "adam"
-learning_rate = 1e-2
-batch_size = 20
-epochs = 1
-schedule = "constant"
-reset_optimizer = true
-"""
+PROTOCOL = 'extends = "split-digits"\ndataset = "npz:{}"\n[stream]\nscenarios = ["class"]\n'
 READS = "import numpy as np\ndef data():\n    x, y = np.ones((80, 5)), np.load({!r})\n    return x, y, x, y\n"
 BENCHMARK = """
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -254,7 +254,7 @@ LEGEND = (
 )
 
 
-def _cells(row: Row, with_device: bool = False) -> dict[str, str]:
+def _cells(row: Row, with_device: bool) -> dict[str, str]:
     if row.best:
         to_best = "*"
     elif row.below_best is not None:
@@ -297,12 +297,18 @@ def are_on_several(rows: Iterable[OnDevices]) -> bool:
     return len({device for row in rows for device in row.devices}) > 1
 
 
+def _cells_of(group: Sequence[Row]) -> list[dict[str, str]]:
+    """Returns the cells of one protocol's rows."""
+    with_device = are_on_several(group)
+    return [_cells(row, with_device) for row in group]
+
+
 def sheets(rows: Iterable[Row]) -> list[Sheet]:
     """Returns one table a protocol."""
     return [
         Sheet(
             protocol,
-            [_cells(row, with_device=are_on_several(group)) for row in group],
+            _cells_of(group),
             spare=SPARE,
             styles=["bold" if row.best else "dim" if row.upper_bound else None for row in group],
         )
@@ -316,7 +322,7 @@ def as_latex(rows: Iterable[Row]) -> str:
 
     parts = []
     for protocol, group in by_protocol(rows).items():
-        frame = pd.DataFrame([_cells(row, with_device=are_on_several(group)) for row in group])
+        frame = pd.DataFrame(_cells_of(group))
         body = frame.to_latex(index=False, column_format="l" + "r" * (frame.shape[1] - 1), escape=True)
         for sign, command in {"±": r"$\pm$", "‡": r"$\ddagger$"}.items():
             body = body.replace(sign, command)

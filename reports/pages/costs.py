@@ -81,12 +81,13 @@ def sheets(rows: Iterable[Taken]) -> list[Sheet]:
     found = []
     for protocol, group in by_protocol(rows).items():
         kinds = sorted({kind for row in group for kind in row.operations})
+        with_device = are_on_several(group)
         cells = [
             {"strategy": row.strategy}
             | {heading: _written(row.measures.get(name)) for name, heading in HEADINGS.items()}
             | {kind: _written(row.operations.get(kind)) for kind in kinds}
             | {"seeds": str(row.seeds)}
-            | ({"device": ", ".join(row.devices)} if are_on_several(group) else {})
+            | ({"device": ", ".join(row.devices)} if with_device else {})
             for row in group
         ]
         found.append(Sheet(f"{protocol}: what a run takes", cells, spare=("seeds", *kinds, "model MB", "processor s")))

@@ -197,11 +197,7 @@ class PageWriter:
         try:
             exit_code = self._final()
         finally:
-            self.finish(exit_code)
-
-    def finish(self, exit_code: int) -> None:
-        """Ends the run as it stands."""
-        self.run.finish(exit_code=exit_code)
+            self.run.finish(exit_code=exit_code)
 
     def _final(self) -> int:
         """Writes what is final; returns the exit status.

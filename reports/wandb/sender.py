@@ -221,7 +221,7 @@ class Sender:
             for line in itertools.chain(held, lines):
                 writing.write(line)
         except Taken:  # by an earlier try of its own, whose page this is
-            writing.finish(INTERRUPTED)
+            run.finish(exit_code=INTERRUPTED)
             raise
         except BaseException:
             writing.end()
